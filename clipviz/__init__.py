@@ -1,0 +1,71 @@
+"""clipviz: adapt CLIP to fine-grained classes without labels, and see how it works while it happens.
+
+The map, lowest first; a module imports only from those before it (`tests/test_layers.py`):
+
+    ops, ncut | backbone | prompts, data, birds | methods | events, evaluate | loop, run       with torch
+    trace | figures | report                                                                   without torch
+    recorder                                                                                   joins the two
+    cli                                                                                        clipviz demo | adapt | report
+
+Public names are loaded on first use, so that `import clipviz` costs nothing and never imports torch by itself.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "METHODS": "methods",
+    "AdaptConfig": "methods.base",
+    "ClassPrompts": "prompts",
+    "Run": "run",
+    "Trace": "trace",
+    "adapt": "loop",
+    "load_backbone": "backbone",
+    "load_dataset": "data",
+    "record": "recorder",
+    "spread_probe": "evaluate",
+    "write_report": "report",
+}
+
+__all__ = [
+    "METHODS",
+    "AdaptConfig",
+    "ClassPrompts",
+    "Run",
+    "Trace",
+    "adapt",
+    "load_backbone",
+    "load_dataset",
+    "record",
+    "spread_probe",
+    "write_report",
+]
+
+if TYPE_CHECKING:
+    from clipviz.backbone import load_backbone
+    from clipviz.data import load_dataset
+    from clipviz.evaluate import spread_probe
+    from clipviz.loop import adapt
+    from clipviz.methods import METHODS, AdaptConfig
+    from clipviz.prompts import ClassPrompts
+    from clipviz.recorder import record
+    from clipviz.report import write_report
+    from clipviz.run import Run
+    from clipviz.trace import Trace
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'clipviz' has no attribute {name!r}")
+    value = getattr(import_module(f"clipviz.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,113 @@
+"""Birds as a dataset: "birds" and "birds/DOMAIN", rendered on demand, split by seed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from clipviz.birds.captions import TEMPLATES, species_descriptions
+from clipviz.birds.domains import DOMAINS, VALIDATION_DOMAIN, render_image
+from clipviz.birds.render import ATTRIBUTE_PARTS, PART_ID, PART_NAMES
+from clipviz.birds.world import SPECIES
+from clipviz.data.base import ImageDataset
+from clipviz.errors import choose
+from clipviz.prompts import ClassPrompts, read_descriptions
+
+SIZES = {"train": 2000, "val": 480, "test": 960}
+"""Images of a split unless `n` says otherwise."""
+
+
+class BirdsDataset(ImageDataset):
+    """Rendered birds of the 24 evaluation species, evenly spread over them, with part masks.
+
+    Args:
+        domain: one of `DOMAINS`, or the validation domain.
+        split: "train", "val" or "test"; splits never share an image.
+        seed: of the images; other seeds give other birds of the same species.
+        n: number of images.
+        severity: strength of the domain's shift, 0 = source.
+        descriptions: class name -> sentences, or a CuPL JSON file; default: those that follow from the attributes.
+        templates: patterns with "{}"; default: four.
+    """
+
+    def __init__(
+        self,
+        domain: str,
+        split: str,
+        *,
+        seed: int = 0,
+        n: int | None = None,
+        severity: float = 1.0,
+        descriptions: Mapping[str, Sequence[str]] | str | os.PathLike[str] | None = None,
+        templates: Sequence[str] | None = None,
+    ) -> None:
+        domains = (*DOMAINS, VALIDATION_DOMAIN)
+        choose("domain", domain, domains)
+        choose("split", split, SIZES)
+        n = SIZES[split] if n is None else n
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        self.name = "birds" if domain == "source" else f"birds/{domain}"
+        self.split = split
+        self.class_names = tuple(species.name for species in SPECIES)
+        self.prompts = ClassPrompts(
+            self.class_names, tuple(templates or TEMPLATES), _descriptions(descriptions, self.class_names)
+        )
+        self.part_names = PART_NAMES
+        self.skipped = []
+        self.targets = np.arange(n, dtype=np.int64) % len(SPECIES)
+        self.names = [f"{self.name}/{split}/{i:05d}" for i in range(n)]
+        # (seed, split, domain, index) is the seed of an image, so no two splits share one
+        self._key = (seed, list(SIZES).index(split), domains.index(domain))
+        self._domain, self._severity = domain, severity
+        self._rendered: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def _render(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        if index not in self._rendered:
+            rng = np.random.default_rng([*self._key, index])
+            code = SPECIES[self.targets[index]].code
+            self._rendered[index] = render_image(code, self._domain, rng, self._severity)
+        return self._rendered[index]
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, 160 x 160 RGB."""
+        return Image.fromarray(self._render(index)[0])
+
+    def parts(self, index: int) -> np.ndarray:
+        """(160, 160) uint8 ids of the visible parts, as in `part_names`."""
+        return self._render(index)[1]
+
+
+def discriminative_parts(target: int) -> frozenset[int]:
+    """Part ids in which a species differs from its look-alikes."""
+    attributes = SPECIES[target].discriminative
+    return frozenset(PART_ID[part] for name in attributes for part in ATTRIBUTE_PARTS[name])
+
+
+def load_birds(
+    domain: str,
+    split: str,
+    *,
+    seed: int = 0,
+    n: int | None = None,
+    severity: float = 1.0,
+    descriptions: Mapping[str, Sequence[str]] | str | os.PathLike[str] | None = None,
+    templates: Sequence[str] | None = None,
+) -> BirdsDataset:
+    """See `BirdsDataset`. Raises `ValueError` for an unknown domain or split."""
+    return BirdsDataset(
+        domain, split, seed=seed, n=n, severity=severity, descriptions=descriptions, templates=templates
+    )
+
+
+def _descriptions(
+    given: Mapping[str, Sequence[str]] | str | os.PathLike[str] | None, names: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    if given is None:
+        return species_descriptions()
+    if isinstance(given, Mapping):
+        return {name: tuple(sentences) for name, sentences in given.items()}
+    return read_descriptions(given, names)

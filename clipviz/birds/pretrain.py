@@ -1,0 +1,331 @@
+"""Pretrain the bundled CLIP: `python -m clipviz.birds.pretrain --out DIR`, on a CPU in about an hour, resumable.
+
+Images are random birds (`world.sample_attributes`), texts are captions and attribute prompts. With e the image
+embedding, t text embeddings, u the projected value-path patch tokens (unit norm) and s the learned logit scale:
+
+    L =      CLIP(e, t_caption)                     symmetric contrastive loss (Radford et al., 2021)
+      + 4    mean_a CE(s e . t_a, value_a)          attribute term: one prompt per value of attribute a
+      + 2.8  mean_a CE(s pool(u . t_a), value_a)    the same on patches, pooled by their own softmax
+                                                    (patch-aligned contrastive training, Mukhoti et al., 2023)
+      + 0.4  CLIP(m, t_caption)                     m: mean over the half of the patches nearest to the caption
+      + 1.6  mean_a CE(s m . t_a, value_a)
+
+The last two give the patch tokens words, as large CLIPs have: microCLIP's [FG] token lives on them. Plain contrastive
+learning alone is slow to find small parts; the attribute term is still language supervision, and the evaluation
+species and their near neighbours never occur.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clipviz.backbone import Backbone, last_block_input, value_path
+from clipviz.birds.captions import attribute_prompts, caption
+from clipviz.birds.domains import SHIFTS, render_image
+from clipviz.birds.render import IMAGE_SIDE
+from clipviz.birds.world import ATTRIBUTE_NAMES, CARDINALITIES, sample_attributes
+from clipviz.ops import normalize
+
+MODEL_CONFIG: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
+    # The whole CLIP vocabulary in a narrow table (6.3 MB of fp16): words of one's own are tokens, if untrained ones.
+    "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 3},
+}
+PREPROCESS_CONFIG: dict[str, Any] = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.25, 0.25, 0.25],
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How to pretrain.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: images per step.
+        lr: peak learning rate of AdamW; warm-up over `warmup` steps, then cosine to 1 % of it.
+        weight_decay: on matrices only.
+        pool: rendered birds; each is seen many times, with other crops, colors and captions.
+        shifted: share of the pool that is mildly shifted, with severity up to `max_severity`.
+        whole: share of views that are the whole picture; the others are squares of 0.5 to 0.95 of its side.
+        seed: of everything.
+    """
+
+    steps: int = 4500
+    batch_size: int = 128
+    lr: float = 1.5e-3
+    warmup: int = 200
+    weight_decay: float = 0.05
+    pool: int = 60_000
+    shifted: float = 0.25
+    max_severity: float = 0.4
+    whole: float = 0.5
+    seed: int = 0
+
+
+# ------------------------------------------------------------------------------------------------- data
+
+
+def _render_one(index: int, codes: np.ndarray, config: PretrainConfig) -> np.ndarray:
+    rng = np.random.default_rng([config.seed, 1, index])
+    shifted = rng.random() < config.shifted
+    domain = str(rng.choice(SHIFTS)) if shifted else "source"
+    severity = rng.uniform(0.0, config.max_severity) if shifted else 0.0
+    return render_image(codes[index], domain, rng, severity)[0]
+
+
+def _render_chunk(bounds: tuple[int, int], codes: np.ndarray, config: PretrainConfig, path: Path) -> None:
+    images = np.memmap(path, np.uint8, "r+", shape=(config.pool, IMAGE_SIDE, IMAGE_SIDE, 3))
+    for index in range(*bounds):
+        images[index] = _render_one(index, codes, config)
+
+
+def render_pool(config: PretrainConfig, folder: Path, workers: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Render the training birds once, into a memory-mapped file that a resumed run finds again.
+
+    Returns:
+        images (pool, S, S, 3) uint8 and codes (pool, A) int64.
+    """
+    codes = sample_attributes(config.pool, np.random.default_rng([config.seed, 0]))
+    path, done = folder / "pool.u8", folder / "pool.json"
+    shape = (config.pool, IMAGE_SIDE, IMAGE_SIDE, 3)
+    stamp = json.dumps({"pool": config.pool, "seed": config.seed, "shifted": config.shifted, "side": IMAGE_SIDE})
+    if not done.is_file() or done.read_text() != stamp:
+        np.memmap(path, np.uint8, "w+", shape=shape).flush()
+        chunks = [(i, min(i + 500, config.pool)) for i in range(0, config.pool, 500)]
+        with ProcessPoolExecutor(workers) as executor:
+            list(executor.map(partial(_render_chunk, codes=codes, config=config, path=path), chunks))
+        done.write_text(stamp)
+    return np.memmap(path, np.uint8, "r", shape=shape), codes
+
+
+class TrainBatch(NamedTuple):
+    """One batch: images (B, 3, 64, 64) in [0, 1], B captions, codes (B, A), and for every attribute its prompts."""
+
+    images: Tensor
+    captions: list[str]
+    codes: Tensor
+    prompts: list[list[str]]
+
+
+def _view(image: np.ndarray, rng: np.random.Generator, size: int, whole: float) -> np.ndarray:
+    side = image.shape[0]
+    box = (0.0, 0.0, float(side), float(side))
+    if rng.random() >= whole:
+        edge = side * rng.uniform(0.5, 0.95)
+        x, y = rng.uniform(0, side - edge, 2)
+        box = (x, y, x + edge, y + edge)
+    view = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return view[:, ::-1] if rng.random() < 0.5 else view
+
+
+def _jitter(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Weak photometric jitter: gain per channel, brightness, contrast."""
+    n = len(images)
+    gain = torch.from_numpy(rng.normal(1.0, 0.05, (n, 3, 1, 1)) * rng.normal(1.0, 0.12, (n, 1, 1, 1))).float()
+    contrast = torch.from_numpy(rng.uniform(0.75, 1.2, (n, 1, 1, 1))).float()
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (((images - mean) * contrast + mean) * gain).clamp(0, 1)
+
+
+def make_batch(step: int, images: np.ndarray, codes: np.ndarray, config: PretrainConfig, size: int) -> TrainBatch:
+    """The batch of a step; it depends on nothing but the step and the seed, so a resumed run sees the same."""
+    rng = np.random.default_rng([config.seed, 2, step])
+    index = rng.integers(0, len(images), config.batch_size)
+    views = np.stack([_view(images[i], rng, size, config.whole) for i in index])
+    pixels = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255.0
+    captions = [caption(codes[i], rng) for i in index]
+    prompts = [attribute_prompts(name, rng) for name in ATTRIBUTE_NAMES]
+    return TrainBatch(_jitter(pixels, rng), captions, torch.from_numpy(codes[index]), prompts)
+
+
+def batches(
+    first: int, images: np.ndarray, codes: np.ndarray, config: PretrainConfig, size: int
+) -> Iterator[tuple[int, TrainBatch]]:
+    """Batches from step `first` on, prepared one ahead in a thread."""
+    with ThreadPoolExecutor(1) as executor:
+        pending = executor.submit(make_batch, first, images, codes, config, size)
+        for step in range(first, config.steps):
+            batch = pending.result()
+            if step + 1 < config.steps:
+                pending = executor.submit(make_batch, step + 1, images, codes, config, size)
+            yield step, batch
+
+
+# ------------------------------------------------------------------------------------------------- loss
+
+
+def clip_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric contrastive loss of two (B, E) unit-norm batches whose rows belong together."""
+    logits = scale * images @ texts.T
+    target = torch.arange(len(logits), device=logits.device)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+def attribute_loss(logits: Tensor, codes: Tensor) -> Tensor:
+    """Mean over attributes of the cross-entropy among the values of one attribute.
+
+    Args:
+        logits: (B, V) float, scaled similarity to the prompts of all V values, attributes side by side.
+        codes: (B, A) int, true value of every attribute.
+    """
+    terms = [F.cross_entropy(part, codes[:, a]) for a, part in enumerate(logits.split(CARDINALITIES.tolist(), 1))]
+    return torch.stack(terms).mean()
+
+
+def losses(model: Any, tokenizer: Any, batch: TrainBatch, backbone: Backbone, device: torch.device) -> dict[str, Tensor]:
+    """The four weighted terms of the module docstring."""
+    images, codes = batch.images.to(device), batch.codes.to(device)
+    texts = batch.captions + [prompt for prompts in batch.prompts for prompt in prompts]
+    # bf16 for the towers only; similarities and losses in fp32
+    with torch.autocast(device.type, torch.bfloat16), last_block_input(model.visual) as inputs:
+        text = normalize(model.encode_text(tokenizer(texts).to(device)).float())
+        cls = normalize(backbone.embed(images).float())
+        projected = value_path(model.visual, inputs[0]) @ model.visual.proj
+    captions, prompts = text[: len(images)], text[len(images) :]
+    projected = projected.float()
+    scale = model.logit_scale.exp().clamp(max=100.0)
+    patches = normalize(projected)
+    similarity = patches @ prompts.T  # (B, N, V)
+    pooled = ((similarity / 0.07).softmax(1) * similarity).sum(1)
+    near = torch.einsum("bne,be->bn", patches.detach(), captions.detach())
+    top = near.topk(near.shape[1] // 2, dim=1).indices
+    half = normalize(projected.gather(1, top[..., None].expand(-1, -1, projected.shape[-1])).mean(1))
+    return {
+        "caption": clip_loss(cls, captions, scale),
+        "attribute": 4.0 * attribute_loss(scale * cls @ prompts.T, codes),
+        "patch": 2.8 * attribute_loss(scale * pooled, codes),
+        "half": 0.4 * clip_loss(half, captions, scale) + 1.6 * attribute_loss(scale * half @ prompts.T, codes),
+    }
+
+
+# ------------------------------------------------------------------------------------------------- training
+
+
+def build_model() -> tuple[Any, Any]:
+    """The untrained model and its tokenizer, as open_clip makes them from `MODEL_CONFIG`."""
+    model = open_clip.CLIP(**json.loads(json.dumps(MODEL_CONFIG)))
+    return model, open_clip.SimpleTokenizer(context_length=MODEL_CONFIG["text_cfg"]["context_length"])
+
+
+def _optimizer(model: Any, config: PretrainConfig) -> torch.optim.AdamW:
+    matrices = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+
+
+def _lr(step: int, config: PretrainConfig) -> float:
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    t = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * t)))
+
+
+def save_checkpoint(folder: Path, model: Any, optimizer: torch.optim.AdamW, step: int, config: PretrainConfig) -> None:
+    """Write weights and optimizer moments atomically; `step` is the next one to do."""
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    names = {id(p): name for name, p in model.named_parameters()}
+    for parameter, state in optimizer.state.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{key}/{names[id(parameter)]}"] = state[key]
+    temporary = folder / "checkpoint.tmp"
+    save_file(tensors, temporary, metadata={"step": str(step), "config": json.dumps(asdict(config))})
+    temporary.replace(folder / "checkpoint.safetensors")
+
+
+def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.AdamW) -> int:
+    """Restore what `save_checkpoint` wrote; returns the next step, 0 where there is no checkpoint."""
+    from safetensors import safe_open
+
+    path = folder / "checkpoint.safetensors"
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+    tensors = load_file(path)
+    model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
+    for name, parameter in model.named_parameters():
+        if f"exp_avg/{name}" in tensors:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
+            }
+    return step
+
+
+def export(model: Any, folder: Path) -> None:
+    """Write an ordinary open_clip model folder: config and fp16 weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": PREPROCESS_CONFIG}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+
+
+def pretrain(config: PretrainConfig, folder: Path, device: str = "cpu", save_every: int = 250) -> Any:
+    """Train, log to `log.csv`, checkpoint every `save_every` steps, export to `folder/model`; resumes by itself."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images, codes = render_pool(config, folder)
+    torch.manual_seed(config.seed)
+    model, tokenizer = build_model()
+    model.to(device)
+    backbone = Backbone(model, tokenizer, PREPROCESS_CONFIG["mean"], PREPROCESS_CONFIG["std"], "birds").to(device)
+    optimizer = _optimizer(model, config)
+    first = load_checkpoint(folder, model, optimizer)
+    begun = time.time()
+    with (folder / "log.csv").open("a") as log:
+        for step, batch in batches(first, images, codes, config, MODEL_CONFIG["vision_cfg"]["image_size"]):
+            for group in optimizer.param_groups:
+                group["lr"] = _lr(step, config)
+            terms = losses(model, tokenizer, batch, backbone, torch.device(device))
+            loss = torch.stack(list(terms.values())).sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if step % 25 == 0:
+                row = ",".join(f"{term.item():.4f}" for term in terms.values())
+                speed = (step - first + 1) * config.batch_size / (time.time() - begun)
+                print(f"{step},{row},{model.logit_scale.exp().item():.2f},{speed:.0f}", file=log, flush=True)
+            if (step + 1) % save_every == 0 or step + 1 == config.steps:
+                save_checkpoint(folder, model, optimizer, step + 1, config)
+                export(model, folder / "model")
+    return model
+
+
+def main() -> None:
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(prog="python -m clipviz.birds.pretrain", description="Pretrain the bundled CLIP.")
+    parser.add_argument("--out", type=Path, required=True, help="working folder: pool, checkpoint, log, model/")
+    parser.add_argument("--steps", type=int, default=PretrainConfig.steps)
+    parser.add_argument("--seed", type=int, default=PretrainConfig.seed)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    pretrain(PretrainConfig(steps=args.steps, seed=args.seed), args.out, args.device)
+
+
+if __name__ == "__main__":
+    main()

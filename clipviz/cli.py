@@ -1,0 +1,122 @@
+"""Command line: `clipviz demo | adapt | report | compare`.
+
+Exit 0: done. Exit 2 and one line on stderr: a mistake of the user's (what was wanted, what came, what to do); `--debug`
+shows the traceback. Exit 1: the run itself failed. Exit 130: stopped by Ctrl-C, with everything up to there saved.
+Torch is imported by the commands that need it, so `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from clipviz import __version__
+
+EPILOG = """examples:
+  clipviz demo
+  clipviz adapt microclip --model birds --data birds/clutter --out runs/clutter
+  clipviz adapt microclip --model ViT-B-32 --pretrained FILE.safetensors --data PHOTOS --out runs/photos
+  clipviz report runs/clutter --out clutter.html
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line and exit 2."""
+        self.exit(2, f"{self.prog}: error: {_one_line(message)} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(
+        prog="clipviz",
+        description="Adapt CLIP to fine-grained classes without labels, and see how it works.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"clipviz {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    demo = commands.add_parser("demo", help="adapt the bundled CLIP to shifted birds and write a report")
+    demo.add_argument("--out", default="clipviz-demo", metavar="DIR", help="default: %(default)s")
+    demo.add_argument("--domain", default="clutter", metavar="NAME", help="shifted domain, default: %(default)s")
+    demo.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each method that trains")
+    demo.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
+    demo.add_argument("--methods", metavar="A,B", help="default: all")
+
+    adapt = commands.add_parser("adapt", help="adapt a CLIP to unlabelled images")
+    adapt.add_argument("method", metavar="METHOD", help="zero_shot, descriptions, microclip")
+    adapt.add_argument("--model", required=True, metavar="NAME", help="birds, or an open_clip architecture")
+    adapt.add_argument("--pretrained", metavar="TAG_OR_FILE", help="open_clip tag, or a .safetensors / .pt file")
+    adapt.add_argument("--data", required=True, metavar="SPEC", help="folder of images, birds, or birds/DOMAIN")
+    adapt.add_argument("--eval-data", metavar="SPEC", help="images to measure on; default: the test split of --data")
+    adapt.add_argument("--classes", metavar="FILE", help="class names, one a line, for a folder without class folders")
+    adapt.add_argument("--descriptions", metavar="FILE", help="CuPL JSON: class name -> list of sentences")
+    adapt.add_argument("--out", required=True, metavar="DIR", help="run folder")
+    adapt.add_argument("--epochs", type=_positive, metavar="N", help="default: what the method recommends")
+    adapt.add_argument("--batch-size", type=_positive, metavar="N", help="default: what the method recommends")
+    adapt.add_argument("--lr", type=float, metavar="X", help="default: what the method recommends")
+    adapt.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
+    adapt.add_argument("--workers", type=_natural, default=0, metavar="N", help="processes that load images")
+    adapt.add_argument("--device", default=None, metavar="NAME", help="cpu, cuda, ...; default: cuda if there is one")
+    adapt.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+
+    report = commands.add_parser("report", help="write one HTML page from run folders")
+    report.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    report.add_argument("--out", required=True, metavar="FILE.html")
+
+    compare = commands.add_parser("compare", help="print the results of run folders as one table")
+    compare.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    from clipviz import commands
+
+    try:
+        getattr(commands, args.command)(args)
+    except KeyboardInterrupt:
+        return _fail("stopped; what was done is saved", 130)
+    except (ValueError, OSError) as error:
+        if args.debug:
+            raise
+        return _fail(str(error) or type(error).__name__, 2)
+    except FloatingPointError as error:
+        if args.debug:
+            raise
+        return _fail(f"{error}; the checkpoint of the last whole epoch is kept", 1)
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"clipviz: error: {_one_line(message)}", file=sys.stderr)
+    return status
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _positive(text: str) -> int:
+    value = _natural(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"wanted a whole number of at least 1, got {text!r}")
+    return value
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"wanted a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""What the commands of the command line do: from names and paths to runs, tables and the report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from clipviz.backbone import Backbone, load_backbone
+from clipviz.data import load_dataset
+from clipviz.data.base import ImageDataset
+from clipviz.errors import choose
+from clipviz.evaluate import accuracy, predict, spread_probe
+from clipviz.events import Event, RunStarted, StepFinished
+from clipviz.files import prepare_folder, write_json, write_text
+from clipviz.loop import versions
+from clipviz.methods import METHODS, AdaptConfig, Method
+from clipviz.report import write_report
+from clipviz.run import CHECKPOINT, Run
+from clipviz.trace import Trace
+
+DEMO_IMAGES = {"train": 600, "test": 480}
+DEMO_EPOCHS = 6
+PROBE = 12
+
+
+# ------------------------------------------------------------------------------------------------- adapt
+
+
+def adapt(args: argparse.Namespace) -> None:
+    """`clipviz adapt`: one method on one dataset into one run folder."""
+    choose("method", args.method, METHODS)
+    out = prepare_folder(args.out)
+    if (out / CHECKPOINT).exists() and not args.resume:
+        raise ValueError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
+    data = _dataset(args)
+    evaluation = _eval_dataset(args, data)
+    for dataset in {id(data): data, id(evaluation): evaluation}.values():
+        _tell_skipped(dataset)
+    backbone = load_backbone(args.model, args.pretrained, _device(args.device))
+    method = METHODS[args.method](backbone, data.prompts)
+    changes = {k: v for k, v in (("epochs", args.epochs), ("batch_size", args.batch_size), ("lr", args.lr)) if v}
+    config = replace(method.schedule, workers=args.workers, **changes)
+    run_one(method, data, evaluation, config, args.seed, out, resume=args.resume)
+    results = json.loads((out / "results.json").read_text())
+    print(summary([results]))
+    if results["accuracy"] is None:
+        print("accuracy is not known: the images have no labels")
+
+
+def run_one(
+    method: Method,
+    data: ImageDataset,
+    evaluation: ImageDataset,
+    config: AdaptConfig,
+    seed: int,
+    out: Path,
+    *,
+    resume: bool = False,
+    zero_shot: float | None = None,
+) -> Trace:
+    """Run a method into a folder, with config.json before and results.json after; returns the trace."""
+    begun = time.perf_counter()
+    probe = spread_probe(evaluation, method.backbone.image_size, PROBE)
+    run = Run(
+        method, data, config, eval_dataset=evaluation, probe=probe, seed=seed, folder=out, listeners=[Progress()]
+    )
+    if resume and not run.resume():
+        print(f"nothing to resume in {out}: starting at the beginning", file=sys.stderr)
+    (out / "results.json").unlink(missing_ok=True)
+    command = shlex.join(["clipviz", *sys.argv[1:]])
+    write_json(out / "config.json", {"command": command, **_settings(run)})
+    if zero_shot is None:
+        zero_shot = zero_shot_accuracy(method.backbone, evaluation) if method.name != "zero_shot" else None
+    run.recorder.meta.update(command=command, zero_shot_accuracy=zero_shot)
+    trace = run.fit()
+    write_json(out / "results.json", results_of(trace, zero_shot, time.perf_counter() - begun))
+    return trace
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    started = next(iter(run.adaptation))
+    assert isinstance(started, RunStarted)
+    return {**started.meta, "class_names": list(started.class_names), "n_images": started.n_images}
+
+
+def zero_shot_accuracy(backbone: Backbone, evaluation: ImageDataset) -> float | None:
+    """Accuracy of the unadapted model with the template ensemble, or None without labels."""
+    if not evaluation.has_targets:
+        return None
+    method = METHODS["zero_shot"](backbone, evaluation.prompts)  # type: ignore[call-arg]
+    predictions = predict(method, evaluation)
+    return accuracy(predictions.probs.argmax(-1), predictions.target)
+
+
+def results_of(trace: Trace, zero_shot: float | None, seconds: float) -> dict[str, Any]:
+    """The object of results.json; accuracies are fractions, null where there are no labels."""
+    last = {name: _last(trace, name) for name in ("accuracy", "pseudo_label_accuracy")}
+    if trace.method == "zero_shot":
+        zero_shot = last["accuracy"]
+    keys = ("method", "model", "data", "split", "eval_data", "eval_split", "accuracy_is", "seed", "epochs")
+    return {
+        **{key: trace.meta[key] for key in keys},
+        **last,
+        "zero_shot_accuracy": zero_shot,
+        "n_images": trace.meta["n_images"],
+        "n_skipped": len(trace.skipped),
+        "seconds": round(seconds, 2),
+        "versions": versions(),
+    }
+
+
+def _last(trace: Trace, metric: str) -> float | None:
+    series = trace.metric(metric)
+    return float(series.iloc[-1]) if len(series) else None
+
+
+def _dataset(args: argparse.Namespace) -> ImageDataset:
+    data = load_dataset(args.data, "train", seed=args.seed, **_text_options(args))
+    if data.class_names:
+        return data
+    if args.model != "birds":
+        raise ValueError(
+            f"{args.data} has no class folders, so its class names are not known; give --classes FILE (one a line), "
+            "--descriptions FILE, or a classes.txt in the folder"
+        )
+    from clipviz.birds.world import SPECIES
+
+    print("no class names given: using the 24 bird species of the bundled model", file=sys.stderr)
+    args.classes = [species.name for species in SPECIES]
+    return load_dataset(args.data, "train", seed=args.seed, **_text_options(args))
+
+
+def _text_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {"classes": args.classes, "descriptions": args.descriptions}
+
+
+def _eval_dataset(args: argparse.Namespace, data: ImageDataset) -> ImageDataset:
+    """What --eval-data says; else the test split of the data; else, transductively, the data itself."""
+    if args.eval_data is not None:
+        evaluation = load_dataset(args.eval_data, "test", seed=args.seed, **_text_options(args))
+        if evaluation.class_names != data.class_names:
+            raise ValueError(
+                f"--eval-data {args.eval_data} has other classes than --data {args.data} "
+                f"({len(evaluation.class_names)} against {len(data.class_names)}); both need the same class names"
+            )
+        return evaluation
+    try:
+        return load_dataset(args.data, "test", seed=args.seed, **_text_options(args)) if data.split != "all" else data
+    except ValueError:
+        return data  # no test split: measured on the images it learns from, and named so
+
+
+def _tell_skipped(dataset: ImageDataset, shown: int = 5) -> None:
+    if dataset.skipped:
+        names = "; ".join(f"{s.path}: {s.reason}" for s in dataset.skipped[:shown])
+        more = f"; and {len(dataset.skipped) - shown} more" if len(dataset.skipped) > shown else ""
+        print(f"skipped {len(dataset.skipped)} files: {names}{more}", file=sys.stderr)
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try --device cpu") from error
+    return device
+
+
+class Progress:
+    """A listener that draws one progress line: images per second and time left; silent when stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Advance with every step."""
+        match event:
+            case RunStarted():
+                total = event.n_images * event.n_epochs
+                self._bar = tqdm(total=total, desc=event.method, unit="img", disable=None, dynamic_ncols=True)
+            case StepFinished() if self._bar is not None:
+                self._bar.update(len(event.index))
+                if self._bar.n >= (self._bar.total or 0):
+                    self._bar.close()
+
+
+# ------------------------------------------------------------------------------------------------- demo
+
+
+def demo(args: argparse.Namespace) -> None:
+    """`clipviz demo`: every method on one shifted domain of birds, a table and a report."""
+    begun = time.perf_counter()
+    names = [name.strip() for name in args.methods.split(",")] if args.methods else list(METHODS)
+    for name in names:
+        choose("method", name, METHODS)
+    out = prepare_folder(args.out)
+    data, evaluation = (
+        load_dataset(f"birds/{args.domain}", split, seed=args.seed, n=n) for split, n in DEMO_IMAGES.items()
+    )
+    backbone = load_backbone("birds")
+    zero_shot = zero_shot_accuracy(backbone, evaluation)
+    traces, rows = [], []
+    for name in names:
+        method = METHODS[name](backbone, data.prompts)  # type: ignore[call-arg]
+        config = replace(method.schedule, epochs=args.epochs or DEMO_EPOCHS)
+        traces.append(run_one(method, data, evaluation, config, args.seed, out / name, zero_shot=zero_shot))
+        rows.append(json.loads((out / name / "results.json").read_text()))
+    write_text(out / "results.csv", pd.json_normalize(rows).to_csv(index=False))
+    write_report(traces, out / "report.html", title=f"clipviz demo: birds/{args.domain}")
+    print(summary(rows))
+    print(f"{time.perf_counter() - begun:.0f} s in all; open {out / 'report.html'} in a browser")
+
+
+# ------------------------------------------------------------------------------------------------- report, compare
+
+
+def report(args: argparse.Namespace) -> None:
+    """`clipviz report`: one HTML page from run folders."""
+    out = Path(args.out)
+    write_report([Trace.load(run) for run in args.runs], out)
+    print(f"wrote {out}")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """`clipviz compare`: one table from run folders; runs on different data or splits are not put together."""
+    rows = [_read_results(Path(run)) for run in args.runs]
+    keys = ("data", "split", "eval_data", "eval_split")
+    kinds = {tuple(row.get(key) for key in keys) for row in rows}
+    if len(kinds) > 1:
+        listed = "; ".join(sorted(str(dict(zip(keys, kind, strict=True))) for kind in kinds))
+        raise ValueError(f"these runs were measured on different data or splits and cannot be compared: {listed}")
+    print(summary(rows))
+
+
+def _read_results(run: Path) -> dict[str, Any]:
+    path = run / "results.json"
+    if not path.is_file():
+        raise ValueError(f"{run} holds no results.json; give the folder of a finished run")
+    try:
+        row = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(row, dict) or "method" not in row:
+        raise ValueError(f"{path} is not a clipviz result")
+    return row
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """Results as an aligned table; accuracies in percent, "-" where there is none."""
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f}"
+
+    table = pd.DataFrame(
+        {
+            "method": [row["method"] for row in rows],
+            "data": [f"{row['data']} ({row['split']})" for row in rows],
+            "accuracy %": [percent(row["accuracy"]) for row in rows],
+            "pseudo-labels %": [percent(row["pseudo_label_accuracy"]) for row in rows],
+            "zero-shot %": [percent(row["zero_shot_accuracy"]) for row in rows],
+            "seconds": [f"{row['seconds']:.0f}" for row in rows],
+        }
+    )
+    return table.to_string(index=False)

@@ -1,0 +1,136 @@
+"""What a data set is, and what one batch of it looks like on the way to a method.
+
+Free of torch at import time: tensors are named in annotations only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from clipviz.prompts import ClassPrompts
+
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is not part of the data set, and why.
+
+    Attributes:
+        path: The file as it may be shown: relative to the data set's folder, valid Unicode.
+        reason: One line.
+    """
+
+    path: str
+    reason: str
+
+
+class ImageDataset(ABC):
+    """Images that can be read again and again, with class names, prompts and, for measuring only, targets.
+
+    A method never sees `targets`: they travel with the data set to evaluation and the recorder.
+
+    Attributes:
+        name: The spec the data set was loaded by, such as "birds/clutter" or a folder.
+        split: "train", "val" or "test"; "all" if the data come without splits, so that measuring on them is
+            transductive.
+        class_names: The position is the class index. Empty if the classes are unknown.
+        prompts: What the text tower reads for `class_names`.
+        targets: (n,) int64 true class indices, -1 where unlabelled.
+        names: n display names, valid Unicode.
+        skipped: Files that could not be used.
+        part_names: Names of the ids in `parts`, position = id (0 = background); None without masks.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    prompts: ClassPrompts
+    targets: NDArray[np.int64]
+    names: list[str]
+    skipped: list[Skipped]
+    part_names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether any image is labelled."""
+        return bool((self.targets != UNLABELLED).any())
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """Return image `index` as RGB, upright, at its original resolution; the caller may change it."""
+
+    def parts(self, index: int) -> NDArray[np.uint8] | None:
+        """Return the (H, W) part ids of image `index` at its original resolution; None without masks."""
+        return None
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Which views are made of an image.
+
+    Attributes:
+        size: Side of every view in pixels; the input resolution of the backbone.
+        strong: Whether to make the strong view.
+        crops: K, the number of square crops; 0 for none.
+        crop_scale: Range of a crop's side as a share of the image's short side.
+        fill: RGB in 0..255 of what geometric operations of the strong view uncover. The default is CLIP's
+            mean color (DPA); microCLIP's code fills with black.
+    """
+
+    size: int
+    strong: bool = False
+    crops: int = 0
+    crop_scale: tuple[float, float] = (0.5, 0.9)
+    fill: tuple[int, int, int] = (123, 117, 104)
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if self.size < 1 or self.crops < 0:
+            raise ValueError(f"views want size >= 1 and crops >= 0, got size={self.size}, crops={self.crops}")
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale wants 0 < low <= high <= 1, got {self.crop_scale}")
+
+
+@dataclass(frozen=True)
+class Views:
+    """Augmentations of B images, float32 in [0, 1], not normalised (the backbone does that).
+
+    Attributes:
+        weak: (B, 3, H, W)
+        strong: (B, 3, H, W), or None if not asked for
+        crops: (B, K, 3, H, W), or None if not asked for
+    """
+
+    weak: torch.Tensor
+    strong: torch.Tensor | None = None
+    crops: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images. Only the loop and events read `target`.
+
+    Attributes:
+        views: Of B images.
+        index: (B,) int64 positions in the data set.
+        target: (B,) int64 true class indices, -1 where unlabelled.
+    """
+
+    views: Views
+    index: torch.Tensor
+    target: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)

@@ -1,0 +1,40 @@
+"""One way to say that a name is unknown: what came, what is nearest to it, what there is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_MOST_CHOICES_SHOWN = 30
+
+
+def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
+    """Build the error for a name that is not among `choices`; the caller raises it.
+
+    Args:
+        kind: What the name should have been, for the message: "model", "method", ...
+        name: What came. It is quoted, so newlines and markup in it stay on one line.
+        choices: The valid names, in the order to show them.
+
+    Returns:
+        A `ValueError` with one line of text.
+    """
+    valid = list(choices)
+    by_lower = {choice.lower(): choice for choice in valid}
+    nearest = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    hint = f"; did you mean {by_lower[nearest[0]]!r}?" if nearest else "."
+    shown = ", ".join(repr(choice) for choice in valid[:_MOST_CHOICES_SHOWN])
+    more = f" and {len(valid) - _MOST_CHOICES_SHOWN} more" if len(valid) > _MOST_CHOICES_SHOWN else ""
+    return ValueError(f"unknown {kind} {name!r}{hint} Choose from {shown}{more}")
+
+
+def choose(kind: str, name: str, choices: Iterable[str]) -> str:
+    """Return `name` if it is one of `choices`.
+
+    Raises:
+        ValueError: If it is not; the message names the nearest choice and lists all of them.
+    """
+    valid = list(choices)
+    if name not in valid:
+        raise unknown(kind, name, valid)
+    return name

@@ -1,0 +1,141 @@
+"""What a run tells its listeners: four typed events and the records they carry.
+
+A hook in clipviz is a listener, any `Callable[[Event], None]`. Tensors in events are detached and belong to the listener's
+reading only; torch is imported for type checking alone, so the torch-free stem can import this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNLABELLED = -1
+"""Target of an image whose class is not known."""
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """The guesses of a method for one batch, and where they come from.
+
+    Attributes:
+        labels: (B,) int64, the classes used as training signal.
+        probs: (B, C) float, softmax of scaled logits.
+        weights: (B,) float, multiplier of each sample's loss term.
+        sources: name -> (B, C) float scaled logits of the classifiers that were mixed.
+        crop_weights: (B, K) float, softmax relevance of each crop; None for methods without crops.
+        metrics: name -> (B,) float diagnostics, averaged over an epoch ("lambda_2", "edge_density").
+    """
+
+    labels: Tensor
+    probs: Tensor
+    weights: Tensor
+    sources: Mapping[str, Tensor] = field(default_factory=dict)
+    crop_weights: Tensor | None = None
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The fixed images that are followed through a run.
+
+    Attributes:
+        images: (P, 3, S, S) float in [0, 1].
+        index: (P,) int64, positions in the dataset they come from.
+        target: (P,) int64, -1 unlabelled; for captions only.
+        parts: (P, S, S) uint8 part ids (0 background), or None where no part masks exist.
+    """
+
+    images: Tensor
+    index: Tensor
+    target: Tensor
+    parts: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a method says about the evaluation images.
+
+    Attributes:
+        index: (n,) int64.
+        probs: (n, C) float.
+        target: (n,) int64, -1 unlabelled.
+    """
+
+    index: Tensor
+    probs: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The most instructive evaluation images after training: confidently wrong, or least sure where labels are missing.
+
+    Attributes:
+        probe: the images.
+        probs: (G, C) float, final probabilities.
+        explanation: kind -> (G, h, w) float saliency of the final model.
+    """
+
+    probe: Probe
+    probs: Tensor
+    explanation: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """Before anything is trained."""
+
+    method: str
+    meta: Mapping[str, Any]
+    class_names: tuple[str, ...]
+    n_images: int
+    n_epochs: int
+    n_steps: int
+    probe: Probe | None
+
+
+@dataclass(frozen=True)
+class StepFinished:
+    """One optimizer step, or one batch of guesses of a method that does not train (losses empty)."""
+
+    epoch: int
+    step: int
+    index: Tensor
+    target: Tensor
+    pseudo: PseudoLabels
+    losses: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EpochFinished:
+    """The end of an epoch, measured; epoch -1 is the state before training.
+
+    Attributes:
+        metrics: name -> value; accuracies are fractions and absent where there are no targets.
+        predictions: on the evaluation images, None without an evaluation set.
+        snapshot: name -> (C, E) float classifiers or prototypes.
+        explanation: kind -> (P, h, w) float saliency of the probe images.
+    """
+
+    epoch: int
+    metrics: Mapping[str, float]
+    predictions: Predictions | None
+    snapshot: Mapping[str, Tensor]
+    explanation: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The end: status "finished" or "stopped", wall seconds, the instructive images."""
+
+    status: str
+    seconds: float
+    gallery: Gallery | None
+
+
+Event = RunStarted | StepFinished | EpochFinished | RunFinished
+Listener = Callable[[Event], None]

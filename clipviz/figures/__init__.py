@@ -1,0 +1,91 @@
+"""Figures of a run, each a function of its trace: `name(trace) = draw_name(name_info(trace))`.
+
+`name_info` holds the numbers as a NamedTuple, `draw_name` only draws. Charts are plotly figures, image
+grids are matplotlib figures; nothing is shown and no global state is touched. A trace that lacks what a
+figure needs gives an empty, labelled figure that says what is missing. Nothing here imports torch.
+"""
+
+from clipviz.figures._style import MethodStyle, is_trained, method_style, trace_labels
+from clipviz.figures.accuracy import (
+    accuracy_over_epochs,
+    accuracy_over_epochs_info,
+    draw_accuracy_over_epochs,
+    draw_per_class_accuracy,
+    per_class_accuracy,
+    per_class_accuracy_info,
+)
+from clipviz.figures.confidence import (
+    confidence_evolution,
+    confidence_evolution_info,
+    draw_confidence_evolution,
+    draw_reliability,
+    reliability,
+    reliability_info,
+)
+from clipviz.figures.confusion import confusion, confusion_info, draw_confusion
+from clipviz.figures.flips import draw_label_flips, label_flips, label_flips_info
+from clipviz.figures.losses import draw_loss_terms, loss_terms, loss_terms_info
+from clipviz.figures.mistakes import draw_prediction_mistakes, prediction_mistakes, prediction_mistakes_info
+from clipviz.figures.prototypes import (
+    draw_prototype_drift,
+    draw_prototype_paths,
+    prototype_drift,
+    prototype_drift_info,
+    prototype_paths,
+    prototype_paths_info,
+)
+from clipviz.figures.saliency import draw_saliency_grid, saliency_grid, saliency_grid_info
+from clipviz.figures.sources import (
+    draw_gamma_what_if,
+    draw_source_decisions,
+    gamma_what_if,
+    gamma_what_if_info,
+    source_decisions,
+    source_decisions_info,
+)
+
+__all__ = [
+    "MethodStyle",
+    "accuracy_over_epochs",
+    "accuracy_over_epochs_info",
+    "confidence_evolution",
+    "confidence_evolution_info",
+    "confusion",
+    "confusion_info",
+    "draw_accuracy_over_epochs",
+    "draw_confidence_evolution",
+    "draw_confusion",
+    "draw_gamma_what_if",
+    "draw_label_flips",
+    "draw_loss_terms",
+    "draw_per_class_accuracy",
+    "draw_prediction_mistakes",
+    "draw_prototype_drift",
+    "draw_prototype_paths",
+    "draw_reliability",
+    "draw_saliency_grid",
+    "draw_source_decisions",
+    "gamma_what_if",
+    "gamma_what_if_info",
+    "is_trained",
+    "label_flips",
+    "label_flips_info",
+    "loss_terms",
+    "loss_terms_info",
+    "method_style",
+    "per_class_accuracy",
+    "per_class_accuracy_info",
+    "prediction_mistakes",
+    "prediction_mistakes_info",
+    "prototype_drift",
+    "prototype_drift_info",
+    "prototype_paths",
+    "prototype_paths_info",
+    "reliability",
+    "reliability_info",
+    "saliency_grid",
+    "saliency_grid_info",
+    "source_decisions",
+    "source_decisions_info",
+    "trace_labels",
+]

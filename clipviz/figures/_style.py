@@ -1,0 +1,249 @@
+"""What all figures share: one colour and one marker per method, one layout, and safe text.
+
+Colours are Okabe and Ito's colour-blind-safe set; a marker shape and a dash tell methods apart without
+colour. Plotly reads a small markup (`<b>`, `<a href>`, entities) in every text, so whatever comes from data
+goes through `escape` or `short_name` first.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from clipviz.trace import Trace, storable_text
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE, GRAY = "#0072B2", "#D55E00", "#CC79A7", "#767676"
+
+#: Right and wrong, wherever they are told apart (with a pattern or a dash beside the colour).
+RIGHT, WRONG = BLUE, VERMILLION
+#: Continuous colour maps: monotone in lightness, never jet.
+SALIENCY_COLORS, COUNT_COLORS = "magma", "Blues"
+#: At most so many names on an axis; more would overlap at 900 pixels.
+MAX_LABELS = 32
+
+
+class MethodStyle(NamedTuple):
+    """How a method looks in every figure."""
+
+    name: str
+    color: str
+    symbol: str
+    dash: str
+
+
+_METHODS = {
+    "zero_shot": MethodStyle("zero-shot", BLACK, "circle", "dot"),
+    "descriptions": MethodStyle("descriptions", GREEN, "square", "dash"),
+    "wca": MethodStyle("WCA", SKY, "diamond", "dashdot"),
+    "tip_adapter": MethodStyle("Tip-Adapter", PURPLE, "triangle-up", "longdash"),
+    "ntua": MethodStyle("NtUA", ORANGE, "triangle-down", "longdashdot"),
+    "dpa": MethodStyle("DPA", BLUE, "x", "solid"),
+    "microclip": MethodStyle("microCLIP", VERMILLION, "star", "solid"),
+}
+
+
+def method_style(method: str) -> MethodStyle:
+    """Name, colour, marker and dash of a method; unknown methods are grey."""
+    return _METHODS.get(method, MethodStyle(method, GRAY, "hexagon", "solid"))
+
+
+def trace_labels(traces: Sequence[Trace]) -> list[str]:
+    """One distinct plain-text label per trace: the method, with seed or number where that is not enough."""
+    labels = [str(trace.meta.get("label") or method_style(trace.method).name) for trace in traces]
+    for detail in ("seed", None):
+        repeated = {label for label in labels if labels.count(label) > 1}
+        if detail and any("seed" in trace.meta for trace in traces):
+            labels = [
+                f"{label}, seed {trace.meta.get('seed')}" if label in repeated else label
+                for label, trace in zip(labels, traces, strict=True)
+            ]
+        elif not detail:
+            labels = [
+                f"{label} ({labels[: i + 1].count(label)})" if label in repeated else label
+                for i, label in enumerate(labels)
+            ]
+    return labels
+
+
+def is_trained(trace: Trace) -> bool:
+    """Whether the run took optimizer steps; methods that only guess are baselines."""
+    return len(trace.steps) > 0
+
+
+def escape(text: object) -> str:
+    """`text` for plotly: shown letter by letter, no markup, no formula, on one line."""
+    plain = " ".join(storable_text(str(text)).split())
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("$", "&#36;")):
+        plain = plain.replace(character, entity)
+    return plain
+
+
+def shorten(text: object, width: int = 26) -> str:
+    """`text` on one line, cut in the middle so that both of its ends can be read."""
+    plain = " ".join(storable_text(str(text)).split())
+    keep = width - 1
+    return plain if len(plain) <= width else f"{plain[: keep - keep // 2]}…{plain[-(keep // 2) :]}"
+
+
+def short_name(text: object, width: int = 26) -> str:
+    """A class or file name for plotly: shortened, then escaped."""
+    return escape(shorten(text, width))
+
+
+def class_name(names: Sequence[str], label: int) -> str:
+    """Name of class `label`, or its number when the trace names no such class."""
+    return names[label] if 0 <= label < len(names) else f"class {label}"
+
+
+def epoch_name(epoch: int) -> str:
+    """Axis label of an epoch: -1 is before training."""
+    return "before" if epoch < 0 else str(epoch)
+
+
+def epoch_axis(epochs: Iterable[int]) -> dict:
+    """X axis with whole epochs only, thinned, -1 written as "before"."""
+    ordered = sorted({int(epoch) for epoch in epochs})
+    ticks = ordered[:: max(1, -(-len(ordered) // 10))]
+    pad = 0.5 if len(ordered) > 1 else 1.0
+    axis: dict = {
+        "title_text": "epoch",
+        "tickangle": 0,
+        "tickvals": ticks,
+        "ticktext": [epoch_name(epoch) for epoch in ticks],
+    }
+    return {**axis, "range": [ordered[0] - pad, ordered[-1] + pad]} if ordered else axis
+
+
+def thinned(names: Sequence[str], limit: int = MAX_LABELS, width: int = 26) -> dict:
+    """Ticks for an axis of numbered classes: every name, or evenly spaced ones when they are too many.
+
+    Positions are numbers, so that names which look like numbers or dates, or are equal, stay apart.
+    """
+    step = max(1, -(-len(names) // limit))
+    ticks = list(range(0, len(names), step))
+    return {"tickvals": ticks, "ticktext": [short_name(names[tick], width) for tick in ticks]}
+
+
+def apply_layout(
+    figure: go.Figure, title: str, height: int = 420, legend_rows: int = 1, has_panel_titles: bool = False
+) -> None:
+    """Give `figure` the shared fonts, grid and margins; title, legend and panel titles stack from the top.
+
+    Args:
+        figure: Changed in place.
+        title: The headline, ours (never data).
+        height: In pixels.
+        legend_rows: Rows of legend at 900 pixels to leave room for.
+        has_panel_titles: Whether subplots carry titles of their own.
+    """
+    axis = {
+        "showline": True,
+        "linecolor": "#555",
+        "gridcolor": "#e4e4e4",
+        "zeroline": False,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": "#555",
+        "automargin": True,
+        "title": {"font": {"size": 13}, "standoff": 8},
+    }
+    figure.update_layout(
+        template="none",
+        title={"text": title, "x": 0.01, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 12}},
+        font={"family": "DejaVu Sans, Verdana, Arial, sans-serif", "size": 13, "color": "#222"},
+        title_font_size=16,
+        height=height,
+        margin={"l": 64, "r": 24, "t": 44 + 22 * legend_rows + 28 * has_panel_titles, "b": 56},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        hovermode="closest",
+        showlegend=True,
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "traceorder": "normal"},
+    )
+    figure.update_layout(legend={"yref": "container", "y": 1 - 38 / height, "yanchor": "top"})
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    figure.update_annotations(font_size=14)
+
+
+def pattern(color: str, shape: str) -> dict:
+    """A bar's marker in `color` with white hatching, the second channel beside colour ("" for none)."""
+    hatching = {"shape": shape, "bgcolor": color, "fgcolor": "white", "size": 7, "solidity": 0.25}
+    return {"color": color, "pattern": hatching if shape else {}}
+
+
+def ranked_bars(
+    figure: go.Figure, labels: Sequence[str], counts: Sequence[int], color: str, row: int
+) -> None:
+    """Bars to the right, the first on top, each with its number; `labels` are safe already."""
+    places = list(range(len(labels)))
+    figure.add_bar(
+        x=list(counts),
+        y=places,
+        orientation="h",
+        marker_color=color,
+        text=[str(count) for count in counts],
+        textposition="auto",
+        textangle=0,
+        showlegend=False,
+        hoverinfo="skip",
+        row=row,
+        col=1,
+    )
+    figure.update_xaxes(
+        title_text="images", rangemode="tozero", showticklabels=False, ticks="", row=row, col=1
+    )
+    bounds = [max(len(labels), 4) - 0.4, -0.6]
+    figure.update_yaxes(tickvals=places, ticktext=list(labels), range=bounds, row=row, col=1)
+
+
+def note(figure: go.Figure, text: str) -> go.Figure:
+    """Write `text` (ours, never data) in the middle of a figure that has nothing to draw."""
+    figure.add_annotation(
+        text="<br>".join(textwrap.wrap(text, 70)),
+        x=0.5,
+        y=0.5,
+        xref="paper",
+        yref="paper",
+        showarrow=False,
+        font={"size": 15, "color": "#555"},
+    )
+    return figure
+
+
+def empty_chart(title: str, why: str, x: str = "", y: str = "", height: int = 300) -> go.Figure:
+    """A labelled chart without data that says why it is empty."""
+    figure = go.Figure()
+    apply_layout(figure, title, height)
+    figure.update_xaxes(title_text=x, showticklabels=False, range=[0, 1])
+    figure.update_yaxes(title_text=y, showticklabels=False, range=[0, 1])
+    return note(figure, why)
+
+
+def empty_picture(title: str, why: str) -> Figure:
+    """The same for image grids."""
+    figure = Figure(figsize=(9, 1.8), dpi=100)
+    figure.text(0.01, 0.95, title, fontsize=12, va="top", weight="bold")
+    figure.text(0.5, 0.4, textwrap.fill(why, 80), fontsize=11, color="#555", ha="center", va="center")
+    return figure
+
+
+def bare(axes: Axes) -> Axes:
+    """Take ticks and frame off an image."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def percent(fraction: np.ndarray | float) -> np.ndarray:
+    """Fractions in [0, 1] as percent, for axes."""
+    return 100 * np.asarray(fraction, dtype=float)

@@ -1,0 +1,273 @@
+"""The guesses that training learned from: how sure they were, and how far that could be trusted."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from clipviz.figures._style import (
+    BLACK,
+    GRAY,
+    RIGHT,
+    SKY,
+    VERMILLION,
+    WRONG,
+    apply_layout,
+    empty_chart,
+    epoch_axis,
+    percent,
+)
+from clipviz.trace import Trace
+
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_NO_PSEUDO_LABELS = (
+    "No pseudo-labels in this trace: the method does not learn from them, or nothing was trained."
+)
+
+
+class ConfidenceEvolution(NamedTuple):
+    """Quantiles (5 %, 25 %, 50 %, 75 %, 95 %) of pseudo-label confidence (E,5) by epoch (E,).
+
+    `right` and `wrong` are the same over the images whose pseudo-label is (not) the target, None without
+    targets.
+    """
+
+    epochs: np.ndarray
+    all: np.ndarray
+    right: np.ndarray | None
+    wrong: np.ndarray | None
+
+
+def confidence_evolution_info(trace: Trace) -> ConfidenceEvolution:
+    """Quantiles of confidence in [0, 1] for each epoch."""
+    samples = trace.samples
+    known = samples[samples["target"] >= 0]
+    is_right = known["pseudo_label"] == known["target"]
+    epochs = np.sort(samples["epoch"].unique()).astype(int)
+    return ConfidenceEvolution(
+        epochs,
+        _quantiles(samples, epochs),
+        _quantiles(known[is_right], epochs) if len(known) else None,
+        _quantiles(known[~is_right], epochs) if len(known) else None,
+    )
+
+
+def _quantiles(samples: pd.DataFrame, epochs: np.ndarray) -> np.ndarray:
+    by_epoch = samples.groupby("epoch")["confidence"].quantile(np.array(_QUANTILES)).unstack()
+    return by_epoch.reindex(index=epochs, columns=list(_QUANTILES)).to_numpy(dtype=float)
+
+
+def draw_confidence_evolution(info: ConfidenceEvolution) -> go.Figure:
+    """Bands of all pseudo-labels, and where targets exist the right beside the wrong ones."""
+    title = "Confidence of the pseudo-labels: median, middle 50 % and middle 90 %"
+    if not len(info.epochs):
+        return empty_chart(title, _NO_PSEUDO_LABELS, "epoch", "confidence")
+    panels = [("all pseudo-labels", [("all", info.all, GRAY, "circle", "solid")])]
+    if info.right is not None and info.wrong is not None:
+        split = [
+            ("right", info.right, RIGHT, "circle", "solid"),
+            ("wrong", info.wrong, WRONG, "x", "dash"),
+        ]
+        panels.append(("right and wrong ones apart", split))
+    figure = make_subplots(
+        cols=len(panels),
+        shared_yaxes=True,
+        horizontal_spacing=0.05,
+        subplot_titles=[name for name, _ in panels],
+    )
+    apply_layout(figure, title, 430, has_panel_titles=True)
+    for column, (_, bands) in enumerate(panels, start=1):
+        for band in bands:
+            _add_bands(figure, column, info.epochs, *band)
+    figure.update_xaxes(**epoch_axis(info.epochs))
+    figure.update_yaxes(range=[0, 1.02])
+    figure.update_yaxes(title_text="confidence", col=1)
+    return figure
+
+
+def _add_bands(
+    figure: go.Figure,
+    column: int,
+    epochs: np.ndarray,
+    name: str,
+    quantiles: np.ndarray,
+    color: str,
+    symbol: str,
+    dash: str,
+) -> None:
+    """Median line and bands of the middle half and the middle 90 %; a single epoch becomes an error bar."""
+    at = {"row": 1, "col": column}
+    shared = {"legendgroup": name, "hoverinfo": "skip", "showlegend": False, "mode": "lines"}
+    for low, high, opacity in ((0, 4, 0.15), (1, 3, 0.3)):
+        figure.add_scatter(x=epochs, y=quantiles[:, low], line={"width": 0}, **shared, **at)
+        figure.add_scatter(
+            x=epochs,
+            y=quantiles[:, high],
+            line={"width": 0},
+            fill="tonexty",
+            fillcolor=_transparent(color, opacity),
+            **shared,
+            **at,
+        )
+    spread = np.abs(quantiles[:, [3, 1]] - quantiles[:, [2]])
+    figure.add_scatter(
+        x=epochs,
+        y=quantiles[:, 2],
+        name=name,
+        legendgroup=name,
+        mode="lines+markers",
+        line={"color": color, "width": 2.5, "dash": dash},
+        marker={"symbol": symbol, "size": 8},
+        error_y={
+            "array": spread[:, 0],
+            "arrayminus": spread[:, 1],
+            "visible": len(epochs) == 1,
+            "symmetric": False,
+        },
+        hovertemplate=f"{name}: median %{{y:.2f}}, epoch %{{x}}<extra></extra>",
+        **at,
+    )
+
+
+def _transparent(color: str, opacity: float) -> str:
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def confidence_evolution(trace: Trace) -> go.Figure:
+    """Quantile bands of pseudo-label confidence per epoch, right and wrong ones apart where targets exist."""
+    return draw_confidence_evolution(confidence_evolution_info(trace))
+
+
+class Reliability(NamedTuple):
+    """Calibration of the pseudo-labels of one epoch in equal-width bins, and the ECE of every epoch.
+
+    `edges` (n_bins+1,), `confidence`, `accuracy` (n_bins,) in [0, 1] (NaN in an empty bin), `counts`
+    (n_bins,). ECE = sum over bins of (count / n) |accuracy - confidence|.
+    """
+
+    epoch: int | None
+    edges: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    counts: np.ndarray
+    ece: float
+    epochs: np.ndarray
+    ece_by_epoch: np.ndarray
+
+
+def reliability_info(trace: Trace, epoch: int | None = None, n_bins: int = 10) -> Reliability:
+    """Reliability of the pseudo-labels of `epoch` (the last by default); only images with a target count."""
+    known = trace.samples[trace.samples["target"] >= 0]
+    epochs = np.sort(known["epoch"].unique()).astype(int)
+    bins = {int(e): _bins(known[known["epoch"] == e], n_bins) for e in epochs}
+    if epoch is None and len(epochs):
+        epoch = int(epochs[-1])
+    chosen = bins.get(epoch) if epoch is not None else None
+    confidence, accuracy, counts, ece = chosen or (
+        *np.full((2, n_bins), np.nan),
+        np.zeros(n_bins, int),
+        np.nan,
+    )
+    return Reliability(
+        epoch if chosen else None,
+        np.linspace(0, 1, n_bins + 1),
+        confidence,
+        accuracy,
+        counts,
+        ece,
+        epochs,
+        np.array([bins[int(e)][3] for e in epochs]),
+    )
+
+
+def _bins(rows: pd.DataFrame, n_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    confidence = rows["confidence"].to_numpy(dtype=float)
+    is_right = (rows["pseudo_label"] == rows["target"]).to_numpy(dtype=float)
+    # Bins are (low, high], as usual for ECE; a NaN of a diverged run falls into none.
+    finite = np.isfinite(confidence)
+    confidence, is_right = confidence[finite], is_right[finite]
+    which = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    counts = np.bincount(which, minlength=n_bins)
+    divisor = np.where(counts, counts, np.nan)
+    mean_confidence = np.bincount(which, confidence, n_bins) / divisor
+    accuracy = np.bincount(which, is_right, n_bins) / divisor
+    ece = float(np.nansum(counts * np.abs(accuracy - mean_confidence)) / max(counts.sum(), 1))
+    return mean_confidence, accuracy, counts, ece
+
+
+def draw_reliability(info: Reliability) -> go.Figure:
+    """Accuracy against confidence with the ideal diagonal, and the calibration error over the epochs."""
+    title = "Reliability: is a confidence of 80 % right in 80 % of cases?"
+    if info.epoch is None:
+        return empty_chart(
+            title, "No pseudo-labels with known targets at this epoch.", "confidence", "accuracy"
+        )
+    figure = make_subplots(
+        cols=2,
+        column_widths=[0.6, 0.4],
+        horizontal_spacing=0.12,
+        subplot_titles=(f"epoch {info.epoch}: ECE {100 * info.ece:.1f} %", "ECE over epochs"),
+    )
+    apply_layout(figure, title, 440, has_panel_titles=True)
+    centers = (info.edges[:-1] + info.edges[1:]) / 2
+    figure.add_bar(
+        x=centers,
+        y=info.accuracy,
+        width=1 / len(centers),
+        name="accuracy in the bin (numbers: images)",
+        marker={"color": SKY, "line": {"color": "white", "width": 1}},
+        customdata=info.counts,
+        hovertemplate="right in %{y:.0%} of %{customdata} images<extra></extra>",
+        row=1,
+        col=1,
+    )
+    figure.add_scatter(
+        x=centers,
+        y=np.full(len(centers), 0.035),
+        mode="text",
+        text=[str(n) if n else "" for n in info.counts],
+        textfont={"size": 12, "color": BLACK},
+        showlegend=False,
+        hoverinfo="skip",
+        row=1,
+        col=1,
+    )
+    figure.add_scatter(
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        name="perfectly calibrated",
+        line={"color": BLACK, "dash": "dot"},
+        row=1,
+        col=1,
+    )
+    _add_ece(figure, info)
+    figure.update_xaxes(title_text="confidence", range=[0, 1], dtick=0.2, row=1, col=1)
+    figure.update_yaxes(title_text="accuracy", range=[0, 1.02], dtick=0.2, row=1, col=1)
+    return figure
+
+
+def _add_ece(figure: go.Figure, info: Reliability) -> None:
+    figure.add_scatter(
+        x=info.epochs,
+        y=percent(info.ece_by_epoch),
+        mode="lines+markers",
+        line={"color": VERMILLION, "width": 2.5},
+        marker={"size": 8},
+        showlegend=False,
+        hovertemplate="epoch %{x}: %{y:.1f} %<extra></extra>",
+        row=1,
+        col=2,
+    )
+    figure.update_xaxes(**epoch_axis(info.epochs), row=1, col=2)
+    figure.update_yaxes(title_text="expected calibration error (%)", rangemode="tozero", row=1, col=2)
+
+
+def reliability(trace: Trace, epoch: int | None = None) -> go.Figure:
+    """Reliability diagram of one epoch's pseudo-labels (the last by default), and ECE over all epochs."""
+    return draw_reliability(reliability_info(trace, epoch))

@@ -1,0 +1,126 @@
+"""Which classes are taken for which."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from clipviz.figures._style import (
+    COUNT_COLORS,
+    VERMILLION,
+    apply_layout,
+    class_name,
+    empty_chart,
+    percent,
+    ranked_bars,
+    short_name,
+    thinned,
+)
+from clipviz.trace import Trace
+
+_MAX_HOVER = 50
+
+
+class ConfusedPair(NamedTuple):
+    """`n` images of class `target` were called `prediction`."""
+
+    target: str
+    prediction: str
+    n: int
+
+
+class Confusion(NamedTuple):
+    """Counts (C,C), rows true classes, columns predictions, and the most confused pairs, worst first."""
+
+    names: list[str]
+    counts: np.ndarray
+    pairs: list[ConfusedPair]
+    epoch: int | None
+
+
+def confusion_info(trace: Trace, epoch: int | None = None, n_pairs: int = 12) -> Confusion:
+    """Confusion on the evaluation images.
+
+    Args:
+        trace: The run.
+        epoch: Epoch to look at, -1 for before training; the last one by default.
+        n_pairs: At most so many confused pairs are listed.
+    """
+    rows = trace.predictions[trace.predictions["target"] >= 0]
+    if epoch is None and len(rows):
+        epoch = int(rows["epoch"].max())
+    rows = rows[rows["epoch"] == epoch]
+    if not len(rows):
+        return Confusion([], np.zeros((0, 0), int), [], None)
+    target, prediction = rows["target"].to_numpy(int), rows["prediction"].to_numpy(int)
+    n_classes = max(len(trace.class_names), int(target.max()) + 1, int(prediction.max()) + 1)
+    counts = np.bincount(target * n_classes + prediction, minlength=n_classes**2).reshape(
+        n_classes, n_classes
+    )
+    names = [class_name(trace.class_names, label) for label in range(n_classes)]
+    return Confusion(names, counts, _worst_pairs(names, counts, n_pairs), epoch)
+
+
+def _worst_pairs(names: list[str], counts: np.ndarray, n_pairs: int) -> list[ConfusedPair]:
+    wrong = counts * ~np.eye(len(counts), dtype=bool)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:n_pairs]
+    rows, columns = np.unravel_index(order, wrong.shape)
+    return [
+        ConfusedPair(names[row], names[column], int(wrong[row, column]))
+        for row, column in zip(rows, columns, strict=True)
+        if wrong[row, column]
+    ]
+
+
+def draw_confusion(info: Confusion) -> go.Figure:
+    """The matrix in percent of each true class, and below it the pairs that are confused most."""
+    title = "Confusion: which class is taken for which"
+    if info.epoch is None:
+        return empty_chart(title, "No evaluation image came with its true label.", "predicted", "true class")
+    bars = 26 * max(len(info.pairs), 4)
+    figure = make_subplots(
+        rows=2,
+        row_heights=[500, bars],
+        vertical_spacing=180 / (680 + bars),
+        subplot_titles=("row: true class, column: prediction", "most confused pairs (true → predicted)"),
+    )
+    apply_layout(figure, title, 790 + bars, legend_rows=0, has_panel_titles=True)
+    share = info.counts / np.maximum(info.counts.sum(1, keepdims=True), 1)
+    figure.add_heatmap(
+        z=percent(share).round(1).astype(np.float32),
+        colorscale=COUNT_COLORS,
+        zmin=0,
+        zmax=100,
+        colorbar={"title": {"text": "% of the<br>true class"}, "len": 0.4, "y": 1, "yanchor": "top"},
+        customdata=_hover(info),
+        hovertemplate="%{customdata}<extra></extra>"
+        if len(info.names) <= _MAX_HOVER
+        else "%{z:.0f} %<extra></extra>",
+        row=1,
+        col=1,
+    )
+    ticks = thinned(info.names)
+    figure.update_xaxes(tickangle=-60, **ticks, row=1, col=1)
+    figure.update_yaxes(autorange="reversed", **ticks, row=1, col=1)
+    labels = [f"{short_name(pair.target)} → {short_name(pair.prediction)}" for pair in info.pairs]
+    ranked_bars(figure, labels, [pair.n for pair in info.pairs], VERMILLION, row=2)
+    return figure
+
+
+def _hover(info: Confusion) -> list[list[str]] | None:
+    """What to say about each cell; names in every cell of a large matrix would cost megabytes."""
+    if len(info.names) > _MAX_HOVER:
+        return None
+    names = [short_name(name) for name in info.names]
+    return [
+        [f"{n} of {total} {true} called {guess}" for n, guess in zip(row, names, strict=True)]
+        for row, total, true in zip(info.counts, info.counts.sum(1), names, strict=True)
+    ]
+
+
+def confusion(trace: Trace, epoch: int | None = None) -> go.Figure:
+    """Confusion matrix on the evaluation images with the most confused pairs (last epoch by default)."""
+    return draw_confusion(confusion_info(trace, epoch))

@@ -1,0 +1,249 @@
+"""How the class vectors moved: their paths in one fixed plane, and how far each turned."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from clipviz.figures._style import (
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    VERMILLION,
+    apply_layout,
+    class_name,
+    empty_chart,
+    epoch_axis,
+    escape,
+    short_name,
+)
+from clipviz.trace import Trace
+
+_NAMED_CLASSES = 10
+_DRIFT_ROWS = 30
+_NO_SNAPSHOTS = "This trace holds no snapshots of class vectors."
+_LOOKS = [
+    (VERMILLION, "circle", "solid"),
+    (BLUE, "diamond", "dash"),
+    (GREEN, "square", "dot"),
+    (ORANGE, "x", "dashdot"),
+]
+
+
+def _snapshots(trace: Trace) -> dict[str, np.ndarray]:
+    """Snapshot arrays (E1,C,D) in one space: those that share C and D with the first one, finite."""
+    found = {
+        name.removeprefix("snapshot/"): array.astype(np.float64)
+        for name, array in sorted(trace.arrays.items())
+        if name.startswith("snapshot/") and array.ndim == 3 and array.size and np.isfinite(array).all()
+    }
+    shapes = [array.shape[1:] for array in found.values()]
+    return {name: array for name, array in found.items() if array.shape[1:] == shapes[0]}
+
+
+class PrototypePaths(NamedTuple):
+    """Paths {snapshot: (E1,C,2)} in the plane of the two main directions of all snapshots and epochs.
+
+    The projection is one and the same for every epoch; each direction's largest loading is positive, so
+    that two computations agree. `explained` (2,) is each direction's share of the variance in [0, 1].
+    """
+
+    names: list[str]
+    paths: dict[str, np.ndarray]
+    explained: np.ndarray
+
+
+def prototype_paths_info(trace: Trace) -> PrototypePaths:
+    """Joint PCA of the stored class vectors over all epochs."""
+    snapshots = _snapshots(trace)
+    if not snapshots:
+        return PrototypePaths([], {}, np.zeros(2))
+    points = np.concatenate([array.reshape(-1, array.shape[-1]) for array in snapshots.values()])
+    center = points.mean(0)
+    directions, explained = _main_directions(points - center)
+    paths = {name: (array - center) @ directions for name, array in snapshots.items()}
+    n_classes = next(iter(snapshots.values())).shape[1]
+    return PrototypePaths([class_name(trace.class_names, i) for i in range(n_classes)], paths, explained)
+
+
+def _main_directions(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two main directions (D,2) of centred points (n,D), signs fixed, and their variance shares (2,)."""
+    # The (D,D) covariance is far smaller than the points of many epochs: exact, and fast enough to be live.
+    variances, vectors = np.linalg.eigh(points.T @ points)
+    directions = vectors[:, ::-1][:, :2]
+    shares = variances[::-1][:2] / max(float(variances.sum()), np.finfo(float).tiny)
+    if directions.shape[1] < 2:  # one-dimensional embeddings still get a plane
+        directions = np.pad(directions, ((0, 0), (0, 1)))
+        shares = np.pad(shares, (0, 1))
+    largest = directions[np.abs(directions).argmax(0), [0, 1]]
+    return directions * np.where(largest < 0, -1.0, 1.0), np.clip(shares, 0, 1)
+
+
+def draw_prototype_paths(info: PrototypePaths) -> go.Figure:
+    """A path per class from an open marker (before) to a filled one (now); the farthest are named."""
+    title = "Paths of the class vectors (one fixed projection for all epochs)"
+    if not info.paths:
+        return empty_chart(title, _NO_SNAPSHOTS, "first direction", "second direction")
+    figure = go.Figure()
+    apply_layout(figure, title, 620, legend_rows=2)
+    for i, (name, path) in enumerate(info.paths.items()):
+        _add_paths(figure, info.names, escape(name), path, _LOOKS[i % len(_LOOKS)])
+    _name_farthest(figure, info)
+    labels = [f"{share:.0%} of the variance" for share in info.explained]
+    figure.update_xaxes(title_text=f"first direction ({labels[0]})")
+    figure.update_yaxes(title_text=f"second direction ({labels[1]})")
+    return figure
+
+
+def _add_paths(
+    figure: go.Figure, names: list[str], label: str, path: np.ndarray, look: tuple[str, str, str]
+) -> None:
+    color, symbol, dash = look
+    gap = np.full((1, path.shape[1], 2), np.nan)
+    line = np.concatenate([path, gap]).transpose(1, 0, 2).reshape(-1, 2)
+    figure.add_scatter(
+        x=line[:, 0],
+        y=line[:, 1],
+        mode="lines",
+        legendgroup=label,
+        showlegend=False,
+        line={"color": color, "dash": dash, "width": 1.3},
+        opacity=0.6,
+        hoverinfo="skip",
+    )
+    hover = [short_name(name, 40) for name in names]
+    moments = [("before", 0, f"{symbol}-open"), ("last epoch", -1, symbol)]
+    if np.array_equal(path[0], path[-1]):
+        moments = [("never moves", 0, symbol)]
+    for when, at, shape in moments:
+        figure.add_scatter(
+            x=path[at, :, 0],
+            y=path[at, :, 1],
+            mode="markers",
+            name=f"{label}, {when}",
+            legendgroup=label,
+            marker={"color": color, "symbol": shape, "size": 8},
+            text=hover,
+            hovertemplate="%{text}<extra>" + f"{label}, {when}</extra>",
+        )
+
+
+def _name_farthest(figure: go.Figure, info: PrototypePaths) -> None:
+    """Names beside the ends that travelled farthest and do not sit on a name already written."""
+    path = max(info.paths.values(), key=lambda p: float(np.linalg.norm(p[-1] - p[0], axis=-1).max()))
+    distance = np.linalg.norm(path[-1] - path[0], axis=-1)
+    everything = np.concatenate([p.reshape(-1, 2) for p in info.paths.values()])
+    span = np.maximum(np.ptp(everything, axis=0), 1e-12)
+    written: list[np.ndarray] = []
+    for label in np.argsort(-distance, kind="stable"):
+        place = path[-1, label] / span
+        # A name is about a fifth of the width and a thirtieth of the height.
+        if len(written) == _NAMED_CLASSES or any(
+            (abs(place - other) < (0.24, 0.045)).all() for other in written
+        ):
+            continue
+        written.append(place)
+        figure.add_annotation(
+            x=path[-1, label, 0],
+            y=path[-1, label, 1],
+            text=short_name(info.names[label], 22),
+            showarrow=False,
+            yshift=13,
+            font={"size": 12},
+            bgcolor="rgba(255,255,255,0.6)",
+            borderpad=0,
+        )
+
+
+def prototype_paths(trace: Trace) -> go.Figure:
+    """The class vectors' paths over the epochs, in one plane found by joint PCA."""
+    return draw_prototype_paths(prototype_paths_info(trace))
+
+
+class PrototypeDrift(NamedTuple):
+    """Degrees between each class vector before training and at epochs (E1,), {snapshot: (E1,C)}."""
+
+    names: list[str]
+    epochs: np.ndarray
+    angles: dict[str, np.ndarray]
+
+
+def prototype_drift_info(trace: Trace) -> PrototypeDrift:
+    """How far every class vector turned since before training."""
+    snapshots = _snapshots(trace)
+    if not snapshots:
+        return PrototypeDrift([], np.zeros(0, int), {})
+    angles = {name: _angles(array) for name, array in snapshots.items()}
+    n_epochs, n_classes = next(iter(angles.values())).shape
+    names = [class_name(trace.class_names, i) for i in range(n_classes)]
+    return PrototypeDrift(names, np.arange(n_epochs) - 1, angles)
+
+
+def _angles(vectors: np.ndarray) -> np.ndarray:
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    # 2 atan2(|a-b|, |a+b|) keeps its digits near zero, where arccos of a rounded cosine has none left.
+    apart, together = (np.linalg.norm(unit + sign * unit[:1], axis=-1) for sign in (-1, 1))
+    return np.degrees(2 * np.arctan2(apart, together))
+
+
+def draw_prototype_drift(info: PrototypeDrift) -> go.Figure:
+    """Median and middle 90 % over the epochs, beside the classes that turned most."""
+    title = "Drift: how far the class vectors turned"
+    if not info.angles:
+        return empty_chart(title, _NO_SNAPSHOTS, "epoch", "angle (degrees)")
+    moving = max(info.angles, key=lambda name: float(info.angles[name][-1].mean()))
+    order = np.argsort(-info.angles[moving][-1], kind="stable")[:_DRIFT_ROWS]
+    figure = make_subplots(
+        cols=2,
+        column_widths=[0.42, 0.58],
+        horizontal_spacing=0.3,
+        subplot_titles=("over the epochs", f"{escape(moving)}: turned most"),
+    )
+    apply_layout(figure, title, max(420, 180 + 20 * len(order)), has_panel_titles=True)
+    for i, (name, angles) in enumerate(info.angles.items()):
+        _add_drift(figure, escape(name), info.epochs, angles, _LOOKS[i % len(_LOOKS)])
+    rows = list(range(len(order)))
+    names = [short_name(info.names[label]) for label in order]
+    figure.add_bar(
+        x=info.angles[moving][-1][order],
+        y=rows,
+        orientation="h",
+        marker_color=GRAY,
+        showlegend=False,
+        row=1,
+        col=2,
+        hovertemplate="%{x:.1f} degrees<extra></extra>",
+    )
+    figure.update_xaxes(**epoch_axis(info.epochs), row=1, col=1)
+    figure.update_yaxes(title_text="angle (degrees)", rangemode="tozero", row=1, col=1)
+    figure.update_xaxes(title_text="angle (degrees)", rangemode="tozero", row=1, col=2)
+    figure.update_yaxes(tickvals=rows, ticktext=names, autorange="reversed", row=1, col=2)
+    return figure
+
+
+def _add_drift(
+    figure: go.Figure, label: str, epochs: np.ndarray, angles: np.ndarray, look: tuple[str, str, str]
+) -> None:
+    color, symbol, dash = look
+    low, median, high = np.quantile(angles, [0.05, 0.5, 0.95], axis=1)
+    figure.add_scatter(
+        x=epochs,
+        y=median,
+        name=f"{label} (median, middle 90 %)",
+        mode="lines+markers",
+        line={"color": color, "dash": dash, "width": 2.5},
+        marker={"symbol": symbol, "size": 8},
+        error_y={"array": high - median, "arrayminus": median - low, "symmetric": False, "thickness": 1.2},
+        hovertemplate="epoch %{x}: %{y:.1f} degrees<extra></extra>",
+        row=1,
+        col=1,
+    )
+
+
+def prototype_drift(trace: Trace) -> go.Figure:
+    """The angle between every class vector and its beginning, over the epochs and by class."""
+    return draw_prototype_drift(prototype_drift_info(trace))

@@ -1,0 +1,46 @@
+"""Writing files so that none is ever half-written, and folders that can be written to."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+
+def prepare_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder and make sure that it can be written to.
+
+    Raises:
+        ValueError: with the reason, before any work was done.
+    """
+    folder = Path(path)
+    probe = folder / f".write-test-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to folder {os.fspath(path)!r}: {error.strerror or error}; choose another place"
+        ) from error
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file beside its place and move it there."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write an object as indented JSON; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,228 @@
+"""The loop: `adapt` is an iterator of events, and all of training is `Adaptation.__iter__`."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
+from clipviz.data.loader import ViewLoader
+from clipviz.evaluate import accuracy, branch_accuracies, gallery, predict, undisturbed
+from clipviz.events import (
+    UNLABELLED,
+    EpochFinished,
+    Event,
+    Predictions,
+    Probe,
+    PseudoLabels,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+)
+from clipviz.methods.base import AdaptConfig, Method
+
+
+def adapt(
+    method: Method,
+    dataset: ImageDataset,
+    config: AdaptConfig | None = None,
+    *,
+    eval_dataset: ImageDataset | None = None,
+    probe: Probe | Tensor | None = None,
+    seed: int = 0,
+) -> Iterator[Event]:
+    """Adapt a method to unlabelled images, as an iterator of events.
+
+    Nothing happens before the first `next`; leaving the `for` loop stops the run between two steps. Targets of the
+    datasets reach the events, never the method.
+
+    Args:
+        method: from `METHODS`; changed in place.
+        dataset: the images to learn from.
+        config: the schedule; default: the one the method recommends.
+        eval_dataset: images to measure on before training and after every epoch; None measures nothing.
+        probe: images to follow through the run: a `Probe`, or (P, 3, S, S) in [0, 1].
+        seed: order of the images and all views.
+
+    Yields:
+        `RunStarted`, `EpochFinished` for the state before training (epoch -1), then for every epoch its
+        `StepFinished`s and an `EpochFinished`, and at last `RunFinished`.
+
+    Raises:
+        FloatingPointError: if the loss is not finite; the step and its terms are named.
+    """
+    return iter(Adaptation(method, dataset, config, eval_dataset=eval_dataset, probe=probe, seed=seed))
+
+
+class Adaptation:
+    """One run as an object: what `adapt` iterates over, with the state a checkpoint needs.
+
+    Args: as for `adapt`.
+
+    Attributes:
+        epoch: the next epoch to do; set it (with the state of method and optimizer) to resume.
+        optimizer: AdamW over the method's trainable parameters; None for methods that only guess.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        dataset: ImageDataset,
+        config: AdaptConfig | None = None,
+        *,
+        eval_dataset: ImageDataset | None = None,
+        probe: Probe | Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.method, self.dataset, self.eval_dataset, self.seed = method, dataset, eval_dataset, seed
+        self.config = config or method.schedule
+        self.probe = _as_probe(probe)
+        self.epoch = 0
+        needs = method.needs
+        views = ViewConfig(method.backbone.image_size, needs.strong, needs.crops, needs.crop_scale, needs.fill)
+        self.loader = ViewLoader(
+            dataset, views, self.config.batch_size, seed, self.config.workers, method.backbone.device
+        )
+        self.n_epochs = self.config.epochs if method.trains else 1
+        self.n_steps = self.n_epochs * len(self.loader)
+        self.optimizer: torch.optim.AdamW | None = None
+        if method.trains:
+            self.optimizer = torch.optim.AdamW(
+                method.parameter_groups(self.config.weight_decay), lr=self.config.lr, betas=(0.9, 0.999), eps=1e-8
+            )
+        self._guesses: list[tuple[Tensor, Tensor]] = []  # pseudo-labels and targets of the current epoch
+        self._metrics: dict[str, list[Tensor]] = {}
+
+    def __iter__(self) -> Iterator[Event]:
+        """The whole of training."""
+        begun = time.perf_counter()
+        method = self.method
+        yield self._started()
+        if self.epoch == 0:
+            with torch.no_grad():
+                method.prepare(_without_targets(batch) for batch in self.loader.epoch(0))
+            yield self._measured(-1)
+        last: EpochFinished | None = None
+        for epoch in range(self.epoch, self.n_epochs):
+            method.train()
+            method.begin_epoch()
+            for i, batch in enumerate(self.loader.epoch(epoch)):
+                step = epoch * len(self.loader) + i
+                with torch.no_grad():
+                    pseudo = method.pseudo_label(batch.views, batch.index)
+                losses = self._learn(batch.views, pseudo, step) if self.optimizer else {}
+                self._count(pseudo, batch.target)
+                yield StepFinished(epoch, step, batch.index, batch.target, pseudo, losses)
+                method.train()
+            with torch.no_grad():
+                method.end_epoch()
+            self.epoch = epoch + 1
+            last = self._measured(epoch)
+            yield last
+        predictions = last.predictions if last else None
+        yield RunFinished("finished", time.perf_counter() - begun, self._gallery(predictions))
+
+    def _learn(self, views: Views, pseudo: PseudoLabels, step: int) -> dict[str, Tensor]:
+        """One optimizer step at the learning rate of the cosine schedule."""
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine_lr(step, self.n_steps, self.config)
+        losses = self.method.loss(views, pseudo)
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            terms = ", ".join(f"{name} = {value.item():.4g}" for name, value in losses.items())
+            raise FloatingPointError(
+                f"the loss is not finite at step {step} (epoch {step // len(self.loader)}): {terms}; "
+                f"try a smaller learning rate than {self.config.lr:g}"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self.optimizer.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _count(self, pseudo: PseudoLabels, target: Tensor) -> None:
+        self._guesses.append((pseudo.labels.cpu(), target.cpu()))
+        for name, values in pseudo.metrics.items():
+            self._metrics.setdefault(name, []).append(values.cpu())
+
+    def _measured(self, epoch: int) -> EpochFinished:
+        """Evaluate, explain the probe, and close the books of the epoch."""
+        metrics = {name: float(torch.cat(values).mean()) for name, values in self._metrics.items()}
+        if self._guesses and self.dataset.has_targets:
+            labels, target = (torch.cat(column) for column in zip(*self._guesses, strict=True))
+            metrics["pseudo_label_accuracy"] = accuracy(labels, target)
+        self._guesses, self._metrics = [], {}
+        predictions = None
+        if self.eval_dataset is not None:
+            predictions = predict(self.method, self.eval_dataset)
+            if self.eval_dataset.has_targets:
+                metrics["accuracy"] = accuracy(predictions.probs.argmax(-1), predictions.target)
+                metrics.update(branch_accuracies(self.method, self.eval_dataset))
+        explanation: dict[str, Tensor] = {}
+        with undisturbed(self.method):
+            if self.probe is not None:
+                explanation = self.method.explain(self.probe.images.to(self.method.backbone.device))
+            snapshot = {name: value.detach().cpu().clone() for name, value in self.method.snapshot().items()}
+        return EpochFinished(
+            epoch, metrics, predictions, snapshot, {kind: value.cpu() for kind, value in explanation.items()}
+        )
+
+    def _gallery(self, predictions: Predictions | None) -> Any:
+        if predictions is None or self.eval_dataset is None:
+            return None
+        return gallery(self.method, self.eval_dataset, predictions)
+
+    def _started(self) -> RunStarted:
+        method, data, evaluation = self.method, self.dataset, self.eval_dataset
+        transductive = evaluation is not None and (data.name, data.split) == (evaluation.name, evaluation.split)
+        meta = {
+            "method": method.name,
+            "model": method.backbone.name,
+            "data": data.name,
+            "split": data.split,
+            "eval_data": evaluation.name if evaluation else None,
+            "eval_split": evaluation.split if evaluation else None,
+            "accuracy_is": None if evaluation is None else "transductive" if transductive else "test",
+            "seed": self.seed,
+            "epochs": self.n_epochs if method.trains else 0,
+            "settings": {"method": method.settings, "schedule": asdict(self.config)},
+            "gamma": method.settings.get("gamma"),
+            "part_names": list(data.part_names) if data.part_names else [],
+            "skipped": [(s.path, s.reason) for s in data.skipped],
+            "device": str(method.backbone.device),
+            "versions": versions(),
+        }
+        return RunStarted(
+            method.name, meta, method.class_names, len(data), self.n_epochs, self.n_steps, self.probe
+        )
+
+
+def cosine_lr(step: int, n_steps: int, config: AdaptConfig) -> float:
+    """Learning rate of a step: m + (lr - m)/2 (1 + cos(pi t / T)) with m = min(min_lr, lr), no warm-up."""
+    low = min(config.min_lr, config.lr)
+    return low + 0.5 * (config.lr - low) * (1.0 + math.cos(math.pi * step / n_steps))
+
+
+def versions() -> dict[str, str]:
+    """What produced a result: Python and the libraries that touch the numbers."""
+    packages = ("clipviz", "torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _without_targets(batch: Batch) -> Batch:
+    return Batch(batch.views, batch.index, torch.full_like(batch.target, UNLABELLED))
+
+
+def _as_probe(probe: Probe | Tensor | None) -> Probe | None:
+    if probe is None or isinstance(probe, Probe):
+        return probe
+    n = len(probe)
+    return Probe(probe, torch.arange(n), torch.full((n,), UNLABELLED))

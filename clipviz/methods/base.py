@@ -1,0 +1,221 @@
+"""What a method is: three things to write, and a few that default to nothing.
+
+A method owns the model state that training changes. It sees images and their positions in the dataset, never targets.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from clipviz.backbone import Backbone
+from clipviz.data.base import Batch, Views
+from clipviz.events import PseudoLabels
+from clipviz.ops import class_logits, normalize
+from clipviz.prompts import ClassPrompts
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """The schedule of a run: AdamW with a cosine per step, as in the official code of microCLIP and DPA.
+
+    Attributes:
+        epochs: passes over the unlabelled images.
+        batch_size: images per step; the last, smaller batch is kept.
+        lr: learning rate at the first step.
+        min_lr: learning rate at the last step, at most `lr`.
+        weight_decay: of AdamW, on everything trainable unless a method says otherwise.
+        workers: processes that prepare views; 0 prepares them in the caller.
+    """
+
+    epochs: int = 15
+    batch_size: int = 64
+    lr: float = 1e-4
+    min_lr: float = 2e-6
+    weight_decay: float = 0.1
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse schedules that cannot be run."""
+        for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+
+
+@dataclass(frozen=True)
+class ViewNeeds:
+    """The views a method wants besides the weak one: a strong one, and so many crops of such a side."""
+
+    strong: bool = False
+    crops: int = 0
+    crop_scale: tuple[float, float] = (0.5, 0.9)
+    fill: tuple[int, int, int] = (123, 117, 104)
+
+
+class Method(nn.Module, ABC):
+    """Base of all methods.
+
+    To write: `pseudo_label`, `loss` (unless `trains` is False) and `logits`. All the rest has a default.
+
+    Args:
+        backbone: any CLIP. A method that trains works on a copy of the image tower, so the caller's stays as it is.
+        prompts: class names with their templates and descriptions.
+
+    Attributes:
+        name: the key in `METHODS`.
+        trains: False for methods that only guess.
+    """
+
+    name: ClassVar[str]
+    trains: ClassVar[bool] = True
+
+    def __init__(self, backbone: Backbone, prompts: ClassPrompts) -> None:
+        super().__init__()
+        if not prompts.names:
+            raise ValueError(f"{self.name} needs class names; give them with the dataset (classes=...)")
+        self.backbone = backbone.trainable_copy() if self.trains else backbone
+        self.class_names = tuple(prompts.names)
+
+    @property
+    def schedule(self) -> AdaptConfig:
+        """The schedule that its authors (or its preset) recommend."""
+        return AdaptConfig()
+
+    @property
+    def needs(self) -> ViewNeeds:
+        """Views to prepare."""
+        return ViewNeeds()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that was chosen, JSON-able, for the trace."""
+        return {}
+
+    @abstractmethod
+    def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
+        """Guess the classes of a batch; called without gradient."""
+
+    def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
+        """Weighted loss terms; their sum is minimized."""
+        return {}
+
+    @abstractmethod
+    def logits(self, images: Tensor) -> Tensor:
+        """Inference: (B, 3, S, S) in [0, 1] -> (B, C) scaled logits."""
+
+    def branches(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of parts of the inference path, each measured on its own: name -> (B, C)."""
+        return {}
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """See the whole training set once before the first epoch (banks, caches); default: nothing."""
+
+    def begin_epoch(self) -> None:
+        """Reset what is per epoch."""
+
+    def end_epoch(self) -> None:
+        """Update what changes once per epoch."""
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Classifiers or prototypes to follow over epochs: name -> (C, E)."""
+        return {}
+
+    def explain(self, images: Tensor) -> dict[str, Tensor]:
+        """Saliency of images, kind -> (B, h, w) float."""
+        return {}
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Trainable parameters for AdamW; default: one group with the given decay on everything."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "weight_decay": weight_decay}]
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: trainable parameters and the method's own buffers, not the frozen backbone."""
+        state = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        state.update((name, b) for name, b in self.named_buffers() if not name.startswith("backbone."))
+        return {name: tensor.detach() for name, tensor in state.items()}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what `trainable_state` gave.
+
+        Raises:
+            ValueError: if names or shapes are those of another method, model or class set.
+        """
+        own = self.trainable_state()
+        shapes = {name: tuple(t.shape) for name, t in own.items()}
+        got = {name: tuple(t.shape) for name, t in state.items()}
+        if shapes != got:
+            different = sorted(n for n in shapes.keys() | got.keys() if shapes.get(n) != got.get(n))
+            raise ValueError(
+                f"checkpoint does not fit this {self.name}: {len(different)} tensors differ, first {different[0]!r}: "
+                f"wanted {shapes.get(different[0])}, got {got.get(different[0])}; "
+                "use the same method, model and classes as when it was written"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def unfreeze_norms(visual: nn.Module) -> list[str]:
+    """Make the LayerNorm (and BatchNorm) parameters of an image tower trainable.
+
+    The rule of the official code: every parameter whose name contains "ln" or "bn"; 39,936 numbers in a ViT-B.
+
+    Returns:
+        The names.
+    """
+    names = [name for name, _ in visual.named_parameters() if "ln" in name or "bn" in name]
+    for name, parameter in visual.named_parameters():
+        if name in names:
+            parameter.requires_grad_(True)
+    return names
+
+
+def text_classifier(backbone: Backbone, sentences: list[tuple[str, ...]]) -> Tensor:
+    """Mean of the unit sentence embeddings of each class, normalized: w_c = nrm(mean_m E(d_cm)).
+
+    Args:
+        backbone: embeds the sentences.
+        sentences: for each of C classes, at least one sentence.
+
+    Returns:
+        (C, E) float, unit norm.
+    """
+    return normalize(torch.stack([rows.mean(0) for rows in sentence_embeddings(backbone, sentences)]))
+
+
+def sentence_embeddings(backbone: Backbone, sentences: list[tuple[str, ...]]) -> list[Tensor]:
+    """Unit embeddings of each class's sentences: C tensors (M_c, E), embedded in one go."""
+    flat = [sentence for group in sentences for sentence in group]
+    return list(backbone.embed_text(flat).split([len(group) for group in sentences]))
+
+
+class ZeroShotMethod(Method):
+    """A fixed classifier on CLS embeddings; subclasses say which."""
+
+    trains: ClassVar[bool] = False
+
+    def __init__(self, backbone: Backbone, prompts: ClassPrompts, classifier: Tensor) -> None:
+        super().__init__(backbone, prompts)
+        self.classifier: Tensor
+        self.register_buffer("classifier", classifier)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """logit_scale * cosine of the CLS embedding to each class."""
+        return class_logits(self.backbone.embed(images), self.classifier, self.backbone.logit_scale)
+
+    def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
+        """The prediction on the weak view."""
+        logits = self.logits(views.weak)
+        probs = logits.softmax(-1)
+        confidence, labels = probs.max(-1)
+        return PseudoLabels(labels, probs, torch.ones_like(confidence), {self.name: logits})
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The classifier."""
+        return {"classifier": self.classifier}

@@ -1,0 +1,340 @@
+"""microCLIP (arXiv 2510.02270): pseudo-labels from crops and descriptions, learned through a saliency-guided [FG] token.
+
+Notation: g CLS embedding and P patch tokens (value path) of a view, b composite of K crop embeddings, W_fix frozen and
+W learnable description classifier, nrm = unit norm, s = logit scale, all of the model being trained.
+
+    (1) NCut     m = foreground mask of the patches (`clipviz.ncut`)
+    (2) query    q = sum_i m_i P_i / max(1, sum_i m_i)
+    (3) SOAP     a = softmax((W_q q) . (W_k P_j) / sqrt(width)),   l = nrm((sum_j a_j W_v P_j) proj)        the [FG] embedding
+    (4) crops    r_k = g_k . g,   b = nrm(sum_k softmax(r)_k g_k)
+    (5) DKA      z = gamma b W_fix^T + (1 - gamma) nrm(g/2 + l/2) nrm(W)^T,   pseudo-label y = argmax z
+    (6) training o = s (rho g + (1 - rho) l) nrm(W)^T   on the strong view
+                 L = CE(o, y) + fairness(p),   p: running mean of softmax(o) within the epoch
+    (7) heads    W_fix,c = nrm(sum_m w_cm d_cm / sum_m w_cm),  w_cm = d_cm . t_c;   W starts at nrm(mean_m d_cm)
+
+(1)-(5) without gradient, from the weak view and the crops; inference is (6) on the whole image, without crops or W_fix.
+
+Where the official code is followed to the letter: hard labels, no threshold, plain cosines in (5); the running mean is
+halved with the past at every step but an epoch's first and divided by 0.5 in the loss; AdamW decays everything by 0.1.
+Where it is not, and why:
+- The sign of the Fiedler vector is fixed before the threshold, not after (see `clipviz.ncut`); one mask, not two.
+- If every pair of patches is connected, every mask is an artefact of the solver: the whole image is used.
+- The zero "unrelated" token of SOAP changes no output and no gradient; it is left out, so attention sums to 1.
+- t_c is the mean of unit prompt embeddings, as everywhere else, not of raw ones.
+- The `birds` preset fills the strong view with CLIP's mean color, as DPA does; `official` with black.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipviz.backbone import Backbone, ImageTokens
+from clipviz.data.base import Views
+from clipviz.events import PseudoLabels
+from clipviz.methods.base import (
+    AdaptConfig,
+    Method,
+    ViewNeeds,
+    sentence_embeddings,
+    text_classifier,
+    unfreeze_norms,
+)
+from clipviz.ncut import AffinityKind, MaskRule, Spectrum, edge_density, foreground_mask, patch_affinity, spectrum
+from clipviz.ops import class_logits, fairness_loss, normalize
+from clipviz.prompts import ClassPrompts
+
+
+@dataclass(frozen=True)
+class MicroCLIPConfig:
+    """Constants of microCLIP; the defaults are those of the papers' code for a ViT-B.
+
+    Attributes:
+        gamma: share of the static (W_fix, crops) vote in the pseudo-label, eq. (5).
+        rho: share of CLS in the fused logits, eq. (6).
+        crops: K, crops per image.
+        crop_scale: side of a crop as a share of the short side of the image.
+        crop_temperature: of the softmax in eq. (4).
+        fairness_weight: multiplier of the fairness term.
+        soap: False replaces the [FG] embedding by CLS everywhere, the ablation "without SOAP".
+        tau: threshold of the patch graph.
+        affinity: what the threshold is applied to, raw dot products or cosines.
+        mask_rule: where the Fiedler vector is cut.
+        fill: RGB that geometric operations of the strong view uncover.
+        schedule: recommended schedule.
+    """
+
+    gamma: float = 0.5
+    rho: float = 0.5
+    crops: int = 8
+    crop_scale: tuple[float, float] = (0.5, 0.9)
+    crop_temperature: float = 1.0
+    fairness_weight: float = 1.0
+    soap: bool = True
+    tau: float = 0.2
+    affinity: AffinityKind = "dot"
+    mask_rule: MaskRule = "std"
+    fill: tuple[int, int, int] = (0, 0, 0)
+    schedule: AdaptConfig = field(default_factory=AdaptConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse constants outside their range."""
+        for name in ("gamma", "rho"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.crops < 1:
+            raise ValueError(f"microclip needs at least one crop, got crops={self.crops}")
+
+
+PRESETS: dict[str, MicroCLIPConfig] = {
+    "official": MicroCLIPConfig(),
+    "birds": MicroCLIPConfig(
+        crops=4, crop_scale=(0.7, 1.0), affinity="cosine", fill=(123, 117, 104), schedule=AdaptConfig(lr=1e-3)
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------------------- the equations
+
+
+def saliency_query(patches: Tensor, mask: Tensor) -> Tensor:
+    """Mean foreground token, eq. (2).
+
+    Args:
+        patches: (B, N, W) float.
+        mask: (B, N) bool.
+
+    Returns:
+        (B, W) float; zero where the mask is empty. Gradient flows through the patches.
+    """
+    weight = mask.to(patches.dtype)
+    return torch.einsum("bn,bnw->bw", weight, patches) / weight.sum(1, keepdim=True).clamp(min=1.0)
+
+
+def soap_pool(
+    query: Tensor, patches: Tensor, w_query: Tensor, w_key: Tensor, w_value: Tensor, projection: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Saliency-oriented attention pooling, eq. (3), with one head.
+
+    Args:
+        query: (B, W) float.
+        patches: (B, N, W) float.
+        w_query: (W, W) float, as the weight of an `nn.Linear` (y = x w^T); likewise the next two.
+        w_key: (W, W) float.
+        w_value: (W, W) float.
+        projection: (W, E) float, the tower's own, multiplied from the right.
+
+    Returns:
+        The [FG] embedding (B, E), unit norm, and the attention (B, N), summing to 1.
+    """
+    # Reassociated: W_k^T (W_q q) once per image instead of W_k P_j for every patch; the same for W_v.
+    key = query @ w_query.T @ w_key
+    attention = (torch.einsum("bnw,bw->bn", patches, key) / query.shape[-1] ** 0.5).softmax(-1)
+    pooled = torch.einsum("bn,bnw->bw", attention, patches) @ w_value.T
+    return normalize(pooled @ projection), attention
+
+
+def crop_composite(embedding: Tensor, crops: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Relevance-weighted mean of the crop embeddings, eq. (4).
+
+    Args:
+        embedding: (B, E) float, unit norm, of the weak view.
+        crops: (B, K, E) float, unit norm.
+        temperature: of the softmax over crops; 1 (official) is nearly a plain mean.
+
+    Returns:
+        The composite (B, E), unit norm, and the crop weights (B, K), summing to 1.
+    """
+    weights = (torch.einsum("bke,be->bk", crops, embedding) / temperature).softmax(-1)
+    return normalize(torch.einsum("bk,bke->be", weights, crops)), weights
+
+
+def description_classifier(descriptions: list[Tensor], name_embeddings: Tensor) -> Tensor:
+    """Frozen classifier W_fix, eq. (7): descriptions weighted by their cosine to the class name, no softmax.
+
+    Args:
+        descriptions: C tensors (M_c, E) float, unit norm.
+        name_embeddings: (C, E) float, unit norm.
+
+    Returns:
+        (C, E) float, unit norm.
+    """
+    rows = []
+    for sentences, name in zip(descriptions, name_embeddings, strict=True):
+        weights = sentences @ name
+        rows.append(weights @ sentences / weights.sum())
+    return normalize(torch.stack(rows))
+
+
+def dka_similarity(static: Tensor, dynamic: Tensor, gamma: float) -> Tensor:
+    """Dynamic Knowledge Aggregation, eq. (5): gamma * static + (1 - gamma) * dynamic, all (B, C) cosines."""
+    return gamma * static + (1.0 - gamma) * dynamic
+
+
+# ------------------------------------------------------------------------------------------------- the method
+
+
+class Foreground(NamedTuple):
+    """The [FG] branch of one batch, with what it was made from.
+
+    Attributes:
+        embedding: (B, E) float, unit norm, l of eq. (3).
+        attention: (B, N) float, summing to 1.
+        mask: (B, N) bool.
+        spectrum: Fiedler vector, lambda_2 and gap.
+        density: (B,) float, share of connected patch pairs.
+    """
+
+    embedding: Tensor
+    attention: Tensor
+    mask: Tensor
+    spectrum: Spectrum
+    density: Tensor
+
+
+class MicroCLIP(Method):
+    """microCLIP: trains the LayerNorms of the image tower, the three SOAP matrices and the learnable classifier.
+
+    Args:
+        backbone: a ViT with CLS and patch tokens.
+        prompts: class names, templates and descriptions (templates stand in for missing descriptions).
+        config: constants; default: the `birds` preset for the bundled model, else `official`.
+
+    Raises:
+        ValueError: if the tower has no patch tokens.
+    """
+
+    name = "microclip"
+
+    def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: MicroCLIPConfig | None = None) -> None:
+        backbone.require_patches(self.name)
+        super().__init__(backbone, prompts)
+        self.config = config or PRESETS["birds" if backbone.name == "birds" else "official"]
+        names = text_classifier(backbone, [prompts.template_sentences(name) for name in prompts.names])
+        sentences = [prompts.description_sentences(name) for name in prompts.names]
+        self.static_classifier: Tensor
+        self.register_buffer(
+            "static_classifier", description_classifier(sentence_embeddings(backbone, sentences), names)
+        )
+        self.learned_classifier = nn.Parameter(text_classifier(backbone, sentences))
+        identity = torch.eye(backbone.width, device=backbone.device)
+        for matrix in ("w_query", "w_key", "w_value"):
+            self.register_parameter(matrix, nn.Parameter(identity.clone(), requires_grad=self.config.soap))
+        # Running mean of the predicted probabilities and the number of steps in it, both per epoch.
+        self.mean_probs: Tensor
+        self.mean_steps: Tensor
+        self.register_buffer("mean_probs", torch.zeros(len(self.class_names), device=backbone.device))
+        self.register_buffer("mean_steps", torch.zeros((), device=backbone.device))
+        unfreeze_norms(self.backbone.visual)
+
+    @property
+    def schedule(self) -> AdaptConfig:
+        """The preset's schedule."""
+        return self.config.schedule
+
+    @property
+    def needs(self) -> ViewNeeds:
+        """A strong view and the crops."""
+        return ViewNeeds(True, self.config.crops, self.config.crop_scale, self.config.fill)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration."""
+        return asdict(self.config)
+
+    def foreground(self, patches: Tensor) -> Foreground:
+        """NCut, query and SOAP on the patches (B, N, W) of a batch, eqs. (1)-(3)."""
+        config = self.config
+        affinity = patch_affinity(patches.detach(), config.tau, config.affinity)
+        cut, density = spectrum(affinity), edge_density(affinity)
+        mask = foreground_mask(cut.fiedler, config.mask_rule) | (density == 1.0)[:, None]
+        query = saliency_query(patches, mask)
+        embedding, attention = soap_pool(
+            query, patches, self.w_query, self.w_key, self.w_value, self.backbone.visual.proj
+        )
+        return Foreground(embedding, attention, mask, cut, density)
+
+    def _fg_embedding(self, tokens: ImageTokens) -> Tensor:
+        return self.foreground(tokens.patches).embedding if self.config.soap else tokens.cls
+
+    def _fused_logits(self, cls: Tensor, fg: Tensor) -> Tensor:
+        """Logits of eq. (6); the mean of two unit vectors is deliberately not normalized."""
+        fused = self.config.rho * cls + (1.0 - self.config.rho) * fg
+        return class_logits(fused, self.learned_classifier, self.backbone.logit_scale)
+
+    def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
+        """Eqs. (1)-(5) on the weak view and the crops, by the current model."""
+        assert views.crops is not None  # the loop prepares what `needs` asks for
+        tokens = self.backbone.tokens(views.weak)
+        metrics = {}
+        fg = tokens.cls
+        if self.config.soap:
+            foreground = self.foreground(tokens.patches)
+            fg = foreground.embedding
+            metrics = {"lambda_2": foreground.spectrum.eigenvalue, "edge_density": foreground.density}
+        crops = self.backbone.embed(views.crops.flatten(0, 1)).unflatten(0, views.crops.shape[:2])
+        composite, crop_weights = crop_composite(tokens.cls, crops, self.config.crop_temperature)
+        static = class_logits(composite, self.static_classifier)
+        dynamic = class_logits(normalize(0.5 * tokens.cls + 0.5 * fg), self.learned_classifier)
+        scale = self.backbone.logit_scale
+        probs = (scale * dka_similarity(static, dynamic, self.config.gamma)).softmax(-1)
+        confidence, labels = probs.max(-1)
+        sources = {"static": scale * static, "dynamic": scale * dynamic}
+        return PseudoLabels(labels, probs, torch.ones_like(confidence), sources, crop_weights, metrics)
+
+    def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
+        """Eq. (6) on the strong view."""
+        assert views.strong is not None
+        tokens = self.backbone.tokens(views.strong)
+        logits = self._fused_logits(tokens.cls, self._fg_embedding(tokens))
+        mean_probs = self._update_mean_probs(logits.softmax(-1).mean(0))
+        return {
+            "cross_entropy": F.cross_entropy(logits, pseudo.labels),
+            "fairness": self.config.fairness_weight * fairness_loss(mean_probs) / 0.5,
+        }
+
+    def _update_mean_probs(self, batch: Tensor) -> Tensor:
+        """Running mean: the batch's at an epoch's first step, then half past and half batch; gradient by the batch."""
+        past = 0.5 * (self.mean_steps > 0)
+        mean = past * self.mean_probs + (1.0 - past) * batch
+        self.mean_probs.copy_(mean.detach())
+        self.mean_steps += 1
+        return mean
+
+    def begin_epoch(self) -> None:
+        """Forget the running mean."""
+        self.mean_probs.zero_()
+        self.mean_steps.zero_()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Fused logits of eq. (6) on whole images."""
+        tokens = self.backbone.tokens(images)
+        return self._fused_logits(tokens.cls, self._fg_embedding(tokens))
+
+    def branches(self, images: Tensor) -> dict[str, Tensor]:
+        """CLS alone and [FG] alone."""
+        tokens = self.backbone.tokens(images)
+        scale = self.backbone.logit_scale
+        return {
+            "cls": class_logits(tokens.cls, self.learned_classifier, scale),
+            "fg": class_logits(self._fg_embedding(tokens), self.learned_classifier, scale),
+        }
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Both classifiers, unit norm."""
+        return {"static_classifier": self.static_classifier, "learned_classifier": normalize(self.learned_classifier)}
+
+    def explain(self, images: Tensor) -> dict[str, Tensor]:
+        """SOAP attention, NCut mask and Fiedler vector on the patch grid."""
+        tokens = self.backbone.tokens(images)
+        foreground = self.foreground(tokens.patches)
+        maps = {
+            "soap": foreground.attention,
+            "ncut": foreground.mask.float(),
+            "fiedler": foreground.spectrum.fiedler,
+        }
+        return {kind: values.unflatten(1, tokens.grid) for kind, values in maps.items()}

@@ -1,0 +1,128 @@
+"""Normalized cut over patch tokens: affinity -> normalized Laplacian -> Fiedler vector -> foreground mask.
+
+Shi & Malik (2000) as used by TokenCut and by microCLIP's official code. With S the similarity of two patches,
+
+    A_ij = 1 if S_ij > tau else eps,    d_i = sum_j A_ij,    L = s (diag(d) - A) s,    s_i = 1 / (sqrt(d_i) + eps)
+
+and f the eigenvector of L's second-smallest eigenvalue. An eigenvector has no sign of its own, and the official code
+thresholds before it fixes one, so its mask is either a salient core or almost everything, by the whim of the solver. Here
+f is first turned so that its entry of largest magnitude is positive; then it is thresholded once.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipviz.errors import choose
+from clipviz.ops import normalize
+
+AffinityKind = Literal["dot", "cosine"]
+MaskRule = Literal["std", "mean"]
+
+
+def patch_affinity(patches: Tensor, tau: float = 0.2, kind: AffinityKind = "dot", eps: float = 1e-6) -> Tensor:
+    """Thresholded similarity graph over the patches of each image.
+
+    Args:
+        patches: (B, N, W) float tokens.
+        tau: patches more similar than this are connected.
+        kind: "dot" compares raw tokens (the official code), "cosine" unit-norm ones (what tau = 0.2 means in TokenCut).
+        eps: weight of the absent edges, so that the graph stays connected.
+
+    Returns:
+        (B, N, N) float, entries 1 or eps.
+
+    Raises:
+        ValueError: if `kind` is unknown or the shape is not (B, N, W).
+    """
+    choose("affinity kind", kind, ("dot", "cosine"))
+    if patches.ndim != 3:
+        raise ValueError(f"patches must be (B, N, W), got {tuple(patches.shape)}")
+    tokens = normalize(patches) if kind == "cosine" else patches
+    similarity = tokens @ tokens.transpose(1, 2)
+    return torch.where(similarity > tau, 1.0, eps).to(patches.dtype)
+
+
+def normalized_laplacian(affinity: Tensor, eps: float = 1e-6) -> Tensor:
+    """L = s (diag(d) - A) s with s = 1 / (sqrt(d) + eps), (B, N, N) -> (B, N, N)."""
+    degree = affinity.sum(-1)
+    scale = 1.0 / (degree.sqrt() + eps)
+    return scale[:, :, None] * (torch.diag_embed(degree) - affinity) * scale[:, None, :]
+
+
+class Spectrum(NamedTuple):
+    """The part of the Laplacian's spectrum that the cut is made of.
+
+    Attributes:
+        fiedler: (B, N) float, unit norm, entry of largest magnitude positive.
+        eigenvalue: (B,) float, lambda_2 in [0, 2]; near 0 the graph almost falls apart, near 1 it is almost complete.
+        gap: (B,) float, lambda_3 - lambda_2; near 0 the Fiedler vector is arbitrary.
+    """
+
+    fiedler: Tensor
+    eigenvalue: Tensor
+    gap: Tensor
+
+
+def spectrum(affinity: Tensor) -> Spectrum:
+    """Fiedler vector with its eigenvalue and spectral gap.
+
+    Args:
+        affinity: (B, N, N) float, symmetric, positive, N >= 2.
+
+    Returns:
+        In the dtype of the input; the eigenproblem is solved in float64, because lambda_2 of a graph that nearly
+        falls apart (1e-6) is below the noise of float32.
+
+    Raises:
+        ValueError: if the shape is not (B, N, N) with N >= 2.
+    """
+    if affinity.ndim != 3 or affinity.shape[1] != affinity.shape[2] or affinity.shape[1] < 2:
+        raise ValueError(f"affinity must be (B, N, N) with N >= 2, got {tuple(affinity.shape)}")
+    values, vectors = torch.linalg.eigh(normalized_laplacian(affinity.detach().double()))
+    second = vectors[:, :, 1].to(affinity.dtype)  # rounded before it is turned, so that the promise holds to the bit
+    peak = second.gather(1, second.abs().argmax(1, keepdim=True))
+    fiedler = torch.where(peak < 0, -second, second)
+    gap = values[:, 2] - values[:, 1] if values.shape[1] > 2 else torch.full_like(values[:, 1], torch.inf)
+    return Spectrum(fiedler, values[:, 1].to(affinity.dtype), gap.to(affinity.dtype))
+
+
+def fiedler_vector(affinity: Tensor) -> Tensor:
+    """Eigenvector of the second-smallest eigenvalue of the normalized Laplacian.
+
+    Args:
+        affinity: (B, N, N) float, symmetric, positive, N >= 2.
+
+    Returns:
+        (B, N) float, unit norm, the entry of largest magnitude positive. No gradient flows.
+    """
+    return spectrum(affinity).fiedler
+
+
+def foreground_mask(fiedler: Tensor, rule: MaskRule = "std") -> Tensor:
+    """Patches on the salient side of the cut.
+
+    Args:
+        fiedler: (B, N) float, oriented as `fiedler_vector` returns it.
+        rule: "std" keeps entries above the (unbiased) standard deviation, a small salient core, as the official code;
+            "mean" keeps entries above the mean (TokenCut), the larger side.
+
+    Returns:
+        (B, N) bool.
+
+    Raises:
+        ValueError: if the rule is unknown.
+    """
+    choose("mask rule", rule, ("std", "mean"))
+    threshold = fiedler.std(-1, keepdim=True) if rule == "std" else fiedler.mean(-1, keepdim=True)
+    return fiedler > threshold
+
+
+def edge_density(affinity: Tensor) -> Tensor:
+    """Share of the off-diagonal pairs that are connected, (B, N, N) -> (B,) float in [0, 1]."""
+    n = affinity.shape[-1]
+    connected = (affinity > 0.5).sum((-2, -1)) - (affinity.diagonal(dim1=-2, dim2=-1) > 0.5).sum(-1)
+    return connected.to(affinity.dtype) / (n * (n - 1))

@@ -1,0 +1,260 @@
+"""Class names, templates and descriptions as text; `Backbone` turns the sentences into a classifier.
+
+Descriptions come in the format of CuPL: one JSON object, class name -> list of full sentences. Keys are
+matched to classes by name and never by position, because the order of a file says nothing about the order of
+the classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipviz.errors import unknown
+
+DEFAULT_TEMPLATES = (
+    "a photo of a {}.",
+    "a close-up photo of a {}.",
+    "a photo of the {}.",
+    "a good photo of a {}.",
+    "a cropped photo of a {}.",
+)
+
+
+def normalize_name(name: str) -> str:
+    """Reduce a class name to what two spellings of it share: lower case, one space for "_", "-" and spaces.
+
+    Unicode is composed (NFC), since some file systems hand out decomposed folder names.
+    """
+    return " ".join(unicodedata.normalize("NFC", name).lower().replace("_", " ").replace("-", " ").split())
+
+
+def spoken_name(name: str) -> str:
+    """Return the class name as it stands in a sentence: "_" and line breaks become spaces."""
+    return " ".join(name.replace("_", " ").split())
+
+
+def fill_template(template: str, name: str) -> str:
+    """Put a class name into a template.
+
+    "{}" is replaced as text and never by `str.format`, so braces, quotes and percent signs on either side
+    are safe.
+    """
+    return template.replace("{}", spoken_name(name))
+
+
+@dataclass(frozen=True)
+class ClassPrompts:
+    """What the text tower reads for each class.
+
+    Attributes:
+        names: Class names; the position is the class index. Empty if the classes are not known yet.
+        templates: Patterns with "{}" where the class name goes; the first serves where one is asked for.
+        descriptions: Class name -> its sentences, for all classes or (nobody wrote any) for none.
+
+    Raises:
+        ValueError: If a name occurs twice or is blank, a template lacks "{}", or descriptions and names
+            disagree.
+    """
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    descriptions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_class_names(self.names)
+        _check_templates(self.templates)
+        if self.descriptions:
+            resolved = resolve_descriptions(self.descriptions, self.names, source="descriptions")
+            object.__setattr__(self, "descriptions", resolved)
+
+    @property
+    def descriptions_given(self) -> bool:
+        """Whether somebody wrote descriptions; if not, the template sentences stand in for them."""
+        return bool(self.descriptions)
+
+    def template_sentences(self, name: str) -> tuple[str, ...]:
+        """Return the class name in every template, in the order of `templates`.
+
+        Raises:
+            ValueError: If there is no class of that name.
+        """
+        self._check_known(name)
+        return tuple(fill_template(template, name) for template in self.templates)
+
+    def description_sentences(self, name: str) -> tuple[str, ...]:
+        """Return the sentences that describe the class; its template sentences if no descriptions were given.
+
+        Raises:
+            ValueError: If there is no class of that name.
+        """
+        self._check_known(name)
+        return self.descriptions[name] if self.descriptions_given else self.template_sentences(name)
+
+    def _check_known(self, name: str) -> None:
+        if name not in self.names:
+            raise unknown("class", name, self.names)
+
+
+def check_class_names(names: Sequence[str], source: str = "class names") -> None:
+    """Check that every class has a name of its own.
+
+    Raises:
+        ValueError: If names are blank or occur twice; all are listed. `source` says where they came from.
+    """
+    blank = [index for index, name in enumerate(names) if not spoken_name(name)]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    problems = [f"blank at position {index}" for index in blank] + [
+        f"{name!r} occurs twice" for name in twice
+    ]
+    if problems:
+        raise ValueError(f"{source}: every class needs a name of its own, but {'; '.join(problems)}")
+
+
+def _check_templates(templates: Sequence[str]) -> None:
+    if isinstance(templates, str):
+        raise ValueError(f"templates: wanted a list of patterns, got one string {templates!r}")
+    if not templates:
+        raise ValueError("templates: wanted at least one pattern such as 'a photo of a {}.', got none")
+    lacking = [template for template in templates if "{}" not in template]
+    if lacking:
+        shown = ", ".join(repr(template) for template in lacking)
+        raise ValueError(f"templates: put {{}} where the class name goes; it is missing in {shown}")
+
+
+def read_descriptions(
+    path: str | os.PathLike[str], class_names: Sequence[str] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Read a CuPL description file: a JSON object, class name -> list of sentences.
+
+    Args:
+        path: The file, UTF-8.
+        class_names: The classes it must describe, each exactly once and no others. Spellings may differ in
+            case and in "_", "-" and spaces. None takes the classes from the file.
+
+    Returns:
+        Class name -> sentences, in the order and spelling of `class_names` (of the file if None).
+
+    Raises:
+        ValueError: If the file cannot be read or is no JSON object, or with ONE line that lists every
+            missing, extra and ambiguous key, empty list and thing that is no sentence.
+    """
+    source = f"descriptions file {os.fspath(path)!r}"
+    return resolve_descriptions(_read_json_object(Path(path), source), class_names, source)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as its pairs in order: a dict would silently drop all but the last of equal keys."""
+
+
+def _read_json_object(path: Path, source: str) -> _Pairs:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
+    except OSError as error:
+        raise ValueError(f"{source}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source}: is not valid JSON ({error})") from error
+    if not isinstance(content, _Pairs):
+        raise ValueError(
+            f"{source}: wanted a JSON object, class name -> list of sentences; got {_json_type(content)}"
+        )
+    return content
+
+
+def resolve_descriptions(
+    descriptions: Mapping[str, Any] | Iterable[tuple[str, Any]],
+    class_names: Sequence[str] | None = None,
+    source: str = "descriptions",
+) -> dict[str, tuple[str, ...]]:
+    """Check descriptions and bring them into the order and spelling of the classes.
+
+    Args:
+        descriptions: Class name -> list of sentences, as a mapping or as pairs.
+        class_names: The classes to describe; None takes them from the keys.
+        source: Where the descriptions came from, for the message.
+
+    Returns:
+        Class name -> sentences without surrounding blanks.
+
+    Raises:
+        ValueError: With one line that lists all problems, as in `read_descriptions`.
+    """
+    pairs = list(descriptions.items() if isinstance(descriptions, Mapping) else descriptions)
+    by_name: dict[str, list[tuple[str, Any]]] = defaultdict(list)
+    for key, sentences in pairs:
+        by_name[normalize_name(key)].append((key, sentences))
+    classes = [key.strip() for key, _ in pairs] if class_names is None else list(class_names)
+    problems = _key_problems(by_name, classes)
+    problems += [problem for key, sentences in pairs if (problem := _sentences_problem(key, sentences))]
+    if problems:
+        raise ValueError(f"{source}: {'; '.join(problems)}")
+    return {
+        name: tuple(sentence.strip() for sentence in by_name[normalize_name(name)][0][1]) for name in classes
+    }
+
+
+def _key_problems(by_name: Mapping[str, list[tuple[str, Any]]], classes: Sequence[str]) -> list[str]:
+    """Say which classes have no key, which keys have no class, and which cannot be told apart."""
+    wanted: dict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        wanted[normalize_name(name)].append(name)
+    missing = [name for norm, names in wanted.items() if norm not in by_name for name in names]
+    extra = [key for norm, entries in by_name.items() if norm not in wanted for key, _ in entries]
+    same_keys = [[key for key, _ in entries] for entries in by_name.values() if len(entries) > 1]
+    same_classes = [names for norm, names in wanted.items() if len(names) > 1 and len(by_name[norm]) <= 1]
+    problems = []
+    if missing:
+        problems.append(f"no entry for {_listed(missing)}")
+    if extra:
+        problems.append(f"entries for no class: {_listed(extra)}")
+    problems += [f"ambiguous keys for one class: {_listed(keys)}" for keys in same_keys]
+    problems += [f"classes that share one key: {_listed(names)}" for names in same_classes]
+    if not classes:
+        problems.append("no class is described")
+    if "" in by_name:
+        problems.append("a key is blank")
+    return problems
+
+
+def _sentences_problem(key: str, sentences: Any) -> str | None:
+    if not _is_encodable(key):
+        return f"key {key!r} is broken Unicode (a lone surrogate)"
+    if not isinstance(sentences, list | tuple) or isinstance(sentences, _Pairs):
+        return f"{key!r} wants a list of sentences, got {_json_type(sentences)}"
+    if not sentences:
+        return f"{key!r} has an empty list"
+    if wrong := sorted({_json_type(item) for item in sentences if not isinstance(item, str)}):
+        return f"{key!r} holds {' and '.join(wrong)} where a sentence belongs"
+    if any(not sentence.strip() for sentence in sentences):
+        return f"{key!r} has a blank sentence"
+    if not all(_is_encodable(sentence) for sentence in sentences):
+        return f"{key!r} has a sentence with broken Unicode (a lone surrogate)"
+    return None
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _json_type(value: Any) -> str:
+    if isinstance(value, str | bool | type(None)):
+        return {str: "a string", bool: "true or false"}.get(type(value), "null")
+    if isinstance(value, int | float):
+        return "a number"
+    return "a list" if isinstance(value, list | tuple) and not isinstance(value, _Pairs) else "an object"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)

@@ -1,0 +1,198 @@
+"""Recorder: events in, trace out. The one module that knows both stems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, RunStarted, StepFinished
+from clipviz.ops import margin
+from clipviz.trace import TABLES, Trace
+
+MAX_SOURCE_LOGITS = 10_000_000
+"""Source logits of the last epoch are kept up to so many numbers per source (20 MB of float16)."""
+
+
+def record(events: Iterable[Event], *listeners: Listener) -> Trace:
+    """Drain a run into a trace; listeners see every event after it is recorded.
+
+    Ctrl-C (or the notebook's stop button) ends the run at a step boundary; what was recorded is returned.
+
+    Args:
+        events: from `adapt`.
+        listeners: called with each event.
+    """
+    recorder = Recorder()
+    try:
+        for event in events:
+            recorder(event)
+            for listener in listeners:
+                listener(event)
+    except KeyboardInterrupt:
+        recorder.meta["status"] = "stopped"
+    return recorder.trace()
+
+
+class Recorder:
+    """A listener that grows a trace.
+
+    Args:
+        trace: what an interrupted run recorded; the run goes on at its end.
+
+    Attributes:
+        meta: metadata of the trace.
+    """
+
+    def __init__(self, trace: Trace | None = None) -> None:
+        start = trace or Trace()
+        self.meta: dict[str, Any] = dict(start.meta)
+        self._tables: dict[str, list[pd.DataFrame]] = {
+            name: [table] if len(table := getattr(start, name)) else [] for name in TABLES
+        }
+        self._fixed: dict[str, np.ndarray] = {}
+        self._growing: dict[str, list[np.ndarray]] = {}
+        for name, array in start.arrays.items():
+            if _grows(name):
+                self._growing[name] = list(array)
+            else:
+                self._fixed[name] = array
+        self._steps: list[tuple[int, int, str, Tensor]] = []
+        self._source_epoch = -1
+        self._sources: dict[str, list[np.ndarray]] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Take one event in."""
+        match event:
+            case RunStarted():
+                self._run_started(event)
+            case StepFinished():
+                self._step_finished(event)
+            case EpochFinished():
+                self._epoch_finished(event)
+            case RunFinished():
+                self._run_finished(event)
+
+    def trace(self) -> Trace:
+        """The trace so far."""
+        self._flush_steps()
+        tables = {name: pd.concat(parts, ignore_index=True) for name, parts in self._tables.items() if parts}
+        arrays = dict(self._fixed)
+        arrays.update({name: np.stack(rows) for name, rows in self._growing.items()})
+        arrays.update({f"sources/{name}": np.concatenate(rows) for name, rows in self._sources.items()})
+        return Trace(**tables, arrays=arrays, meta=dict(self.meta))
+
+    def _run_started(self, event: RunStarted) -> None:
+        meta = dict(event.meta)
+        skipped = meta.pop("skipped", [])
+        self.meta.update(
+            meta, class_names=list(event.class_names), n_images=event.n_images, status="running", seconds=None
+        )
+        if self._tables["epochs"]:
+            return  # resumed: probe and skipped files are known
+        if skipped:
+            self._tables["skipped"].append(pd.DataFrame(skipped, columns=["path", "reason"]))
+        if event.probe is not None:
+            self._fixed.update(_probe_arrays("probe", event.probe))
+
+    def _step_finished(self, event: StepFinished) -> None:
+        total = sum(event.losses.values())
+        for term, value in {**event.losses, "loss": total}.items() if event.losses else ():
+            self._steps.append((event.epoch, event.step, term, value))
+        pseudo = event.pseudo
+        columns = {
+            "epoch": np.full(len(event.index), event.epoch),
+            "index": _numpy(event.index),
+            "pseudo_label": _numpy(pseudo.labels),
+            "confidence": _numpy(pseudo.probs.amax(-1)),
+            "margin": _numpy(margin(pseudo.probs)),
+            "weight": _numpy(pseudo.weights).astype(np.float32),
+            "target": _numpy(event.target),
+        }
+        for name, logits in pseudo.sources.items():
+            confidence, labels = logits.softmax(-1).max(-1)
+            columns[f"{name}_label"], columns[f"{name}_confidence"] = _numpy(labels), _numpy(confidence)
+        self._tables["samples"].append(pd.DataFrame(columns))
+        self._keep_sources(event)
+
+    def _keep_sources(self, event: StepFinished) -> None:
+        """Full source logits, of the last epoch only: the gamma what-if needs them."""
+        if event.epoch != self._source_epoch:
+            self._source_epoch, self._sources = event.epoch, {}
+            self._fixed = {name: a for name, a in self._fixed.items() if not name.startswith("sources/")}
+        self.meta["sources"] = list(event.pseudo.sources)
+        numbers = self.meta["n_images"] * event.pseudo.probs.shape[-1]
+        if numbers > MAX_SOURCE_LOGITS:
+            return
+        rows = {"index": _numpy(event.index), "target": _numpy(event.target)}
+        rows.update((name, _numpy(logits).astype(np.float16)) for name, logits in event.pseudo.sources.items())
+        for name, values in rows.items():
+            self._sources.setdefault(name, []).append(values)
+
+    def _epoch_finished(self, event: EpochFinished) -> None:
+        self._flush_steps()
+        if event.metrics:
+            rows = [(event.epoch, name, value) for name, value in event.metrics.items()]
+            self._tables["epochs"].append(pd.DataFrame(rows, columns=["epoch", "metric", "value"]))
+        if event.predictions is not None:
+            confidence, labels = event.predictions.probs.max(-1)
+            self._tables["predictions"].append(
+                pd.DataFrame(
+                    {
+                        "epoch": event.epoch,
+                        "index": _numpy(event.predictions.index),
+                        "prediction": _numpy(labels),
+                        "confidence": _numpy(confidence),
+                        "target": _numpy(event.predictions.target),
+                    }
+                )
+            )
+        for kind, maps in event.explanation.items():
+            self._growing.setdefault(f"probe/{kind}", []).append(_numpy(maps).astype(np.float32))
+        for name, classifier in event.snapshot.items():
+            self._growing.setdefault(f"snapshot/{name}", []).append(_numpy(classifier).astype(np.float32))
+
+    def _run_finished(self, event: RunFinished) -> None:
+        self.meta.update(status=event.status, seconds=round(event.seconds, 3))
+        if event.gallery is None:
+            return
+        gallery = event.gallery
+        self._fixed.update(_probe_arrays("gallery", gallery.probe))
+        confidence, labels = gallery.probs.max(-1)
+        self._fixed["gallery/probs"] = _numpy(gallery.probs)
+        self._fixed["gallery/prediction"] = _numpy(labels)
+        self._fixed["gallery/confidence"] = _numpy(confidence)
+        for kind, maps in gallery.explanation.items():
+            self._fixed[f"gallery/{kind}"] = _numpy(maps).astype(np.float32)
+
+    def _flush_steps(self) -> None:
+        """Read the loss values off the device: once per epoch, not once per step."""
+        if self._steps:
+            rows = [(epoch, step, term, float(value)) for epoch, step, term, value in self._steps]
+            self._tables["steps"].append(pd.DataFrame(rows, columns=["epoch", "step", "term", "value"]))
+            self._steps = []
+
+
+def _grows(name: str) -> bool:
+    """Whether an array has one entry per epoch."""
+    fixed = ("probe/images", "probe/index", "probe/target", "probe/parts")
+    return name.startswith("snapshot/") or (name.startswith("probe/") and name not in fixed)
+
+
+def _probe_arrays(prefix: str, probe: Probe) -> dict[str, np.ndarray]:
+    pixels = (_numpy(probe.images).transpose(0, 2, 3, 1) * 255.0 + 0.5).astype(np.uint8)
+    arrays = {
+        f"{prefix}/images": pixels,
+        f"{prefix}/index": _numpy(probe.index),
+        f"{prefix}/target": _numpy(probe.target),
+    }
+    if probe.parts is not None:
+        arrays[f"{prefix}/parts"] = _numpy(probe.parts)
+    return arrays
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

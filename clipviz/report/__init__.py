@@ -1,0 +1,94 @@
+"""One self-contained HTML page from one or more traces: it opens from disk, without a network, and prints.
+
+`page` holds the bricks, `summary` the numbers, `sections` the chapters; `write_report` puts them together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from clipviz.figures import is_trained, trace_labels
+from clipviz.report import sections
+from clipviz.report.page import Html, element, page
+from clipviz.report.summary import check_comparable, summarize
+from clipviz.trace import Trace
+
+__all__ = ["write_report"]
+
+# The page may weigh 8 MB, of which plotly.js takes 4.8; with many runs the pictures must be coarser.
+_FINE, _COARSE, _MANY_RUNS = 120, 100, 4
+
+
+def write_report(traces: Sequence[Trace], path: str | os.PathLike[str], title: str | None = None) -> Path:
+    """Write one HTML page about runs on the same data.
+
+    Args:
+        traces: The runs, in the order of the table. All were measured on the same images and classes.
+        path: The file to write; its folder is made. An older file is replaced when the new one is whole.
+        title: Headline of the page; by default the methods and the data.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: No trace, traces that cannot share a table, or a place that cannot be written.
+    """
+    check_comparable(traces)
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"the report is a file, but {path} is a folder; try {path / 'report.html'}")
+    headline = title or _default_title(traces)
+    text = page(headline, _body(headline, traces))
+    _write_whole(path, text.encode("utf-8", "replace"))
+    return path
+
+
+def _default_title(traces: Sequence[Trace]) -> str:
+    data = traces[0].meta.get("data", "unnamed images")
+    trained = [trace for trace in traces if is_trained(trace)]
+    return f"{', '.join(dict.fromkeys(trace_labels(trained or traces)))} on {data}"
+
+
+def _body(title: str, traces: Sequence[Trace]) -> Iterator[Html]:
+    labels = trace_labels(traces)
+    runs = [(f"run-{i}", label, trace) for i, (label, trace) in enumerate(zip(labels, traces, strict=True))]
+    trained = [run for run in runs if is_trained(run[2])]
+    has_skipped = any(len(trace.skipped) for trace in traces)
+    yield element("h1", title)
+    yield from sections.introduction(traces, summarize(traces))
+    chapters = [("results", "Results"), *((name, label) for name, label, _ in trained)]
+    chapters += [("settings", "Settings, versions and how to repeat it")]
+    yield sections.contents(chapters + [("skipped", "Skipped files")] * has_skipped)
+    yield sections.heading("results", "Results", flows=True)
+    yield from sections.comparison(traces)
+    for number, (name, label, trace) in enumerate(trained):
+        yield sections.heading(name, label)
+        yield from sections.method_views(
+            label, trace, number, _FINE if len(trained) < _MANY_RUNS else _COARSE
+        )
+    yield sections.heading(*chapters[-1])
+    yield from sections.settings(labels, traces)
+    yield from sections.skipped(traces)
+    yield element("footer", "Written by clipviz. This page needs no network and sends nothing.")
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write beside the goal, then rename: a reader sees the older page or the whole new one."""
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"cannot write the report to {path}: {reason}; choose another --out") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()

@@ -1,0 +1,148 @@
+"""What was measured, in numbers: the facts behind the report's words and its summary table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from clipviz.figures import trace_labels
+from clipviz.trace import Trace
+
+#: Baselines that a gain is measured against, the first one present.
+_REFERENCES = ("descriptions", "zero_shot")
+
+
+class Row(NamedTuple):
+    """One method's results: fractions in [0, 1], seconds; None where it was not measured.
+
+    `gain` is accuracy minus that of the reference; `changed` is the share of images whose pseudo-label is
+    another one in the last epoch than in the first.
+    """
+
+    label: str
+    accuracy: float | None
+    gain: float | None
+    pseudo_label_accuracy: float | None
+    confidence: float | None
+    changed: float | None
+    seconds: float | None
+
+
+class Summary(NamedTuple):
+    """The table, the method that gains are measured against (None: each run's own start), and its limits.
+
+    `standard_error` is that of an accuracy of one half on the evaluation images, a fraction.
+    """
+
+    rows: list[Row]
+    reference: str | None
+    n_evaluated: int
+    standard_error: float | None
+
+
+def summarize(traces: Sequence[Trace]) -> Summary:
+    """Results of every trace in the order given."""
+    labels = trace_labels(traces)
+    by_method = {trace.method: i for i, trace in reversed(list(enumerate(traces)))}
+    reference = next((by_method[name] for name in _REFERENCES if name in by_method), None)
+    base = None if reference is None else last(traces[reference], "accuracy")
+    n = max((n_evaluated(trace) for trace in traces), default=0)
+    has_accuracy = any(last(trace, "accuracy") is not None for trace in traces)
+    return Summary(
+        [_row(label, trace, base) for label, trace in zip(labels, traces, strict=True)],
+        None if reference is None else labels[reference],
+        n,
+        0.5 / math.sqrt(n) if n and has_accuracy else None,
+    )
+
+
+def _row(label: str, trace: Trace, base: float | None) -> Row:
+    accuracy = last(trace, "accuracy")
+    before = _finite(trace.metric("accuracy").get(-1)) if base is None else base
+    final = trace.samples[trace.samples["epoch"] == trace.samples["epoch"].max()]
+    return Row(
+        label,
+        accuracy,
+        accuracy - before if accuracy is not None and before is not None else None,
+        last(trace, "pseudo_label_accuracy"),
+        float(final["confidence"].mean()) if len(final) else None,
+        _changed(trace),
+        _finite(trace.meta.get("seconds")),
+    )
+
+
+def last(trace: Trace, metric: str) -> float | None:
+    """The value of a metric after the last epoch; None when it was never measured."""
+    values = trace.metric(metric).dropna()
+    return float(values.iloc[-1]) if len(values) else None
+
+
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float | np.number) and math.isfinite(value) else None
+
+
+def _changed(trace: Trace) -> float | None:
+    samples = trace.samples
+    first, final = samples["epoch"].min(), samples["epoch"].max()
+    if not len(samples) or first == final:
+        return None
+    start, end = (
+        samples[samples["epoch"] == epoch].drop_duplicates("index").set_index("index")["pseudo_label"]
+        for epoch in (first, final)
+    )
+    both = start.index.intersection(end.index)
+    return float((start.loc[both] != end.loc[both]).mean()) if len(both) else None
+
+
+def n_evaluated(trace: Trace) -> int:
+    """Number of evaluation images."""
+    return int(trace.predictions["index"].nunique())
+
+
+def zero_shot_accuracy(traces: Sequence[Trace]) -> float | None:
+    """Accuracy before adaptation: of the zero-shot run, of the metadata, or of the beginning of a run."""
+    for trace in traces:
+        if trace.method == "zero_shot" and last(trace, "accuracy") is not None:
+            return last(trace, "accuracy")
+    for trace in traces:
+        known = _finite(trace.meta.get("zero_shot_accuracy"))
+        if known is not None:
+            return known
+    begun = (_finite(trace.metric("accuracy").get(-1)) for trace in traces)
+    return next((value for value in begun if value is not None), None)
+
+
+def is_about_chance(accuracy: float, n_classes: int, n_images: int) -> bool:
+    """Whether guessing among `n_classes` on `n_images` would do as well (within two standard errors)."""
+    if n_classes < 2 or not n_images:
+        return False
+    chance = 1 / n_classes
+    return accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / n_images)
+
+
+def check_comparable(traces: Sequence[Trace]) -> None:
+    """Refuse runs that were measured on different images or classes: one table would compare what cannot be.
+
+    Raises:
+        ValueError: No trace, or traces of different data, split, evaluation data or class names.
+    """
+    if not traces:
+        raise ValueError("a report needs at least one trace, got none; give the folder of a finished run")
+    seen = {_measured_on(trace): trace for trace in traces}
+    if len(seen) > 1:
+        what = "; ".join(
+            f"{label} on {place}"
+            for (place, _), label in zip(seen, trace_labels(list(seen.values())), strict=True)
+        )
+        raise ValueError(f"these runs cannot share a table, write one report for each: {what}")
+
+
+def _measured_on(trace: Trace) -> tuple[str, tuple[str, ...]]:
+    meta = trace.meta
+    place = f"{meta.get('data')} ({meta.get('split')}), measured on {meta.get('eval_data')} "
+    n = n_evaluated(trace)
+    place += f"({meta.get('eval_split', 'no split named')}, {n} images), {len(trace.class_names)} classes"
+    return place, trace.class_names

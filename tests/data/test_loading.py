@@ -1,0 +1,69 @@
+import sys
+import types
+
+import pytest
+
+from clipviz.data import ImageFolderDataset, load_dataset
+
+
+@pytest.fixture
+def birds_calls(monkeypatch):
+    """Put a recorder in the place of the bird renderer."""
+    calls = []
+    module = types.ModuleType("clipviz.birds.dataset")
+    module.load_birds = lambda *args, **kwargs: calls.append((args, kwargs))
+    monkeypatch.setitem(sys.modules, "clipviz.birds.dataset", module)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("spec", "domain"), [("birds", "source"), ("birds/fog", "fog"), ("birds/", "source")]
+)
+def test_birds_are_loaded_by_domain(birds_calls, spec, domain):
+    load_dataset(spec, "test", seed=3, n=5, severity=0.5)
+    ((arguments, options),) = birds_calls
+    assert arguments == (domain, "test")
+    assert options == {"seed": 3, "n": 5, "severity": 0.5, "descriptions": None, "templates": None}
+
+
+def test_birds_bring_their_own_classes(birds_calls):
+    with pytest.raises(ValueError, match="leave the class list out"):
+        load_dataset("birds", classes=["owl"])
+
+
+def test_a_folder_is_loaded(tmp_path, save_image, monkeypatch):
+    save_image("birds/a.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for spec in ("./birds", "~/birds", str(tmp_path / "birds"), tmp_path / "birds"):
+        dataset = load_dataset(spec, classes=["owl", "wren"])
+        assert isinstance(dataset, ImageFolderDataset)
+        assert dataset.class_names == ("owl", "wren")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("birsd", "unknown data set or folder 'birsd'; did you mean 'birds'?"),
+        ("birsd/clutter", "did you mean 'birds/clutter'?"),
+        ("no/such/folder", "or give the path of an existing folder of images"),
+        (
+            "/no/such/folder",
+            "no such folder: '/no/such/folder'; give an existing folder of images, or 'birds'",
+        ),
+        ("", "unknown data set or folder ''"),
+        ("nul\0byte", "unknown data set or folder"),
+        ("features.npz", "precomputed features are not supported by this version yet"),
+        ("features.safetensors", "precomputed features are not supported by this version yet"),
+        ("photo.png", "'photo.png' is a file; give the folder that holds the images"),
+        ("broken", "'broken' is a broken symbolic link"),
+    ],
+)
+def test_what_cannot_be_loaded_gets_one_helpful_line(tmp_path, save_image, monkeypatch, spec, message):
+    save_image("photo.png")
+    (tmp_path / "broken").symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"data set|feature|folder") as error:
+        load_dataset(spec)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

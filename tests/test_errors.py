@@ -1,0 +1,21 @@
+import pytest
+
+from clipviz.errors import choose, unknown
+
+
+def test_a_valid_name_passes():
+    assert choose("model", "birds", ["birds"]) == "birds"
+
+
+def test_an_unknown_name_gets_the_nearest_choice_and_all_others():
+    with pytest.raises(ValueError, match="unknown model") as error:
+        choose("model", "BIRSD", ["birds", "ViT-B-32"])
+    assert str(error.value) == "unknown model 'BIRSD'; did you mean 'birds'? Choose from 'birds', 'ViT-B-32'"
+
+
+def test_a_name_unlike_all_others_gets_no_guess():
+    assert str(unknown("split", "x\ny", ["train"])) == r"unknown split 'x\ny'. Choose from 'train'"
+
+
+def test_many_choices_are_cut_short():
+    assert str(unknown("class", "q", map(str, range(100)))).endswith("'29' and 70 more")

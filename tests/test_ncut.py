@@ -1,0 +1,107 @@
+"""Normalized cut: golden numbers of the official code, graphs with a known answer, invariances."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipviz.ncut import (
+    edge_density,
+    fiedler_vector,
+    foreground_mask,
+    normalized_laplacian,
+    patch_affinity,
+    spectrum,
+)
+
+CASES = [("49", "x49", "dot"), ("49_x3", "x49_x3", "dot"), ("49_cos", "x49", "cosine")]
+
+
+def two_blocks(sizes: tuple[int, int], eps: float = 1e-6) -> torch.Tensor:
+    """Two cliques joined by edges of weight eps."""
+    block = torch.cat([torch.zeros(sizes[0]), torch.ones(sizes[1])])
+    return torch.where(block[:, None] == block[None], 1.0, eps)[None]
+
+
+@pytest.mark.parametrize(("suffix", "key", "kind"), CASES)
+def test_reproduces_the_official_masks(suffix, key, kind):
+    golden = np.load(GOLDEN / "ncut.npz")
+    affinity = patch_affinity(torch.from_numpy(golden[key]), tau=0.2, kind=kind)
+    cut = spectrum(affinity)
+    np.testing.assert_allclose(cut.fiedler.numpy(), golden[f"fiedler{suffix}"], atol=1e-5)
+    np.testing.assert_allclose(cut.eigenvalue.numpy(), golden[f"eig{suffix}"][:, 1], atol=1e-5)
+    np.testing.assert_array_equal(foreground_mask(cut.fiedler, "std").numpy(), golden[f"mask_pos{suffix}"])
+    np.testing.assert_array_equal(foreground_mask(cut.fiedler, "mean").numpy(), golden[f"mask_mean{suffix}"])
+
+
+def test_the_opposite_sign_would_give_the_other_official_mask():
+    golden = np.load(GOLDEN / "ncut.npz")
+    fiedler = torch.from_numpy(golden["fiedler49"])
+    flipped = ~foreground_mask(-fiedler, "std")
+    np.testing.assert_array_equal(flipped.numpy(), golden["mask_neg49"])
+
+
+def test_separates_a_small_clique_from_a_large_one():
+    mask = foreground_mask(fiedler_vector(two_blocks((40, 9))))
+    assert mask[0].tolist() == [False] * 40 + [True] * 9
+
+
+def test_nearly_disconnected_graph_is_solved_exactly():
+    # lambda_2 is about 2.5e-6 here: below float32 noise, so the level sets only come out flat in float64
+    fiedler = fiedler_vector(two_blocks((150, 46)))[0]
+    assert fiedler[:150].std() < 1e-6
+    assert fiedler[150:].std() < 1e-6
+
+
+def test_laplacian_matches_a_loop_over_entries():
+    torch.manual_seed(0)
+    affinity = patch_affinity(torch.randn(1, 6, 4), tau=0.3)
+    degree = affinity[0].sum(1)
+    expected = torch.zeros(6, 6)
+    for i in range(6):
+        for j in range(6):
+            value = (degree[i] if i == j else 0.0) - affinity[0, i, j]
+            expected[i, j] = value / ((degree[i].sqrt() + 1e-6) * (degree[j].sqrt() + 1e-6))
+    torch.testing.assert_close(normalized_laplacian(affinity)[0], expected)
+
+
+def test_affinity_thresholds_dot_products_or_cosines():
+    patches = torch.tensor([[[10.0, 0.0], [1.0, 9.0], [0.0, 0.1]]])
+    dot = patch_affinity(patches, tau=0.2, kind="dot")[0]
+    cosine = patch_affinity(patches, tau=0.2, kind="cosine")[0]
+    # row 0: dots 100, 10, 0 and cosines 1, .11, 0; row 2 with itself: dot .01, cosine 1
+    assert (dot > 0.5).tolist() == [[True, True, False], [True, True, True], [False, True, False]]
+    assert (cosine > 0.5).tolist() == [[True, False, False], [False, True, True], [False, True, True]]
+    assert edge_density(dot[None]).item() == pytest.approx(4 / 6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(4, 30))
+def test_oriented_unit_norm_and_equivariant_to_permutation(seed, n):
+    generator = torch.Generator().manual_seed(seed)
+    affinity = patch_affinity(torch.randn(2, n, 5, generator=generator), tau=0.5, kind="dot")
+    cut = spectrum(affinity)
+    torch.testing.assert_close(cut.fiedler.norm(dim=1), torch.ones(2))
+    largest = cut.fiedler.gather(1, cut.fiedler.abs().argmax(1, keepdim=True))
+    assert (largest > 0).all()
+    order = torch.randperm(n, generator=generator)
+    permuted = spectrum(affinity[:, order][:, :, order])
+    torch.testing.assert_close(permuted.eigenvalue, cut.eigenvalue, atol=1e-6, rtol=1e-5)
+    magnitudes = cut.fiedler.abs().sort(1, descending=True).values
+    distinct = (cut.gap > 1e-3) & (magnitudes[:, 0] - magnitudes[:, 1] > 1e-4)  # else vector or sign is arbitrary
+    torch.testing.assert_close(permuted.fiedler[distinct], cut.fiedler[:, order][distinct], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (1, 1, 1)])
+def test_wrong_shapes_are_named(shape):
+    with pytest.raises(ValueError, match=r"affinity must be \(B, N, N\)"):
+        fiedler_vector(torch.ones(shape))
+
+
+def test_unknown_kind_and_rule_list_the_choices():
+    with pytest.raises(ValueError, match="'dot', 'cosine'"):
+        patch_affinity(torch.ones(1, 2, 2), kind="cos")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'std', 'mean'"):
+        foreground_mask(torch.ones(1, 2), rule="median")  # type: ignore[arg-type]
