@@ -72,9 +72,7 @@ def run_one(
     """Run a method into a folder, with config.json before and results.json after; returns the trace."""
     begun = time.perf_counter()
     probe = spread_probe(evaluation, method.backbone.image_size, PROBE)
-    run = Run(
-        method, data, config, eval_dataset=evaluation, probe=probe, seed=seed, folder=out, listeners=[Progress()]
-    )
+    run = Run(method, data, config, eval_dataset=evaluation, probe=probe, seed=seed, folder=out, listeners=[Progress()])
     if resume and not run.resume():
         print(f"nothing to resume in {out}: starting at the beginning", file=sys.stderr)
     (out / "results.json").unlink(missing_ok=True)

@@ -200,9 +200,7 @@ class Adaptation:
             "device": str(method.backbone.device),
             "versions": versions(),
         }
-        return RunStarted(
-            method.name, meta, method.class_names, len(data), self.n_epochs, self.n_steps, self.probe
-        )
+        return RunStarted(method.name, meta, method.class_names, len(data), self.n_epochs, self.n_steps, self.probe)
 
 
 def cosine_lr(step: int, n_steps: int, config: AdaptConfig) -> float:

@@ -110,9 +110,7 @@ def check_class_names(names: Sequence[str], source: str = "class names") -> None
     """
     blank = [index for index, name in enumerate(names) if not spoken_name(name)]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    problems = [f"blank at position {index}" for index in blank] + [
-        f"{name!r} occurs twice" for name in twice
-    ]
+    problems = [f"blank at position {index}" for index in blank] + [f"{name!r} occurs twice" for name in twice]
     if problems:
         raise ValueError(f"{source}: every class needs a name of its own, but {'; '.join(problems)}")
 
@@ -163,9 +161,7 @@ def _read_json_object(path: Path, source: str) -> _Pairs:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: is not valid JSON ({error})") from error
     if not isinstance(content, _Pairs):
-        raise ValueError(
-            f"{source}: wanted a JSON object, class name -> list of sentences; got {_json_type(content)}"
-        )
+        raise ValueError(f"{source}: wanted a JSON object, class name -> list of sentences; got {_json_type(content)}")
     return content
 
 
@@ -196,9 +192,7 @@ def resolve_descriptions(
     problems += [problem for key, sentences in pairs if (problem := _sentences_problem(key, sentences))]
     if problems:
         raise ValueError(f"{source}: {'; '.join(problems)}")
-    return {
-        name: tuple(sentence.strip() for sentence in by_name[normalize_name(name)][0][1]) for name in classes
-    }
+    return {name: tuple(sentence.strip() for sentence in by_name[normalize_name(name)][0][1]) for name in classes}
 
 
 def _key_problems(by_name: Mapping[str, list[tuple[str, Any]]], classes: Sequence[str]) -> list[str]:

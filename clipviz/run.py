@@ -57,9 +57,7 @@ class Run:
         folder: str | os.PathLike[str] | None = None,
         listeners: Sequence[Listener] = (),
     ) -> None:
-        self.adaptation = Adaptation(
-            method, dataset, config, eval_dataset=eval_dataset, probe=probe, seed=seed
-        )
+        self.adaptation = Adaptation(method, dataset, config, eval_dataset=eval_dataset, probe=probe, seed=seed)
         self.recorder = Recorder()
         self.folder = None if folder is None else Path(folder)
         self.listeners = list(listeners)

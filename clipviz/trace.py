@@ -218,9 +218,7 @@ def _meta_json(meta: dict[str, Any]) -> str:
     without_version = {key: value for key, value in meta.items() if key != "format_version"}
     version = meta.get("format_version", FORMAT_VERSION)
     try:
-        return json.dumps(
-            {"format_version": version, **without_version}, indent=1, default=_plain, allow_nan=False
-        )
+        return json.dumps({"format_version": version, **without_version}, indent=1, default=_plain, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"trace metadata must be JSON-able (numbers finite), but {error}") from error
 
@@ -254,9 +252,7 @@ def _array_bytes(arrays: dict[str, np.ndarray]) -> bytes:
 def _check_columns(where: str, name: str, table: pd.DataFrame) -> None:
     missing = [column for column in TABLES[name] if column not in table.columns]
     if missing:
-        raise ValueError(
-            f"{where} lacks the columns {missing}; it has {[str(column) for column in table.columns]}"
-        )
+        raise ValueError(f"{where} lacks the columns {missing}; it has {[str(column) for column in table.columns]}")
 
 
 def _refuse_to_replace_foreign(directory: Path) -> None:
@@ -267,8 +263,7 @@ def _refuse_to_replace_foreign(directory: Path) -> None:
     foreign = sorted(set(os.listdir(directory)) - _FILES)
     if foreign:
         raise ValueError(
-            f"{directory} holds {foreign[0]!r}, which is no part of a trace and would be lost; "
-            "choose another folder"
+            f"{directory} holds {foreign[0]!r}, which is no part of a trace and would be lost; choose another folder"
         )
 
 
@@ -317,9 +312,7 @@ def _find_trace(path: Path) -> Path:
     if not exists:
         raise ValueError(f"no trace at {path}: there is no such folder")
     if not is_directory:
-        raise ValueError(
-            f"{path} is {_kind_of(path)}; a trace is a folder (give the run folder or its trace/)"
-        )
+        raise ValueError(f"{path} is {_kind_of(path)}; a trace is a folder (give the run folder or its trace/)")
     raise ValueError(f"no trace in {path}: neither it nor its trace/ holds {_MANIFEST}; give a run folder")
 
 
@@ -353,9 +346,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(
-            f"{path} is missing: the trace is incomplete; copy it again or repeat the run"
-        ) from None
+        raise ValueError(f"{path} is missing: the trace is incomplete; copy it again or repeat the run") from None
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
 
@@ -366,9 +357,7 @@ def _parse(path: Path, content: bytes, parser: Callable[[bytes], T]) -> T:
     except _Refused as refusal:
         raise ValueError(f"{path}: {refusal}") from None
     except Exception as error:  # parsers of foreign bytes raise what they like; all of it means the same
-        raise ValueError(
-            f"{path} cannot be read as part of a trace: {type(error).__name__}: {error}"
-        ) from error
+        raise ValueError(f"{path} cannot be read as part of a trace: {type(error).__name__}: {error}") from error
 
 
 class _Refused(ValueError):
@@ -383,14 +372,10 @@ def _parse_manifest(content: bytes) -> dict[str, str]:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise _Refused(f"format_version must be a whole number from 1 on, got {version!r}")
     if version > FORMAT_VERSION:
-        raise _Refused(
-            f"format {version} is newer than this clipviz reads (up to {FORMAT_VERSION}); upgrade clipviz"
-        )
+        raise _Refused(f"format {version} is newer than this clipviz reads (up to {FORMAT_VERSION}); upgrade clipviz")
     hashes = manifest.get("files")
     if not isinstance(hashes, dict) or set(hashes) != _FILES - {_MANIFEST}:
-        raise _Refused(
-            f"must list the hash of each of {', '.join(sorted(_FILES - {_MANIFEST}))}, and no more"
-        )
+        raise _Refused(f"must list the hash of each of {', '.join(sorted(_FILES - {_MANIFEST}))}, and no more")
     return hashes
 
 

@@ -55,9 +55,7 @@ def test_templates_stand_in_for_missing_descriptions():
 
 
 def test_descriptions_are_matched_by_name_and_not_by_position():
-    prompts = ClassPrompts(
-        ("red_bird", "owl"), descriptions={"Owl": ["It hoots. "], "red bird": ["It is red."]}
-    )
+    prompts = ClassPrompts(("red_bird", "owl"), descriptions={"Owl": ["It hoots. "], "red bird": ["It is red."]})
     assert prompts.descriptions_given
     assert prompts.description_sentences("red_bird") == ("It is red.",)
     assert list(prompts.descriptions) == ["red_bird", "owl"]

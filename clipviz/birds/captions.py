@@ -125,7 +125,7 @@ def species_descriptions() -> dict[str, tuple[str, ...]]:
 
 
 def _articles(text: str) -> str:
-    """"a owl" -> "an owl"."""
+    """ "a owl" -> "an owl"."""
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
 

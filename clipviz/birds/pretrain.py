@@ -194,7 +194,9 @@ def attribute_loss(logits: Tensor, codes: Tensor) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def losses(model: Any, tokenizer: Any, batch: TrainBatch, backbone: Backbone, device: torch.device) -> dict[str, Tensor]:
+def losses(
+    model: Any, tokenizer: Any, batch: TrainBatch, backbone: Backbone, device: torch.device
+) -> dict[str, Tensor]:
     """The four weighted terms of the module docstring."""
     images, codes = batch.images.to(device), batch.codes.to(device)
     texts = batch.captions + [prompt for prompts in batch.prompts for prompt in prompts]

@@ -202,7 +202,11 @@ def _draw_body(paint: _Painter, plan: Plan, values: dict[str, str]) -> None:
     paint(body, values["body"], "body")
     if plan.neck:
         hx, hy, hr = plan.head
-        paint(capsule(0.62 * rx, 0.40 * ry, hx - 0.2 * hr, hy - 0.3 * hr, plan.neck * 1.5, plan.neck), values["body"], "body")
+        paint(
+            capsule(0.62 * rx, 0.40 * ry, hx - 0.2 * hr, hy - 0.3 * hr, plan.neck * 1.5, plan.neck),
+            values["body"],
+            "body",
+        )
     c, s = np.cos(angle), np.sin(angle)
     # the breast: front lower side of the body, in a pale shade of its color
     cx, cy = 0.42 * rx * c + 0.42 * ry * s, 0.42 * rx * s - 0.42 * ry * c

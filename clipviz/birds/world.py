@@ -138,9 +138,7 @@ def _members(index: int, group: Group) -> list[Species]:
     return members
 
 
-SPECIES: tuple[Species, ...] = tuple(
-    species for i, group in enumerate(GROUPS) for species in _members(i, group)
-)
+SPECIES: tuple[Species, ...] = tuple(species for i, group in enumerate(GROUPS) for species in _members(i, group))
 SPECIES_CODES = np.stack([species.code for species in SPECIES])
 
 

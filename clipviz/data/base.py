@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from clipviz.events import UNLABELLED
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from clipviz.prompts import ClassPrompts
-
-UNLABELLED = -1
 
 
 @dataclass(frozen=True)

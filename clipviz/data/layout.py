@@ -132,9 +132,7 @@ def _class_folders(base: str, root: str) -> list[str]:
     return folders if any(find_images(os.path.join(base, name), root).images for name in folders) else []
 
 
-def _class_names(
-    root: str, base: str, class_folders: Sequence[str], classes: Sequence[str] | None
-) -> tuple[str, ...]:
+def _class_names(root: str, base: str, class_folders: Sequence[str], classes: Sequence[str] | None) -> tuple[str, ...]:
     if classes is not None:
         return tuple(classes)
     if class_folders:

@@ -39,9 +39,7 @@ class _BatchMaker(Dataset[_PixelBatch]):
 
     def __getitem__(self, request: tuple[int, NDArray[np.int64]]) -> _PixelBatch:
         epoch, indices = request
-        views = [
-            make_views(self.dataset.image(i), self.config, self.seed, epoch, i) for i in map(int, indices)
-        ]
+        views = [make_views(self.dataset.image(i), self.config, self.seed, epoch, i) for i in map(int, indices)]
         weak, strong, crops = zip(*views, strict=True)
         return _PixelBatch(torch.from_numpy(np.stack(weak)), _stacked(strong), _stacked(crops))
 

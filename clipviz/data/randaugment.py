@@ -25,9 +25,7 @@ Color = tuple[int, int, int]
 Op = Callable[[Image.Image, float, float, dict[str, Any]], Image.Image]
 
 
-def _unleveled(
-    image: Image.Image, level: float, sign: float, geometry: dict[str, Any], *, op: Any
-) -> Image.Image:
+def _unleveled(image: Image.Image, level: float, sign: float, geometry: dict[str, Any], *, op: Any) -> Image.Image:
     return op(image)
 
 
@@ -37,9 +35,7 @@ def _geometric(
     return op(image, sign * level * most, **geometry)
 
 
-def _enhanced(
-    image: Image.Image, level: float, sign: float, geometry: dict[str, Any], *, op: Any
-) -> Image.Image:
+def _enhanced(image: Image.Image, level: float, sign: float, geometry: dict[str, Any], *, op: Any) -> Image.Image:
     # 1 changes nothing; 0.1 and 1.9 are the strongest settings
     return op(image, max(0.1, 1.0 + sign * 0.9 * level))
 

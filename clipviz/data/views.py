@@ -108,9 +108,7 @@ def _center(image_size: tuple[int, int], size: int) -> tuple[int, int]:
     return round((width - size) / 2), round((height - size) / 2)
 
 
-def _resize_and_cut(
-    image: Image.Image, size: int, left: int, top: int, resample: Image.Resampling
-) -> Image.Image:
+def _resize_and_cut(image: Image.Image, size: int, left: int, top: int, resample: Image.Resampling) -> Image.Image:
     """Resize the short side to `size`, then cut the square at (left, top), computing no other pixels.
 
     The filter still reads beyond the square, so the outcome is that of resizing the whole image. For an image

@@ -179,9 +179,7 @@ def pattern(color: str, shape: str) -> dict:
     return {"color": color, "pattern": hatching if shape else {}}
 
 
-def ranked_bars(
-    figure: go.Figure, labels: Sequence[str], counts: Sequence[int], color: str, row: int
-) -> None:
+def ranked_bars(figure: go.Figure, labels: Sequence[str], counts: Sequence[int], color: str, row: int) -> None:
     """Bars to the right, the first on top, each with its number; `labels` are safe already."""
     places = list(range(len(labels)))
     figure.add_bar(
@@ -197,9 +195,7 @@ def ranked_bars(
         row=row,
         col=1,
     )
-    figure.update_xaxes(
-        title_text="images", rangemode="tozero", showticklabels=False, ticks="", row=row, col=1
-    )
+    figure.update_xaxes(title_text="images", rangemode="tozero", showticklabels=False, ticks="", row=row, col=1)
     bounds = [max(len(labels), 4) - 0.4, -0.6]
     figure.update_yaxes(tickvals=places, ticktext=list(labels), range=bounds, row=row, col=1)
 

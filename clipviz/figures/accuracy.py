@@ -72,9 +72,7 @@ def draw_accuracy_over_epochs(info: AccuracyOverEpochs) -> go.Figure:
     """Two panels side by side; methods without training are horizontal lines."""
     title = "Accuracy over epochs"
     if not any(len(values) for series in info.series for _, values in (series.test, series.pseudo_label)):
-        return empty_chart(
-            title, "No image came with its true label: accuracy cannot be measured.", "epoch", "%"
-        )
+        return empty_chart(title, "No image came with its true label: accuracy cannot be measured.", "epoch", "%")
     figure = make_subplots(
         cols=2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=("test images", "pseudo-labels")
     )
@@ -141,9 +139,7 @@ def per_class_accuracy_info(trace: Trace) -> PerClassAccuracy:
     order = np.lexsort((-after, -np.nan_to_num(after - before)))
     names = [class_name(trace.class_names, int(target)) for target in table.index]
     n_images = np.nan_to_num(table["size"][last].to_numpy(dtype=float)).astype(int)
-    return PerClassAccuracy(
-        [names[i] for i in order], n_images[order], before[order], after[order], (first, last)
-    )
+    return PerClassAccuracy([names[i] for i in order], n_images[order], before[order], after[order], (first, last))
 
 
 def draw_per_class_accuracy(info: PerClassAccuracy) -> go.Figure:
@@ -169,8 +165,7 @@ def draw_per_class_accuracy(info: PerClassAccuracy) -> go.Figure:
             name=name,
             marker={"color": color, "symbol": symbol, "size": 10, "line": {"width": 2, "color": color}},
             text=[
-                f"{label}: {value:.0f} % of {n}"
-                for label, value, n in zip(names, x, info.n_images[shown], strict=True)
+                f"{label}: {value:.0f} % of {n}" for label, value, n in zip(names, x, info.n_images[shown], strict=True)
             ],
             hovertemplate="%{text}<extra>" + name + "</extra>",
         )

@@ -24,9 +24,7 @@ from clipviz.figures._style import (
 from clipviz.trace import Trace
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_NO_PSEUDO_LABELS = (
-    "No pseudo-labels in this trace: the method does not learn from them, or nothing was trained."
-)
+_NO_PSEUDO_LABELS = "No pseudo-labels in this trace: the method does not learn from them, or nothing was trained."
 
 
 class ConfidenceEvolution(NamedTuple):
@@ -204,9 +202,7 @@ def draw_reliability(info: Reliability) -> go.Figure:
     """Accuracy against confidence with the ideal diagonal, and the calibration error over the epochs."""
     title = "Reliability: is a confidence of 80 % right in 80 % of cases?"
     if info.epoch is None:
-        return empty_chart(
-            title, "No pseudo-labels with known targets at this epoch.", "confidence", "accuracy"
-        )
+        return empty_chart(title, "No pseudo-labels with known targets at this epoch.", "confidence", "accuracy")
     figure = make_subplots(
         cols=2,
         column_widths=[0.6, 0.4],

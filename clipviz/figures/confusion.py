@@ -57,9 +57,7 @@ def confusion_info(trace: Trace, epoch: int | None = None, n_pairs: int = 12) ->
         return Confusion([], np.zeros((0, 0), int), [], None)
     target, prediction = rows["target"].to_numpy(int), rows["prediction"].to_numpy(int)
     n_classes = max(len(trace.class_names), int(target.max()) + 1, int(prediction.max()) + 1)
-    counts = np.bincount(target * n_classes + prediction, minlength=n_classes**2).reshape(
-        n_classes, n_classes
-    )
+    counts = np.bincount(target * n_classes + prediction, minlength=n_classes**2).reshape(n_classes, n_classes)
     names = [class_name(trace.class_names, label) for label in range(n_classes)]
     return Confusion(names, counts, _worst_pairs(names, counts, n_pairs), epoch)
 
@@ -90,15 +88,13 @@ def draw_confusion(info: Confusion) -> go.Figure:
     apply_layout(figure, title, 790 + bars, legend_rows=0, has_panel_titles=True)
     share = info.counts / np.maximum(info.counts.sum(1, keepdims=True), 1)
     figure.add_heatmap(
-        z=percent(share).round(1).astype(np.float32),
+        z=percent(share).round().astype(np.uint8),
         colorscale=COUNT_COLORS,
         zmin=0,
         zmax=100,
         colorbar={"title": {"text": "% of the<br>true class"}, "len": 0.4, "y": 1, "yanchor": "top"},
         customdata=_hover(info),
-        hovertemplate="%{customdata}<extra></extra>"
-        if len(info.names) <= _MAX_HOVER
-        else "%{z:.0f} %<extra></extra>",
+        hovertemplate="%{customdata}<extra></extra>" if len(info.names) <= _MAX_HOVER else "%{z:.0f} %<extra></extra>",
         row=1,
         col=1,
     )

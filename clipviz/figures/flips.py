@@ -91,9 +91,7 @@ def _flip_shares(start: pd.Series, end: pd.Series, target: pd.Series) -> dict[st
     }
 
 
-def _traded(
-    start: pd.Series, end: pd.Series, names: tuple[str, ...], n_pairs: int
-) -> list[tuple[str, str, int]]:
+def _traded(start: pd.Series, end: pd.Series, names: tuple[str, ...], n_pairs: int) -> list[tuple[str, str, int]]:
     moved = start.notna() & end.notna() & (start != end)
     pairs = np.stack([start[moved].to_numpy(int), end[moved].to_numpy(int)], 1)
     unique, counts = np.unique(pairs, axis=0, return_counts=True)
@@ -108,9 +106,7 @@ def draw_label_flips(info: LabelFlips) -> go.Figure:
     """Stacked bars, one per step between epochs, and below the class pairs that traded most labels."""
     title = "Label flips: what the pseudo-labels did from epoch to epoch"
     if not info.steps:
-        return empty_chart(
-            title, "Flips need pseudo-labels of at least two epochs.", "epochs", "% of the images"
-        )
+        return empty_chart(title, "Flips need pseudo-labels of at least two epochs.", "epochs", "% of the images")
     bars = 26 * max(len(info.pairs), 4)
     figure = make_subplots(
         rows=2,
@@ -134,9 +130,7 @@ def draw_label_flips(info: LabelFlips) -> go.Figure:
     ticks = list(range(0, len(info.steps), max(1, -(-len(info.steps) // 10))))
     text = [f"{info.steps[tick][0]} → {info.steps[tick][1]}" for tick in ticks]
     bounds = [-0.6, max(len(info.steps) - 0.4, 2)]
-    figure.update_xaxes(
-        title_text="from epoch → to epoch", tickvals=ticks, ticktext=text, range=bounds, row=1, col=1
-    )
+    figure.update_xaxes(title_text="from epoch → to epoch", tickvals=ticks, ticktext=text, range=bounds, row=1, col=1)
     figure.update_yaxes(title_text="% of the images", range=[0, 100], row=1, col=1)
     labels = [f"{short_name(start)} → {short_name(end)}" for start, end, _ in info.pairs]
     ranked_bars(figure, labels, [n for _, _, n in info.pairs], GREEN, row=2)

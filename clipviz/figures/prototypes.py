@@ -99,12 +99,11 @@ def draw_prototype_paths(info: PrototypePaths) -> go.Figure:
     return figure
 
 
-def _add_paths(
-    figure: go.Figure, names: list[str], label: str, path: np.ndarray, look: tuple[str, str, str]
-) -> None:
+def _add_paths(figure: go.Figure, names: list[str], label: str, path: np.ndarray, look: tuple[str, str, str]) -> None:
     color, symbol, dash = look
     gap = np.full((1, path.shape[1], 2), np.nan)
-    line = np.concatenate([path, gap]).transpose(1, 0, 2).reshape(-1, 2)
+    path = path.astype(np.float32)  # more digits than pixels only make a page heavier
+    line = np.concatenate([path, gap.astype(np.float32)]).transpose(1, 0, 2).reshape(-1, 2)
     figure.add_scatter(
         x=line[:, 0],
         y=line[:, 1],
@@ -142,9 +141,7 @@ def _name_farthest(figure: go.Figure, info: PrototypePaths) -> None:
     for label in np.argsort(-distance, kind="stable"):
         place = path[-1, label] / span
         # A name is about a fifth of the width and a thirtieth of the height.
-        if len(written) == _NAMED_CLASSES or any(
-            (abs(place - other) < (0.24, 0.045)).all() for other in written
-        ):
+        if len(written) == _NAMED_CLASSES or any((abs(place - other) < (0.24, 0.045)).all() for other in written):
             continue
         written.append(place)
         figure.add_annotation(

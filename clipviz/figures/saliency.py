@@ -87,8 +87,7 @@ def _columns(trace: Trace, kind: str, epochs: Sequence[str | int], n_images: int
         if 0 <= place < len(maps):
             chosen.setdefault(place, when)
     return [
-        SaliencyColumn(f"{name}\n{when}", unit_range(maps[place][:n_images]), is_mask)
-        for place, when in chosen.items()
+        SaliencyColumn(f"{name}\n{when}", unit_range(maps[place][:n_images]), is_mask) for place, when in chosen.items()
     ]
 
 
@@ -139,9 +138,7 @@ def _draw_row(axes: Sequence[Axes], info: SaliencyGrid, row: int) -> None:
     columns = list(axes)
     show_image(columns[0], image)
     label = textwrap.fill(shorten(info.titles[row], 40), 16)
-    columns[0].set_ylabel(
-        label, rotation=0, ha="right", va="center", fontsize=_FONT, labelpad=6, parse_math=False
-    )
+    columns[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=_FONT, labelpad=6, parse_math=False)
     if info.parts is not None:
         show_parts(columns[1], image, info.parts[row])
     for axis, column in zip(columns[-len(info.columns) :], info.columns, strict=True):

@@ -61,30 +61,19 @@ def source_decisions_info(trace: Trace) -> SourceDecisions:
     epochs = np.sort(samples["epoch"].unique()).astype(int)
     if not sources or not len(epochs):
         return SourceDecisions(np.zeros(0, int), sources, {}, {})
-    decided = (
-        _decider(samples, sources)
-        .groupby(samples["epoch"])
-        .value_counts(normalize=True)
-        .unstack(fill_value=0)
-    )
+    decided = _decider(samples, sources).groupby(samples["epoch"]).value_counts(normalize=True).unstack(fill_value=0)
     kinds = ["all agree", *sources, "several", "neither"]
     shares = {kind: decided[kind].to_numpy(dtype=float) for kind in kinds if kind in decided}
     known = samples[samples["target"] >= 0]
     accuracy = {
-        name: (known[column] == known["target"])
-        .groupby(known["epoch"])
-        .mean()
-        .reindex(epochs)
-        .to_numpy(float)
+        name: (known[column] == known["target"]).groupby(known["epoch"]).mean().reindex(epochs).to_numpy(float)
         for name, column in [("pseudo-label", "pseudo_label"), *((name, f"{name}_label") for name in sources)]
     }
     return SourceDecisions(epochs, sources, shares, accuracy if len(known) else {})
 
 
 def _decider(samples: pd.DataFrame, sources: list[str]) -> pd.Series:
-    votes = np.stack(
-        [(samples[f"{name}_label"] == samples["pseudo_label"]).to_numpy() for name in sources], 1
-    )
+    votes = np.stack([(samples[f"{name}_label"] == samples["pseudo_label"]).to_numpy() for name in sources], 1)
     n_votes = votes.sum(1)
     winner = np.array(sources, dtype=object)[votes.argmax(1)]
     winner[n_votes > 1] = "several"
@@ -132,9 +121,7 @@ def _look(source: int) -> tuple[str, str, str]:
 
 
 def _add_accuracy(figure: go.Figure, info: SourceDecisions, name: str, values: np.ndarray) -> None:
-    color, symbol, dash = (
-        _look(info.sources.index(name)) if name in info.sources else (BLACK, "circle", "solid")
-    )
+    color, symbol, dash = _look(info.sources.index(name)) if name in info.sources else (BLACK, "circle", "solid")
     figure.add_scatter(
         x=info.epochs,
         y=percent(values),

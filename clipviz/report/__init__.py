@@ -19,8 +19,9 @@ from clipviz.trace import Trace
 
 __all__ = ["write_report"]
 
-# The page may weigh 8 MB, of which plotly.js takes 4.8; with many runs the pictures must be coarser.
-_FINE, _COARSE, _MANY_RUNS = 120, 100, 4
+# The page should weigh 8 MB at most, of which plotly.js takes 4.8 and the charts of a run up to 0.2. What is
+# left is shared by the pictures, two for each run: with many runs they get coarser.
+_PICTURES_AND_CHARTS, _CHARTS_OF_A_RUN, _LEAST_PICTURE = 3_000_000, 200_000, 60_000
 
 
 def write_report(traces: Sequence[Trace], path: str | os.PathLike[str], title: str | None = None) -> Path:
@@ -65,15 +66,19 @@ def _body(title: str, traces: Sequence[Trace]) -> Iterator[Html]:
     yield sections.contents(chapters + [("skipped", "Skipped files")] * has_skipped)
     yield sections.heading("results", "Results", flows=True)
     yield from sections.comparison(traces)
+    most_bytes = _most_picture_bytes(len(trained))
     for number, (name, label, trace) in enumerate(trained):
         yield sections.heading(name, label)
-        yield from sections.method_views(
-            label, trace, number, _FINE if len(trained) < _MANY_RUNS else _COARSE
-        )
+        yield from sections.method_views(label, trace, number, most_bytes)
     yield sections.heading(*chapters[-1])
     yield from sections.settings(labels, traces)
     yield from sections.skipped(traces)
     yield element("footer", "Written by clipviz. This page needs no network and sends nothing.")
+
+
+def _most_picture_bytes(n_runs: int) -> int:
+    share = _PICTURES_AND_CHARTS // max(n_runs, 1) - _CHARTS_OF_A_RUN
+    return max(share // 2, _LEAST_PICTURE)
 
 
 def _write_whole(path: Path, content: bytes) -> None:

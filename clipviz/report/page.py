@@ -18,9 +18,10 @@ from clipviz.trace import storable_text
 
 # Nothing may be fetched, whatever a class name tries: scripts and styles are inline, pictures are data.
 _POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src data: blob:; font-src data:"
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
+
+_RESOLUTIONS = ((130, 82), (100, 82), (100, 65), (80, 60), (70, 45))
 
 
 class Html(str):
@@ -37,9 +38,7 @@ def markup(text: object) -> Html:
 def element(name: str, *contents: object, **attributes: object) -> Html:
     """`<name attributes>contents</name>`; contents and attribute values are escaped, `class_` means class."""
     names = [key.rstrip("_").replace("_", "-") for key in attributes]
-    written = "".join(
-        f' {key}="{markup(value)}"' for key, value in zip(names, attributes.values(), strict=True)
-    )
+    written = "".join(f' {key}="{markup(value)}"' for key, value in zip(names, attributes.values(), strict=True))
     return Html(f"<{name}{written}>{''.join(markup(content) for content in contents)}</{name}>")
 
 
@@ -80,20 +79,30 @@ def chart(figure: go.Figure, name: str, what: str) -> Html:
         full_html=False,
         include_plotlyjs=False,
         div_id=name,
-        config={"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]},
+        config={"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage", "resetScale2d"]]},
     )
     return element("figure", element("div", Html(drawn), class_="chart", role="img", aria_label=what))
 
 
-def picture(figure: Figure, what: str, dots_per_inch: int = 120) -> Html:
-    """A matplotlib figure as an embedded JPEG with `what` as its alternative text."""
+def picture(figure: Figure, what: str, most_bytes: int = 400_000) -> Html:
+    """A matplotlib figure as an embedded JPEG with `what` as its alternative text.
+
+    It is drawn as finely as `most_bytes` (of base64 text) allow, at least at the coarsest of a few resolutions.
+    """
+    for dots_per_inch, quality in _RESOLUTIONS:
+        encoded = base64.b64encode(_jpeg(figure, dots_per_inch, quality)).decode()
+        if len(encoded) <= most_bytes:
+            break
+    return element("figure", Html(f'<img src="data:image/jpeg;base64,{encoded}" alt="{markup(what)}">'))
+
+
+def _jpeg(figure: Figure, dots_per_inch: int, quality: int) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # Letters that the font lacks become boxes, which says as much as a warning on a terminal would.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="jpeg", dpi=dots_per_inch, pil_kwargs={"quality": 82, "optimize": True})
-    source = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return element("figure", Html(f'<img src="{source}" alt="{markup(what)}">'))
+        figure.savefig(buffer, format="jpeg", dpi=dots_per_inch, pil_kwargs={"quality": quality, "optimize": True})
+    return buffer.getvalue()
 
 
 def page(title: str, body: Iterable[Html]) -> str:

@@ -80,8 +80,8 @@ def _meaning_of_accuracy(trace: Trace, summary: Summary) -> Html:
     error = f"{100 * (summary.standard_error or 0.0):.1f}"
     return paragraphs(
         f"Accuracy is the share of {where} whose predicted class is the true one: {kind}. It is that of "
-        f"the last epoch; nothing was selected by it. With so many images its standard error is up to {error} "
-        "points, so smaller differences mean nothing."
+        "the last epoch; nothing was selected by it. With so many images its standard error is up to "
+        f"{error} points, so smaller differences mean nothing."
     )
 
 
@@ -97,10 +97,10 @@ def summary_table(summary: Summary) -> Html:
             ],
         )
     over = f"gain over {summary.reference}" if summary.reference else "gain over its own start"
-    titles = ("accuracy", over, "pseudo-label accuracy", "seconds")
+    headings = ("accuracy", over, "pseudo-label accuracy", "seconds")
     best = max(range(len(summary.rows)), key=lambda i: summary.rows[i].accuracy or 0.0)
     return table(
-        [Column("method"), *(Column(title, True) for title in titles)],
+        [Column("method"), *(Column(title, True) for title in headings)],
         [
             (
                 row.label,
@@ -249,15 +249,15 @@ VIEWS = (
 )
 
 
-def method_views(label: str, trace: Trace, number: int, dots_per_inch: int) -> Iterator[Html]:
-    """Every figure that this run has the data for."""
+def method_views(label: str, trace: Trace, number: int, most_bytes: int) -> Iterator[Html]:
+    """Every figure that this run has the data for; `most_bytes` is what one picture may weigh."""
     for i, view in enumerate(view for view in VIEWS if view.applies(trace)):
         yield element("h3", view.title)
         yield paragraphs(view.look_for)
         figure = view.draw(trace)
         what = f"{label}: {view.title}. {view.look_for}"
         if isinstance(figure, Figure):
-            yield picture(figure, what, dots_per_inch)
+            yield picture(figure, what, most_bytes)
         else:
             yield chart(figure, f"run-{number}-{i}", what)
 
@@ -286,9 +286,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 def skipped(traces: Sequence[Trace]) -> Iterator[Html]:
     """The files that could not be read, once each."""
-    files = {
-        (str(row.path), str(row.reason)) for trace in traces for row in trace.skipped.itertuples(index=False)
-    }
+    files = {(str(row.path), str(row.reason)) for trace in traces for row in trace.skipped.itertuples(index=False)}
     if not files:
         return
     listed = sorted(files)[:_MAX_SKIPPED]

@@ -134,8 +134,7 @@ def check_comparable(traces: Sequence[Trace]) -> None:
     seen = {_measured_on(trace): trace for trace in traces}
     if len(seen) > 1:
         what = "; ".join(
-            f"{label} on {place}"
-            for (place, _), label in zip(seen, trace_labels(list(seen.values())), strict=True)
+            f"{label} on {place}" for (place, _), label in zip(seen, trace_labels(list(seen.values())), strict=True)
         )
         raise ValueError(f"these runs cannot share a table, write one report for each: {what}")
 

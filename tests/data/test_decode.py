@@ -186,9 +186,7 @@ def image_or_reason(path):
     changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8),
     cut=st.none() | st.integers(0, 10_000),
 )
-def test_damaged_bytes_are_read_or_refused_but_never_raise_anything_else(
-    tmp_path_factory, form, changes, cut
-):
+def test_damaged_bytes_are_read_or_refused_but_never_raise_anything_else(tmp_path_factory, form, changes, cut):
     data = bytearray(ENCODED[form])
     for position, value in changes:
         data[position % len(data)] = value

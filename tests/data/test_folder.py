@@ -235,9 +235,7 @@ def test_a_folder_without_images_is_refused_with_what_is_wrong(tmp_path, save_im
     with pytest.raises(ValueError, match=r"'broken\.png': broken symbolic link"):
         ImageFolderDataset(tmp_path)
     (tmp_path / "bad.png").touch()
-    with pytest.raises(
-        ValueError, match=r"no readable image .* all 1 were skipped, for example 'bad\.png': empty"
-    ):
+    with pytest.raises(ValueError, match=r"no readable image .* all 1 were skipped, for example 'bad\.png': empty"):
         ImageFolderDataset(tmp_path)
 
 

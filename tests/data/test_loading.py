@@ -16,9 +16,7 @@ def birds_calls(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize(
-    ("spec", "domain"), [("birds", "source"), ("birds/fog", "fog"), ("birds/", "source")]
-)
+@pytest.mark.parametrize(("spec", "domain"), [("birds", "source"), ("birds/fog", "fog"), ("birds/", "source")])
 def test_birds_are_loaded_by_domain(birds_calls, spec, domain):
     load_dataset(spec, "test", seed=3, n=5, severity=0.5)
     ((arguments, options),) = birds_calls

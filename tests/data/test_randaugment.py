@@ -46,15 +46,11 @@ def test_uncovered_pixels_get_the_fill_color():
 
 def test_each_of_two_operations_is_applied_half_of_the_time():
     rng = np.random.default_rng(0)
-    unchanged = np.mean(
-        [bytes(np.asarray(rand_augment(IMAGE, rng, FILL))) == IMAGE.tobytes() for _ in range(800)]
-    )
+    unchanged = np.mean([bytes(np.asarray(rand_augment(IMAGE, rng, FILL))) == IMAGE.tobytes() for _ in range(800)])
     assert unchanged == pytest.approx(0.25, abs=0.06)  # and a little more: some operations may change nothing
 
 
 def test_the_generator_alone_decides():
-    first, again, other = (
-        np.asarray(rand_augment(IMAGE, np.random.default_rng(seed), FILL)) for seed in (4, 4, 6)
-    )
+    first, again, other = (np.asarray(rand_augment(IMAGE, np.random.default_rng(seed), FILL)) for seed in (4, 4, 6))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
