@@ -73,7 +73,7 @@ def run_one(
     begun = time.perf_counter()
     probe = spread_probe(evaluation, method.backbone.image_size, PROBE)
     run = Run(method, data, config, eval_dataset=evaluation, probe=probe, seed=seed, folder=out, listeners=[Progress()])
-    if resume and not run.resume():
+    if resume and not run.restore():
         print(f"nothing to resume in {out}: starting at the beginning", file=sys.stderr)
     (out / "results.json").unlink(missing_ok=True)
     command = shlex.join(["clipviz", *sys.argv[1:]])

@@ -1,4 +1,8 @@
-"""Run: drives the iterator of events into a run folder, with a checkpoint after every epoch.
+"""Run: drives the iterator of events, in the caller or in a thread, and keeps its folder.
+
+One thread owns model, optimizer and recorder. Everybody else puts commands on a queue, which the owner drains between two
+optimizer steps: `pause`, `resume`, `step`, `stop`, `set(gamma=...)`, `ask(function)`. Training is therefore the same
+whether anybody looks or not.
 
 A run folder holds `config.json`, `trace/`, `checkpoint.safetensors` and, at the end, `results.json`. Each is written
 beside its place and moved there, so that a half-written file is never taken for a whole one.
@@ -6,30 +10,38 @@ beside its place and moved there, so that a half-written file is never taken for
 
 from __future__ import annotations
 
-import json
+import asyncio
+import atexit
 import os
-import secrets
-from collections.abc import Sequence
+import queue
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from clipviz.checkpoint import load_checkpoint, save_checkpoint
 from clipviz.data.base import ImageDataset
-from clipviz.events import EpochFinished, Event, Listener, Probe
-from clipviz.loop import Adaptation, versions
+from clipviz.evaluate import undisturbed
+from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, StepFinished
+from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.recorder import Recorder
 from clipviz.trace import TABLES, Trace
 
 CHECKPOINT = "checkpoint.safetensors"
 
+T = TypeVar("T")
+
 
 class Run:
-    """One adaptation with a folder.
+    """One adaptation that can be watched, paused, changed and stopped.
 
     Args:
         method: from `METHODS`; changed in place.
@@ -39,10 +51,13 @@ class Run:
         probe: images to follow.
         seed: order of the images and all views.
         folder: where trace and checkpoint go; None keeps the trace in memory only.
-        listeners: called with every event.
+        listeners: called with every event, in the thread that trains.
 
     Attributes:
         recorder: holds the trace so far.
+        status: "ready", "running", "paused", "stopped", "finished" or "failed".
+        steps_done: optimizer steps since this object began.
+        error: what ended a failed run.
     """
 
     def __init__(
@@ -61,18 +76,39 @@ class Run:
         self.recorder = Recorder()
         self.folder = None if folder is None else Path(folder)
         self.listeners = list(listeners)
+        self.status = "ready"
+        self.steps_done = 0
+        self.error: BaseException | None = None
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # the recorder's: one thread writes, any may read
+        self._thread: threading.Thread | None = None
         self._stopping = False
+        self._next_step = 0
+        self._steps_allowed: int | None = None  # None: any number; 0: paused
+
+    def __repr__(self) -> str:
+        """Short and the same in every process, so that notebooks can be compared."""
+        return f"Run({self.method.name} on {self.adaptation.dataset.name}, {self.status})"
+
+    @property
+    def method(self) -> Method:
+        """The method being adapted; while the run is live its thread alone may touch it, see `ask`."""
+        return self.adaptation.method
 
     @property
     def trace(self) -> Trace:
         """The trace so far."""
-        return self.recorder.trace()
+        with self._lock:
+            return self.recorder.trace()
 
-    def stop(self) -> None:
-        """End the run at the next step boundary."""
-        self._stopping = True
+    @property
+    def is_live(self) -> bool:
+        """Whether a thread of this run is at work or paused."""
+        return self._thread is not None and self._thread.is_alive()
 
-    def resume(self) -> bool:
+    # --------------------------------------------------------------------------------------------- driving
+
+    def restore(self) -> bool:
         """Go on from the folder's checkpoint.
 
         Returns:
@@ -90,24 +126,161 @@ class Run:
     def fit(self) -> Trace:
         """Do the run in the caller and return its trace.
 
-        Ctrl-C stops at a step boundary: what is recorded is saved, and KeyboardInterrupt goes on to the caller.
+        Ctrl-C, or the notebook's stop button, ends it at a step boundary: what is recorded is saved, then
+        `KeyboardInterrupt` goes on to the caller. A second Ctrl-C does not wait for the boundary.
         """
-        events = iter(self.adaptation)
-        try:
-            for event in events:
-                self._take(event)
-                if self._stopping:
-                    self.recorder.meta["status"] = "stopped"
-                    break
-        except KeyboardInterrupt:
-            self.recorder.meta["status"] = "stopped"
-            raise
-        finally:
-            self._save_trace()
+        self._claim()
+        with _interrupt_stops(self) as interrupted:
+            self._drive()
+        if interrupted():
+            raise KeyboardInterrupt
         return self.trace
 
+    def start(self) -> Run:
+        """Do the run in a thread of its own and return at once.
+
+        Raises:
+            RuntimeError: if it was started before; a run is done once.
+        """
+        self._claim()
+        self._thread = threading.Thread(target=self._drive_quietly, name=f"clipviz {self.method.name}", daemon=True)
+        _stop_at_exit(self)
+        self._thread.start()
+        return self
+
+    def wait(self, timeout: float | None = None) -> Trace:
+        """Wait for the end of a started run.
+
+        Args:
+            timeout: seconds; None waits for as long as it takes.
+
+        Returns:
+            The trace.
+
+        Raises:
+            TimeoutError: if the run is not over in time; it goes on.
+            BaseException: what ended a failed run.
+        """
+        if self._thread is None and self.status == "ready":
+            raise RuntimeError("this run was not started; call start(), or fit() to do it in the caller")
+        try:
+            if self._thread is not None:
+                self._thread.join(timeout)
+        except KeyboardInterrupt:
+            self.stop()
+            self._thread.join()
+            raise
+        if self.is_live:
+            raise TimeoutError(f"the run is still {self.status} after {timeout:g} s; it goes on")
+        if self.error is not None:
+            raise self.error
+        return self.trace
+
+    def __await__(self) -> Generator[Any, None, Trace]:
+        """Wait without blocking the event loop, so that widgets answer while a cell awaits the run."""
+        return asyncio.to_thread(self.wait).__await__()
+
+    # --------------------------------------------------------------------------------------------- commands
+
+    def pause(self) -> None:
+        """Rest at the next step boundary."""
+        self._commands.put(lambda: self._allow(0))
+
+    def resume(self) -> None:
+        """Go on after `pause` or `step`."""
+        self._commands.put(lambda: self._allow(None))
+
+    def step(self, n: int = 1) -> None:
+        """Do n optimizer steps, then rest."""
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        self._commands.put(lambda: self._allow((self._steps_allowed or 0) + n))
+
+    def stop(self) -> None:
+        """End the run at the next step boundary; the model is the one of that step."""
+        self._stopping = True
+        self._commands.put(lambda: None)  # wakes a paused run
+
+    def set(self, **changes: float) -> None:
+        """Change constants of the method from the next step on, for example `set(gamma=0.3)`; the trace says when.
+
+        Raises:
+            ValueError: if the method cannot change such a constant while it runs, or not to this value.
+        """
+        self.method.adjusted(**changes)  # refuses here, not in the thread
+
+        def apply() -> None:
+            self.method.config = self.method.adjusted(**changes)
+            self.recorder.meta.setdefault("changes", []).append({"step": self._next_step, **changes})
+
+        self._commands.put(apply)
+
+    def ask(self, question: Callable[[Method], T]) -> Future[T]:
+        """Have a question about the current model answered at the next step boundary, without changing its course.
+
+        Args:
+            question: called with the method in eval mode and without gradient.
+
+        Returns:
+            A future of its answer. After the run the answer comes at once.
+        """
+        future: Future[T] = Future()
+
+        def answer() -> None:
+            try:
+                with undisturbed(self.method):
+                    future.set_result(question(self.method))
+            except Exception as error:
+                future.set_exception(error)
+
+        self._commands.put(answer)
+        if not self.is_live:
+            self._drain()
+        return future
+
+    # --------------------------------------------------------------------------------------------- the owner's side
+
+    def _claim(self) -> None:
+        if self.status != "ready":
+            raise RuntimeError(f"this run is {self.status}; a run is done once, make a new Run to repeat it")
+        self.status = "running"
+
+    def _drive_quietly(self) -> None:
+        try:
+            self._drive()
+        except BaseException as error:
+            self.error = error  # wait() raises it: a thread has nobody to raise to
+
+    def _drive(self) -> None:
+        begun = time.perf_counter()
+        outcome = "failed"
+        try:
+            self._obey()
+            for event in self.adaptation:
+                self._take(event)
+                self._obey()
+                if self._stopping and not isinstance(event, RunFinished):
+                    self._take(RunFinished("stopped", time.perf_counter() - begun, None))
+                    outcome = "stopped"
+                    return
+            outcome = "finished"
+        except KeyboardInterrupt:
+            outcome = "stopped"
+            raise
+        finally:
+            self.recorder.meta["status"] = outcome
+            self._save_trace()
+            self.status = outcome
+            self._drain()
+
     def _take(self, event: Event) -> None:
-        self.recorder(event)
+        with self._lock:
+            self.recorder(event)
+        if isinstance(event, StepFinished):
+            self.steps_done += 1
+            self._next_step = event.step + 1
+            if self._steps_allowed:
+                self._steps_allowed -= 1
         for listener in self.listeners:
             listener(event)
         if isinstance(event, EpochFinished) and self.folder is not None:
@@ -115,9 +288,62 @@ class Run:
             self._save_trace()
             save_checkpoint(self.folder / CHECKPOINT, self.adaptation)
 
+    def _obey(self) -> None:
+        """Carry out what was commanded; rest here while paused."""
+        self._drain()
+        while self._steps_allowed == 0 and not self._stopping:
+            self.status = "paused"
+            self._commands.get()()
+        self.status = "running"
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                command = self._commands.get_nowait()
+            except queue.Empty:
+                return
+            command()
+
+    def _allow(self, steps: int | None) -> None:
+        self._steps_allowed = steps
+
     def _save_trace(self) -> None:
         if self.folder is not None:
             self.trace.save(self.folder / "trace")
+
+
+def _stop_at_exit(run: Run) -> None:
+    """An interpreter that ends must not cut a thread in the middle of a step."""
+    reference = weakref.ref(run)
+
+    def stop() -> None:
+        live = reference()
+        if live is not None and live._thread is not None:
+            live.stop()
+            live._thread.join(30)
+
+    atexit.register(stop)
+
+
+@contextmanager
+def _interrupt_stops(run: Run) -> Iterator[Callable[[], bool]]:
+    """SIGINT becomes `run.stop()`; yields a function that says whether it came. Elsewhere than in the main thread: nothing."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def handle(signum: int, frame: object) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(signum)
+        run.stop()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _until(trace: Trace, epoch: int) -> Trace:
@@ -134,96 +360,3 @@ def _until(trace: Trace, epoch: int) -> Trace:
         elif is_fixed:
             arrays[name] = array
     return Trace(**tables, arrays=arrays, meta=trace.meta)
-
-
-# ------------------------------------------------------------------------------------------------- checkpoints
-
-
-def _identity(adaptation: Adaptation) -> dict[str, Any]:
-    """What must agree between a checkpoint and the run that goes on from it."""
-    method = adaptation.method
-    return {
-        "method": method.name,
-        "model": method.backbone.name,
-        "class_names": list(method.class_names),
-        "settings": json.loads(json.dumps(method.settings)),
-        "n_images": len(adaptation.dataset),
-        "n_epochs": adaptation.n_epochs,
-        "batch_size": adaptation.config.batch_size,
-        "lr": adaptation.config.lr,
-        "seed": adaptation.seed,
-    }
-
-
-def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
-    """Write the state of a run at an epoch boundary, atomically.
-
-    Trainable parameters, the method's buffers and AdamW's moments as tensors; epoch, identity and versions as JSON.
-    """
-    method, optimizer = adaptation.method, adaptation.optimizer
-    tensors = {f"method/{name}": tensor.contiguous() for name, tensor in method.trainable_state().items()}
-    names = {parameter: name for name, parameter in method.named_parameters()}
-    for parameter, state in optimizer.state.items() if optimizer else ():
-        for key, value in state.items():
-            tensors[f"optimizer/{key}/{names[parameter]}"] = torch.as_tensor(value).contiguous()
-    metadata = {
-        "format": "clipviz-checkpoint-1",
-        "epoch": str(adaptation.epoch),
-        "identity": json.dumps(_identity(adaptation)),
-        "versions": json.dumps(versions()),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_checkpoint(path: Path, adaptation: Adaptation) -> int:
-    """Restore what `save_checkpoint` wrote.
-
-    Returns:
-        The next epoch.
-
-    Raises:
-        ValueError: if the file is damaged, or belongs to another method, model, class set or schedule.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"cannot read checkpoint {path}: {error}; start again without --resume") from error
-    if metadata.get("format") != "clipviz-checkpoint-1":
-        raise ValueError(f"{path} is not a clipviz checkpoint; start again without --resume")
-    wanted, got = _identity(adaptation), json.loads(metadata["identity"])
-    for key, value in wanted.items():
-        if got.get(key) != value:
-            raise ValueError(
-                f"checkpoint {path} belongs to another run: {key} was {_short(got.get(key))}, now it is {_short(value)}; "
-                "use the same arguments as when it was written, or start again in another folder"
-            )
-    prefix = "method/"
-    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    with torch.no_grad():
-        adaptation.method.load_trainable_state(state)
-    optimizer = adaptation.optimizer
-    for name, parameter in adaptation.method.named_parameters() if optimizer else ():
-        moments = {
-            key: tensors[f"optimizer/{key}/{name}"].to("cpu" if key == "step" else parameter.device)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"optimizer/{key}/{name}" in tensors
-        }
-        if moments and optimizer is not None:
-            optimizer.state[parameter] = moments
-    adaptation.epoch = int(metadata["epoch"])
-    return adaptation.epoch
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -71,10 +71,14 @@ class Method(nn.Module, ABC):
     Attributes:
         name: the key in `METHODS`.
         trains: False for methods that only guess.
+        adjustable: constants of `config` that may change while the method runs.
+        config: a frozen dataclass with the method's constants; None for methods without any.
     """
 
     name: ClassVar[str]
     trains: ClassVar[bool] = True
+    adjustable: ClassVar[tuple[str, ...]] = ()
+    config: Any = None
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts) -> None:
         super().__init__()
@@ -97,6 +101,18 @@ class Method(nn.Module, ABC):
     def settings(self) -> dict[str, Any]:
         """Everything that was chosen, JSON-able, for the trace."""
         return {}
+
+    def adjusted(self, **changes: float) -> Any:
+        """The configuration with some constants changed; assign it to `config` between two steps.
+
+        Raises:
+            ValueError: if a constant cannot change while the method runs, or not to this value.
+        """
+        for name in changes:
+            if name not in self.adjustable:
+                can = ", ".join(self.adjustable) or "nothing"
+                raise ValueError(f"{self.name} cannot change {name!r} while it runs; it can change: {can}")
+        return replace(self.config, **changes)
 
     @abstractmethod
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:

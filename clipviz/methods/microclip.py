@@ -209,6 +209,7 @@ class MicroCLIP(Method):
     """
 
     name = "microclip"
+    adjustable = ("gamma", "rho", "crop_temperature")
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: MicroCLIPConfig | None = None) -> None:
         backbone.require_patches(self.name)

@@ -1,0 +1,108 @@
+"""Checkpoints of a run: safetensors with what training changed, metadata with what it belongs to.
+
+Only what differs from the backbone as it was loaded is kept: trainable parameters, the method's buffers, AdamW's moments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from clipviz.loop import Adaptation, versions
+
+
+def _identity(adaptation: Adaptation) -> dict[str, Any]:
+    """What must agree between a checkpoint and the run that goes on from it."""
+    method = adaptation.method
+    return {
+        "method": method.name,
+        "model": method.backbone.name,
+        "class_names": list(method.class_names),
+        "settings": json.loads(json.dumps(method.settings)),
+        "n_images": len(adaptation.dataset),
+        "n_epochs": adaptation.n_epochs,
+        "batch_size": adaptation.config.batch_size,
+        "lr": adaptation.config.lr,
+        "seed": adaptation.seed,
+    }
+
+
+def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
+    """Write the state of a run at an epoch boundary, atomically.
+
+    Trainable parameters, the method's buffers and AdamW's moments as tensors; epoch, identity and versions as JSON.
+    """
+    method, optimizer = adaptation.method, adaptation.optimizer
+    tensors = {f"method/{name}": tensor.contiguous() for name, tensor in method.trainable_state().items()}
+    names = {parameter: name for name, parameter in method.named_parameters()}
+    for parameter, state in optimizer.state.items() if optimizer else ():
+        for key, value in state.items():
+            tensors[f"optimizer/{key}/{names[parameter]}"] = torch.as_tensor(value).contiguous()
+    metadata = {
+        "format": "clipviz-checkpoint-1",
+        "epoch": str(adaptation.epoch),
+        "identity": json.dumps(_identity(adaptation)),
+        "versions": json.dumps(versions()),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, adaptation: Adaptation) -> int:
+    """Restore what `save_checkpoint` wrote.
+
+    Returns:
+        The next epoch.
+
+    Raises:
+        ValueError: if the file is damaged, or belongs to another method, model, class set or schedule.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"cannot read checkpoint {path}: {error}; start again without --resume") from error
+    if metadata.get("format") != "clipviz-checkpoint-1":
+        raise ValueError(f"{path} is not a clipviz checkpoint; start again without --resume")
+    wanted, got = _identity(adaptation), json.loads(metadata["identity"])
+    for key, value in wanted.items():
+        if got.get(key) != value:
+            raise ValueError(
+                f"checkpoint {path} belongs to another run: {key} was {_short(got.get(key))}, now it is {_short(value)}; "
+                "use the same arguments as when it was written, or start again in another folder"
+            )
+    prefix = "method/"
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    with torch.no_grad():
+        adaptation.method.load_trainable_state(state)
+    optimizer = adaptation.optimizer
+    for name, parameter in adaptation.method.named_parameters() if optimizer else ():
+        moments = {
+            key: tensors[f"optimizer/{key}/{name}"].to("cpu" if key == "step" else parameter.device)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"optimizer/{key}/{name}" in tensors
+        }
+        if moments and optimizer is not None:
+            optimizer.state[parameter] = moments
+    adaptation.epoch = int(metadata["epoch"])
+    return adaptation.epoch
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,214 @@
+"""A run in a thread: commands are obeyed at step boundaries, and looking changes nothing."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+import torch
+
+from clipviz.events import RunFinished, StepFinished
+from clipviz.methods import METHODS
+from clipviz.methods.base import AdaptConfig
+from clipviz.run import Run
+from tests.conftest import ToyDataset
+
+CONFIG = AdaptConfig(epochs=3, batch_size=4, lr=1e-3)
+
+
+def wait_for(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def make_run(tiny_backbone):
+    def make(**kwargs):
+        data = ToyDataset(16)
+        method = METHODS["microclip"](tiny_backbone, data.prompts)
+        return Run(method, data, CONFIG, eval_dataset=data, seed=1, **kwargs)
+
+    return make
+
+
+def weights(run):
+    return {name: tensor.clone() for name, tensor in run.method.trainable_state().items()}
+
+
+def assert_same_bits(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_a_thread_ends_with_the_bits_of_the_caller(make_run):
+    in_caller, in_thread = make_run(), make_run()
+    in_caller.fit()
+    trace = in_thread.start().wait()
+    assert_same_bits(weights(in_caller), weights(in_thread))
+    assert trace.meta["status"] == in_thread.status == "finished"
+    assert in_thread.steps_done == 12
+
+
+def test_pause_step_resume_are_obeyed_and_change_nothing(make_run):
+    undisturbed, run = make_run(), make_run()
+    undisturbed.fit()
+    run.pause()
+    run.start()
+    wait_for(lambda: run.status == "paused")
+    assert run.steps_done == 0
+    run.step()
+    wait_for(lambda: run.steps_done == 1 and run.status == "paused")
+    run.step(3)
+    wait_for(lambda: run.steps_done == 4 and run.status == "paused")
+    time.sleep(0.05)
+    assert run.steps_done == 4
+    run.resume()
+    run.wait(60)
+    assert_same_bits(weights(undisturbed), weights(run))
+
+
+def test_stop_ends_at_the_next_step_with_the_model_of_that_step(make_run):
+    run, reference = make_run(), make_run()
+    events = []
+    run.listeners.append(events.append)
+    run.pause()
+    run.start()
+    run.step(5)
+    wait_for(lambda: run.steps_done == 5 and run.status == "paused")
+    run.stop()
+    trace = run.wait(20)
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].status == trace.meta["status"] == run.status == "stopped"
+    assert len(trace.samples) == 5 * 4
+    done = 0
+    for event in reference.adaptation:
+        done += isinstance(event, StepFinished)
+        if done == 5:
+            break
+    assert_same_bits(weights(run), weights(reference))
+
+
+def test_a_run_is_done_once(make_run):
+    run = make_run()
+    run.start()
+    with pytest.raises(RuntimeError, match="a run is done once"):
+        run.start()
+    run.wait(60)
+    with pytest.raises(RuntimeError, match="finished"):
+        run.fit()
+
+
+def test_wait_for_what_never_began(make_run):
+    with pytest.raises(RuntimeError, match="not started"):
+        make_run().wait()
+
+
+def test_wait_gives_up_in_time_and_the_run_goes_on(make_run):
+    run = make_run()
+    run.pause()
+    run.start()
+    with pytest.raises(TimeoutError, match="it goes on"):
+        run.wait(0.05)
+    run.stop()
+    run.wait(20)
+
+
+def test_an_error_in_the_thread_reaches_whoever_waits(make_run):
+    def broken(event):
+        if isinstance(event, StepFinished):
+            raise ArithmeticError("listener broke")
+
+    run = make_run(listeners=[broken])
+    run.start()
+    with pytest.raises(ArithmeticError, match="listener broke"):
+        run.wait(60)
+    assert run.status == "failed"
+    assert run.trace.meta["status"] == "failed"
+
+
+def test_await_leaves_the_event_loop_free(make_run):
+    async def cell():
+        ticks = 0
+
+        async def tick():
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0.001)
+
+        ticking = asyncio.create_task(tick())
+        trace = await make_run().start()
+        ticking.cancel()
+        return trace, ticks
+
+    trace, ticks = asyncio.run(cell())
+    assert trace.meta["status"] == "finished"
+    assert ticks > 3
+
+
+def test_set_is_applied_between_steps_and_recorded(make_run):
+    run = make_run()
+    run.pause()
+    run.start()
+    run.step(2)
+    wait_for(lambda: run.steps_done == 2 and run.status == "paused")
+    run.set(gamma=0.25)
+    run.step()
+    wait_for(lambda: run.steps_done == 3 and run.status == "paused")
+    assert run.method.config.gamma == 0.25
+    run.stop()
+    assert run.wait(20).meta["changes"] == [{"step": 2, "gamma": 0.25}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"tau": 0.3}, "it can change: gamma"), ({"gamma": 1.5}, r"gamma must be in \[0, 1\]"), ({"x": 1}, "'x'")],
+)
+def test_set_refuses_at_once(make_run, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_run().set(**changes)
+
+
+def test_ask_answers_from_the_owner_and_changes_nothing(make_run):
+    undisturbed, run = make_run(), make_run()
+    undisturbed.fit()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    run.pause()
+    run.start()
+    run.step(2)
+    answers = [run.ask(lambda method: (method.logits(images), threading.current_thread().name)) for _ in range(2)]
+    logits, thread = answers[0].result(20)
+    assert logits.shape == (2, len(run.method.class_names))
+    assert not logits.requires_grad
+    assert thread.startswith("clipviz ")
+    refused = run.ask(lambda method: method.no_such_thing)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        refused.result(20)
+    run.resume()
+    run.wait(60)
+    assert_same_bits(weights(undisturbed), weights(run))
+    assert run.ask(lambda method: method.name).result(5) == "microclip"
+
+
+def test_interrupt_stops_at_a_boundary_and_saves(make_run, tmp_path):
+    import signal
+
+    def interrupt(event):
+        if isinstance(event, StepFinished) and event.step == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    run = make_run(folder=tmp_path, listeners=[interrupt])
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run.fit()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert run.status == "stopped"
+    assert run.steps_done == 6
+    assert len(run.trace.samples) == 6 * 4
+
+
+def test_repr_is_the_same_everywhere(make_run):
+    assert repr(make_run()) == "Run(microclip on toy, ready)"
