@@ -5,7 +5,7 @@ The map, lowest first; a module imports only from those before it (`tests/test_l
     ops, ncut | backbone | prompts, data, birds | methods | events, evaluate | loop, run       with torch
     trace | figures | report                                                                   without torch
     recorder                                                                                   joins the two
-    cli                                                                                        clipviz demo | adapt | report
+    cli                                                                                        the command line
 
 Public names are loaded on first use, so that `import clipviz` costs nothing and never imports torch by itself.
 """

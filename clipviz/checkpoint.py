@@ -1,6 +1,7 @@
 """Checkpoints of a run: safetensors with what training changed, metadata with what it belongs to.
 
-Only what differs from the backbone as it was loaded is kept: trainable parameters, the method's buffers, AdamW's moments.
+Only what differs from the backbone as it was loaded is kept: trainable parameters, the method's buffers, AdamW's
+moments.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from clipviz.loop import Adaptation, versions
 
@@ -24,12 +27,14 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
     return {
         "method": method.name,
         "model": method.backbone.name,
+        "frozen weights": method.backbone.fingerprint(),
         "class_names": list(method.class_names),
         "settings": json.loads(json.dumps(method.settings)),
+        "data": adaptation.dataset.name,
+        "split": adaptation.dataset.split,
         "n_images": len(adaptation.dataset),
         "n_epochs": adaptation.n_epochs,
-        "batch_size": adaptation.config.batch_size,
-        "lr": adaptation.config.lr,
+        "schedule": {key: value for key, value in asdict(adaptation.config).items() if key != "workers"},
         "seed": adaptation.seed,
     }
 
@@ -41,7 +46,7 @@ def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
     """
     method, optimizer = adaptation.method, adaptation.optimizer
     tensors = {f"method/{name}": tensor.contiguous() for name, tensor in method.trainable_state().items()}
-    names = {parameter: name for name, parameter in method.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in method.named_parameters()}
     for parameter, state in optimizer.state.items() if optimizer else ():
         for key, value in state.items():
             tensors[f"optimizer/{key}/{names[parameter]}"] = torch.as_tensor(value).contiguous()
@@ -76,15 +81,15 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> int:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"cannot read checkpoint {path}: {error}; start again without --resume") from error
+        raise ValueError(f"cannot read checkpoint {path}: {error}; delete it to start at the beginning") from error
     if metadata.get("format") != "clipviz-checkpoint-1":
-        raise ValueError(f"{path} is not a clipviz checkpoint; start again without --resume")
+        raise ValueError(f"{path} is not a clipviz checkpoint; use another folder")
     wanted, got = _identity(adaptation), json.loads(metadata["identity"])
     for key, value in wanted.items():
         if got.get(key) != value:
             raise ValueError(
-                f"checkpoint {path} belongs to another run: {key} was {_short(got.get(key))}, now it is {_short(value)}; "
-                "use the same arguments as when it was written, or start again in another folder"
+                f"checkpoint {path} belongs to another run: {key} was {_short(got.get(key))}, "
+                f"now it is {_short(value)}; use the same arguments as when it was written, or another folder"
             )
     prefix = "method/"
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -72,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser("compare", help="print the results of run folders as one table")
     compare.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    for command in (demo, adapt, report, compare):  # there too, where one adds it to a command that failed
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     return parser
 
 

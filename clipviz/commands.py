@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from clipviz.backbone import Backbone, load_backbone
 from clipviz.data import load_dataset
 from clipviz.data.base import ImageDataset
+from clipviz.data.layout import NoSuchSplit
 from clipviz.errors import choose
 from clipviz.evaluate import accuracy, predict, spread_probe
 from clipviz.events import Event, RunStarted, StepFinished
@@ -43,15 +45,16 @@ def adapt(args: argparse.Namespace) -> None:
     out = prepare_folder(args.out)
     if (out / CHECKPOINT).exists() and not args.resume:
         raise ValueError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
-    data = _dataset(args)
+    backbone, notes = _load_backbone(args)
+    data = _dataset(args, notes)
     evaluation = _eval_dataset(args, data)
     for dataset in {id(data): data, id(evaluation): evaluation}.values():
-        _tell_skipped(dataset)
-    backbone = load_backbone(args.model, args.pretrained, _device(args.device))
+        notes += _skipped_note(dataset)
     method = METHODS[args.method](backbone, data.prompts)
-    changes = {k: v for k, v in (("epochs", args.epochs), ("batch_size", args.batch_size), ("lr", args.lr)) if v}
+    given = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
+    changes = {name: value for name, value in given.items() if value is not None}
     config = replace(method.schedule, workers=args.workers, **changes)
-    run_one(method, data, evaluation, config, args.seed, out, resume=args.resume)
+    run_one(method, data, evaluation, config, args.seed, out, resume=args.resume, notes=notes)
     results = json.loads((out / "results.json").read_text())
     print(summary([results]))
     if results["accuracy"] is None:
@@ -68,13 +71,19 @@ def run_one(
     *,
     resume: bool = False,
     zero_shot: float | None = None,
+    notes: Sequence[str] = (),
 ) -> Trace:
-    """Run a method into a folder, with config.json before and results.json after; returns the trace."""
+    """Run a method into a folder, with config.json before and results.json after; returns the trace.
+
+    `notes` go to stderr once nothing can be refused any more, so that an error is the only line there.
+    """
     begun = time.perf_counter()
     probe = spread_probe(evaluation, method.backbone.image_size, PROBE)
     run = Run(method, data, config, eval_dataset=evaluation, probe=probe, seed=seed, folder=out, listeners=[Progress()])
     if resume and not run.restore():
-        print(f"nothing to resume in {out}: starting at the beginning", file=sys.stderr)
+        notes = [*notes, f"nothing to resume in {out}: starting at the beginning"]
+    for note in notes:
+        print(note, file=sys.stderr)
     (out / "results.json").unlink(missing_ok=True)
     command = shlex.join(["clipviz", *sys.argv[1:]])
     write_json(out / "config.json", {"command": command, **_settings(run)})
@@ -96,7 +105,7 @@ def zero_shot_accuracy(backbone: Backbone, evaluation: ImageDataset) -> float | 
     """Accuracy of the unadapted model with the template ensemble, or None without labels."""
     if not evaluation.has_targets:
         return None
-    method = METHODS["zero_shot"](backbone, evaluation.prompts)  # type: ignore[call-arg]
+    method = METHODS["zero_shot"](backbone, evaluation.prompts)
     predictions = predict(method, evaluation)
     return accuracy(predictions.probs.argmax(-1), predictions.target)
 
@@ -123,7 +132,15 @@ def _last(trace: Trace, metric: str) -> float | None:
     return float(series.iloc[-1]) if len(series) else None
 
 
-def _dataset(args: argparse.Namespace) -> ImageDataset:
+def _load_backbone(args: argparse.Namespace) -> tuple[Backbone, list[str]]:
+    """The model, and what the user should know about it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        backbone = load_backbone(args.model, args.pretrained, _device(args.device))
+    return backbone, [str(w.message) for w in caught if w.category is UserWarning]
+
+
+def _dataset(args: argparse.Namespace, notes: list[str]) -> ImageDataset:
     data = load_dataset(args.data, "train", seed=args.seed, **_text_options(args))
     if data.class_names:
         return data
@@ -134,7 +151,7 @@ def _dataset(args: argparse.Namespace) -> ImageDataset:
         )
     from clipviz.birds.world import SPECIES
 
-    print("no class names given: using the 24 bird species of the bundled model", file=sys.stderr)
+    notes.append("no class names given: using the 24 bird species of the bundled model")
     args.classes = [species.name for species in SPECIES]
     return load_dataset(args.data, "train", seed=args.seed, **_text_options(args))
 
@@ -155,15 +172,17 @@ def _eval_dataset(args: argparse.Namespace, data: ImageDataset) -> ImageDataset:
         return evaluation
     try:
         return load_dataset(args.data, "test", seed=args.seed, **_text_options(args)) if data.split != "all" else data
-    except ValueError:
-        return data  # no test split: measured on the images it learns from, and named so
+    except NoSuchSplit:
+        return data  # measured on the images it learns from, and named so
 
 
-def _tell_skipped(dataset: ImageDataset, shown: int = 5) -> None:
-    if dataset.skipped:
-        names = "; ".join(f"{s.path}: {s.reason}" for s in dataset.skipped[:shown])
-        more = f"; and {len(dataset.skipped) - shown} more" if len(dataset.skipped) > shown else ""
-        print(f"skipped {len(dataset.skipped)} files: {names}{more}", file=sys.stderr)
+def _skipped_note(dataset: ImageDataset, shown: int = 5) -> list[str]:
+    """One line about the files that could not be read; none where all could."""
+    if not dataset.skipped:
+        return []
+    names = "; ".join(f"{s.path!r}: {s.reason}" for s in dataset.skipped[:shown])
+    more = f"; and {len(dataset.skipped) - shown} more" if len(dataset.skipped) > shown else ""
+    return [f"skipped {len(dataset.skipped)} files: {names}{more}"]
 
 
 def _device(name: str | None) -> torch.device:
@@ -210,7 +229,7 @@ def demo(args: argparse.Namespace) -> None:
     zero_shot = zero_shot_accuracy(backbone, evaluation)
     traces, rows = [], []
     for name in names:
-        method = METHODS[name](backbone, data.prompts)  # type: ignore[call-arg]
+        method = METHODS[name](backbone, data.prompts)
         config = replace(method.schedule, epochs=args.epochs or DEMO_EPOCHS)
         traces.append(run_one(method, data, evaluation, config, args.seed, out / name, zero_shot=zero_shot))
         rows.append(json.loads((out / name / "results.json").read_text()))

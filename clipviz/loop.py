@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from clipviz.events import (
     UNLABELLED,
     EpochFinished,
     Event,
+    Gallery,
     Predictions,
     Probe,
     PseudoLabels,
@@ -57,7 +57,7 @@ def adapt(
         `StepFinished`s and an `EpochFinished`, and at last `RunFinished`.
 
     Raises:
-        FloatingPointError: if the loss is not finite; the step and its terms are named.
+        FloatingPointError: if the loss is not finite (the step and its terms are named), or the weights are not.
     """
     return iter(Adaptation(method, dataset, config, eval_dataset=eval_dataset, probe=probe, seed=seed))
 
@@ -112,7 +112,7 @@ class Adaptation:
             yield self._measured(-1)
         last: EpochFinished | None = None
         for epoch in range(self.epoch, self.n_epochs):
-            method.train()
+            method.train(method.trains)
             method.begin_epoch()
             for i, batch in enumerate(self.loader.epoch(epoch)):
                 step = epoch * len(self.loader) + i
@@ -121,15 +121,16 @@ class Adaptation:
                 losses = self._learn(batch.views, pseudo, step) if self.optimizer else {}
                 self._count(pseudo, batch.target)
                 yield StepFinished(epoch, step, batch.index, batch.target, pseudo, losses)
-                method.train()
+                method.train(method.trains)  # a listener may have looked in eval mode
             with torch.no_grad():
                 method.end_epoch()
+            self._check_weights(epoch)
             self.epoch = epoch + 1
             last = self._measured(epoch)
             yield last
-        predictions = last.predictions if last else None
-        yield RunFinished("finished", time.perf_counter() - begun, self._gallery(predictions))
+        yield RunFinished("finished", time.perf_counter() - begun, self._gallery(last.predictions if last else None))
 
+    @torch.enable_grad()
     def _learn(self, views: Views, pseudo: PseudoLabels, step: int) -> dict[str, Tensor]:
         """One optimizer step at the learning rate of the cosine schedule."""
         assert self.optimizer is not None
@@ -147,6 +148,15 @@ class Adaptation:
         total.backward()
         self.optimizer.step()
         return {name: value.detach() for name, value in losses.items()}
+
+    def _check_weights(self, epoch: int) -> None:
+        """Weights can turn NaN in an epoch's last step, where no later loss would tell; no checkpoint may keep them."""
+        bad = [name for name, p in self.method.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+        if bad:
+            raise FloatingPointError(
+                f"weights are not finite after epoch {epoch} ({len(bad)} tensors, first {bad[0]!r}); "
+                f"try a smaller learning rate than {self.config.lr:g}"
+            )
 
     def _count(self, pseudo: PseudoLabels, target: Tensor) -> None:
         self._guesses.append((pseudo.labels.cpu(), target.cpu()))
@@ -175,10 +185,11 @@ class Adaptation:
             epoch, metrics, predictions, snapshot, {kind: value.cpu() for kind, value in explanation.items()}
         )
 
-    def _gallery(self, predictions: Predictions | None) -> Any:
-        if predictions is None or self.eval_dataset is None:
+    def _gallery(self, predictions: Predictions | None) -> Gallery | None:
+        """The instructive images; `predictions` are missing where a run is taken up after its last epoch."""
+        if self.eval_dataset is None:
             return None
-        return gallery(self.method, self.eval_dataset, predictions)
+        return gallery(self.method, self.eval_dataset, predictions or predict(self.method, self.eval_dataset))
 
     def _started(self) -> RunStarted:
         method, data, evaluation = self.method, self.dataset, self.eval_dataset

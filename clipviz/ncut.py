@@ -5,8 +5,8 @@ Shi & Malik (2000) as used by TokenCut and by microCLIP's official code. With S 
     A_ij = 1 if S_ij > tau else eps,    d_i = sum_j A_ij,    L = s (diag(d) - A) s,    s_i = 1 / (sqrt(d_i) + eps)
 
 and f the eigenvector of L's second-smallest eigenvalue. An eigenvector has no sign of its own, and the official code
-thresholds before it fixes one, so its mask is either a salient core or almost everything, by the whim of the solver. Here
-f is first turned so that its entry of largest magnitude is positive; then it is thresholded once.
+thresholds before it fixes one, so its mask is either a salient core or almost everything, by the whim of the solver.
+Here f is first turned so that its entry of largest magnitude is positive; then it is thresholded once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Run: drives the iterator of events, in the caller or in a thread, and keeps its folder.
 
-One thread owns model, optimizer and recorder. Everybody else puts commands on a queue, which the owner drains between two
-optimizer steps: `pause`, `resume`, `step`, `stop`, `set(gamma=...)`, `ask(function)`. Training is therefore the same
-whether anybody looks or not.
+One thread owns model, optimizer and recorder. Everybody else puts commands on a queue, which the owner drains between
+two optimizer steps: `pause`, `resume`, `step`, `stop`, `set(gamma=...)`, `ask(function)`. Training is therefore the
+same whether anybody looks or not.
 
 A run folder holds `config.json`, `trace/`, `checkpoint.safetensors` and, at the end, `results.json`. Each is written
 beside its place and moved there, so that a half-written file is never taken for a whole one.
@@ -163,13 +163,13 @@ class Run:
         """
         if self._thread is None and self.status == "ready":
             raise RuntimeError("this run was not started; call start(), or fit() to do it in the caller")
-        try:
-            if self._thread is not None:
+        if self._thread is not None:
+            try:
                 self._thread.join(timeout)
-        except KeyboardInterrupt:
-            self.stop()
-            self._thread.join()
-            raise
+            except KeyboardInterrupt:
+                self.stop()
+                self._thread.join()
+                raise
         if self.is_live:
             raise TimeoutError(f"the run is still {self.status} after {timeout:g} s; it goes on")
         if self.error is not None:
@@ -327,7 +327,7 @@ def _stop_at_exit(run: Run) -> None:
 
 @contextmanager
 def _interrupt_stops(run: Run) -> Iterator[Callable[[], bool]]:
-    """SIGINT becomes `run.stop()`; yields a function that says whether it came. Elsewhere than in the main thread: nothing."""
+    """SIGINT becomes `run.stop()`; yields a function that says whether it came. Outside the main thread: nothing."""
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -352,11 +352,12 @@ def _until(trace: Trace, epoch: int) -> Trace:
     for name in TABLES:
         table = getattr(trace, name)
         tables[name] = table[table["epoch"] < epoch] if "epoch" in table else table
+    keeps_sources = len(tables["samples"]) == len(trace.samples)  # else they are of the epoch that was cut off
     arrays = {}
     for name, array in trace.arrays.items():
         is_fixed = name in ("probe/images", "probe/index", "probe/target", "probe/parts")
         if name.startswith("snapshot/") or (name.startswith("probe/") and not is_fixed):
             arrays[name] = array[: epoch + 1]
-        elif is_fixed:
+        elif is_fixed or (keeps_sources and name.startswith("sources/")):
             arrays[name] = array
     return Trace(**tables, arrays=arrays, meta=trace.meta)

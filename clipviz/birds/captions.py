@@ -1,7 +1,8 @@
 """Language for birds: phrases, captions for pretraining, templates and descriptions for the evaluation species.
 
 All of it follows from the attributes. Captions name a few parts in random order and wording, so no caption tells the
-whole bird; descriptions are what a language model would write about a species, each sentence with its own choice of parts.
+whole bird; descriptions are what a language model would write about a species, each sentence with its own choice of
+parts.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def phrase(attribute: str, value: str, rng: np.random.Generator) -> str:
 
 
 def attribute_prompts(attribute: str, rng: np.random.Generator) -> list[str]:
-    """One prompt per value of an attribute ("a bird with a red cap", "a bird with a blue crown", ...), templates at random."""
+    """One prompt per value of an attribute ("a bird with a red cap", "a bird with a blue crown", ...), at random."""
     if attribute == "plan":
         template = TEMPLATES[rng.integers(len(TEMPLATES))]
         return [_articles(template.format(value)) for value in ATTRIBUTES["plan"]]
@@ -125,7 +126,7 @@ def species_descriptions() -> dict[str, tuple[str, ...]]:
 
 
 def _articles(text: str) -> str:
-    """ "a owl" -> "an owl"."""
+    """Put "an" where a vowel follows: 'a owl' -> 'an owl'."""
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
 

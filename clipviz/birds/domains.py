@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from clipviz.birds.render import IMAGE_SIDE, draw_bird, sample_pose
-from clipviz.birds.shapes import Canvas, capsule, ellipse
+from clipviz.birds.shapes import Canvas, Shape, capsule, ellipse
 from clipviz.errors import choose
 
 DOMAINS = ("source", "clutter", "night", "fog", "small", "blur", "mix")
@@ -41,7 +41,7 @@ def _plain_background(side: int, rng: np.random.Generator) -> np.ndarray:
 FOLIAGE = np.array([[0.22, 0.42, 0.14], [0.35, 0.50, 0.18], [0.48, 0.40, 0.20], [0.30, 0.33, 0.22], [0.55, 0.52, 0.30]])
 
 
-def _leaf(side: int, rng: np.random.Generator):  # noqa: ANN202
+def _leaf(side: int, rng: np.random.Generator) -> tuple[Shape, np.ndarray]:
     size = rng.uniform(0.05, 0.12) * side
     cx, cy = rng.uniform(0, side, 2)
     color = FOLIAGE[rng.integers(len(FOLIAGE))] * rng.uniform(0.7, 1.3)
@@ -56,11 +56,11 @@ def _cluttered_background(side: int, rng: np.random.Generator, severity: float) 
     texture = np.clip(base * (0.5 + 1.1 * noise) + 0.15 * (noise - 0.5), 0, 1)
     background = plain + min(1.0, 0.5 * severity) * (texture - plain)
     canvas = Canvas(background.astype(np.float32))
-    for _ in range(int(round(3 * severity))):
+    for _ in range(round(3 * severity)):
         (x0, y0), (x1, y1) = rng.uniform(0, side, (2, 2))
         brown = np.array([0.30, 0.22, 0.14]) * rng.uniform(0.7, 1.4)
         canvas.paint(capsule(x0, -y0, x1, -y1, rng.uniform(0.8, 2.5)), brown, 0)
-    for _ in range(int(round(9 * severity))):
+    for _ in range(round(9 * severity)):
         canvas.paint(*_leaf(side, rng), 0)
     return canvas.rgb
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipviz.birds.shapes import Canvas, Shape, both, capsule, ellipse, either, polygon
+from clipviz.birds.shapes import Canvas, Distance, Shape, both, capsule, either, ellipse, polygon
 from clipviz.birds.world import decode
 
 IMAGE_SIDE = 160
@@ -218,7 +218,7 @@ def _draw_body(paint: _Painter, plan: Plan, values: dict[str, str]) -> None:
         paint(breast, 0.30 * paint.color(values["body"]), "breast", ink=pattern)
 
 
-def _breast_pattern(name: str, angle: float):  # noqa: ANN202
+def _breast_pattern(name: str, angle: float) -> Distance | None:
     """Coverage of the dark marks, 0..1, as a function of position; None for a plain breast."""
     c, s = np.cos(angle), np.sin(angle)
 
@@ -292,8 +292,10 @@ def _draw_beak(paint: _Painter, plan: Plan, values: dict[str, str]) -> None:
         "short": polygon((x0, y0 - 0.42 * unit), (x0 + 1.15 * unit, y0 - 0.05 * unit), (x0, y0 + 0.42 * unit)),
         "long": polygon((x0, y0 - 0.26 * unit), (x0 + 2.7 * unit, y0 - 0.16 * unit), (x0, y0 + 0.26 * unit)),
         "hooked": either(
-            polygon((x0, y0 - 0.34 * unit), (x0 + 1.2 * unit, y0 - 0.14 * unit), (x0 + 1.2 * unit, y0 + 0.20 * unit), (x0, y0 + 0.46 * unit)),
-            polygon((x0 + 0.72 * unit, y0 - 0.1 * unit), (x0 + 1.05 * unit, y0 - 0.95 * unit), (x0 + 1.38 * unit, y0 + 0.10 * unit), (x0 + 1.2 * unit, y0 + 0.20 * unit)),
+            polygon((x0, y0 - 0.34 * unit), (x0 + 1.2 * unit, y0 - 0.14 * unit),
+                    (x0 + 1.2 * unit, y0 + 0.20 * unit), (x0, y0 + 0.46 * unit)),
+            polygon((x0 + 0.72 * unit, y0 - 0.1 * unit), (x0 + 1.05 * unit, y0 - 0.95 * unit),
+                    (x0 + 1.38 * unit, y0 + 0.10 * unit), (x0 + 1.2 * unit, y0 + 0.20 * unit)),
         ),
         "broad": either(
             capsule(x0, y0, x0 + 1.45 * unit, y0 - 0.20 * unit, 0.30 * unit, 0.22 * unit),

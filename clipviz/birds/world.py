@@ -47,33 +47,33 @@ class Group(NamedTuple):
 
 GROUPS: tuple[Group, ...] = (
     Group(
-        dict(plan="finch", body="yellow", wing="brown", beak_color="black", beak_shape="short", eye_ring="no",
-             throat="no", breast="plain", tail_tip="white", legs="pink"),
+        {"plan": "finch", "body": "yellow", "wing": "brown", "beak_color": "black", "beak_shape": "short",
+         "eye_ring": "no", "throat": "no", "breast": "plain", "tail_tip": "white", "legs": "pink"},
         ("cap", "red", "black"), ("wing_bars", "white", "no"),
     ),
     Group(
-        dict(plan="heron", body="gray", wing="blue", beak_shape="long", cap="black", eye_ring="no", throat="white",
-             breast="streaked", wing_bars="no", tail_tip="no"),
+        {"plan": "heron", "body": "gray", "wing": "blue", "beak_shape": "long", "cap": "black", "eye_ring": "no",
+         "throat": "white", "breast": "streaked", "wing_bars": "no", "tail_tip": "no"},
         ("beak_color", "yellow", "red"), ("legs", "orange", "blue"),
     ),
     Group(
-        dict(plan="duck", body="brown", wing="green", beak_color="yellow", beak_shape="broad", cap="no", breast="plain",
-             wing_bars="white", tail_tip="black", legs="orange"),
+        {"plan": "duck", "body": "brown", "wing": "green", "beak_color": "yellow", "beak_shape": "broad",
+         "cap": "no", "breast": "plain", "wing_bars": "white", "tail_tip": "black", "legs": "orange"},
         ("throat", "white", "black"), ("eye_ring", "white", "no"),
     ),
     Group(
-        dict(plan="swallow", body="blue", wing="gray", beak_color="black", beak_shape="short", eye_ring="no",
-             breast="plain", wing_bars="no", legs="black", cap="no"),
+        {"plan": "swallow", "body": "blue", "wing": "gray", "beak_color": "black", "beak_shape": "short",
+         "eye_ring": "no", "breast": "plain", "wing_bars": "no", "legs": "black", "cap": "no"},
         ("throat", "red", "white"), ("tail_tip", "white", "no"),
     ),
     Group(
-        dict(plan="pheasant", body="red", wing="brown", beak_color="white", beak_shape="hooked", throat="black",
-             eye_ring="orange", tail_tip="black", legs="black", wing_bars="yellow"),
+        {"plan": "pheasant", "body": "red", "wing": "brown", "beak_color": "white", "beak_shape": "hooked",
+         "throat": "black", "eye_ring": "orange", "tail_tip": "black", "legs": "black", "wing_bars": "yellow"},
         ("cap", "white", "blue"), ("breast", "barred", "spotted"),
     ),
     Group(
-        dict(plan="owl", body="green", wing="red", beak_color="black", beak_shape="hooked", cap="no", throat="no",
-             breast="spotted", tail_tip="no", legs="pink"),
+        {"plan": "owl", "body": "green", "wing": "red", "beak_color": "black", "beak_shape": "hooked", "cap": "no",
+         "throat": "no", "breast": "spotted", "tail_tip": "no", "legs": "pink"},
         ("eye_ring", "orange", "white"), ("wing_bars", "black", "yellow"),
     ),
 )  # fmt: skip

@@ -27,6 +27,10 @@ _SPLIT_FOLDERS = {
 }
 
 
+class NoSuchSplit(ValueError):
+    """A folder has splits, but not the one that was asked for."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """The candidates of a folder data set, not yet opened.
@@ -57,7 +61,8 @@ def read_layout(root: str, split: str, classes: Sequence[str] | None = None) -> 
             that class indices agree between splits), else classes.txt in the folder.
 
     Raises:
-        ValueError: If there is no such folder or split, no image, or a class folder that is not in `classes`.
+        NoSuchSplit: If the folder has splits, but not this one.
+        ValueError: If there is no such folder, no image, or a class folder that is not in `classes`.
     """
     choose("split", split, (*SPLITS, ALL))
     listing = _list_root(root)
@@ -119,7 +124,7 @@ def _pick_split(split: str, split_folders: dict[str, str], root: str) -> str:
         return "val"
     if split not in split_folders:
         there = ", ".join(repr(name) for name in split_folders.values())
-        raise ValueError(f"no split {split!r} in the folder {display_name(root)!r}; it has {there}")
+        raise NoSuchSplit(f"no split {split!r} in the folder {display_name(root)!r}; it has {there}")
     return split
 
 
