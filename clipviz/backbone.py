@@ -4,16 +4,21 @@ The patch tokens of microCLIP are the *value path* of the last block. With x the
 
     v = x + out_proj(W_v LN_1(x) + b_v),    v <- v + MLP(LN_2(v)),    patches = LN_post(v) without the CLS row
 
-so a patch token is a function of its own patch only (MaskCLIP's observation; LoCoOp's code). One forward pre-hook on
-the last block yields x; everything else is read from the model's own modules, so there is no fork of open_clip.
+so a patch token is a function of its own patch only (MaskCLIP's observation; LoCoOp's code). The CLS embedding
+needs only the CLS row of the last block (`cls_row`). Both stand in for that block's forward while a batch passes through
+and read the model's own modules, so there is no fork of open_clip.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -57,21 +62,65 @@ def value_path(visual: Any, x: Tensor) -> Tensor:
     return visual.ln_post(v)
 
 
+def cls_row(block: Any, x: Tensor) -> Tensor:
+    """The CLS row of an attention block's output, without computing the rows of the patches.
+
+    The embedding needs no other row of the last block: its queries and its MLP, 10 of 12 parts of the block's
+    arithmetic, are done for one token instead of 1 + N.
+
+    Args:
+        block: an open_clip `ResidualAttentionBlock`.
+        x: (B, 1 + N, W) float, its input.
+
+    Returns:
+        (B, 1, W) float, equal to `block(x)[:, :1]` up to rounding.
+    """
+    attn, width = block.attn, x.shape[-1]
+    normed = block.ln_1(x)
+    query = F.linear(normed[:, :1], attn.in_proj_weight[:width], attn.in_proj_bias[:width])
+    key, value = F.linear(normed, attn.in_proj_weight[width:], attn.in_proj_bias[width:]).chunk(2, -1)
+    heads = (part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
+    mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    row = x[:, :1] + block.ls_1(attn.out_proj(mixed))
+    return row + block.ls_2(block.mlp(block.ln_2(row)))
+
+
 @contextmanager
-def last_block_input(visual: Any) -> Iterator[list[Tensor]]:
-    """Collect the input of the last block during the forward passes inside the `with` statement.
+def short_last_block(visual: Any) -> Iterator[list[Tensor]]:
+    """Inside the `with` statement the last block computes its CLS row only, and its inputs are collected.
+
+    A block that somebody looks at, with hooks or a replaced forward, runs as open_clip wrote it.
 
     Yields:
-        A list that receives one (B, 1 + N, W) tensor per forward pass. The hook is removed on exit.
+        A list that receives one (B, 1 + N, W) tensor per forward pass. The block is restored on exit.
     """
+    block = visual.transformer.resblocks[-1]
+    own, plain, watched = block.__dict__.get("forward"), block.forward, _is_watched(block)
     inputs: list[Tensor] = []
-    handle = visual.transformer.resblocks[-1].register_forward_pre_hook(
-        lambda _module, args, kwargs: inputs.append(args[0] if args else kwargs["q_x"]), with_kwargs=True
-    )
+
+    def forward(q_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        inputs.append(q_x)
+        return plain(q_x, *args, **kwargs) if watched else cls_row(block, q_x)
+
+    block.forward = forward
     try:
         yield inputs
     finally:
-        handle.remove()
+        if own is None:
+            del block.forward
+        else:
+            block.forward = own
+
+
+def _is_watched(block: nn.Module) -> bool:
+    """Whether a block or a module in it has hooks or instance-level replacements of its methods."""
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or {"forward", "attention"} & module.__dict__.keys()
+        for module in block.modules()
+    )
 
 
 class Backbone(nn.Module):
@@ -127,7 +176,7 @@ class Backbone(nn.Module):
 
     @property
     def logit_scale(self) -> float:
-        """exp of the learned scale: logits = logit_scale * cosine; 1 / temperature."""
+        """Exponential of the learned scale: logits = logit_scale * cosine; 1 / temperature."""
         return float(cast(Tensor, self.model.logit_scale).detach().exp())
 
     @property
@@ -138,6 +187,7 @@ class Backbone(nn.Module):
         return (
             blocks is not None
             and isinstance(getattr(blocks[-1], "attn", None), nn.MultiheadAttention)
+            and blocks[-1].attn.batch_first
             and getattr(visual, "pool_type", "tok") == "tok"
             and getattr(visual, "attn_pool", None) is None
             and isinstance(getattr(visual, "proj", None), Tensor)
@@ -176,7 +226,10 @@ class Backbone(nn.Module):
         Raises:
             ValueError: if the images have another shape.
         """
-        return normalize(self.model.encode_image(self._pixels(images)))  # type: ignore[operator]
+        if not self.has_patches:
+            return normalize(self.model.encode_image(self._pixels(images)))  # type: ignore[operator]
+        with short_last_block(self.visual):
+            return normalize(self.model.encode_image(self._pixels(images)))  # type: ignore[operator]
 
     def tokens(self, images: Tensor) -> ImageTokens:
         """Embedding and value-path patch tokens of a batch, in one forward pass.
@@ -188,8 +241,8 @@ class Backbone(nn.Module):
             ValueError: if the images have another shape, or the tower has no patch tokens.
         """
         self.require_patches("tokens")
-        with last_block_input(self.visual) as inputs:
-            cls = self.embed(images)
+        with short_last_block(self.visual) as inputs:
+            cls = normalize(self.model.encode_image(self._pixels(images)))  # type: ignore[operator]
         return ImageTokens(cls, value_path(self.visual, inputs[0]), tuple(self.visual.grid_size))
 
     def project(self, tokens: Tensor) -> Tensor:
@@ -202,6 +255,20 @@ class Backbone(nn.Module):
         model._modules = {**self.model._modules, "visual": copy.deepcopy(self.visual)}
         mean, std = (cast(Tensor, t).flatten().tolist() for t in (self.mean, self.std))
         return Backbone(model, self.tokenizer, mean, std, self.name).to(self.device)
+
+    def fingerprint(self) -> str:
+        """Short hash of the frozen weights, to tell two models of one architecture apart.
+
+        It reads a sample of every tensor: all of a ViT-L would take seconds, and differently trained models differ
+        everywhere.
+        """
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                sample = parameter.detach().flatten()[:64].float().cpu()
+                digest.update(f"{name}{tuple(parameter.shape)}".encode())
+                digest.update(sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def embed_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Text embeddings, computed without gradient in batches.
@@ -224,60 +291,81 @@ class Backbone(nn.Module):
 BUNDLED = Path(__file__).parent / "birds" / "model"
 """The embedded default: an ordinary open_clip model folder (config and safetensors)."""
 
+_CONFIG_FILE = "open_clip_config.json"
+
 
 def load_backbone(name: str, pretrained: str | None = None, device: str | torch.device | None = None) -> Backbone:
     """Load a CLIP model.
 
     Args:
-        name: "birds" for the embedded default, or any open_clip architecture ("ViT-B-32", "RN50", "hf-hub:...").
+        name: "birds" for the embedded default, any open_clip architecture ("ViT-B-32", "RN50"), "hf-hub:...", or a
+            folder with open_clip's config and weights, as `clipviz.birds.pretrain` writes it.
         pretrained: an open_clip tag ("openai", "laion2b_s34b_b79k") or a local .safetensors / .pt file; None with an
-            architecture name gives random weights.
+            architecture name gives random weights, with a warning.
         device: torch device; None means CPU.
 
     Returns:
         The backbone in eval mode, all weights frozen.
 
     Raises:
-        ValueError: for an unknown name or tag, a file that is missing or does not fit, or activations that do not
-            match the weights (QuickGELU).
+        ValueError: for an unknown name or tag, a file that is missing, damaged, pickled or does not fit, or
+            activations that do not match the weights (QuickGELU).
     """
     import open_clip
 
-    device = device or "cpu"
-    if name == "birds":
-        if pretrained is not None:
-            raise ValueError(f"the bundled model 'birds' takes no pretrained weights, got {pretrained!r}; leave it out")
-        source: str = f"local-dir:{BUNDLED}"
-    elif ":" in name:
-        source = name
-    else:
-        source = choose("model", name, ("birds", *open_clip.list_models()))
-        _check_pretrained(name, pretrained)
+    source = _source(name, pretrained)
+    is_random = pretrained is None and ":" not in source
     try:
-        model, _, _ = open_clip.create_model_and_transforms(
-            source, pretrained=pretrained, device=device, weights_only=True
+        with _without_random_weights_message():
+            model, _, _ = open_clip.create_model_and_transforms(
+                source,
+                pretrained=pretrained,
+                device=device or "cpu",
+                weights_only=True,
+                require_pretrained=not is_random,
+            )
+            tokenizer = open_clip.get_tokenizer(source)
+    except Exception as error:  # a damaged file raises whatever the parser that meets it raises
+        weights = f" with weights {pretrained!r}" if pretrained else ""
+        raise ValueError(f"could not load model {name!r}{weights}: {_reason(error)}") from error
+    if is_random:
+        warnings.warn(
+            f"{name!r} has random weights and knows nothing; name pretrained weights (a tag or a file) to change that",
+            stacklevel=2,
         )
-        tokenizer = open_clip.get_tokenizer(source)
-    except (RuntimeError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"could not load model {name!r} with weights {pretrained!r}: {reason}") from error
     cfg = open_clip.get_model_preprocess_cfg(model)
-    backbone = Backbone(model, tokenizer, cfg["mean"], cfg["std"], name).to(device)
+    backbone = Backbone(model, tokenizer, cfg["mean"], cfg["std"], name).to(device or "cpu")
     return backbone.requires_grad_(False).eval()
 
 
-def _check_pretrained(name: str, pretrained: str | None) -> None:
-    """Refuse a tag or file that open_clip would stumble over, or would load with the wrong activation."""
+def _source(name: str, pretrained: str | None) -> str:
+    """What open_clip calls a model, after refusing what it would stumble over."""
     import open_clip
 
-    if pretrained is None:
+    is_folder = (Path(name) / _CONFIG_FILE).is_file()
+    if pretrained is not None and (name == "birds" or is_folder):
+        raise ValueError(f"the model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
+    if name == "birds":
+        return f"local-dir:{BUNDLED}"
+    if is_folder:
+        return f"local-dir:{name}"
+    if ":" in name:
+        return name
+    choose("model", name, ("birds", *open_clip.list_models()))
+    _check_pretrained(name, pretrained)
+    return name
+
+
+def _check_pretrained(name: str, pretrained: str | None) -> None:
+    """Refuse a tag or file that does not exist, or would be loaded with the wrong activation."""
+    import open_clip
+
+    if pretrained is None or Path(pretrained).is_file():
         return
-    path = Path(pretrained)
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if path.suffix in {".safetensors", ".pt", ".pth", ".bin"}:
-        if not path.is_file():
-            raise ValueError(f"no such weights file: {pretrained}; give an existing file or one of the tags {tags}")
-        return
+    if not tags or Path(pretrained).suffix in {".safetensors", ".pt", ".pth", ".bin"}:
+        known = f"one of the tags {', '.join(tags)}" if tags else f"leave it out: {name} has no pretrained tags"
+        raise ValueError(f"no such weights file: {pretrained!r}; give an existing file or {known}")
     choose(f"pretrained tag for {name}", pretrained, tags)
     wants_quick = bool((open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu", False))
     has_quick = bool((open_clip.get_model_config(name) or {}).get("quick_gelu", False))
@@ -287,3 +375,36 @@ def _check_pretrained(name: str, pretrained: str | None) -> None:
             f"the weights {pretrained!r} were trained with {'QuickGELU' if wants_quick else 'GELU'} but {name!r} uses "
             f"{'QuickGELU' if has_quick else 'GELU'}; use the architecture {other!r}"
         )
+
+
+def _reason(error: Exception) -> str:
+    """One line of an error from the depths of a loader."""
+    if isinstance(error, UnpicklingError):
+        return (
+            "the file is pickled and holds more than tensors, so it is not opened; save its state_dict as .safetensors"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, RuntimeError) and len(lines) > 1 and "state_dict" in lines[0]:
+        return f"the weights do not fit this architecture ({lines[1]})"
+    first = lines[0] if lines else "no reason given"
+    if isinstance(error, RuntimeError | OSError | ValueError):
+        return first
+    return f"damaged, or not a file of weights ({type(error).__name__}: {first})"
+
+
+@contextmanager
+def _without_random_weights_message() -> Iterator[None]:
+    """Keep open_clip's note on random weights from the root logger: `load_backbone` gives a Python warning instead."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "initialized randomly" not in record.getMessage()
+
+    root.addFilter(is_other)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_other)
+        for handler in set(root.handlers) - set(before):  # logging.warning() installs one
+            root.removeHandler(handler)

@@ -36,7 +36,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clipviz.backbone import Backbone, last_block_input, value_path
+from clipviz.backbone import Backbone, short_last_block, value_path
 from clipviz.birds.captions import attribute_prompts, caption
 from clipviz.birds.domains import SHIFTS, render_image
 from clipviz.birds.render import IMAGE_SIDE
@@ -201,7 +201,7 @@ def losses(
     images, codes = batch.images.to(device), batch.codes.to(device)
     texts = batch.captions + [prompt for prompts in batch.prompts for prompt in prompts]
     # bf16 for the towers only; similarities and losses in fp32
-    with torch.autocast(device.type, torch.bfloat16), last_block_input(model.visual) as inputs:
+    with torch.autocast(device.type, torch.bfloat16), short_last_block(model.visual) as inputs:
         text = normalize(model.encode_text(tokenizer(texts).to(device)).float())
         cls = normalize(backbone.embed(images).float())
         projected = value_path(model.visual, inputs[0]) @ model.visual.proj
