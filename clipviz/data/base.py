@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from clipviz.events import UNLABELLED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import torch
     from numpy.typing import NDArray
@@ -48,6 +50,7 @@ class ImageDataset(ABC):
         names: n display names, valid Unicode.
         skipped: Files that could not be used.
         part_names: Names of the ids in `parts`, position = id (0 = background); None without masks.
+        has_pixels: False for embeddings that stand in for images: `image` then refuses.
     """
 
     name: str
@@ -55,9 +58,10 @@ class ImageDataset(ABC):
     class_names: tuple[str, ...]
     prompts: ClassPrompts
     targets: NDArray[np.int64]
-    names: list[str]
+    names: Sequence[str]
     skipped: list[Skipped]
     part_names: tuple[str, ...] | None = None
+    has_pixels: bool = True
 
     def __len__(self) -> int:
         return len(self.targets)

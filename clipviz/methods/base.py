@@ -6,15 +6,16 @@ A method owns the model state that training changes. It sees images and their po
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, Views
+from clipviz.data.features import FeatureBackbone
 from clipviz.events import PseudoLabels
 from clipviz.ops import class_logits, normalize
 from clipviz.prompts import ClassPrompts
@@ -59,6 +60,16 @@ class ViewNeeds:
     fill: tuple[int, int, int] = (123, 117, 104)
 
 
+class Batches(Protocol):
+    """What training draws from: `epoch(e)` yields the batches of an epoch, `len` counts them."""
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, the same ones for the same number."""
+
+
 class Method(nn.Module, ABC):
     """Base of all methods.
 
@@ -71,12 +82,19 @@ class Method(nn.Module, ABC):
     Attributes:
         name: the key in `METHODS`.
         trains: False for methods that only guess.
+        adapts_tower: whether training changes the image tower; if not, the caller's is shared and not copied.
+        works_on_embeddings: whether the image enters as its CLS embedding alone, so that a data set of embeddings
+            will do; such a method takes (B, E) wherever images are asked for.
+        sized_by_data: buffers and parameters that `prepare` allocates; a checkpoint brings its own sizes.
         adjustable: constants of `config` that may change while the method runs.
         config: a frozen dataclass with the method's constants; None for methods without any.
     """
 
     name: ClassVar[str]
     trains: ClassVar[bool] = True
+    adapts_tower: ClassVar[bool] = True
+    works_on_embeddings: ClassVar[bool] = False
+    sized_by_data: ClassVar[tuple[str, ...]] = ()
     adjustable: ClassVar[tuple[str, ...]] = ()
     config: Any = None
 
@@ -84,7 +102,12 @@ class Method(nn.Module, ABC):
         super().__init__()
         if not prompts.names:
             raise ValueError(f"{self.name} needs class names; give them with the dataset (classes=...)")
-        self.backbone = backbone.trainable_copy() if self.trains else backbone
+        if isinstance(backbone, FeatureBackbone) and not self.works_on_embeddings:
+            raise ValueError(
+                f"{self.name} looks into the images, but {backbone.name!r} holds their embeddings only; "
+                "give images, or use zero_shot, tip_adapter, ntua or dpa"
+            )
+        self.backbone = backbone.trainable_copy() if self.trains and self.adapts_tower else backbone
         self.class_names = tuple(prompts.names)
 
     @property
@@ -95,6 +118,11 @@ class Method(nn.Module, ABC):
     @property
     def needs(self) -> ViewNeeds:
         """Views to prepare."""
+        return ViewNeeds()
+
+    @property
+    def test_needs(self) -> ViewNeeds:
+        """Views of a test image besides the whole one; almost no method wants any."""
         return ViewNeeds()
 
     @property
@@ -126,12 +154,28 @@ class Method(nn.Module, ABC):
     def logits(self, images: Tensor) -> Tensor:
         """Inference: (B, 3, S, S) in [0, 1] -> (B, C) scaled logits."""
 
+    def view_logits(self, views: Views) -> Tensor:
+        """Inference on a test image and its crops, for methods with `test_needs`; default: the whole image."""
+        return self.logits(views.weak)
+
     def branches(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of parts of the inference path, each measured on its own: name -> (B, C)."""
         return {}
 
+    def baselines(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of classifiers that training does not change, measured once: name -> (B, C)."""
+        return {}
+
+    def diagnostics(self) -> dict[str, float]:
+        """Numbers about the state, recorded with every epoch."""
+        return {}
+
     def prepare(self, batches: Iterable[Batch]) -> None:
         """See the whole training set once before the first epoch (banks, caches); default: nothing."""
+
+    def training_batches(self, batch_size: int, seed: int) -> Batches | None:
+        """What to train on after `prepare`, if it is something the method has cached; None: views of all images."""
+        return None
 
     def begin_epoch(self) -> None:
         """Reset what is per epoch."""
@@ -153,7 +197,7 @@ class Method(nn.Module, ABC):
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: trainable parameters and the method's own buffers, not the frozen backbone."""
-        state = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        state: dict[str, Tensor] = {name: p for name, p in self.named_parameters() if p.requires_grad}
         state.update((name, b) for name, b in self.named_buffers() if not name.startswith("backbone."))
         return {name: tensor.detach() for name, tensor in state.items()}
 
@@ -163,6 +207,9 @@ class Method(nn.Module, ABC):
         Raises:
             ValueError: if names or shapes are those of another method, model or class set.
         """
+        for name in self.sized_by_data:
+            if name in state:
+                self._resize(name, state[name].shape)
         own = self.trainable_state()
         shapes = {name: tuple(t.shape) for name, t in own.items()}
         got = {name: tuple(t.shape) for name, t in state.items()}
@@ -175,6 +222,12 @@ class Method(nn.Module, ABC):
             )
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+    def _resize(self, name: str, shape: Iterable[int]) -> Tensor:
+        """Give a buffer or parameter another shape, in place, so that an optimizer that knows it still does."""
+        tensor: Tensor = getattr(self, name)
+        tensor.data = tensor.new_zeros(tuple(shape))
+        return tensor
 
 
 def unfreeze_norms(visual: nn.Module) -> list[str]:
@@ -190,6 +243,11 @@ def unfreeze_norms(visual: nn.Module) -> list[str]:
         if name in names:
             parameter.requires_grad_(True)
     return names
+
+
+def embed(backbone: Backbone, images: Tensor) -> Tensor:
+    """Unit CLS embeddings (B, E) of images (B, 3, S, S); embeddings (B, E) are passed through."""
+    return images if images.ndim == 2 else backbone.embed(images)
 
 
 def text_classifier(backbone: Backbone, sentences: list[tuple[str, ...]]) -> Tensor:
@@ -215,15 +273,22 @@ class ZeroShotMethod(Method):
     """A fixed classifier on CLS embeddings; subclasses say which."""
 
     trains: ClassVar[bool] = False
+    adapts_tower: ClassVar[bool] = False
+    works_on_embeddings: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, classifier: Tensor) -> None:
         super().__init__(backbone, prompts)
         self.classifier: Tensor
         self.register_buffer("classifier", classifier)
 
+    @property
+    def schedule(self) -> AdaptConfig:
+        """One pass; the batch size changes nothing but speed."""
+        return AdaptConfig(epochs=1, batch_size=256)
+
     def logits(self, images: Tensor) -> Tensor:
         """logit_scale * cosine of the CLS embedding to each class."""
-        return class_logits(self.backbone.embed(images), self.classifier, self.backbone.logit_scale)
+        return class_logits(embed(self.backbone, images), self.classifier, self.backbone.logit_scale)
 
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
         """The prediction on the weak view."""

@@ -1,0 +1,292 @@
+"""Embeddings as data: a file of image embeddings stands in for the images, and its classifier for the text tower.
+
+A file is `.npz` or `.safetensors` and holds
+
+    embeddings    (n, E) float16, bfloat16 or float; rows need not have unit norm
+    labels        (n,) integers, -1 = unlabelled; for measuring only             optional
+    classifier    (C, E) float, one row per class                                optional
+    class_names   C strings; in .safetensors the metadata "class_names", a JSON list   optional
+    logit_scale   one number, 100 if it is missing                               optional
+    model         the name of what made the embeddings                           optional
+
+`clipviz embed` writes one from any data set. Rows keep their precision in memory; a batch is float32 with unit norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from clipviz.backbone import Backbone
+from clipviz.data.base import Batch, ImageDataset, Views
+from clipviz.events import UNLABELLED
+from clipviz.ops import normalize
+from clipviz.prompts import DEFAULT_TEMPLATES, ClassPrompts, spoken_name
+
+DEFAULT_LOGIT_SCALE = 100.0
+"""What CLIP's learned scale is clipped to, and where OpenAI's models ended."""
+
+_CHECKED_ROWS = 65_536
+
+
+class FeatureDataset(ImageDataset):
+    """Embeddings of n images, with everything a data set of images has but the images.
+
+    Args:
+        embeddings: (n, E) floating point, finite, no zero rows.
+        name: what to call it.
+        split: its split.
+        targets: (n,) integers in [-1, C); None: all unlabelled.
+        class_names: C names; None: "class 0", "class 1", ... as many as `classifier` has rows.
+        classifier: (C, E) float, finite; None if a text tower will make one (`backbone(text)`).
+        logit_scale: multiplier of cosines.
+        model: name of the model that made the embeddings.
+        templates: patterns for a text tower.
+        descriptions: class name -> sentences, for a text tower.
+
+    Raises:
+        ValueError: with the first array that does not fit, and how.
+    """
+
+    has_pixels = False
+
+    def __init__(
+        self,
+        embeddings: Tensor,
+        *,
+        name: str,
+        split: str = "all",
+        targets: Tensor | None = None,
+        class_names: Sequence[str] | None = None,
+        classifier: Tensor | None = None,
+        logit_scale: float = DEFAULT_LOGIT_SCALE,
+        model: str = "features",
+        templates: Sequence[str] | None = None,
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        _check_matrix("embeddings", embeddings, name)
+        if classifier is not None:
+            _check_matrix("classifier", classifier, name)
+            if classifier.shape[1] != embeddings.shape[1]:
+                raise ValueError(
+                    f"{name}: the classifier is {classifier.shape[1]} wide and the embeddings are "
+                    f"{embeddings.shape[1]}; both must come from one joint space"
+                )
+        if not logit_scale > 0:
+            raise ValueError(f"{name}: logit_scale must be positive, got {logit_scale}")
+        self.name, self.split, self.model, self.logit_scale = name, split, model, logit_scale
+        self.embeddings, self.classifier = embeddings, classifier
+        self.class_names = _class_names(class_names, classifier, name)
+        self.prompts = _prompts(self.class_names, classifier, templates, descriptions)
+        self.targets = _targets(targets, len(embeddings), len(self.class_names), name)
+        self.names = _RowNames(len(embeddings))
+        self.skipped = []
+
+    def image(self, index: int) -> Image.Image:
+        """Refused: there are no pixels."""
+        raise ValueError(f"{self.name} holds embeddings, not images; give the folder of images to look at them")
+
+    def rows(self, index: Tensor | slice) -> Tensor:
+        """Embeddings of some positions: (B, E) float32, unit norm."""
+        return normalize(self.embeddings[index].float())
+
+    def backbone(self, text: Backbone | None = None) -> FeatureBackbone:
+        """What methods take for a CLIP model on this data.
+
+        Args:
+            text: a model whose text tower embeds the prompts; needed where the file has no classifier.
+
+        Raises:
+            ValueError: if neither can make a classifier, or the widths differ.
+        """
+        width = self.embeddings.shape[1]
+        if text is not None and text.embed_dim != width:
+            raise ValueError(
+                f"{self.name} has embeddings of width {width}, but the text tower of {text.name!r} gives "
+                f"{text.embed_dim}; use the model that made the file"
+            )
+        if self.classifier is not None and not self.prompts.descriptions_given:
+            return FeatureBackbone(
+                width, self.logit_scale, self.model, dict(zip(self.class_names, self.classifier, strict=True))
+            )
+        if text is None:
+            raise ValueError(
+                f"{self.name} has no classifier to go with its embeddings; give the model whose text tower makes one, "
+                "or write the file with a classifier (C, E)"
+            )
+        return FeatureBackbone(width, text.logit_scale, text.name, text=text)
+
+
+class _RowNames(Sequence[str]):
+    """Names of the rows, made when asked for: a million strings would be larger than some files."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [f"row {i}" for i in range(*index.indices(self._n))]
+        return f"row {range(self._n)[index]}"
+
+
+class FeatureBackbone(Backbone):
+    """A backbone for methods that work on embeddings: the image tower is the identity, the text tower a table.
+
+    Args:
+        width: E.
+        logit_scale: multiplier of cosines.
+        name: of the model that made the embeddings.
+        classifier: class name -> (E,) embedding, instead of a text tower.
+        text: a model whose text tower is used, instead of a table.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        logit_scale: float,
+        name: str,
+        classifier: Mapping[str, Tensor] | None = None,
+        text: Backbone | None = None,
+    ) -> None:
+        model = nn.Module()
+        model.visual = nn.Module()  # no norms to train
+        model.logit_scale = nn.Parameter(torch.tensor(logit_scale).log(), requires_grad=False)
+        super().__init__(model, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), name)
+        self._width = width
+        self._table = {spoken_name(key): row for key, row in (classifier or {}).items()}
+        if len(self._table) < len(classifier or {}):
+            raise ValueError(
+                f"{name}: some class names differ in underscores and spaces only; make them differ in words"
+            )
+        self._text = [text] if text is not None else []  # a list: not a part of this model
+
+    @property
+    def image_size(self) -> int:
+        """Nothing is ever drawn."""
+        return 0
+
+    @property
+    def embed_dim(self) -> int:
+        """E."""
+        return self._width
+
+    @property
+    def has_patches(self) -> bool:
+        """There are none."""
+        return False
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether sentences can be embedded, or class names only."""
+        return bool(self._text)
+
+    def require_patches(self, purpose: str) -> None:
+        """Refuse, with the reason."""
+        raise ValueError(f"{purpose} needs images, but {self.name!r} holds their embeddings only")
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings are what comes in; images are refused."""
+        if images.ndim != 2 or images.shape[1] != self._width:
+            raise ValueError(f"wanted embeddings (B, {self._width}), got {tuple(images.shape)}")
+        return normalize(images)
+
+    def embed_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Embeddings of sentences by the text tower, or of class names by the table."""
+        if self._text:
+            return self._text[0].embed_text(texts, batch_size)
+        unknown = [text for text in texts if text not in self._table]
+        if unknown:
+            raise ValueError(
+                f"a file of embeddings has no text tower: it knows its class names, but not {unknown[0]!r}"
+            )
+        return normalize(torch.stack([self._table[text] for text in texts]).float()).to(self.device)
+
+    def trainable_copy(self) -> Backbone:
+        """Itself: nothing in it can be trained."""
+        return self
+
+
+class FeatureLoader:
+    """Shuffled batches of embeddings, in the order in which `ViewLoader` would give the images.
+
+    Args: as for `ViewLoader`; there is nothing for workers to do.
+    """
+
+    def __init__(self, dataset: FeatureDataset, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
+        if batch_size < 1 or seed < 0:
+            raise ValueError(f"a loader wants batch_size >= 1 and seed >= 0, got {batch_size} and {seed}")
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        return -(-len(self.dataset) // self.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch; the only view is the embedding itself."""
+        order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset)))
+        targets = torch.from_numpy(self.dataset.targets)
+        for index in order.split(self.batch_size):
+            views = Views(self.dataset.rows(index).to(self.device))
+            yield Batch(views, index.to(self.device), targets[index].to(self.device))
+
+
+def _check_matrix(what: str, matrix: Tensor, source: str) -> None:
+    """Refuse what is no (n, E) matrix of usable rows; a million rows are looked at in slices."""
+    if matrix.ndim != 2 or not matrix.is_floating_point() or 0 in matrix.shape:
+        raise ValueError(
+            f"{source}: {what} must be a floating-point matrix (n, E) with at least one row, "
+            f"got {str(matrix.dtype).removeprefix('torch.')} {tuple(matrix.shape)}"
+        )
+    for start in range(0, len(matrix), _CHECKED_ROWS):
+        norms = matrix[start : start + _CHECKED_ROWS].float().norm(dim=1)
+        bad = ~torch.isfinite(norms) | (norms == 0)
+        if bad.any():
+            row = start + int(bad.nonzero()[0])
+            reason = "is all zero" if norms[row - start] == 0 else "holds NaN or infinite numbers"
+            raise ValueError(f"{source}: row {row} of {what} {reason}; leave such rows out of the file")
+
+
+def _class_names(names: Sequence[str] | None, classifier: Tensor | None, source: str) -> tuple[str, ...]:
+    if names is None:
+        return () if classifier is None else tuple(f"class {i}" for i in range(len(classifier)))
+    if classifier is not None and len(names) != len(classifier):
+        raise ValueError(f"{source}: {len(names)} class names for a classifier with {len(classifier)} rows")
+    return tuple(names)
+
+
+def _prompts(
+    names: tuple[str, ...],
+    classifier: Tensor | None,
+    templates: Sequence[str] | None,
+    descriptions: Mapping[str, Sequence[str]] | None,
+) -> ClassPrompts:
+    """Prompts for a text tower; with a classifier in the file a class is its name, which `FeatureBackbone` looks up."""
+    if classifier is not None and not descriptions:
+        return ClassPrompts(names, ("{}",))
+    sentences = {name: tuple(rows) for name, rows in (descriptions or {}).items()}
+    return ClassPrompts(names, tuple(templates or DEFAULT_TEMPLATES), sentences)
+
+
+def _targets(targets: Tensor | None, n: int, n_classes: int, source: str) -> np.ndarray:
+    if targets is None:
+        return np.full(n, UNLABELLED, np.int64)
+    if targets.ndim != 1 or len(targets) != n or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise ValueError(
+            f"{source}: labels must be {n} integers, one per embedding, "
+            f"got {str(targets.dtype).removeprefix('torch.')} {tuple(targets.shape)}"
+        )
+    low, high = int(targets.min()), int(targets.max())
+    if low < UNLABELLED or (n_classes and high >= n_classes):
+        raise ValueError(
+            f"{source}: labels must be in 0..{n_classes - 1}, or {UNLABELLED} for unlabelled, got {low}..{high}"
+        )
+    return targets.to(torch.int64).numpy()
