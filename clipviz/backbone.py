@@ -1,12 +1,6 @@
 """Backbone: any open_clip model as images -> embeddings and patch tokens, texts -> embeddings.
 
-The patch tokens of microCLIP are the *value path* of the last block. With x the input of that block,
-
-    v = x + out_proj(W_v LN_1(x) + b_v),    v <- v + MLP(LN_2(v)),    patches = LN_post(v) without the CLS row
-
-so a patch token is a function of its own patch only (MaskCLIP's observation; LoCoOp's code). The CLS embedding
-needs only the CLS row of the last block (`cls_row`). Both stand in for that block's forward while a batch passes through
-and read the model's own modules, so there is no fork of open_clip.
+There is no fork of open_clip: `clipviz.tower` reads patch tokens from the model's own modules.
 """
 
 from __future__ import annotations
@@ -27,6 +21,7 @@ from torch import Tensor, nn
 
 from clipviz.errors import choose
 from clipviz.ops import normalize
+from clipviz.tower import short_last_block, value_path
 
 
 class ImageTokens(NamedTuple):
@@ -41,86 +36,6 @@ class ImageTokens(NamedTuple):
     cls: Tensor
     patches: Tensor
     grid: tuple[int, int]
-
-
-def value_path(visual: Any, x: Tensor) -> Tensor:
-    """Value-path patch tokens from the input of the last block (see the module docstring).
-
-    Args:
-        visual: an open_clip `VisionTransformer`.
-        x: (B, 1 + N, W) float, the input of `visual.transformer.resblocks[-1]`.
-
-    Returns:
-        (B, N, W) float. The CLS row is left out before the work, not after it.
-    """
-    block = visual.transformer.resblocks[-1]
-    x = x[:, 1:]
-    width = x.shape[-1]
-    weight, bias = block.attn.in_proj_weight[2 * width :], block.attn.in_proj_bias[2 * width :]
-    v = x + block.ls_1(block.attn.out_proj(F.linear(block.ln_1(x), weight, bias)))
-    v = v + block.ls_2(block.mlp(block.ln_2(v)))
-    return visual.ln_post(v)
-
-
-def cls_row(block: Any, x: Tensor) -> Tensor:
-    """The CLS row of an attention block's output, without computing the rows of the patches.
-
-    The embedding needs no other row of the last block: its queries and its MLP, 10 of 12 parts of the block's
-    arithmetic, are done for one token instead of 1 + N.
-
-    Args:
-        block: an open_clip `ResidualAttentionBlock`.
-        x: (B, 1 + N, W) float, its input.
-
-    Returns:
-        (B, 1, W) float, equal to `block(x)[:, :1]` up to rounding.
-    """
-    attn, width = block.attn, x.shape[-1]
-    normed = block.ln_1(x)
-    query = F.linear(normed[:, :1], attn.in_proj_weight[:width], attn.in_proj_bias[:width])
-    key, value = F.linear(normed, attn.in_proj_weight[width:], attn.in_proj_bias[width:]).chunk(2, -1)
-    heads = (part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
-    mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-    row = x[:, :1] + block.ls_1(attn.out_proj(mixed))
-    return row + block.ls_2(block.mlp(block.ln_2(row)))
-
-
-@contextmanager
-def short_last_block(visual: Any) -> Iterator[list[Tensor]]:
-    """Inside the `with` statement the last block computes its CLS row only, and its inputs are collected.
-
-    A block that somebody looks at, with hooks or a replaced forward, runs as open_clip wrote it.
-
-    Yields:
-        A list that receives one (B, 1 + N, W) tensor per forward pass. The block is restored on exit.
-    """
-    block = visual.transformer.resblocks[-1]
-    own, plain, watched = block.__dict__.get("forward"), block.forward, _is_watched(block)
-    inputs: list[Tensor] = []
-
-    def forward(q_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        inputs.append(q_x)
-        return plain(q_x, *args, **kwargs) if watched else cls_row(block, q_x)
-
-    block.forward = forward
-    try:
-        yield inputs
-    finally:
-        if own is None:
-            del block.forward
-        else:
-            block.forward = own
-
-
-def _is_watched(block: nn.Module) -> bool:
-    """Whether a block or a module in it has hooks or instance-level replacements of its methods."""
-    return any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or {"forward", "attention"} & module.__dict__.keys()
-        for module in block.modules()
-    )
 
 
 class Backbone(nn.Module):

@@ -36,12 +36,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clipviz.backbone import Backbone, short_last_block, value_path
+from clipviz.backbone import Backbone
 from clipviz.birds.captions import attribute_prompts, caption
 from clipviz.birds.domains import SHIFTS, render_image
 from clipviz.birds.render import IMAGE_SIDE
 from clipviz.birds.world import ATTRIBUTE_NAMES, CARDINALITIES, sample_attributes
 from clipviz.ops import normalize
+from clipviz.tower import short_last_block, value_path
 
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 128,
