@@ -16,7 +16,6 @@ from pickle import UnpicklingError
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipviz.errors import choose
