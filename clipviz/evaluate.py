@@ -1,19 +1,24 @@
-"""Measuring: predictions, accuracies, and which images to look at. The only place besides the recorder that sees targets."""
+"""Measuring: predictions, accuracies, and which images to look at. Only it and the recorder see targets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clipviz.data.base import ImageDataset
-from clipviz.data.loader import eval_batches
+from clipviz.data.base import ImageDataset, ViewConfig, Views
+from clipviz.data.embed import embed_dataset
+from clipviz.data.features import FeatureDataset
+from clipviz.data.loader import eval_views
 from clipviz.data.views import eval_parts, eval_view
 from clipviz.events import UNLABELLED, Gallery, Predictions, Probe
 from clipviz.methods.base import Method
+
+THUMBNAIL = 64
+"""Side of an example in pixels."""
 
 
 @contextmanager
@@ -30,10 +35,24 @@ def undisturbed(method: Method) -> Iterator[None]:
                 module.training = training
 
 
-def _images(method: Method, dataset: ImageDataset, batch_size: int) -> Iterator[Tensor]:
-    backbone = method.backbone
-    for images, _ in eval_batches(dataset, backbone.image_size, batch_size, device=backbone.device):
-        yield images
+def evaluation_inputs(method: Method, dataset: ImageDataset) -> ImageDataset:
+    """The data set to measure a method on again and again: of a frozen image tower, the embeddings, computed once."""
+    if method.adapts_tower or not method.works_on_embeddings or not dataset.has_pixels:
+        return dataset
+    with undisturbed(method):
+        return embed_dataset(method.backbone, dataset)
+
+
+def _views(method: Method, dataset: ImageDataset, batch_size: int) -> Iterator[Views]:
+    """The test images (or embeddings) in order, with the crops that the method wants of them."""
+    device = method.backbone.device
+    if isinstance(dataset, FeatureDataset):
+        for start in range(0, len(dataset), batch_size):
+            yield Views(dataset.rows(slice(start, start + batch_size)).to(device))
+        return
+    needs = method.test_needs
+    config = ViewConfig(method.backbone.image_size, False, needs.crops, needs.crop_scale)
+    yield from eval_views(dataset, config, batch_size, device)
 
 
 def predict(method: Method, dataset: ImageDataset, batch_size: int = 256) -> Predictions:
@@ -44,23 +63,34 @@ def predict(method: Method, dataset: ImageDataset, batch_size: int = 256) -> Pre
     """
     probs = []
     with undisturbed(method):
-        for images in _images(method, dataset, batch_size):
-            probs.append(method.logits(images).softmax(-1).cpu())
+        for views in _views(method, dataset, batch_size):
+            probs.append(method.view_logits(views).softmax(-1).cpu())
     return Predictions(torch.arange(len(dataset)), torch.cat(probs), torch.from_numpy(dataset.targets.copy()))
 
 
-def branch_accuracies(method: Method, dataset: ImageDataset, batch_size: int = 256) -> dict[str, float]:
-    """Accuracy of each branch of the inference path alone, e.g. {"accuracy_cls": 0.5, "accuracy_fg": 0.4}.
+def branch_accuracies(
+    method: Method,
+    dataset: ImageDataset,
+    branches: Callable[[Tensor], dict[str, Tensor]],
+    batch_size: int = 256,
+) -> dict[str, float]:
+    """Accuracy of each part of a method alone, e.g. {"accuracy_cls": 0.5, "accuracy_fg": 0.4}.
 
-    Empty for methods without branches and for datasets without targets.
+    Args:
+        method: whose parts they are.
+        dataset: to measure on; without targets nothing is measured.
+        branches: `method.branches` or `method.baselines`: images -> name -> (B, C) logits.
+        batch_size: images at a time.
     """
     parts: dict[str, list[Tensor]] = {}
     if not dataset.has_targets:
         return {}
     with undisturbed(method):
-        for images in _images(method, dataset, batch_size):
-            for name, logits in method.branches(images).items():
+        for views in _views(method, dataset, batch_size):
+            for name, logits in branches(views.weak).items():
                 parts.setdefault(name, []).append(logits.argmax(-1).cpu())
+            if not parts:
+                return {}
     target = torch.from_numpy(dataset.targets.copy())
     return {f"accuracy_{name}": accuracy(torch.cat(rows), target) for name, rows in parts.items()}
 
@@ -88,8 +118,13 @@ def probe_images(dataset: ImageDataset, index: np.ndarray, size: int) -> Probe:
     return Probe(pixels, torch.from_numpy(index), torch.from_numpy(dataset.targets[index]), parts)
 
 
-def spread_probe(dataset: ImageDataset, size: int, n: int = 12) -> Probe:
-    """A probe of at most n images spread evenly over the classes (over the dataset where labels are missing)."""
+def spread_probe(dataset: ImageDataset, size: int, n: int = 12) -> Probe | None:
+    """A probe of at most n images spread evenly over the classes (over the dataset where labels are missing).
+
+    None where the dataset holds embeddings: there is nothing to look at.
+    """
+    if not dataset.has_pixels:
+        return None
     order = np.argsort(dataset.targets, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int))]
     return probe_images(dataset, chosen, size)
@@ -122,11 +157,35 @@ def instructive(predictions: Predictions, n: int = 12) -> np.ndarray:
 
 def gallery(method: Method, dataset: ImageDataset, predictions: Predictions, n: int = 12) -> Gallery | None:
     """The instructive images with the final model's saliency; None where there is nothing to show."""
+    if not dataset.has_pixels:
+        return None
     index = instructive(predictions, n)
     if len(index) == 0:
         return None
     probe = probe_images(dataset, index, method.backbone.image_size)
+    images = probe.images.to(method.backbone.device)
     with undisturbed(method):
-        maps = method.explain(probe.images.to(method.backbone.device))
-    explanation = {kind: value.cpu() for kind, value in maps.items()}
-    return Gallery(probe, predictions.probs[torch.from_numpy(index)], explanation)
+        explanation = {kind: value.cpu() for kind, value in method.explain(images).items()}
+        branches = {name: logits.softmax(-1).cpu() for name, logits in method.branches(images).items()}
+    examples = surest_examples(predictions, index)
+    thumbnails = probe_images(dataset, examples, THUMBNAIL).images if len(examples) else None
+    labels = predictions.probs[torch.from_numpy(examples)].argmax(-1)
+    return Gallery(probe, predictions.probs[torch.from_numpy(index)], explanation, branches, thumbnails, labels)
+
+
+def surest_examples(predictions: Predictions, index: np.ndarray) -> np.ndarray:
+    """What the model takes for the classes in question: for each of them the other image most surely called so.
+
+    Args:
+        predictions: of the whole evaluation set.
+        index: (G,) positions of the gallery; their two top classes are in question, and their true ones.
+
+    Returns:
+        Positions in the evaluation set, at most one per class; classes that no other image is called have none.
+    """
+    confidence, labels = (t.numpy() for t in predictions.probs.max(-1))
+    top = predictions.probs[torch.from_numpy(index)].topk(min(2, predictions.probs.shape[1]))[1].numpy()
+    classes = np.unique(np.concatenate([top.ravel(), predictions.target.numpy()[index]]))
+    others = np.setdiff1d(np.arange(len(labels)), index)
+    called = [others[labels[others] == label] for label in classes]
+    return np.array([rows[confidence[rows].argmax()] for rows in called if len(rows)], dtype=np.int64)

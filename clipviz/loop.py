@@ -6,15 +6,16 @@ import math
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import torch
 from torch import Tensor
 
 from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
+from clipviz.data.features import FeatureDataset, FeatureLoader
 from clipviz.data.loader import ViewLoader
-from clipviz.evaluate import accuracy, branch_accuracies, gallery, predict, undisturbed
+from clipviz.evaluate import accuracy, branch_accuracies, evaluation_inputs, gallery, predict, undisturbed
 from clipviz.events import (
     UNLABELLED,
     EpochFinished,
@@ -27,7 +28,7 @@ from clipviz.events import (
     RunStarted,
     StepFinished,
 )
-from clipviz.methods.base import AdaptConfig, Method
+from clipviz.methods.base import AdaptConfig, Batches, Method
 
 
 def adapt(
@@ -86,11 +87,8 @@ class Adaptation:
         self.config = config or method.schedule
         self.probe = _as_probe(probe)
         self.epoch = 0
-        needs = method.needs
-        views = ViewConfig(method.backbone.image_size, needs.strong, needs.crops, needs.crop_scale, needs.fill)
-        self.loader = ViewLoader(
-            dataset, views, self.config.batch_size, seed, self.config.workers, method.backbone.device
-        )
+        self.loader = _loader(method, dataset, self.config, seed)
+        self.batches: Batches = self.loader  # what training draws from; a method may bring its own after `prepare`
         self.n_epochs = self.config.epochs if method.trains else 1
         self.n_steps = self.n_epochs * len(self.loader)
         self.optimizer: torch.optim.AdamW | None = None
@@ -100,6 +98,8 @@ class Adaptation:
             )
         self._guesses: list[tuple[Tensor, Tensor]] = []  # pseudo-labels and targets of the current epoch
         self._metrics: dict[str, list[Tensor]] = {}
+        self._before: EpochFinished | None = None  # the state before training, measured
+        self._evaluated: ImageDataset | None = None
 
     def __iter__(self) -> Iterator[Event]:
         """The whole of training."""
@@ -110,17 +110,19 @@ class Adaptation:
             with torch.no_grad():
                 method.prepare(_without_targets(batch) for batch in self.loader.epoch(0))
             yield self._measured(-1)
+        self.batches = method.training_batches(self.config.batch_size, self.seed) or self.loader
+        self.n_steps = self.n_epochs * len(self.batches)
         last: EpochFinished | None = None
         for epoch in range(self.epoch, self.n_epochs):
             method.train(method.trains)
             method.begin_epoch()
-            for i, batch in enumerate(self.loader.epoch(epoch)):
-                step = epoch * len(self.loader) + i
+            for i, batch in enumerate(self.batches.epoch(epoch)):
+                step = epoch * len(self.batches) + i
                 with torch.no_grad():
                     pseudo = method.pseudo_label(batch.views, batch.index)
                 losses = self._learn(batch.views, pseudo, step) if self.optimizer else {}
-                self._count(pseudo, batch.target)
-                yield StepFinished(epoch, step, batch.index, batch.target, pseudo, losses)
+                target = self._count(pseudo, batch.index)
+                yield StepFinished(epoch, step, batch.index, target, pseudo, losses)
                 method.train(method.trains)  # a listener may have looked in eval mode
             with torch.no_grad():
                 method.end_epoch()
@@ -141,7 +143,7 @@ class Adaptation:
         if not torch.isfinite(total):
             terms = ", ".join(f"{name} = {value.item():.4g}" for name, value in losses.items())
             raise FloatingPointError(
-                f"the loss is not finite at step {step} (epoch {step // len(self.loader)}): {terms}; "
+                f"the loss is not finite at step {step} (epoch {step // len(self.batches)}): {terms}; "
                 f"try a smaller learning rate than {self.config.lr:g}"
             )
         self.optimizer.zero_grad(set_to_none=True)
@@ -158,32 +160,47 @@ class Adaptation:
                 f"try a smaller learning rate than {self.config.lr:g}"
             )
 
-    def _count(self, pseudo: PseudoLabels, target: Tensor) -> None:
-        self._guesses.append((pseudo.labels.cpu(), target.cpu()))
+    def _count(self, pseudo: PseudoLabels, index: Tensor) -> Tensor:
+        """Note the guesses of a step; returns their targets, which no method has seen."""
+        target = torch.from_numpy(self.dataset.targets[index.cpu().numpy()])
+        self._guesses.append((pseudo.labels.cpu(), target))
         for name, values in pseudo.metrics.items():
             self._metrics.setdefault(name, []).append(values.cpu())
+        return target.to(index.device)
 
-    def _measured(self, epoch: int) -> EpochFinished:
-        """Evaluate, explain the probe, and close the books of the epoch."""
+    def _close_books(self) -> dict[str, float]:
+        """What the steps of an epoch add up to."""
         metrics = {name: float(torch.cat(values).mean()) for name, values in self._metrics.items()}
         if self._guesses and self.dataset.has_targets:
             labels, target = (torch.cat(column) for column in zip(*self._guesses, strict=True))
             metrics["pseudo_label_accuracy"] = accuracy(labels, target)
         self._guesses, self._metrics = [], {}
+        return metrics
+
+    def _measured(self, epoch: int) -> EpochFinished:
+        """Evaluate and explain the probe; a method that does not train is measured once."""
+        metrics = self._close_books()
+        if self._before is not None and not self.method.trains:
+            return replace(self._before, epoch=epoch, metrics={**self._before.metrics, **metrics})
+        metrics.update(self.method.diagnostics())
         predictions = None
         if self.eval_dataset is not None:
-            predictions = predict(self.method, self.eval_dataset)
+            self._evaluated = self._evaluated or evaluation_inputs(self.method, self.eval_dataset)
+            predictions = predict(self.method, self._evaluated)
             if self.eval_dataset.has_targets:
                 metrics["accuracy"] = accuracy(predictions.probs.argmax(-1), predictions.target)
-                metrics.update(branch_accuracies(self.method, self.eval_dataset))
+                metrics.update(branch_accuracies(self.method, self._evaluated, self.method.branches))
+            if epoch == -1:
+                metrics.update(branch_accuracies(self.method, self.eval_dataset, self.method.baselines))
         explanation: dict[str, Tensor] = {}
         with undisturbed(self.method):
             if self.probe is not None:
                 explanation = self.method.explain(self.probe.images.to(self.method.backbone.device))
             snapshot = {name: value.detach().cpu().clone() for name, value in self.method.snapshot().items()}
-        return EpochFinished(
-            epoch, metrics, predictions, snapshot, {kind: value.cpu() for kind, value in explanation.items()}
-        )
+        maps = {kind: value.cpu() for kind, value in explanation.items()}
+        event = EpochFinished(epoch, metrics, predictions, snapshot, maps)
+        self._before = self._before or event
+        return event
 
     def _gallery(self, predictions: Predictions | None) -> Gallery | None:
         """The instructive images; `predictions` are missing where a run is taken up after its last epoch."""
@@ -212,6 +229,16 @@ class Adaptation:
             "versions": versions(),
         }
         return RunStarted(method.name, meta, method.class_names, len(data), self.n_epochs, self.n_steps, self.probe)
+
+
+def _loader(method: Method, dataset: ImageDataset, config: AdaptConfig, seed: int) -> ViewLoader | FeatureLoader:
+    """Batches of the views that a method needs, or of embeddings where the data are embeddings."""
+    device = method.backbone.device
+    if isinstance(dataset, FeatureDataset):
+        return FeatureLoader(dataset, config.batch_size, seed, device)
+    needs = method.needs
+    views = ViewConfig(method.backbone.image_size, needs.strong, needs.crops, needs.crop_scale, needs.fill)
+    return ViewLoader(dataset, views, config.batch_size, seed, config.workers, device)
 
 
 def cosine_lr(step: int, n_steps: int, config: AdaptConfig) -> float:

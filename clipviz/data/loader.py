@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
-from clipviz.data.views import eval_view, make_views
+from clipviz.data.views import crop_views, eval_view, make_views
 
 
 class _PixelBatch(NamedTuple):
@@ -153,6 +153,21 @@ def eval_batches(
         if len(chunk):
             pixels = np.stack([eval_view(dataset.image(i), size) for i in chunk.tolist()])
             yield as_images(torch.from_numpy(pixels), torch.device(device)), chunk.to(device)
+
+
+def eval_views(
+    dataset: ImageDataset, config: ViewConfig, batch_size: int, device: torch.device | str = "cpu"
+) -> Iterator[Views]:
+    """Yield the evaluation view of every image, in order, with `config.crops` crops where a method wants them.
+
+    The crops of an image are random, and the same at every call: they depend on its position alone.
+    """
+    for images, index in eval_batches(dataset, config.size, batch_size, device=device):
+        crops = None
+        if config.crops:
+            rows = (crop_views(dataset.image(i), config, np.random.default_rng(i)) for i in index.tolist())
+            crops = as_images(torch.from_numpy(np.stack(list(rows))), torch.device(device))
+        yield Views(images, crops=crops)
 
 
 def as_images(pixels: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
