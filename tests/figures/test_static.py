@@ -1,0 +1,90 @@
+"""Charts as pictures: the redrawn figure holds the same numbers, names and lines as the plotly one."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from PIL import Image
+from plotly.subplots import make_subplots
+from synthetic import synthetic_comparison, synthetic_trace
+
+from clipviz import figures
+from clipviz.figures.redraw import plain, redraw
+from clipviz.figures.static import jpeg, png, show
+
+TRACE = synthetic_trace()
+CHARTS = (
+    "confidence_evolution", "confusion", "gamma_what_if", "label_flips", "loss_terms", "per_class_accuracy",
+    "prototype_drift", "prototype_paths", "reliability", "source_decisions",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_every_chart_can_be_redrawn_in_its_size_within_the_page(name):
+    chart = getattr(figures, name)(TRACE)
+    drawn = redraw(chart)
+    width, height = Image.open(io.BytesIO(png(drawn))).size
+    assert (width, height) == (900, chart.layout.height)
+    boxes = [box for axes in drawn.axes if (box := axes.get_tightbbox()) is not None]
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width for box in boxes)
+
+
+def test_lines_keep_their_numbers_and_the_legend_their_names():
+    drawn = redraw(figures.accuracy_over_epochs(synthetic_comparison()))
+    expected = 100 * synthetic_comparison()[3].metric("accuracy").to_numpy()
+    lines = [line.get_ydata() for axes in drawn.axes for line in axes.lines]
+    assert any(len(line) == len(expected) and np.allclose(line, expected) for line in lines)
+    names = [text.get_text() for legend in drawn.legends for text in legend.get_texts()]
+    assert sorted(names) == ["DPA", "NtUA", "descriptions", "microCLIP", "zero-shot"]
+
+
+def test_stacked_bars_stand_on_each_other():
+    figure = go.Figure(layout={"barmode": "stack"})
+    figure.add_bar(x=[0, 1], y=[1, 2])
+    figure.add_bar(x=[0, 1], y=[3, 4])
+    bars = redraw(figure).axes[0].patches
+    assert [bar.get_y() for bar in bars] == [0, 0, 1, 2]
+    assert [bar.get_height() for bar in bars] == [1, 2, 3, 4]
+
+
+def test_axes_follow_range_reversal_sharing_and_ticks():
+    figure = make_subplots(cols=2, shared_yaxes=True)
+    figure.add_scatter(x=[0, 1], y=[0, 10], row=1, col=1)
+    figure.add_scatter(x=[0, 1], y=[0, 40], row=1, col=2)
+    figure.update_yaxes(range=[0, 50], col=1)
+    figure.update_xaxes(tickvals=[0, 1], ticktext=["<none>", "all"], autorange="reversed", col=1)
+    left, right = redraw(figure).axes
+    assert left.get_ylim() == right.get_ylim() == (0, 50)
+    assert left.get_xlim()[0] > left.get_xlim()[1]
+    assert [label.get_text() for label in left.get_xticklabels()] == ["", "all"]
+
+
+def test_reference_lines_and_notes_are_drawn():
+    drawn = redraw(figures.gamma_what_if(TRACE))
+    assert any(np.allclose(line.get_xdata(), 0.7) for line in drawn.axes[0].lines)
+    assert "this run: 0.7" in [text.get_text() for text in drawn.texts]
+
+
+def test_a_trace_it_cannot_draw_is_refused_by_name():
+    with pytest.raises(ValueError, match="got pie; show this figure"):
+        redraw(go.Figure(go.Pie(values=[1, 2])))
+
+
+def test_markup_becomes_letters():
+    assert plain("<b>a</b> &lt;b&gt; &amp;<br>c") == "a <b> &\nc"
+
+
+def test_show_puts_a_picture_and_a_line_of_text_into_the_cell(capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **kwargs: shown.append((data, kwargs)))
+    show(figures.loss_terms(TRACE))
+    show(figures.saliency_grid(TRACE))
+    (chart, _), (pictures, kwargs) = shown
+    assert sorted(chart) == ["image/png", "text/plain"]
+    assert chart["text/plain"] == "[picture: Loss terms (weighted, as they are summed)]"
+    assert sorted(pictures) == ["image/jpeg", "text/plain"]
+    assert kwargs["metadata"]["image/jpeg"]["alt"]
+    assert len(jpeg(figures.saliency_grid(TRACE))) < 300_000
