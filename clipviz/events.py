@@ -1,7 +1,7 @@
 """What a run tells its listeners: four typed events and the records they carry.
 
-A hook in clipviz is a listener, any `Callable[[Event], None]`. Tensors in events are detached and belong to the listener's
-reading only; torch is imported for type checking alone, so the torch-free stem can import this module.
+A hook in clipviz is a listener, any `Callable[[Event], None]`. Tensors in events are detached, for reading only;
+torch is imported for type checking alone, so the torch-free stem can import this module.
 """
 
 from __future__ import annotations
@@ -78,11 +78,17 @@ class Gallery:
         probe: the images.
         probs: (G, C) float, final probabilities.
         explanation: kind -> (G, h, w) float saliency of the final model.
+        branches: name -> (G, C) float probabilities of parts of the inference path, each on its own.
+        examples: thumbnails of the images that are most surely called each class the gallery speaks of.
+        example_labels: (X,) int64, the class that each example is called.
     """
 
     probe: Probe
     probs: Tensor
     explanation: Mapping[str, Tensor]
+    branches: Mapping[str, Tensor] = field(default_factory=dict)
+    examples: Tensor | None = None
+    example_labels: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, RunStarted, StepFinished
@@ -49,6 +50,7 @@ class Recorder:
 
     def __init__(self, trace: Trace | None = None) -> None:
         start = trace or Trace()
+        self._is_resumed = trace is not None
         self.meta: dict[str, Any] = dict(start.meta)
         self._tables: dict[str, list[pd.DataFrame]] = {
             name: [table] if len(table := getattr(start, name)) else [] for name in TABLES
@@ -91,17 +93,18 @@ class Recorder:
         self.meta.update(
             meta, class_names=list(event.class_names), n_images=event.n_images, status="running", seconds=None
         )
-        if self._tables["epochs"]:
-            return  # resumed: probe and skipped files are known
+        if self._is_resumed:
+            return  # probe and skipped files are known
         if skipped:
             self._tables["skipped"].append(pd.DataFrame(skipped, columns=["path", "reason"]))
         if event.probe is not None:
             self._fixed.update(_probe_arrays("probe", event.probe))
 
     def _step_finished(self, event: StepFinished) -> None:
-        total = sum(event.losses.values())
-        for term, value in {**event.losses, "loss": total}.items() if event.losses else ():
-            self._steps.append((event.epoch, event.step, term, value))
+        if event.losses:
+            total = torch.stack(list(event.losses.values())).sum()
+            for term, value in {**event.losses, "loss": total}.items():
+                self._steps.append((event.epoch, event.step, term, value))
         pseudo = event.pseudo
         columns = {
             "epoch": np.full(len(event.index), event.epoch),
@@ -115,6 +118,10 @@ class Recorder:
         for name, logits in pseudo.sources.items():
             confidence, labels = logits.softmax(-1).max(-1)
             columns[f"{name}_label"], columns[f"{name}_confidence"] = _numpy(labels), _numpy(confidence)
+        if (weights := pseudo.crop_weights) is not None:
+            self.meta["n_crops"] = weights.shape[1]
+            columns["crop_weight_max"] = _numpy(weights.amax(1))
+            columns["crop_effective"] = _numpy(torch.special.entr(weights).sum(1).exp())
         self._tables["samples"].append(pd.DataFrame(columns))
         self._keep_sources(event)
 
@@ -167,6 +174,11 @@ class Recorder:
         self._fixed["gallery/confidence"] = _numpy(confidence)
         for kind, maps in gallery.explanation.items():
             self._fixed[f"gallery/{kind}"] = _numpy(maps).astype(np.float32)
+        for name, probs in gallery.branches.items():
+            self._fixed[f"gallery/branch/{name}"] = _numpy(probs)
+        if gallery.examples is not None and gallery.example_labels is not None:
+            self._fixed["examples/images"] = _pixels(gallery.examples)
+            self._fixed["examples/label"] = _numpy(gallery.example_labels)
 
     def _flush_steps(self) -> None:
         """Read the loss values off the device: once per epoch, not once per step."""
@@ -183,15 +195,19 @@ def _grows(name: str) -> bool:
 
 
 def _probe_arrays(prefix: str, probe: Probe) -> dict[str, np.ndarray]:
-    pixels = (_numpy(probe.images).transpose(0, 2, 3, 1) * 255.0 + 0.5).astype(np.uint8)
     arrays = {
-        f"{prefix}/images": pixels,
+        f"{prefix}/images": _pixels(probe.images),
         f"{prefix}/index": _numpy(probe.index),
         f"{prefix}/target": _numpy(probe.target),
     }
     if probe.parts is not None:
         arrays[f"{prefix}/parts"] = _numpy(probe.parts)
     return arrays
+
+
+def _pixels(images: Tensor) -> np.ndarray:
+    """(P, 3, S, S) in [0, 1] as (P, S, S, 3) uint8."""
+    return (_numpy(images).transpose(0, 2, 3, 1) * 255.0 + 0.5).astype(np.uint8)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

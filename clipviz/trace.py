@@ -91,14 +91,16 @@ class Trace:
     Attributes:
         steps: epoch, step, term, value: each weighted loss term and their sum `"loss"`, per optimizer step.
         samples: epoch, index, pseudo_label, confidence in [0, 1], margin in [0, 1], weight, target and, for
-            each source, `<source>_label`, `<source>_confidence`: one row per training image and epoch.
+            each source, `<source>_label`, `<source>_confidence`: one row per training image and epoch. Methods
+            with crops add `crop_weight_max` and `crop_effective`, the exponential of the weights' entropy.
         epochs: epoch, metric, value: `accuracy`, `pseudo_label_accuracy`, ... as fractions in [0, 1].
         predictions: epoch, index, prediction, confidence, target: one row per evaluation image and epoch.
         skipped: path, reason: the files that could not be read.
         arrays: `probe/images` (P,H,W,3) uint8, `probe/index` and `probe/target` (P,), `probe/parts` (P,H,W)
             uint8, `probe/<kind>` (E1,P,h,w) float, `snapshot/<name>` (E1,C,D), `sources/index` and
             `sources/target` (n,), `sources/<name>` (n,C) scaled logits of the last epoch, `gallery/...` with
-            G in the place of P, and `gallery/probs` (G,C). Any of them may be absent.
+            G in the place of P, `gallery/probs` and `gallery/branch/<name>` (G,C), `examples/images` (X,h,w,3)
+            uint8 and `examples/label` (X,), the images most surely called a class. Any of them may be absent.
         meta: JSON-able facts: method, model, data, split, seed, class_names, settings, versions, ...
     """
 

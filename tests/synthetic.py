@@ -8,6 +8,7 @@ import pandas as pd
 from clipviz.trace import Trace
 
 PART_NAMES = ["background", "body", "wing", "head", "beak"]
+N_CROPS = 4
 SOURCES = {
     "microclip": ("static", "dynamic"),
     "dpa": ("text", "image"),
@@ -36,8 +37,9 @@ def synthetic_trace(
     _fill_training(trace, rng, len(names), epochs or 1, n_images, skill)
     if epochs:
         trace.steps = _steps(rng, epochs)
-        _fill_arrays(trace, rng, len(names), epochs, n_probe)
     _fill_predictions(trace, rng, len(names), epochs, n_eval, skill)
+    if epochs:
+        _fill_arrays(trace, rng, len(names), epochs, n_probe)
     if not labelled:
         _forget_targets(trace)
     trace.meta["accuracy_is"] = "test" if labelled else None
@@ -111,6 +113,7 @@ def _meta(names, method, epochs, n_images, labelled, seed):
         "epochs": epochs,
         "status": "finished",
         "seconds": 1.5 + 11.0 * epochs,
+        "n_crops": N_CROPS if method == "microclip" else None,
         "settings": {
             "method": {"gamma": gamma, "tau": 0.2},
             "schedule": {"epochs": epochs, "learning_rate": 1e-3},
@@ -160,6 +163,10 @@ def _fill_training(trace, rng, n_classes, epochs, n_images, skill):
         for name, source in sources.items():
             frame[f"{name}_label"] = source.argmax(1)
             frame[f"{name}_confidence"] = _softmax(source).max(1).astype(np.float32)
+        if trace.meta["method"] == "microclip":
+            weights = rng.dirichlet(np.full(N_CROPS, 40.0 / (1 + epoch)), n_images)
+            frame["crop_weight_max"] = weights.max(1).astype(np.float32)
+            frame["crop_effective"] = np.exp(-(weights * np.log(weights)).sum(1)).astype(np.float32)
         rows.append(pd.DataFrame(frame).sample(frac=1, random_state=epoch, ignore_index=True))
         epoch_rows.append((epoch, "pseudo_label_accuracy", float((probs.argmax(1) == target).mean())))
         epoch_rows.append((epoch, "lambda_2", 0.5 - 0.01 * epoch))
@@ -213,28 +220,42 @@ def _fill_arrays(trace, rng, n_classes, epochs, n_probe, size=96, grid=8):
         "probe/target": target,
         "probe/parts": parts,
         "probe/soap": soap / soap.sum((2, 3), keepdims=True),
+        "probe/fiedler": (share * (cells[None] - 0.3) + (1 - share) * (noise - 0.5)).astype(np.float32),
         "probe/ncut": ((share * cells[None] + (1 - share) * noise) > 0.45).astype(np.float32),
     }
     start = rng.normal(size=(n_classes, 32))
-    drift = 0.15 * rng.normal(size=(n_classes, 32)).cumsum(0) / np.sqrt(1 + np.arange(n_classes))[:, None]
+    group = rng.normal(size=(-(-n_classes // 4), 32)).repeat(4, 0)[:n_classes]  # look-alikes move together
+    start += group
+    drift = 0.1 * (rng.normal(size=(n_classes, 32)) - 0.5 * group)
     path = np.stack([start + drift * epoch for epoch in range(epochs + 1)])
     path /= np.linalg.norm(path, axis=-1, keepdims=True)
     trace.arrays["snapshot/learned_classifier"] = path.astype(np.float32)
     trace.arrays["snapshot/static_classifier"] = np.repeat(path[:1], epochs + 1, 0).astype(np.float32)
-    prediction = (target + 1) % n_classes
+    last = trace.predictions[trace.predictions["epoch"] == epochs - 1]
+    last = last[last["prediction"] != last["target"]].sort_values("confidence", ascending=False).head(n_probe)
+    wrong = np.resize(last.to_numpy(), (n_probe, last.shape[1])) if len(last) else np.zeros((n_probe, 5))
+    number, prediction, target = (
+        wrong[:, last.columns.get_loc(n)].astype(int) for n in ("index", "prediction", "target")
+    )
     probs = rng.dirichlet(np.full(n_classes, 0.05), n_probe)
     probs[np.arange(n_probe), prediction] += 1
     probs[np.arange(n_probe), target] += 0.3
     probs /= probs.sum(1, keepdims=True)
     trace.arrays |= {
         "gallery/images": images,
-        "gallery/index": np.arange(n_probe) + 40,
+        "gallery/index": number,
         "gallery/target": target,
         "gallery/prediction": probs.argmax(1),
         "gallery/confidence": probs.max(1).astype(np.float32),
         "gallery/probs": probs.astype(np.float32),
         "gallery/soap": trace.arrays["probe/soap"][-1],
+        "gallery/ncut": trace.arrays["probe/ncut"][-1],
+        "gallery/fiedler": trace.arrays["probe/fiedler"][-1],
         "gallery/parts": parts,
+        "gallery/branch/cls": _softmax(np.log(probs + 1e-6) * 0.8).astype(np.float32),
+        "gallery/branch/fg": _softmax(np.log(probs + 1e-6) * 0.6).astype(np.float32),
+        "examples/images": np.stack([_picture(rng, 64)[0] for _ in range(n_classes)]),
+        "examples/label": np.arange(n_classes),
     }
 
 

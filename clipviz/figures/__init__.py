@@ -23,7 +23,15 @@ from clipviz.figures.confidence import (
     reliability_info,
 )
 from clipviz.figures.confusion import confusion, confusion_info, draw_confusion
-from clipviz.figures.flips import draw_label_flips, label_flips, label_flips_info
+from clipviz.figures.crops import crop_weights, crop_weights_info, draw_crop_weights
+from clipviz.figures.flips import (
+    draw_label_flips,
+    draw_label_flow,
+    label_flips,
+    label_flips_info,
+    label_flow,
+    label_flow_info,
+)
 from clipviz.figures.losses import draw_loss_terms, loss_terms, loss_terms_info
 from clipviz.figures.mistakes import draw_prediction_mistakes, prediction_mistakes, prediction_mistakes_info
 from clipviz.figures.prototypes import (
@@ -35,6 +43,7 @@ from clipviz.figures.prototypes import (
     prototype_paths_info,
 )
 from clipviz.figures.saliency import draw_saliency_grid, saliency_grid, saliency_grid_info
+from clipviz.figures.similarity import draw_prototype_similarity, prototype_similarity, prototype_similarity_info
 from clipviz.figures.sources import (
     draw_gamma_what_if,
     draw_source_decisions,
@@ -43,6 +52,8 @@ from clipviz.figures.sources import (
     source_decisions,
     source_decisions_info,
 )
+from clipviz.figures.suspects import draw_suspects, suspects, suspects_info
+from clipviz.figures.why import draw_why_wrong, why_wrong, why_wrong_info
 
 __all__ = [
     "MethodStyle",
@@ -52,24 +63,33 @@ __all__ = [
     "confidence_evolution_info",
     "confusion",
     "confusion_info",
+    "crop_weights",
+    "crop_weights_info",
     "draw_accuracy_over_epochs",
     "draw_confidence_evolution",
     "draw_confusion",
+    "draw_crop_weights",
     "draw_gamma_what_if",
     "draw_label_flips",
+    "draw_label_flow",
     "draw_loss_terms",
     "draw_per_class_accuracy",
     "draw_prediction_mistakes",
     "draw_prototype_drift",
     "draw_prototype_paths",
+    "draw_prototype_similarity",
     "draw_reliability",
     "draw_saliency_grid",
     "draw_source_decisions",
+    "draw_suspects",
+    "draw_why_wrong",
     "gamma_what_if",
     "gamma_what_if_info",
     "is_trained",
     "label_flips",
     "label_flips_info",
+    "label_flow",
+    "label_flow_info",
     "loss_terms",
     "loss_terms_info",
     "method_style",
@@ -81,11 +101,17 @@ __all__ = [
     "prototype_drift_info",
     "prototype_paths",
     "prototype_paths_info",
+    "prototype_similarity",
+    "prototype_similarity_info",
     "reliability",
     "reliability_info",
     "saliency_grid",
     "saliency_grid_info",
     "source_decisions",
     "source_decisions_info",
+    "suspects",
+    "suspects_info",
     "trace_labels",
+    "why_wrong",
+    "why_wrong_info",
 ]

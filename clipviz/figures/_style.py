@@ -23,8 +23,9 @@ BLUE, VERMILLION, PURPLE, GRAY = "#0072B2", "#D55E00", "#CC79A7", "#767676"
 
 #: Right and wrong, wherever they are told apart (with a pattern or a dash beside the colour).
 RIGHT, WRONG = BLUE, VERMILLION
-#: Continuous colour maps: monotone in lightness, never jet.
+#: Continuous colour maps: monotone in lightness (or diverging from white), never jet.
 SALIENCY_COLORS, COUNT_COLORS = "magma", "Blues"
+SIMILARITY_COLORS, CHANGE_COLORS = "Cividis", "PuOr"
 #: At most so many names on an axis; more would overlap at 900 pixels.
 MAX_LABELS = 32
 

@@ -30,14 +30,15 @@ _NO_PSEUDO_LABELS = "No pseudo-labels in this trace: the method does not learn f
 class ConfidenceEvolution(NamedTuple):
     """Quantiles (5 %, 25 %, 50 %, 75 %, 95 %) of pseudo-label confidence (E,5) by epoch (E,).
 
-    `right` and `wrong` are the same over the images whose pseudo-label is (not) the target, None without
-    targets.
+    `accuracy` (E,) is the share of right pseudo-labels; `right` and `wrong` are quantiles over the images whose
+    pseudo-label is (not) the target. All three are None without targets.
     """
 
     epochs: np.ndarray
     all: np.ndarray
     right: np.ndarray | None
     wrong: np.ndarray | None
+    accuracy: np.ndarray | None
 
 
 def confidence_evolution_info(trace: Trace) -> ConfidenceEvolution:
@@ -48,27 +49,29 @@ def confidence_evolution_info(trace: Trace) -> ConfidenceEvolution:
     epochs = np.sort(samples["epoch"].unique()).astype(int)
     return ConfidenceEvolution(
         epochs,
-        _quantiles(samples, epochs),
-        _quantiles(known[is_right], epochs) if len(known) else None,
-        _quantiles(known[~is_right], epochs) if len(known) else None,
+        quantiles_by_epoch(samples, epochs),
+        quantiles_by_epoch(known[is_right], epochs) if len(known) else None,
+        quantiles_by_epoch(known[~is_right], epochs) if len(known) else None,
+        is_right.groupby(known["epoch"]).mean().reindex(epochs).to_numpy(dtype=float) if len(known) else None,
     )
 
 
-def _quantiles(samples: pd.DataFrame, epochs: np.ndarray) -> np.ndarray:
-    by_epoch = samples.groupby("epoch")["confidence"].quantile(np.array(_QUANTILES)).unstack()
+def quantiles_by_epoch(samples: pd.DataFrame, epochs: np.ndarray, column: str = "confidence") -> np.ndarray:
+    """Quantiles (E,5) of a column of the samples at 5, 25, 50, 75 and 95 % for each epoch (E,); NaN for none."""
+    by_epoch = samples.groupby("epoch")[column].quantile(np.array(_QUANTILES)).unstack()
     return by_epoch.reindex(index=epochs, columns=list(_QUANTILES)).to_numpy(dtype=float)
 
 
 def draw_confidence_evolution(info: ConfidenceEvolution) -> go.Figure:
     """Bands of all pseudo-labels, and where targets exist the right beside the wrong ones."""
-    title = "Confidence of the pseudo-labels: median, middle 50 % and middle 90 %"
+    title = "Confidence of the pseudo-labels (bands: middle 50 % and 90 %)"
     if not len(info.epochs):
         return empty_chart(title, _NO_PSEUDO_LABELS, "epoch", "confidence")
-    panels = [("all pseudo-labels", [("all", info.all, GRAY, "circle", "solid")])]
+    panels = [("all pseudo-labels", [("all: median", info.all, GRAY, "circle", "solid")])]
     if info.right is not None and info.wrong is not None:
         split = [
-            ("right", info.right, RIGHT, "circle", "solid"),
-            ("wrong", info.wrong, WRONG, "x", "dash"),
+            ("right: median", info.right, RIGHT, "circle", "solid"),
+            ("wrong: median", info.wrong, WRONG, "x", "dash"),
         ]
         panels.append(("right and wrong ones apart", split))
     figure = make_subplots(
@@ -80,14 +83,26 @@ def draw_confidence_evolution(info: ConfidenceEvolution) -> go.Figure:
     apply_layout(figure, title, 430, has_panel_titles=True)
     for column, (_, bands) in enumerate(panels, start=1):
         for band in bands:
-            _add_bands(figure, column, info.epochs, *band)
+            add_bands(figure, column, info.epochs, *band)
+    if info.accuracy is not None:
+        figure.add_scatter(
+            x=info.epochs,
+            y=info.accuracy,
+            name="accuracy of the pseudo-labels",
+            mode="lines+markers",
+            line={"color": BLACK, "dash": "dashdot", "width": 2},
+            marker={"symbol": "diamond", "size": 8},
+            hovertemplate="%{y:.0%} of the pseudo-labels are right, epoch %{x}<extra></extra>",
+            row=1,
+            col=1,
+        )
     figure.update_xaxes(**epoch_axis(info.epochs))
     figure.update_yaxes(range=[0, 1.02])
-    figure.update_yaxes(title_text="confidence", col=1)
+    figure.update_yaxes(title_text="confidence, accuracy" if info.accuracy is not None else "confidence", col=1)
     return figure
 
 
-def _add_bands(
+def add_bands(
     figure: go.Figure,
     column: int,
     epochs: np.ndarray,
@@ -126,7 +141,7 @@ def _add_bands(
             "visible": len(epochs) == 1,
             "symmetric": False,
         },
-        hovertemplate=f"{name}: median %{{y:.2f}}, epoch %{{x}}<extra></extra>",
+        hovertemplate=f"{name} %{{y:.2f}}, epoch %{{x}}<extra></extra>",
         **at,
     )
 

@@ -98,9 +98,8 @@ def draw_confusion(info: Confusion) -> go.Figure:
         row=1,
         col=1,
     )
-    ticks = thinned(info.names)
-    figure.update_xaxes(tickangle=-60, **ticks, row=1, col=1)
-    figure.update_yaxes(autorange="reversed", **ticks, row=1, col=1)
+    figure.update_xaxes(tickangle=-60, **thinned(info.names, width=20), row=1, col=1)
+    figure.update_yaxes(autorange="reversed", **thinned(info.names), row=1, col=1)
     labels = [f"{short_name(pair.target)} → {short_name(pair.prediction)}" for pair in info.pairs]
     ranked_bars(figure, labels, [pair.n for pair in info.pairs], VERMILLION, row=2)
     return figure

@@ -109,7 +109,7 @@ def _draw_guesses(axis: Axes, guesses: list[Guess]) -> None:
                   edgecolor="white", linewidth=0)  # fmt: skip
         mark = "✓ " if guess.is_target else ""
         axis.text(
-            0, row + 0.28, mark + shorten(guess.name, 22 if mark else 24), fontsize=_FONT, va="center",
+            0, row + 0.28, mark + shorten(guess.name, 18 if mark else 23), fontsize=_FONT, va="center",
             weight="bold" if guess.is_target else "normal", parse_math=False,
         )  # fmt: skip
         axis.text(1, row + 0.28, f"{guess.prob:.0%}", fontsize=_FONT, va="center", ha="right")

@@ -34,7 +34,7 @@ _LOOKS = [
 ]
 
 
-def _snapshots(trace: Trace) -> dict[str, np.ndarray]:
+def finite_snapshots(trace: Trace) -> dict[str, np.ndarray]:
     """Snapshot arrays (E1,C,D) in one space: those that share C and D with the first one, finite."""
     found = {
         name.removeprefix("snapshot/"): array.astype(np.float64)
@@ -59,7 +59,7 @@ class PrototypePaths(NamedTuple):
 
 def prototype_paths_info(trace: Trace) -> PrototypePaths:
     """Joint PCA of the stored class vectors over all epochs."""
-    snapshots = _snapshots(trace)
+    snapshots = finite_snapshots(trace)
     if not snapshots:
         return PrototypePaths([], {}, np.zeros(2))
     points = np.concatenate([array.reshape(-1, array.shape[-1]) for array in snapshots.values()])
@@ -111,7 +111,7 @@ def _add_paths(figure: go.Figure, names: list[str], label: str, path: np.ndarray
         legendgroup=label,
         showlegend=False,
         line={"color": color, "dash": dash, "width": 1.3},
-        opacity=0.6,
+        opacity=0.6 if path.shape[1] <= 40 else 0.25,  # many paths would hide their ends
         hoverinfo="skip",
     )
     hover = [short_name(name, 40) for name in names]
@@ -171,7 +171,7 @@ class PrototypeDrift(NamedTuple):
 
 def prototype_drift_info(trace: Trace) -> PrototypeDrift:
     """How far every class vector turned since before training."""
-    snapshots = _snapshots(trace)
+    snapshots = finite_snapshots(trace)
     if not snapshots:
         return PrototypeDrift([], np.zeros(0, int), {})
     angles = {name: _angles(array) for name, array in snapshots.items()}
@@ -196,8 +196,8 @@ def draw_prototype_drift(info: PrototypeDrift) -> go.Figure:
     order = np.argsort(-info.angles[moving][-1], kind="stable")[:_DRIFT_ROWS]
     figure = make_subplots(
         cols=2,
-        column_widths=[0.42, 0.58],
-        horizontal_spacing=0.3,
+        column_widths=[0.46, 0.54],
+        horizontal_spacing=0.28,
         subplot_titles=("over the epochs", f"{escape(moving)}: turned most"),
     )
     apply_layout(figure, title, max(420, 180 + 20 * len(order)), has_panel_titles=True)

@@ -137,7 +137,7 @@ def _draw_row(axes: Sequence[Axes], info: SaliencyGrid, row: int) -> None:
     image = info.images[row]
     columns = list(axes)
     show_image(columns[0], image)
-    label = textwrap.fill(shorten(info.titles[row], 40), 16)
+    label = textwrap.fill(shorten(info.titles[row], 40), 14)
     columns[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=_FONT, labelpad=6, parse_math=False)
     if info.parts is not None:
         show_parts(columns[1], image, info.parts[row])

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from clipviz.figures._style import (
     BLACK,
     BLUE,
+    GRAY,
     GREEN,
     ORANGE,
     PURPLE,
@@ -30,15 +31,25 @@ _SOURCE_LOOKS = [(ORANGE, "square", "dash"), (BLUE, "diamond", "dot"), (PURPLE, 
 
 
 class SourceDecisions(NamedTuple):
-    """By epoch (E,): shares (E,) of images by who decided, accuracy (E,) of each source and of the mixture.
+    """By epoch (E,), who decided the pseudo-labels, by what margin, and how right that was.
 
-    `decided` keys: "all agree", "<source>" (its label alone won), "several" (of three or more sources some,
-    not all, had the winning label), "neither". `accuracy` is empty without targets.
+    Deciders are "all agree", "<source>" (its label alone won), "several" (of three or more sources some, not
+    all, had the winning label) and "neither".
+
+    Attributes:
+        epochs: (E,) int.
+        sources: Names of the sources.
+        decided: Decider -> (E,) share of the images.
+        margin: Decider -> (E,) median margin, first minus second probability of the mixture, NaN for no image.
+        right: Decider -> (E,) share of its pseudo-labels that are right; empty without targets.
+        accuracy: "pseudo-label" and every source -> (E,) accuracy of its labels; empty without targets.
     """
 
     epochs: np.ndarray
     sources: list[str]
     decided: dict[str, np.ndarray]
+    margin: dict[str, np.ndarray]
+    right: dict[str, np.ndarray]
     accuracy: dict[str, np.ndarray]
 
 
@@ -55,21 +66,36 @@ def source_names(trace: Trace) -> list[str]:
 
 
 def source_decisions_info(trace: Trace) -> SourceDecisions:
-    """Who decided each pseudo-label, per epoch."""
+    """Who decided each pseudo-label, per epoch; methods with a single source have nothing to decide."""
     sources = source_names(trace)
     samples = trace.samples.dropna(subset=[f"{name}_label" for name in sources])
     epochs = np.sort(samples["epoch"].unique()).astype(int)
-    if not sources or not len(epochs):
-        return SourceDecisions(np.zeros(0, int), sources, {}, {})
-    decided = _decider(samples, sources).groupby(samples["epoch"]).value_counts(normalize=True).unstack(fill_value=0)
-    kinds = ["all agree", *sources, "several", "neither"]
-    shares = {kind: decided[kind].to_numpy(dtype=float) for kind in kinds if kind in decided}
+    if len(sources) < 2 or not len(epochs):
+        return SourceDecisions(np.zeros(0, int), sources, {}, {}, {}, {})
+    is_right = samples["pseudo_label"] == samples["target"]
+    samples = samples.assign(decider=_decider(samples, sources), is_right=is_right)
     known = samples[samples["target"] >= 0]
+    shares = samples.groupby("epoch")["decider"].value_counts(normalize=True).unstack(fill_value=0)
+    margin = samples.groupby(["epoch", "decider"])["margin"].median().unstack()
+    right = known.groupby(["epoch", "decider"])["is_right"].mean().unstack()
+    deciders = [name for name in ("all agree", *sources, "several", "neither") if name in shares]
     accuracy = {
         name: (known[column] == known["target"]).groupby(known["epoch"]).mean().reindex(epochs).to_numpy(float)
         for name, column in [("pseudo-label", "pseudo_label"), *((name, f"{name}_label") for name in sources)]
     }
-    return SourceDecisions(epochs, sources, shares, accuracy if len(known) else {})
+    return SourceDecisions(
+        epochs,
+        sources,
+        _by_epoch(shares, deciders, epochs),
+        _by_epoch(margin, deciders, epochs),
+        _by_epoch(right, deciders, epochs) if len(known) else {},
+        accuracy if len(known) else {},
+    )
+
+
+def _by_epoch(table: pd.DataFrame, deciders: list[str], epochs: np.ndarray) -> dict[str, np.ndarray]:
+    table = table.reindex(index=epochs, columns=deciders)
+    return {name: table[name].to_numpy(dtype=float) for name in deciders}
 
 
 def _decider(samples: pd.DataFrame, sources: list[str]) -> pd.Series:
@@ -79,64 +105,102 @@ def _decider(samples: pd.DataFrame, sources: list[str]) -> pd.Series:
     winner[n_votes > 1] = "several"
     winner[n_votes == len(sources)] = "all agree"
     winner[n_votes == 0] = "neither"
-    return pd.Series(winner, index=samples.index, name="decided")
+    return pd.Series(winner, index=samples.index)
 
 
 def draw_source_decisions(info: SourceDecisions) -> go.Figure:
-    """Shares stacked per epoch, beside the accuracy of each source and of their mixture."""
+    """Who decided and by what margin; with targets also how right that was, and each source alone."""
     title = "Which source decided the pseudo-label"
     if not len(info.epochs):
-        return empty_chart(title, "This method has no sources to compare.", "epoch", "% of the images")
-    n_columns = 2 if info.accuracy else 1
-    titles = ("who decided", "accuracy of each source")[:n_columns]
-    figure = make_subplots(cols=n_columns, horizontal_spacing=0.1, subplot_titles=titles)
-    legend_rows = -(-(len(info.decided) + len(info.accuracy)) // 4)
-    apply_layout(figure, title, 430 + 22 * legend_rows, legend_rows, has_panel_titles=True)
+        return empty_chart(title, "This method has no two sources to compare.", "epoch", "% of the images")
+    titles = ["who decided", "margin of the decision (median)"]
+    if info.accuracy:
+        titles += ["right, by who decided", "right, each source on its own"]
+    n_rows = len(titles) // 2
+    figure = make_subplots(rows=n_rows, cols=2, horizontal_spacing=0.1, vertical_spacing=0.17, subplot_titles=titles)
+    apply_layout(figure, title, 120 + 300 * n_rows, 2, has_panel_titles=True)
     figure.update_layout(barmode="stack")
-    looks = {"all agree": ("#BBBBBB", ""), "several": (GREEN, "."), "neither": (VERMILLION, "x")}
-    looks |= {name: (_look(i)[0], "/\\|"[i % 3]) for i, name in enumerate(info.sources)}
-    for kind, shares in info.decided.items():
-        label = f"only {escape(kind)}" if kind in info.sources else kind
-        figure.add_bar(
-            x=info.epochs,
-            y=percent(shares),
-            name=label,
-            width=0.7,
-            marker=pattern(*looks[kind]),
-            hovertemplate=label + ": %{y:.1f} %<extra></extra>",
-            row=1,
-            col=1,
-        )
+    for name in info.decided:
+        _add_decider(figure, info, name)
     for name, values in info.accuracy.items():
-        _add_accuracy(figure, info, name, values)
+        color, symbol, dash = _look(info.sources.index(name)) if name in info.sources else (BLACK, "circle", "solid")
+        label = "the pseudo-label" if name == "pseudo-label" else f"{escape(name)} alone"
+        _add_line(figure, label, info.epochs, percent(values), color, symbol, dash, (2, 2))
     figure.update_xaxes(**epoch_axis(info.epochs))
     figure.update_yaxes(title_text="% of the images", range=[0, 100], row=1, col=1)
+    figure.update_yaxes(title_text="probability", rangemode="tozero", row=1, col=2)
     if info.accuracy:
-        figure.update_yaxes(title_text="accuracy (%)", row=1, col=2)
+        for column in (1, 2):
+            figure.update_yaxes(title_text="accuracy (%)", range=[-2, 102], row=2, col=column)
     return figure
+
+
+def _add_decider(figure: go.Figure, info: SourceDecisions, name: str) -> None:
+    """Its share as stacked bars, and its margin and accuracy as lines of the same colour."""
+    color, symbol, dash, shape = _decider_look(info.sources, name)
+    label = f"only {escape(name)}" if name in info.sources else name
+    figure.add_bar(
+        x=info.epochs,
+        y=percent(info.decided[name]),
+        name=label,
+        legendgroup=label,
+        width=0.7,
+        marker=pattern(color, shape),
+        hovertemplate=label + ": %{y:.1f} %<extra></extra>",
+        row=1,
+        col=1,
+    )
+    _add_line(figure, label, info.epochs, info.margin[name], color, symbol, dash, (1, 2), ".2f", in_legend=False)
+    if info.right:
+        values = percent(info.right[name])
+        _add_line(figure, label, info.epochs, values, color, symbol, dash, (2, 1), in_legend=False)
+
+
+def _decider_look(sources: list[str], name: str) -> tuple[str, str, str, str]:
+    """Colour, marker, dash and hatching of a decider."""
+    if name in sources:
+        place = sources.index(name)
+        return (*_look(place), "/\\|"[place % 3])
+    return {
+        "all agree": (GRAY, "circle", "solid", ""),
+        "several": (GREEN, "star", "dashdot", "."),
+        "neither": (VERMILLION, "x", "dot", "x"),
+    }[name]
 
 
 def _look(source: int) -> tuple[str, str, str]:
     return _SOURCE_LOOKS[source % len(_SOURCE_LOOKS)]
 
 
-def _add_accuracy(figure: go.Figure, info: SourceDecisions, name: str, values: np.ndarray) -> None:
-    color, symbol, dash = _look(info.sources.index(name)) if name in info.sources else (BLACK, "circle", "solid")
+def _add_line(
+    figure: go.Figure,
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    color: str,
+    symbol: str,
+    dash: str,
+    place: tuple[int, int],
+    digits: str = ".1f",
+    in_legend: bool = True,
+) -> None:
     figure.add_scatter(
-        x=info.epochs,
-        y=percent(values),
-        name=f"accuracy: {escape(name)}",
+        x=x,
+        y=y,
+        name=name,
+        legendgroup=name,
+        showlegend=in_legend,
         mode="lines+markers",
         line={"color": color, "dash": dash, "width": 2.5},
         marker={"symbol": symbol, "size": 9},
-        hovertemplate="%{fullData.name} %{y:.1f} %, epoch %{x}<extra></extra>",
-        row=1,
-        col=2,
+        hovertemplate=f"{name}: %{{y:{digits}}}, epoch %{{x}}<extra></extra>",
+        row=place[0],
+        col=place[1],
     )
 
 
 def source_decisions(trace: Trace) -> go.Figure:
-    """Which source's label won, per epoch, and how accurate each source was where targets exist."""
+    """Who decided each pseudo-label and by what margin, per epoch, and how right that was where targets exist."""
     return draw_source_decisions(source_decisions_info(trace))
 
 
@@ -156,12 +220,19 @@ class GammaWhatIf(NamedTuple):
     is_own: bool
 
 
+def final_gamma(trace: Trace) -> float | None:
+    """The run's mixing weight at its end (it can be changed while the run is live); None where it has none."""
+    changed = [change["gamma"] for change in trace.meta.get("changes") or () if "gamma" in change]
+    value = changed[-1] if changed else trace.meta.get("gamma")
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
+
+
 def gamma_what_if_info(trace: Trace) -> GammaWhatIf:
     """Recompute the pseudo-labels from the stored source logits for gamma from 0 to 1."""
     stored = [name for name in trace.meta.get("sources", ()) if f"sources/{name}" in trace.arrays]
-    own = trace.meta.get("gamma")
-    is_own = isinstance(own, int | float) and 0 <= own <= 1
-    reference = float(own) if is_own else 0.5  # type: ignore[arg-type]
+    own = final_gamma(trace)
+    is_own = own is not None
+    reference = 0.5 if own is None else own
     gamma = np.linspace(0, 1, _STEPS + 1)
     if len(stored) != 2 or not len(trace.arrays[f"sources/{stored[0]}"]):
         return GammaWhatIf(None, gamma, None, np.zeros(len(gamma)), reference, is_own)
