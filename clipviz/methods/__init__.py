@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from clipviz.methods.base import AdaptConfig, Method
+from clipviz.methods.dpa import DPA
 from clipviz.methods.microclip import MicroCLIP
 from clipviz.methods.zero_shot import Descriptions, ZeroShot
 
 METHODS: dict[str, type[Method]] = {
     "zero_shot": ZeroShot,
     "descriptions": Descriptions,
+    "dpa": DPA,
     "microclip": MicroCLIP,
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from clipviz.data.features import FeatureBackbone
 from clipviz.events import PseudoLabels
 from clipviz.ops import class_logits, normalize
 from clipviz.prompts import ClassPrompts
+
+TextSource = Literal["templates", "descriptions"]
+"""What a text classifier is made of; where nobody wrote descriptions, the templates stand in for them."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,12 @@ def unfreeze_norms(visual: nn.Module) -> list[str]:
 def embed(backbone: Backbone, images: Tensor) -> Tensor:
     """Unit CLS embeddings (B, E) of images (B, 3, S, S); embeddings (B, E) are passed through."""
     return images if images.ndim == 2 else backbone.embed(images)
+
+
+def prompt_sentences(prompts: ClassPrompts, source: TextSource) -> list[tuple[str, ...]]:
+    """The sentences that each class is made of."""
+    of_class = prompts.description_sentences if source == "descriptions" else prompts.template_sentences
+    return [of_class(name) for name in prompts.names]
 
 
 def text_classifier(backbone: Backbone, sentences: list[tuple[str, ...]]) -> Tensor:

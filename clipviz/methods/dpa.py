@@ -1,0 +1,309 @@
+"""DPA (arXiv 2408.08855, WACV 2025): pseudo-labels on which text prototypes and image prototypes agree.
+
+Notation: f, f_s unit embeddings of the weak and the strong view, Z text prototypes (learned), P image prototypes,
+s logit scale, nrm = unit norm, C classes.
+
+    (1) text        Z starts at nrm(mean of unit prompt embeddings);   p_txt = softmax(s f nrm(Z)^T)
+    (2) alignment   q = mean of the last 32 batch means of p_txt;   p_da = (p_txt / q) / sum_c (p_txt / q)_c
+    (3) image       P_c = nrm(mean of the bank's embeddings with label c);   p_img = softmax(s f P^T)
+    (4) label       p = a p_img + (1 - a) p_da,   y = argmax p
+    (5) weight      omega = p_txt(y) / (max p_txt + 1e-7) * p_img(y) / (max p_img + 1e-7)    p_txt before alignment
+    (6) loss        o = s f_s nrm(Z)^T,   L = mean_B(omega CE(o, y)) + reg * fairness(mean_B softmax(o))
+                                              + align * CE(w nrm(P) nrm(Z)^T, diagonal)
+
+(1)-(5) without gradient, by the model being trained. The bank holds f and y of every image as they were when it was
+last seen, from a first pass with the zero-shot model on; P is computed from it before training and at the end of every
+epoch. A class without images has its text prototype for P_c. The last term trains Z only. Inference is
+argmax s f nrm(Z)^T.
+
+As in the official code: the batch's own mean is in the window, which lives across epochs; weights divide by B, not by
+their sum; biases of LayerNorms do not decay, LayerNorm weights and Z do. Where we differ, and why:
+- The bank, the prototypes and the window are in the checkpoint: the code keeps prototypes in a file beside the run that
+  later runs silently reuse, and loses the bank.
+- s is the model's learned logit scale, which the code writes as 100.
+- The last epoch is the result; the code prints the best test epoch.
+- A learning rate below the schedule's 2e-6 floor stays where it is; in the code it rises to the floor.
+- Descriptions are used for (1) where the user gives some; `official` reads the templates only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipviz.backbone import Backbone
+from clipviz.data.base import Batch, Views
+from clipviz.events import PseudoLabels
+from clipviz.methods.base import (
+    AdaptConfig,
+    Method,
+    TextSource,
+    ViewNeeds,
+    embed,
+    prompt_sentences,
+    text_classifier,
+    unfreeze_norms,
+)
+from clipviz.ops import class_logits, fairness_loss, normalize
+from clipviz.prompts import ClassPrompts
+
+_SUMMED_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class DPAConfig:
+    """Constants of DPA; the defaults are the ones most benchmarks share, see `BENCHMARKS`.
+
+    Attributes:
+        a: share of the image prototypes' vote in the pseudo-label, eq. (4).
+        reg: multiplier of the fairness term.
+        align: multiplier of the prototype alignment.
+        w: sharpness of the prototype alignment.
+        window: number of batch means that distribution alignment averages, eq. (2).
+        text: what the text prototypes are made of.
+        fill: RGB that geometric operations of the strong view uncover.
+        schedule: recommended schedule.
+    """
+
+    a: float = 0.5
+    reg: float = 1.0
+    align: float = 1.0
+    w: float = 100.0
+    window: int = 32
+    text: TextSource = "descriptions"
+    fill: tuple[int, int, int] = (123, 117, 104)
+    schedule: AdaptConfig = field(default_factory=AdaptConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse constants outside their range."""
+        if not 0.0 <= self.a <= 1.0:
+            raise ValueError(f"a must be in [0, 1], got {self.a}")
+        if self.window < 1:
+            raise ValueError(f"the window holds at least one batch, got window={self.window}")
+
+
+BENCHMARKS: dict[str, tuple[float, float, float, float, float, int]] = {
+    # name: a, reg, align, w, learning rate, epochs; tuned by the authors for ViT-B/32 with labelled test images
+    "dtd": (0.2, 1, 1, 100, 5e-5, 15),
+    "caltech101": (0.5, 1, 1, 100, 1e-4, 15),
+    "flowers": (0.5, 1, 1, 1, 1e-4, 15),
+    "eurosat": (0.5, 1, 0.01, 1, 3e-5, 10),
+    "fgvc": (0.5, 1, 1, 100, 3e-6, 10),
+    "pets": (0.01, 1, 1, 100, 7e-5, 15),
+    "cars": (0.5, 1, 1, 100, 5e-6, 15),
+    "sun397": (0.5, 0.2, 1, 100, 1e-6, 15),
+    "cifar10": (0.1, 1, 0.1, 100, 8e-5, 15),
+    "cifar100": (0.2, 1, 1, 100, 1e-5, 15),
+    "ucf101": (0.5, 1, 1, 100, 1e-5, 15),
+    "food101": (0.2, 1, 1, 100, 1e-6, 15),
+    "imagenet": (0.5, 1, 1, 100, 1e-6, 15),
+}
+
+PRESETS: dict[str, DPAConfig] = {
+    "official": DPAConfig(text="templates"),
+    "birds": DPAConfig(schedule=AdaptConfig(lr=1e-3)),
+    **{
+        name: DPAConfig(a, reg, align, w, text="templates", schedule=AdaptConfig(epochs=epochs, lr=lr))
+        for name, (a, reg, align, w, lr, epochs) in BENCHMARKS.items()
+    },
+}
+
+
+# ------------------------------------------------------------------------------------------------- the equations
+
+
+def image_prototypes(embeddings: Tensor, labels: Tensor, text_prototypes: Tensor) -> Tensor:
+    """Mean embedding of each class, eq. (3).
+
+    Args:
+        embeddings: (n, E) float, unit norm.
+        labels: (n,) int64; -1 where there is none yet.
+        text_prototypes: (C, E) float; classes without a label get theirs.
+
+    Returns:
+        (C, E) float, unit norm, without gradient.
+
+    Raises:
+        ValueError: if a label is no class.
+    """
+    text = normalize(text_prototypes.detach())
+    if len(labels) and not (int(labels.min()) >= -1 and int(labels.max()) < len(text)):
+        raise ValueError(f"labels must be in -1..{len(text) - 1}, got {int(labels.min())}..{int(labels.max())}")
+    sums = torch.zeros_like(text)
+    # products with one-hot rows add in the same order on every run, which scattered additions on a GPU do not
+    for rows, classes in zip(embeddings.split(_SUMMED_ROWS), labels.split(_SUMMED_ROWS), strict=True):
+        sums += F.one_hot(classes + 1, len(text) + 1)[:, 1:].to(rows.dtype).T @ rows
+    empty = torch.bincount(labels + 1, minlength=len(text) + 1)[1:] == 0
+    return torch.where(empty[:, None], text, normalize(sums))
+
+
+def align_distribution(probs: Tensor, mean_probs: Tensor) -> Tensor:
+    """Distribution alignment, eq. (2): classes that are predicted too often lose, the others gain.
+
+    Args:
+        probs: (B, C) float.
+        mean_probs: (C,) float, what is predicted on average.
+
+    Returns:
+        (B, C) float, rows summing to 1.
+    """
+    ratio = probs / mean_probs
+    return ratio / ratio.sum(-1, keepdim=True)
+
+
+def refine_probs(aligned_text_probs: Tensor, image_probs: Tensor, a: float) -> Tensor:
+    """Convex combination of the two votes, eq. (4): `a` weighs the image prototypes. All (B, C)."""
+    return a * image_probs + (1.0 - a) * aligned_text_probs
+
+
+def ranking_weights(text_probs: Tensor, image_probs: Tensor, labels: Tensor) -> Tensor:
+    """How near each vote is to its own favorite when it gives the pseudo-label, eq. (5).
+
+    Args:
+        text_probs: (B, C) float, before distribution alignment.
+        image_probs: (B, C) float.
+        labels: (B,) int64 pseudo-labels.
+
+    Returns:
+        (B,) float in (0, 1]; 1 (but for 1e-7) where both agree with the label.
+    """
+    shares = [probs.gather(1, labels[:, None])[:, 0] / (probs.amax(-1) + 1e-7) for probs in (text_probs, image_probs)]
+    return shares[0] * shares[1]
+
+
+def alignment_loss(image_prototypes: Tensor, text_prototypes: Tensor, w: float) -> Tensor:
+    """Prototype alignment, last term of eq. (6): every image prototype must find its text prototype.
+
+    Args:
+        image_prototypes: (C, E) float; no gradient reaches them.
+        text_prototypes: (C, E) float, raw parameters.
+        w: multiplier of the cosines.
+
+    Returns:
+        () float.
+    """
+    logits = w * normalize(image_prototypes.detach()) @ normalize(text_prototypes).T
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+# ------------------------------------------------------------------------------------------------- the method
+
+
+class DPA(Method):
+    """DPA: trains the LayerNorms of the image tower and the text prototypes; on embeddings, the prototypes alone.
+
+    Args:
+        backbone: any CLIP.
+        prompts: class names, templates and descriptions.
+        config: constants; default: the `birds` preset for the bundled model, else `DPAConfig()`.
+    """
+
+    name = "dpa"
+    works_on_embeddings = True
+    sized_by_data = ("bank_embeddings", "bank_labels")
+    adjustable = ("a", "reg", "align", "w")
+
+    bank_embeddings: Tensor
+    bank_labels: Tensor
+    image_prototypes: Tensor
+    window: Tensor
+    window_steps: Tensor
+
+    def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: DPAConfig | None = None) -> None:
+        super().__init__(backbone, prompts)
+        self.config = config or (PRESETS["birds"] if backbone.name == "birds" else DPAConfig())
+        text = text_classifier(backbone, prompt_sentences(prompts, self.config.text))
+        self.text_prototypes = nn.Parameter(text)
+        self.register_buffer("image_prototypes", text.clone())
+        self.register_buffer("bank_embeddings", text.new_zeros(0, text.shape[1]))
+        self.register_buffer("bank_labels", torch.zeros(0, dtype=torch.int64, device=text.device))
+        # the last batch means of p_txt, written in turn, and how many were written
+        self.register_buffer("window", text.new_zeros(self.config.window, len(text)))
+        self.register_buffer("window_steps", torch.zeros((), dtype=torch.int64, device=text.device))
+        unfreeze_norms(self.backbone.visual)
+
+    @property
+    def schedule(self) -> AdaptConfig:
+        """The preset's schedule."""
+        return self.config.schedule
+
+    @property
+    def needs(self) -> ViewNeeds:
+        """A strong view."""
+        return ViewNeeds(strong=True, fill=self.config.fill)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration."""
+        return asdict(self.config)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Biases do not decay."""
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        groups = (
+            {"params": [p for name, p in named if not name.endswith("bias")], "weight_decay": weight_decay},
+            {"params": [p for name, p in named if name.endswith("bias")], "weight_decay": 0.0},
+        )
+        return [group for group in groups if group["params"]]
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Fill the bank with the zero-shot model's embeddings and labels; the first image prototypes."""
+        rows = [(batch.index, embed(self.backbone, batch.views.weak)) for batch in batches]
+        index, embeddings = (torch.cat(column) for column in zip(*rows, strict=True))
+        self._resize("bank_embeddings", embeddings.shape)[index] = embeddings
+        self._resize("bank_labels", index.shape)[index] = self._text_logits(embeddings).argmax(-1)
+        self._update_prototypes()
+
+    def end_epoch(self) -> None:
+        """New image prototypes, eq. (3)."""
+        self._update_prototypes()
+
+    def _update_prototypes(self) -> None:
+        self.image_prototypes.copy_(image_prototypes(self.bank_embeddings, self.bank_labels, self.text_prototypes))
+
+    def _text_logits(self, embeddings: Tensor) -> Tensor:
+        return class_logits(embeddings, self.text_prototypes, self.backbone.logit_scale)
+
+    def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
+        """Eqs. (1)-(5) on the weak view; writes the bank."""
+        embeddings = embed(self.backbone, views.weak)
+        text_logits = self._text_logits(embeddings)
+        image_logits = class_logits(embeddings, self.image_prototypes, self.backbone.logit_scale)
+        text_probs, image_probs = text_logits.softmax(-1), image_logits.softmax(-1)
+        aligned = align_distribution(text_probs, self._update_window(text_probs.mean(0)))
+        probs = refine_probs(aligned, image_probs, self.config.a)
+        labels = probs.argmax(-1)
+        weights = ranking_weights(text_probs, image_probs, labels)
+        self.bank_embeddings[index] = embeddings
+        self.bank_labels[index] = labels
+        return PseudoLabels(labels, probs, weights, {"text": text_logits, "image": image_logits})
+
+    def _update_window(self, mean_probs: Tensor) -> Tensor:
+        """Add a batch mean to the window, over the oldest where it is full; returns the mean of the window, (C,)."""
+        self.window[self.window_steps % len(self.window)] = mean_probs
+        self.window_steps += 1
+        return self.window.sum(0) / self.window_steps.clamp(max=len(self.window))
+
+    def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
+        """Eq. (6) on the strong view; on embeddings, which have one view, on that."""
+        config = self.config
+        logits = self._text_logits(embed(self.backbone, views.weak if views.strong is None else views.strong))
+        cross_entropy = F.cross_entropy(logits, pseudo.labels, reduction="none")
+        return {
+            "cross_entropy": (pseudo.weights * cross_entropy).mean(),
+            "fairness": config.reg * fairness_loss(logits.softmax(-1).mean(0)),
+            "alignment": config.align * alignment_loss(self.image_prototypes, self.text_prototypes, config.w),
+        }
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Text prototypes only."""
+        return self._text_logits(embed(self.backbone, images))
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Both prototype sets, unit norm."""
+        return {"text_prototypes": normalize(self.text_prototypes), "image_prototypes": self.image_prototypes}
