@@ -131,7 +131,7 @@ def draw_source_decisions(info: SourceDecisions) -> go.Figure:
     figure.update_yaxes(title_text="probability", rangemode="tozero", row=1, col=2)
     if info.accuracy:
         for column in (1, 2):
-            figure.update_yaxes(title_text="accuracy (%)", range=[-2, 102], row=2, col=column)
+            figure.update_yaxes(title_text="accuracy (%)", rangemode="tozero", row=2, col=column)
     return figure
 
 

@@ -47,10 +47,10 @@ class ClassVotes(NamedTuple):
 
 
 class Example(NamedTuple):
-    """The image (h,w,3) uint8 that the model calls `name` most surely."""
+    """The image (h,w,3) uint8 that the model calls `name` most surely; None when it calls no image so."""
 
     name: str
-    image: np.ndarray
+    image: np.ndarray | None
 
 
 class Moment(NamedTuple):
@@ -168,7 +168,9 @@ def _examples(trace: Trace, votes: list[ClassVotes]) -> list[Example]:
     images, labels = trace.arrays.get("examples/images", ()), trace.arrays.get("examples/label", ())
     by_name = {class_name(trace.class_names, int(label)): i for i, label in enumerate(labels)}
     wanted = [vote.name for vote in votes[:2]] + [vote.name for vote in votes if vote.is_target]
-    return [Example(name, images[by_name[name]]) for name in dict.fromkeys(wanted) if name in by_name]
+    if not len(images):
+        return []
+    return [Example(name, images[by_name[name]] if name in by_name else None) for name in dict.fromkeys(wanted)]
 
 
 def _history(trace: Trace, number: int) -> list[Moment]:
@@ -291,7 +293,12 @@ def _draw_examples(page: _Page, info: WhyWrong, top: float) -> None:
         return
     page.write(510, top + 8, "what the model most surely calls so")
     for i, example in enumerate(info.examples[:_MAX_EXAMPLES]):
-        show_image(page.axes(510 + 130 * i, top + 30, 110, 110), example.image)
+        axis = page.axes(510 + 130 * i, top + 30, 110, 110)
+        if example.image is None:
+            bare(axis).set_facecolor("#f0f0f0")
+            axis.text(0.5, 0.5, "no other\nimage", ha="center", va="center", fontsize=_FONT, color="#555")
+        else:
+            show_image(axis, example.image)
         page.write(510 + 130 * i, top + 144, shorten(example.name, 17), size=8.5)
 
 

@@ -20,8 +20,9 @@ from clipviz.trace import Trace
 __all__ = ["write_report"]
 
 # The page should weigh 8 MB at most, of which plotly.js takes 4.8 and the charts of a run up to 0.2. What is
-# left is shared by the pictures, two for each run: with many runs they get coarser.
-_PICTURES_AND_CHARTS, _CHARTS_OF_A_RUN, _LEAST_PICTURE = 3_000_000, 200_000, 60_000
+# left is shared by the pictures, five for each run: with many runs they get coarser.
+_PICTURES_AND_CHARTS, _CHARTS_OF_A_RUN = 3_000_000, 200_000
+_PICTURES_OF_A_RUN, _LEAST_PICTURE = 5, 60_000
 
 
 def write_report(traces: Sequence[Trace], path: str | os.PathLike[str], title: str | None = None) -> Path:
@@ -78,7 +79,7 @@ def _body(title: str, traces: Sequence[Trace]) -> Iterator[Html]:
 
 def _most_picture_bytes(n_runs: int) -> int:
     share = _PICTURES_AND_CHARTS // max(n_runs, 1) - _CHARTS_OF_A_RUN
-    return max(share // 2, _LEAST_PICTURE)
+    return max(share // _PICTURES_OF_A_RUN, _LEAST_PICTURE)
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from clipviz import figures
@@ -18,19 +17,11 @@ from clipviz.report.summary import (
     summarize,
     zero_shot_accuracy,
 )
+from clipviz.report.views import VIEWS
 from clipviz.trace import Trace
 
 _MAX_SKIPPED = 100
 _FACTS = ("model", "pretrained", "seed", "epochs", "status", "device")
-
-
-class View(NamedTuple):
-    """One figure of a method: its heading, what to look for, how to draw it and when it says something."""
-
-    title: str
-    look_for: str
-    draw: Callable[[Trace], go.Figure | Figure]
-    applies: Callable[[Trace], bool]
 
 
 def introduction(traces: Sequence[Trace], summary: Summary) -> Iterator[Html]:
@@ -50,8 +41,12 @@ def introduction(traces: Sequence[Trace], summary: Summary) -> Iterator[Html]:
             "The birds are a procedural world with known parts, and their model is a very small CLIP: a "
             "teaching instrument, not a claim about real photographs."
         )
+    yield from _warn_of_chance(traces, summary)
+
+
+def _warn_of_chance(traces: Sequence[Trace], summary: Summary) -> Iterator[Html]:
     zero_shot = zero_shot_accuracy(traces)
-    n_classes = len(first.class_names)
+    n_classes = len(traces[0].class_names)
     if zero_shot is not None and is_about_chance(zero_shot, n_classes, summary.n_evaluated):
         yield _note(
             f"Before adaptation this model is right in {100 * zero_shot:.1f} % of cases; guessing among "
@@ -59,6 +54,13 @@ def introduction(traces: Sequence[Trace], summary: Summary) -> Iterator[Html]:
             "pseudo-labels are little better than noise, and nothing below should be read as a success or"
             " a failure of a method. Try a model that was trained on such images."
         )
+    at_chance = [
+        row.label
+        for row in summary.rows
+        if row.accuracy is not None and is_about_chance(row.accuracy, n_classes, summary.n_evaluated)
+    ]
+    if at_chance:
+        yield _note(f"No better than guessing ({100 / n_classes:.1f} %) in the end: {', '.join(at_chance)}.")
 
 
 def _note(text: str) -> Html:
@@ -88,11 +90,11 @@ def _meaning_of_accuracy(trace: Trace, summary: Summary) -> Html:
 def summary_table(summary: Summary) -> Html:
     """Every method in one table; without labels, what can be said without them."""
     if not any(row.accuracy is not None for row in summary.rows):
-        titles = ("mean confidence", "labels changed", "seconds")
+        titles = ("accuracy", "mean confidence", "labels changed", "seconds")
         return table(
             [Column("method"), *(Column(title, True) for title in titles)],
             [
-                (row.label, _percent(row.confidence), _percent(row.changed), _seconds(row.seconds))
+                (row.label, "no labels", _percent(row.confidence), _percent(row.changed), _seconds(row.seconds))
                 for row in summary.rows
             ],
         )
@@ -138,141 +140,47 @@ def comparison(traces: Sequence[Trace]) -> Iterator[Html]:
         yield chart(figures.accuracy_over_epochs(traces), "accuracy-over-epochs", what)
 
 
-def _has(array: str) -> Callable[[Trace], bool]:
-    return lambda trace: len(trace.arrays.get(array, ())) > 0
-
-
-def _has_pseudo_labels(trace: Trace) -> bool:
-    return len(trace.samples) > 0
-
-
-def _has_sample_targets(trace: Trace) -> bool:
-    return bool((trace.samples["target"] >= 0).any())
-
-
-def _has_eval_targets(trace: Trace) -> bool:
-    return bool((trace.predictions["target"] >= 0).any())
-
-
-def _mixes_by_gamma(trace: Trace) -> bool:
-    # Only where labels came from gamma * first + (1 - gamma) * second is another gamma a true what-if.
-    info = figures.gamma_what_if_info(trace)
-    return info.is_own and info.sources is not None
-
-
-VIEWS = (
-    View(
-        "Confidence of the pseudo-labels",
-        "How sure the method was of its guesses. Where true labels are known, right and wrong guesses are"
-        " drawn apart: the farther apart they are, the better confidence tells them from each other.",
-        figures.confidence_evolution,
-        _has_pseudo_labels,
-    ),
-    View(
-        "Reliability",
-        "Bars on the dotted line are honest; bars below it are over-confident. ECE is the mean distance "
-        "from the line; learning from one's own guesses often makes it grow.",
-        figures.reliability,
-        _has_sample_targets,
-    ),
-    View(
-        "Which source decided",
-        "A pseudo-label mixes the votes of several sources. Hatched bars are images where the label of "
-        'one source won against another; "neither" is a class that was no source\'s first choice.',
-        figures.source_decisions,
-        lambda trace: len(figures.source_decisions_info(trace).epochs) > 0,
-    ),
-    View(
-        "What if they had been mixed otherwise",
-        "The pseudo-labels of the last epoch, recomputed from the stored votes for every mixing weight. "
-        "It shows what another gamma would have labelled, not what training with it would have led to.",
-        figures.gamma_what_if,
-        _mixes_by_gamma,
-    ),
-    View(
-        "Where it looked",
-        "The same images before and after adaptation, beside the true parts where they are known. Look "
-        "whether attention leaves the background and gathers on the parts that tell look-alike classes "
-        "apart.",
-        figures.saliency_grid,
-        lambda trace: bool(figures.saliency_grid_info(trace).columns),
-    ),
-    View(
-        "Label flips",
-        "Which share of the guesses was corrected and which was spoilt from one epoch to the next, and "
-        "between which classes labels moved. Training has settled when little moves any more.",
-        figures.label_flips,
-        lambda trace: bool(figures.label_flips_info(trace).steps),
-    ),
-    View(
-        "Loss terms",
-        "What the optimizer minimised. The cross-entropy with pseudo-labels falls even when they are "
-        "wrong, so read it together with their accuracy.",
-        figures.loss_terms,
-        lambda trace: len(trace.steps) > 0,
-    ),
-    View(
-        "Instructive images",
-        "With known labels, the most confident mistakes; without, the images it was least sure of. "
-        "Compare where it looked with the part that would have told the classes apart.",
-        figures.prediction_mistakes,
-        _has("gallery/images"),
-    ),
-    View(
-        "Confusion",
-        "Each row is a true class, and its colours say what its images were called. Blocks beside the "
-        "diagonal are look-alikes; a dark column is a class that swallows others.",
-        figures.confusion,
-        _has_eval_targets,
-    ),
-    View(
-        "Per class, before and after",
-        "Adaptation rarely helps every class. Classes at the bottom lost: often their look-alike at the "
-        "top won what they lost.",
-        figures.per_class_accuracy,
-        _has_eval_targets,
-    ),
-    View(
-        "Paths of the class vectors",
-        "Every class vector from before training to the last epoch, in one plane that stays the same. "
-        "Vectors that move together, or meet, are classes that become harder to tell apart.",
-        figures.prototype_paths,
-        lambda trace: bool(figures.prototype_paths_info(trace).paths),
-    ),
-    View(
-        "Drift of the class vectors",
-        "How far each class vector turned. A few that turned much farther than the rest may have been "
-        "captured by wrong pseudo-labels.",
-        figures.prototype_drift,
-        lambda trace: bool(figures.prototype_drift_info(trace).angles),
-    ),
-)
-
-
 def method_views(label: str, trace: Trace, number: int, most_bytes: int) -> Iterator[Html]:
     """Every figure that this run has the data for; `most_bytes` is what one picture may weigh."""
-    for i, view in enumerate(view for view in VIEWS if view.applies(trace)):
+    for view in VIEWS:
+        if not view.applies(trace):
+            continue
         yield element("h3", view.title)
         yield paragraphs(view.look_for)
-        figure = view.draw(trace)
         what = f"{label}: {view.title}. {view.look_for}"
-        if isinstance(figure, Figure):
-            yield picture(figure, what, most_bytes)
-        else:
-            yield chart(figure, f"run-{number}-{i}", what)
+        for i, figure in enumerate(view.draw(trace)):
+            if isinstance(figure, Figure):
+                yield picture(figure, what, most_bytes)
+            else:
+                yield chart(figure, f"run-{number}-{view.name}-{i}", what)
 
 
 def settings(labels: Sequence[str], traces: Sequence[Trace]) -> Iterator[Html]:
-    """For every run how to repeat it, its settings and the versions that produced it."""
-    for label, trace in zip(labels, traces, strict=True):
-        yield element("h3", label)
-        if trace.meta.get("command"):
-            yield element("pre", str(trace.meta["command"]))
-        meta = trace.meta
-        rows = [*_flat({key: meta[key] for key in _FACTS if key in meta})]
-        rows += [*_flat(meta.get("settings") or {}), *_flat({"versions": meta.get("versions") or {}})]
-        if rows:
-            yield table([Column("setting"), Column("value")], rows)
+    """How to repeat the runs: the commands, what all runs share, and what is particular to each."""
+    commands = dict.fromkeys(str(trace.meta["command"]) for trace in traces if trace.meta.get("command"))
+    if commands:
+        yield paragraphs("The commands that led here; with the same versions on the same machine, to the same numbers:")
+        yield element("pre", "\n".join(commands))
+    facts = [_facts(trace) for trace in traces]
+    shared = {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
+    columns = [Column("setting"), Column("value")]
+    if shared:
+        yield element("h3", "All runs" if len(traces) > 1 else labels[0])
+        yield table(columns, shared.items())
+    for label, own in zip(labels, facts, strict=True):
+        rest = [(key, value) for key, value in own.items() if key not in shared]
+        if rest:
+            yield element("h3", label)
+            yield table(columns, rest)
+
+
+def _facts(trace: Trace) -> dict[str, str]:
+    meta = trace.meta
+    settings = meta.get("settings") or {}
+    method = {key: value for key, value in (settings.get("method") or {}).items() if key != "schedule"}
+    parts = {key: meta[key] for key in _FACTS if key in meta}, {"schedule": settings.get("schedule") or {}}, method
+    versions = {"versions": meta.get("versions") or {}, "changed while running": meta.get("changes") or {}}
+    return dict(pair for part in (*parts, versions) for pair in _flat(part))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -46,27 +46,41 @@ class Summary(NamedTuple):
 def summarize(traces: Sequence[Trace]) -> Summary:
     """Results of every trace in the order given."""
     labels = trace_labels(traces)
+    unadapted = _unadapted(traces)
     by_method = {trace.method: i for i, trace in reversed(list(enumerate(traces)))}
     reference = next((by_method[name] for name in _REFERENCES if name in by_method), None)
     base = None if reference is None else last(traces[reference], "accuracy")
     n = max((n_evaluated(trace) for trace in traces), default=0)
     has_accuracy = any(last(trace, "accuracy") is not None for trace in traces)
+    name = None if reference is None else labels[reference]
+    if base is None and unadapted is not None:
+        base, name = unadapted.accuracy, unadapted.label
+    rows = [_row(label, trace, base, label == name) for label, trace in zip(labels, traces, strict=True)]
     return Summary(
-        [_row(label, trace, base) for label, trace in zip(labels, traces, strict=True)],
-        None if reference is None else labels[reference],
+        [unadapted, *rows] if unadapted is not None else rows,
+        name,
         n,
         0.5 / math.sqrt(n) if n and has_accuracy else None,
     )
 
 
-def _row(label: str, trace: Trace, base: float | None) -> Row:
+def _unadapted(traces: Sequence[Trace]) -> Row | None:
+    """A row for the model before adaptation, where no zero-shot run is in the table but its accuracy is known."""
+    if any(trace.method == "zero_shot" for trace in traces):
+        return None
+    known = (_finite(trace.meta.get("zero_shot_accuracy")) for trace in traces)
+    accuracy = next((value for value in known if value is not None), None)
+    return None if accuracy is None else Row("zero-shot", accuracy, None, None, None, None, None)
+
+
+def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Row:
     accuracy = last(trace, "accuracy")
     before = _finite(trace.metric("accuracy").get(-1)) if base is None else base
     final = trace.samples[trace.samples["epoch"] == trace.samples["epoch"].max()]
     return Row(
         label,
         accuracy,
-        accuracy - before if accuracy is not None and before is not None else None,
+        accuracy - before if accuracy is not None and before is not None and not is_reference else None,
         last(trace, "pseudo_label_accuracy"),
         float(final["confidence"].mean()) if len(final) else None,
         _changed(trace),

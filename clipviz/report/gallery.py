@@ -1,0 +1,137 @@
+"""A page of pictures from one run: every figure as a PNG with what to look for, in Markdown that reads on a code host.
+
+    python -m clipviz.report.gallery RUN_DIR --out docs/gallery
+
+Charts are photographed in a headless Chromium (playwright, from the `test` extra). Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+from PIL import Image
+
+from clipviz import figures
+from clipviz.files import prepare_folder, write_text
+from clipviz.report.page import chart, page
+from clipviz.report.summary import check_comparable
+from clipviz.report.views import VIEWS
+from clipviz.trace import Trace
+
+#: Width of a picture in pixels, that of a notebook's output.
+WIDTH = 900
+_COLORS = 128  # of a palette: charts look the same and weigh a third
+
+
+def write_gallery(traces: Sequence[Trace], folder: str | os.PathLike[str]) -> Path:
+    """Write `index.md` and a PNG for each figure.
+
+    Args:
+        traces: Runs on the same data; the first has its figures drawn, all of them are compared in accuracy.
+        folder: Where to; pictures of the same names are replaced.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: Runs on different data, a folder that cannot be written to, or no Chromium.
+    """
+    check_comparable(traces)
+    out = prepare_folder(folder)
+    label, data = figures.trace_labels(traces)[0], traces[0].meta.get("data", "unnamed images")
+    lines = [f"# Figures of a run: {_plain(label)} on {_plain(data)}", ""]
+    lines += ["Each was drawn from the stored trace alone; `clipviz report RUN --out FILE.html` has them live.", ""]
+    charts: dict[str, go.Figure] = {}
+    for title, look_for, pictures in _chapters(traces):
+        lines += [f"## {title}", "", look_for, ""]
+        for name, figure in pictures.items():
+            lines += [f"![{title}]({name}.png)", ""]
+            if isinstance(figure, Figure):
+                _save(_drawn(figure), out / f"{name}.png")
+            else:
+                charts[name] = figure
+    for name, png in _photographs(charts):
+        _save(png, out / f"{name}.png")
+    write_text(out / "index.md", "\n".join(lines))
+    return out / "index.md"
+
+
+def _chapters(traces: Sequence[Trace]) -> Iterator[tuple[str, str, Mapping[str, go.Figure | Figure]]]:
+    """Title, what to look for, and the figures by file name."""
+    compared = {"accuracy_over_epochs": figures.accuracy_over_epochs(traces)}
+    yield "Accuracy over epochs", "How often each method and its pseudo-labels are right.", compared
+    for view in VIEWS:
+        if view.applies(traces[0]):
+            drawn = view.draw(traces[0])
+            names = [view.name if len(drawn) == 1 else f"{view.name}_{i}" for i in range(len(drawn))]
+            yield view.title, view.look_for, dict(zip(names, drawn, strict=True))
+
+
+def _plain(text: object) -> str:
+    """Text without Markdown's or HTML's signs."""
+    return "".join(" " if letter in "<>[]()`*_\\|&\n" else letter for letter in str(text))
+
+
+def _drawn(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _save(png: bytes, path: Path) -> None:
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.quantize(_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def _photographs(charts: Mapping[str, go.Figure]) -> Iterator[tuple[str, bytes]]:
+    """Name and PNG of every chart as a browser draws it."""
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError as error:
+        raise ValueError('the gallery needs playwright: pip install "clipviz[test]"') from error
+    body = [chart(figure, name, name) for name, figure in charts.items()]
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        path = Path(folder) / "charts.html"
+        path.write_text(page("charts", body), encoding="utf-8")
+        try:
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium") or shutil.which("chromium-browser"), args=["--no-sandbox"]
+            )
+        except Error as error:
+            raise ValueError(
+                "the gallery needs a Chromium: install one, or run `playwright install chromium`"
+            ) from error
+        tab = browser.new_page(viewport={"width": WIDTH + 64, "height": 800})
+        tab.goto(path.as_uri())
+        tab.add_style_tag(content=".modebar { display: none !important }")
+        for name in charts:
+            tab.wait_for_selector(f"#{name} .main-svg")
+            yield name, tab.locator(f"#{name}").screenshot()
+        browser.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m clipviz.report.gallery", description="Pictures of a run.")
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="the run to draw, then others to compare with")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    args = parser.parse_args(argv)
+    try:
+        written = write_gallery([Trace.load(run) for run in args.runs], args.out)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+    print(f"wrote {written}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
