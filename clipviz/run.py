@@ -120,7 +120,8 @@ class Run:
         if self.folder is None or not (self.folder / CHECKPOINT).is_file():
             return False
         epoch = load_checkpoint(self.folder / CHECKPOINT, self.adaptation)
-        self.recorder = Recorder(_until(Trace.load(self.folder), epoch))
+        if epoch > 0:  # before that the run measures itself anew
+            self.recorder = Recorder(_until(Trace.load(self.folder), epoch))
         return True
 
     def fit(self) -> Trace:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import GOLDEN
 
 from clipviz.ncut import (
     edge_density,

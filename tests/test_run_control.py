@@ -6,12 +6,12 @@ import time
 
 import pytest
 import torch
+from tiny import ToyDataset
 
 from clipviz.events import RunFinished, StepFinished
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
 from clipviz.run import Run
-from tests.conftest import ToyDataset
 
 CONFIG = AdaptConfig(epochs=3, batch_size=4, lr=1e-3)
 

@@ -174,7 +174,10 @@ class Method(nn.Module, ABC):
         return {}
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """See the whole training set once before the first epoch (banks, caches); default: nothing."""
+        """See the whole training set before the first epoch (banks, caches); default: nothing.
+
+        It is called again when a run that broke off in its first epoch is resumed, so it must overwrite, not add.
+        """
 
     def training_batches(self, batch_size: int, seed: int) -> Batches | None:
         """What to train on after `prepare`, if it is something the method has cached; None: views of all images."""

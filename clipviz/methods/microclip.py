@@ -1,11 +1,11 @@
-"""microCLIP (arXiv 2510.02270): pseudo-labels from crops and descriptions, learned through a saliency-guided [FG] token.
+"""microCLIP (arXiv 2510.02270): pseudo-labels from crops and descriptions, learned through a salient [FG] token.
 
 Notation: g CLS embedding and P patch tokens (value path) of a view, b composite of K crop embeddings, W_fix frozen and
 W learnable description classifier, nrm = unit norm, s = logit scale, all of the model being trained.
 
     (1) NCut     m = foreground mask of the patches (`clipviz.ncut`)
     (2) query    q = sum_i m_i P_i / max(1, sum_i m_i)
-    (3) SOAP     a = softmax((W_q q) . (W_k P_j) / sqrt(width)),   l = nrm((sum_j a_j W_v P_j) proj)        the [FG] embedding
+    (3) SOAP     a = softmax((W_q q) . (W_k P_j) / sqrt(width)),   l = nrm((sum_j a_j W_v P_j) proj)  the [FG] embedding
     (4) crops    r_k = g_k . g,   b = nrm(sum_k softmax(r)_k g_k)
     (5) DKA      z = gamma b W_fix^T + (1 - gamma) nrm(g/2 + l/2) nrm(W)^T,   pseudo-label y = argmax z
     (6) training o = s (rho g + (1 - rho) l) nrm(W)^T   on the strong view
@@ -223,6 +223,9 @@ class MicroCLIP(Method):
         )
         self.learned_classifier = nn.Parameter(text_classifier(backbone, sentences))
         identity = torch.eye(backbone.width, device=backbone.device)
+        self.w_query: nn.Parameter
+        self.w_key: nn.Parameter
+        self.w_value: nn.Parameter
         for matrix in ("w_query", "w_key", "w_value"):
             self.register_parameter(matrix, nn.Parameter(identity.clone(), requires_grad=self.config.soap))
         # Running mean of the predicted probabilities and the number of steps in it, both per epoch.

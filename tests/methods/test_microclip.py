@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN, make_tiny_backbone
+from tiny import GOLDEN, make_tiny_backbone
 
 from clipviz.data.base import Views
 from clipviz.events import PseudoLabels

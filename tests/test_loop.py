@@ -1,0 +1,347 @@
+"""The loop: order of events, the schedule, and what may not change a run: time, listeners, targets."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import ToyDataset, assert_same_bits, make_tiny_backbone, method_state, microclip
+from torch import nn
+
+from clipviz.data.base import Batch
+from clipviz.evaluate import undisturbed
+from clipviz.events import EpochFinished, RunFinished, RunStarted, StepFinished
+from clipviz.loop import Adaptation, adapt, cosine_lr
+from clipviz.methods.base import AdaptConfig, Method
+from clipviz.methods.zero_shot import ZeroShot
+from clipviz.recorder import record
+from clipviz.run import Run
+
+CONFIG = AdaptConfig(epochs=2, batch_size=8, lr=1e-3)
+
+
+def run_to_end(method, data, config=CONFIG, **options):
+    return list(adapt(method, data, config, **options))
+
+
+# ------------------------------------------------------------------------------------------------- events
+
+
+def test_events_come_in_order_and_number(tiny_backbone, toy_test):
+    data = ToyDataset(20)
+    probe = torch.rand(2, 3, 32, 32)
+    events = run_to_end(microclip(tiny_backbone), data, eval_dataset=toy_test, probe=probe)
+    kinds = [type(event) for event in events]
+    epoch = [StepFinished] * 3 + [EpochFinished]
+    assert kinds == [RunStarted, EpochFinished, *epoch, *epoch, RunFinished]
+    started, finished = events[0], events[-1]
+    assert (started.n_images, started.n_epochs, started.n_steps) == (20, 2, 6)
+    assert started.class_names == data.class_names
+    assert [e.epoch for e in events if isinstance(e, EpochFinished)] == [-1, 0, 1]
+    assert [(e.epoch, e.step) for e in events if isinstance(e, StepFinished)] == [
+        (0, 0), (0, 1), (0, 2), (1, 3), (1, 4), (1, 5),
+    ]  # fmt: skip
+    assert finished.status == "finished"
+    assert finished.seconds > 0
+
+
+def test_every_epoch_sees_every_image_once_and_keeps_the_short_batch(tiny_backbone):
+    steps = [e for e in run_to_end(microclip(tiny_backbone), ToyDataset(20)) if isinstance(e, StepFinished)]
+    assert [len(e.index) for e in steps] == [8, 8, 4, 8, 8, 4]
+    for epoch in (0, 1):
+        seen = torch.cat([e.index for e in steps if e.epoch == epoch])
+        assert sorted(seen.tolist()) == list(range(20))
+        target = torch.cat([e.target for e in steps if e.epoch == epoch])
+        assert torch.equal(target, seen % 3)  # the true class of toy image i
+    assert steps[0].index.tolist() != steps[3].index.tolist()  # reshuffled
+
+
+def test_epoch_events_carry_measurements(tiny_backbone, toy_test):
+    method = microclip(tiny_backbone)
+    events = run_to_end(method, ToyDataset(20), eval_dataset=toy_test, probe=torch.rand(2, 3, 32, 32))
+    before, *after = [e for e in events if isinstance(e, EpochFinished)]
+    assert "pseudo_label_accuracy" not in before.metrics
+    steps = [e for e in events if isinstance(e, StepFinished) and e.epoch == 1]
+    guesses, target = (torch.cat([get(e) for e in steps]) for get in (lambda e: e.pseudo.labels, lambda e: e.target))
+    last = after[-1]
+    assert last.metrics["pseudo_label_accuracy"] == pytest.approx((guesses == target).float().mean().item())
+    density = torch.cat([e.pseudo.metrics["edge_density"] for e in steps])
+    assert last.metrics["edge_density"] == pytest.approx(density.mean().item(), abs=1e-6)
+    right = last.predictions.probs.argmax(-1) == torch.from_numpy(toy_test.targets)
+    assert last.metrics["accuracy"] == pytest.approx(right.float().mean().item())
+    assert {"accuracy_cls", "accuracy_fg"} <= last.metrics.keys()
+    assert last.explanation["soap"].shape == (2, 4, 4)
+    assert last.snapshot["learned_classifier"].shape == (3, 32)
+    # snapshots are copies: training went on after the first ones were taken
+    assert not torch.equal(before.snapshot["learned_classifier"], last.snapshot["learned_classifier"])
+    assert torch.equal(before.snapshot["static_classifier"], last.snapshot["static_classifier"])
+
+
+def test_without_labels_there_is_no_accuracy(tiny_backbone):
+    data = ToyDataset(10, labelled=False)
+    events = run_to_end(microclip(tiny_backbone), data, eval_dataset=data)
+    for event in events:
+        if isinstance(event, EpochFinished):
+            assert not [name for name in event.metrics if "accuracy" in name]
+            assert event.predictions is not None
+
+
+def test_partly_labelled_data_count_the_labelled_images_only(tiny_backbone):
+    data = ToyDataset(12)
+    data.targets[4:] = -1
+    last = run_to_end(ZeroShot(tiny_backbone, data.prompts), data, eval_dataset=data)[-2]
+    right = last.predictions.probs[:4].argmax(-1) == torch.from_numpy(data.targets[:4])
+    assert last.metrics["accuracy"] == pytest.approx(right.float().mean().item())
+
+
+def test_a_method_that_only_guesses_makes_one_pass_without_losses(tiny_backbone, toy):
+    events = run_to_end(ZeroShot(tiny_backbone, toy.prompts), toy, AdaptConfig(epochs=5, batch_size=10))
+    steps = [e for e in events if isinstance(e, StepFinished)]
+    assert len(steps) == 3
+    assert all(e.losses == {} for e in steps)
+    assert events[0].meta["epochs"] == 0
+
+
+def test_metadata_say_what_was_done(tiny_backbone, toy, toy_test):
+    started = next(adapt(microclip(tiny_backbone, gamma=0.25), toy, CONFIG, eval_dataset=toy_test, seed=7))
+    meta = started.meta
+    assert (meta["method"], meta["model"], meta["data"], meta["split"]) == ("microclip", "tiny", "toy", "train")
+    assert (meta["eval_data"], meta["eval_split"], meta["accuracy_is"]) == ("toy", "test", "test")
+    assert (meta["seed"], meta["epochs"], meta["gamma"]) == (7, 2, 0.25)
+    assert meta["settings"]["schedule"]["lr"] == 1e-3
+    assert meta["versions"].keys() >= {"python", "torch", "open_clip_torch", "clipviz"}
+    transductive = next(adapt(microclip(tiny_backbone), toy, CONFIG, eval_dataset=toy))
+    assert transductive.meta["accuracy_is"] == "transductive"
+
+
+def test_nothing_happens_before_the_first_event(tiny_backbone, toy):
+    method = microclip(tiny_backbone)
+    before = method_state(method)
+    adapt(method, toy, CONFIG)
+    assert_same_bits(before, method_state(method))
+
+
+# ------------------------------------------------------------------------------------------------- schedule
+
+
+def test_cosine_known_answers():
+    config = AdaptConfig(lr=1e-3, min_lr=1e-4)
+    assert cosine_lr(0, 100, config) == pytest.approx(1e-3)
+    assert cosine_lr(50, 100, config) == pytest.approx(5.5e-4)
+    assert cosine_lr(25, 100, config) == pytest.approx(1e-4 + 4.5e-4 * (1 + math.sqrt(0.5)))
+    assert cosine_lr(100, 100, config) == pytest.approx(1e-4)
+
+
+def test_a_rate_below_the_floor_never_rises():
+    # the official code decays from 1e-6 "down" to 2e-6
+    config = AdaptConfig(lr=1e-6, min_lr=2e-6)
+    assert [cosine_lr(step, 10, config) for step in (0, 5, 9)] == pytest.approx([1e-6] * 3)
+
+
+def test_the_optimizer_follows_the_schedule(tiny_backbone, toy):
+    run = Adaptation(microclip(tiny_backbone), toy, CONFIG)
+    rates = [run.optimizer.param_groups[0]["lr"] for event in run if isinstance(event, StepFinished)]
+    assert rates == pytest.approx([cosine_lr(step, 6, CONFIG) for step in range(6)])
+    assert rates[0] == pytest.approx(1e-3)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_one_step_is_one_step_of_adamw(tiny_backbone):
+    """The first step against AdamW written out: betas (0.9, 0.999), eps 1e-8, decay 0.1 on everything."""
+    data = ToyDataset(8)
+    method, twin = microclip(tiny_backbone), microclip(tiny_backbone)
+    run = Adaptation(method, data, AdaptConfig(epochs=1, batch_size=8, lr=1e-2))
+    batch = next(run.loader.epoch(0))
+    with torch.no_grad():
+        pseudo = twin.pseudo_label(batch.views, batch.index)
+    sum(twin.loss(batch.views, pseudo).values()).backward()
+    list(run)
+    moved = dict(method.named_parameters())
+    for name, parameter in twin.named_parameters():
+        if parameter.requires_grad:
+            gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            expected = parameter.detach() * (1 - 1e-2 * 0.1) - 1e-2 * gradient / (gradient.abs() + 1e-8)
+            settled = gradient.abs() > 1e-5  # elsewhere rounding decides the sign
+            torch.testing.assert_close(moved[name][settled], expected[settled], atol=1e-5, rtol=1e-3)
+            assert settled.any(), name
+
+
+# ------------------------------------------------------------------------------------------------- what changes nothing
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tiny_backbone):
+    def final(seed):
+        torch.manual_seed(seed + 100)  # global random numbers play no part
+        method = microclip(tiny_backbone)
+        run_to_end(method, ToyDataset(20), seed=seed)
+        return method_state(method)
+
+    first = final(3)
+    torch.rand(5)
+    assert_same_bits(first, final(3))
+    other = final(4)
+    assert not torch.equal(first["learned_classifier"], other["learned_classifier"])
+
+
+def test_global_random_numbers_are_neither_used_nor_changed(tiny_backbone, toy_test):
+    torch.manual_seed(0)
+    np.random.seed(0)
+    before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()
+    run_to_end(
+        microclip(tiny_backbone),
+        ToyDataset(10),
+        eval_dataset=toy_test,
+        probe=torch.rand(1, 3, 32, 32, generator=torch.Generator()),
+    )
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+
+
+def test_looking_changes_no_bit(tiny_backbone, toy_test):
+    """Evaluation, probe and listeners that look hard, against nobody looking at all."""
+    unseen, seen = microclip(tiny_backbone), microclip(tiny_backbone)
+    run_to_end(unseen, ToyDataset(20))
+    images = torch.rand(2, 3, 32, 32)
+
+    def stare(event):
+        with undisturbed(seen):
+            seen.logits(images)
+            torch.rand(3)
+        seen.eval()
+        seen.explain(images)
+        torch.rand(3)
+
+    record(adapt(seen, ToyDataset(20), CONFIG, eval_dataset=toy_test, probe=images), stare, stare)
+    assert_same_bits(method_state(unseen), method_state(seen))
+
+
+def test_a_consumer_without_gradients_changes_no_bit(tiny_backbone):
+    plain, inside = microclip(tiny_backbone), microclip(tiny_backbone)
+    run_to_end(plain, ToyDataset(16))
+    with torch.no_grad():
+        run_to_end(inside, ToyDataset(16))
+    assert torch.is_grad_enabled()
+    assert_same_bits(method_state(plain), method_state(inside))
+
+
+@pytest.mark.parametrize("method_class", [microclip, lambda backbone: ZeroShot(backbone, ToyDataset(3).prompts)])
+def test_targets_never_reach_the_method(tiny_backbone, method_class):
+    def final(permute):
+        data = ToyDataset(20)
+        if permute:
+            data.targets = np.random.default_rng(0).permutation(data.targets)
+        method = method_class(tiny_backbone)
+        events = run_to_end(method, data, eval_dataset=data)
+        guesses = torch.cat([e.pseudo.probs for e in events if isinstance(e, StepFinished)])
+        return method_state(method), guesses, events[-2].metrics["accuracy"]
+
+    state, guesses, accuracy = final(False)
+    permuted_state, permuted_guesses, permuted_accuracy = final(True)
+    assert_same_bits(state, permuted_state)
+    assert torch.equal(guesses, permuted_guesses)
+    # the permutation was there: the same predictions measure differently, or one could not tell
+    assert (ToyDataset(20).targets != np.random.default_rng(0).permutation(ToyDataset(20).targets)).any()
+    assert accuracy != permuted_accuracy or len(set(guesses.argmax(-1).tolist())) == 1
+
+
+def test_prepare_sees_every_image_and_no_target(tiny_backbone):
+    seen: list[Batch] = []
+
+    class Curious(ZeroShot):
+        def prepare(self, batches):
+            seen.extend(batches)
+
+    data = ToyDataset(20)
+    run_to_end(Curious(tiny_backbone, data.prompts), data)
+    assert sorted(torch.cat([batch.index for batch in seen]).tolist()) == list(range(20))
+    assert (torch.cat([batch.target for batch in seen]) == -1).all()
+
+
+def test_a_frozen_tower_is_never_put_in_training_mode(toy):
+    """BatchNorm of a ResNet would otherwise drift with every batch that is only looked at."""
+    backbone = make_tiny_backbone()
+    backbone.model.visual.bn = nn.BatchNorm2d(3)
+    backbone.eval()
+    inner = backbone.model.encode_image
+    backbone.model.encode_image = lambda x, **kw: inner(backbone.model.visual.bn(x), **kw)
+    before = backbone.model.visual.bn.running_mean.clone()
+    run_to_end(ZeroShot(backbone, toy.prompts), toy, eval_dataset=toy)
+    assert torch.equal(backbone.model.visual.bn.running_mean, before)
+    assert not any(module.training for module in backbone.modules())
+
+
+def test_leaving_the_loop_leaves_the_method_usable(tiny_backbone, toy):
+    method = microclip(tiny_backbone)
+    for event in adapt(method, toy, CONFIG):
+        if isinstance(event, StepFinished):
+            break
+    assert torch.is_grad_enabled()
+    assert method.logits(torch.rand(1, 3, 32, 32)).shape == (1, 3)
+    assert not torch.equal(method.learned_classifier, microclip(tiny_backbone).learned_classifier)
+
+
+# ------------------------------------------------------------------------------------------------- numbers that explode
+
+
+class Exploding(ZeroShot):
+    """Trains one number; its loss, or its gradient, is broken at a chosen step."""
+
+    trains = True
+
+    def __init__(self, backbone, prompts, at, where):
+        super().__init__(backbone, prompts)
+        self.x = nn.Parameter(torch.ones(()))
+        self.at, self.where, self.calls = at, where, 0
+
+    def loss(self, views, pseudo):
+        self.calls += 1
+        broken = self.calls - 1 == self.at
+        loss = {"fine": self.x**2, "bad": self.x * (float("nan") if broken and self.where == "loss" else 1.0)}
+        if broken and self.where == "gradient":
+            loss["bad"] = (self.x - self.x).abs().sqrt()  # 0, with an infinite slope
+        return loss
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_terms(tiny_backbone, toy, tmp_path):
+    method = Exploding(tiny_backbone, toy.prompts, at=4, where="loss")
+    run = Run(method, toy, CONFIG, folder=tmp_path)
+    with pytest.raises(FloatingPointError, match=r"step 4 \(epoch 1\): fine = .*, bad = nan.*smaller learning rate"):
+        run.fit()
+    assert torch.isfinite(method.x)  # the step was not taken
+    healthy = Exploding(tiny_backbone, toy.prompts, at=-1, where="")
+    resumed = Run(healthy, toy, CONFIG, folder=tmp_path)
+    assert resumed.restore()
+    assert resumed.adaptation.epoch == 1  # the checkpoint of the last good epoch
+    resumed.fit()
+
+
+def test_weights_that_turn_nan_in_the_last_step_are_not_checkpointed(tiny_backbone, toy, tmp_path):
+    method = Exploding(tiny_backbone, toy.prompts, at=5, where="gradient")
+    run = Run(method, toy, CONFIG, folder=tmp_path)
+    with pytest.raises(FloatingPointError, match=r"not finite after epoch 1 .*'x'"):
+        run.fit()
+    assert run.trace.meta["status"] == "failed"
+    resumed = Run(Exploding(tiny_backbone, toy.prompts, at=-1, where=""), toy, CONFIG, folder=tmp_path)
+    resumed.restore()
+    assert resumed.adaptation.epoch == 1
+    assert torch.isfinite(resumed.method.x)
+
+
+# ------------------------------------------------------------------------------------------------- configuration
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"epochs": 0}, "epochs must be at least 1"), ({"batch_size": 0}, "batch_size"), ({"workers": -1}, "workers"),
+     ({"lr": 0.0}, "lr must be positive"), ({"lr": float("nan")}, "lr must be positive")],
+)  # fmt: skip
+def test_schedules_that_cannot_be_run_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        AdaptConfig(**options)
+
+
+def test_the_default_schedule_is_the_methods_own(tiny_backbone, toy):
+    method: Method = microclip(tiny_backbone)
+    assert Adaptation(method, toy).config == method.schedule

@@ -1,0 +1,197 @@
+"""The recorder: the trace says what the events carried, no more and no less."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import ToyDataset, microclip
+
+from clipviz.data.base import Skipped
+from clipviz.evaluate import spread_probe
+from clipviz.events import EpochFinished, PseudoLabels, RunFinished, RunStarted, StepFinished
+from clipviz.loop import adapt
+from clipviz.methods.base import AdaptConfig
+from clipviz.methods.zero_shot import ZeroShot
+from clipviz.recorder import MAX_SOURCE_LOGITS, Recorder, record
+from clipviz.trace import Trace
+
+CONFIG = AdaptConfig(epochs=2, batch_size=8, lr=1e-3)
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_backbone):
+    """A run of two epochs: its events, and the trace that was made of them."""
+    data, test = ToyDataset(20), ToyDataset(9, seed=1, split="test")
+    data.skipped = [Skipped("odd\n.png", "cut off")]
+    probe = spread_probe(test, 32, 3)
+    events = []
+    stream = adapt(microclip(tiny_backbone), data, CONFIG, eval_dataset=test, probe=probe, seed=2)
+    return events, record(stream, events.append)
+
+
+def of_kind(events, kind):
+    return [event for event in events if isinstance(event, kind)]
+
+
+def test_steps_hold_every_term_and_their_sum(recorded):
+    events, trace = recorded
+    for event in of_kind(events, StepFinished):
+        rows = trace.steps[trace.steps.step == event.step]
+        values = dict(zip(rows.term, rows.value, strict=True))
+        assert set(rows.epoch) == {event.epoch}
+        expected = {name: value.item() for name, value in event.losses.items()}
+        assert values == pytest.approx({**expected, "loss": sum(expected.values())}, abs=1e-5)
+    assert len(trace.steps) == 6 * 3
+
+
+def test_samples_hold_every_guess(recorded):
+    events, trace = recorded
+    steps = of_kind(events, StepFinished)
+    samples = trace.samples
+    assert len(samples) == 40
+    pseudo = [event.pseudo for event in steps]
+    np.testing.assert_array_equal(samples["index"], torch.cat([e.index for e in steps]))
+    np.testing.assert_array_equal(samples["target"], torch.cat([e.target for e in steps]))
+    np.testing.assert_array_equal(samples["epoch"], np.repeat([0, 1], 20))
+    np.testing.assert_array_equal(samples["pseudo_label"], torch.cat([p.labels for p in pseudo]))
+    np.testing.assert_array_equal(samples["confidence"], torch.cat([p.probs.max(1).values for p in pseudo]))
+    top = torch.cat([p.probs.sort(1, descending=True).values for p in pseudo])
+    np.testing.assert_allclose(samples["margin"], top[:, 0] - top[:, 1], atol=1e-7)
+    for source in ("static", "dynamic"):
+        logits = torch.cat([p.sources[source] for p in pseudo])
+        np.testing.assert_array_equal(samples[f"{source}_label"], logits.argmax(1))
+        np.testing.assert_allclose(samples[f"{source}_confidence"], logits.softmax(1).amax(1), atol=1e-6)
+
+
+def test_epochs_and_predictions_hold_every_measurement(recorded):
+    events, trace = recorded
+    for event in of_kind(events, EpochFinished):
+        rows = trace.epochs[trace.epochs.epoch == event.epoch]
+        assert dict(zip(rows.metric, rows.value, strict=True)) == dict(event.metrics)
+        predictions = trace.predictions[trace.predictions.epoch == event.epoch]
+        np.testing.assert_array_equal(predictions["prediction"], event.predictions.probs.argmax(1))
+        np.testing.assert_array_equal(predictions["confidence"], event.predictions.probs.amax(1))
+        np.testing.assert_array_equal(predictions["target"], event.predictions.target)
+    assert sorted(set(trace.predictions.epoch)) == [-1, 0, 1]
+
+
+def test_arrays_grow_by_one_entry_per_epoch(recorded):
+    events, trace = recorded
+    finished = of_kind(events, EpochFinished)
+    for name in ("static_classifier", "learned_classifier"):
+        stacked = torch.stack([event.snapshot[name] for event in finished])
+        np.testing.assert_array_equal(trace.arrays[f"snapshot/{name}"], stacked)
+    for kind in ("soap", "ncut", "fiedler"):
+        stacked = torch.stack([event.explanation[kind] for event in finished])
+        np.testing.assert_array_equal(trace.arrays[f"probe/{kind}"], stacked)
+
+
+def test_the_probe_and_the_gallery_are_kept_as_pixels(recorded):
+    events, trace = recorded
+    probe = of_kind(events, RunStarted)[0].probe
+    np.testing.assert_array_equal(
+        trace.arrays["probe/images"], (probe.images.permute(0, 2, 3, 1) * 255).round().numpy()
+    )
+    np.testing.assert_array_equal(trace.arrays["probe/target"], probe.target)
+    np.testing.assert_array_equal(trace.arrays["probe/parts"], probe.parts)
+    gallery = of_kind(events, RunFinished)[0].gallery
+    np.testing.assert_array_equal(trace.arrays["gallery/index"], gallery.probe.index)
+    np.testing.assert_array_equal(trace.arrays["gallery/probs"], gallery.probs)
+    np.testing.assert_array_equal(trace.arrays["gallery/soap"], gallery.explanation["soap"])
+
+
+def test_source_logits_are_those_of_the_last_epoch(recorded):
+    events, trace = recorded
+    last = [event for event in of_kind(events, StepFinished) if event.epoch == 1]
+    np.testing.assert_array_equal(trace.arrays["sources/index"], torch.cat([e.index for e in last]))
+    np.testing.assert_array_equal(trace.arrays["sources/target"], torch.cat([e.target for e in last]))
+    for source in ("static", "dynamic"):
+        logits = torch.cat([e.pseudo.sources[source] for e in last])
+        np.testing.assert_array_equal(trace.arrays[f"sources/{source}"], logits.half())
+
+
+def test_metadata_and_skipped_files_are_kept(recorded):
+    events, trace = recorded
+    started = of_kind(events, RunStarted)[0]
+    assert trace.meta["status"] == "finished"
+    assert trace.meta["seconds"] == round(of_kind(events, RunFinished)[0].seconds, 3)
+    assert trace.class_names == started.class_names
+    assert trace.meta["sources"] == ["static", "dynamic"]
+    assert {k: trace.meta[k] for k in ("method", "seed", "settings")} == {
+        k: started.meta[k] for k in ("method", "seed", "settings")
+    }
+    assert trace.skipped.to_dict("records") == [{"path": "odd\n.png", "reason": "cut off"}]
+
+
+def test_what_is_saved_is_what_is_loaded(recorded, tmp_path):
+    trace = recorded[1]
+    loaded = Trace.load(trace.save(tmp_path / "trace"))
+    assert loaded.equals(trace)
+    loaded.samples.loc[0, "pseudo_label"] += 1
+    assert not loaded.equals(trace)
+
+
+def test_a_trace_half_way_is_a_trace(recorded, tmp_path):
+    """Whatever the moment, the trace so far can be saved; a later one replaces it."""
+    events, complete = recorded
+    recorder = Recorder()
+    for event in events:
+        recorder(event)
+        recorder.trace().save(tmp_path / "trace")
+    assert Trace.load(tmp_path).equals(complete)
+
+
+def test_a_resumed_recorder_neither_repeats_nor_forgets(recorded, tmp_path):
+    events, complete = recorded
+    cut = next(i for i, e in enumerate(events) if isinstance(e, EpochFinished) and e.epoch == 0) + 1
+    first = Recorder()
+    for event in events[:cut]:
+        first(event)
+    first.trace().save(tmp_path / "trace")
+    second = Recorder(Trace.load(tmp_path))
+    for event in [events[0], *events[cut:]]:  # a run taken up again starts with RunStarted
+        second(event)
+    assert second.trace().equals(complete)
+
+
+def test_a_method_without_training_leaves_no_steps(tiny_backbone, toy):
+    trace = record(adapt(ZeroShot(tiny_backbone, toy.prompts), toy, CONFIG, eval_dataset=toy))
+    assert len(trace.steps) == 0
+    assert len(trace.samples) == len(toy)
+    assert "zero_shot_label" in trace.samples
+
+
+def test_too_many_source_logits_are_left_out(tiny_backbone):
+    names = tuple(f"class {i}" for i in range(4))
+    meta = {"method": "m"}
+    recorder = Recorder()
+    recorder(RunStarted("m", meta, names, MAX_SOURCE_LOGITS // 4 + 1, 1, 1, None))
+    logits = torch.eye(4)
+    pseudo = PseudoLabels(torch.arange(4), logits.softmax(1), torch.ones(4), {"one": logits})
+    recorder(StepFinished(0, 0, torch.arange(4), torch.arange(4), pseudo, {}))
+    assert not [name for name in recorder.trace().arrays if name.startswith("sources/")]
+    assert recorder.trace().samples["one_label"].tolist() == [0, 1, 2, 3]
+
+
+def test_an_interrupt_returns_what_was_recorded(tiny_backbone, toy):
+    def interrupt(event):
+        if isinstance(event, StepFinished) and event.step == 1:
+            raise KeyboardInterrupt
+
+    trace = record(adapt(microclip(tiny_backbone), toy, CONFIG), interrupt)
+    assert trace.meta["status"] == "stopped"
+    assert len(trace.samples) == 16
+
+
+def test_the_recorder_does_not_wait_for_the_losses_of_every_step(monkeypatch):
+    """Reading a loss off a GPU stops it; the values are read once per epoch."""
+    recorder = Recorder()
+    recorder(RunStarted("m", {"method": "m"}, ("a",), 4, 1, 1, None))
+    reads = []
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda self: reads.append(1) or self.item())
+    pseudo = PseudoLabels(torch.zeros(4, dtype=torch.int64), torch.ones(4, 1), torch.ones(4))
+    recorder(StepFinished(0, 0, torch.arange(4), torch.arange(4), pseudo, {"loss_term": torch.tensor(1.0)}))
+    assert reads == []
+    recorder(EpochFinished(0, {}, None, {}, {}))
+    assert len(reads) == 2

@@ -1,0 +1,239 @@
+"""A run and its folder: stopped, taken up again, and protected from the wrong checkpoint."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import ToyDataset, assert_same_bits, differences, make_tiny_backbone, method_state, microclip
+
+from clipviz.checkpoint import load_checkpoint, save_checkpoint
+from clipviz.evaluate import spread_probe
+from clipviz.events import EpochFinished, StepFinished
+from clipviz.loop import Adaptation
+from clipviz.methods.base import AdaptConfig
+from clipviz.methods.zero_shot import Descriptions, ZeroShot
+from clipviz.run import CHECKPOINT, Run
+from clipviz.trace import Trace
+
+CONFIG = AdaptConfig(epochs=3, batch_size=8, lr=1e-3)
+
+
+def make_run(folder, backbone, config=CONFIG, method=None, n=20, seed=5, labelled=True, listeners=()):
+    data, test = ToyDataset(n, labelled=labelled), ToyDataset(9, seed=1, split="test")
+    method = method or microclip(backbone)
+    probe = spread_probe(test, 32, 3)
+    return Run(method, data, config, eval_dataset=test, probe=probe, seed=seed, folder=folder, listeners=listeners)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_backbone, tmp_path_factory):
+    """Trace and final state of a run that nobody interrupted."""
+    run = make_run(tmp_path_factory.mktemp("undisturbed"), tiny_backbone)
+    return run.fit(), method_state(run.method), run.folder
+
+
+def interrupt_after(kind, epoch, step=None):
+    def listener(event):
+        if isinstance(event, kind) and event.epoch == epoch and (step is None or event.step == step):
+            raise ConnectionError("the machine went away")  # like kill -9: no goodbye of the run's own
+
+    return listener
+
+
+# ------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize(
+    "when",
+    [(EpochFinished, -1, None), (StepFinished, 0, 1), (EpochFinished, 0, None), (StepFinished, 1, 4),
+     (EpochFinished, 1, None), (EpochFinished, 2, None)],
+    ids=["before training", "in epoch 0", "at the end of 0", "in epoch 1", "at the end of 1", "at the end of 2"],
+)  # fmt: skip
+def test_interrupted_and_resumed_is_undisturbed_to_the_bit(tiny_backbone, undisturbed, tmp_path, when):
+    kind, epoch, step = when
+    run = make_run(tmp_path, tiny_backbone, listeners=[interrupt_after(kind, epoch, step)])
+    with pytest.raises(ConnectionError):
+        run.fit()
+    trace_of_break = Trace.load(tmp_path)
+    assert trace_of_break.meta["status"] == "failed"
+    resumed = make_run(tmp_path, tiny_backbone)
+    if not resumed.restore():
+        assert (kind, epoch) == (EpochFinished, -1)  # the listener came before the first checkpoint
+    trace = resumed.fit()
+    expected_trace, expected_state, _ = undisturbed
+    assert_same_bits(method_state(resumed.method), expected_state)
+    assert differences(trace, expected_trace) == []
+    assert Trace.load(tmp_path).equals(trace)
+
+
+def test_stopped_and_resumed_is_undisturbed_to_the_bit(tiny_backbone, undisturbed, tmp_path):
+    run = make_run(tmp_path, tiny_backbone)
+    run.listeners.append(lambda event: run.stop() if isinstance(event, StepFinished) and event.step == 4 else None)
+    assert run.fit().meta["status"] == "stopped"
+    resumed = make_run(tmp_path, tiny_backbone)
+    assert resumed.restore()
+    trace = resumed.fit()
+    assert_same_bits(method_state(resumed.method), undisturbed[1])
+    assert differences(trace, undisturbed[0]) == []
+
+
+def test_a_baseline_resumes_too(tiny_backbone, toy, tmp_path):
+    method = ZeroShot(tiny_backbone, toy.prompts)
+    complete = make_run(tmp_path / "a", tiny_backbone, method=method).fit()
+    with pytest.raises(ConnectionError):
+        make_run(tmp_path / "b", tiny_backbone, method=method, listeners=[interrupt_after(StepFinished, 0, 1)]).fit()
+    resumed = make_run(tmp_path / "b", tiny_backbone, method=method)
+    assert resumed.restore()
+    assert differences(resumed.fit(), complete) == []
+
+
+def test_skipped_files_are_listed_once_however_often_a_run_is_resumed(tiny_backbone, toy, tmp_path):
+    from clipviz.data.base import Skipped
+
+    for _ in range(3):
+        run = make_run(tmp_path, tiny_backbone, method=ZeroShot(tiny_backbone, toy.prompts), labelled=False)
+        run.adaptation.eval_dataset = None  # no metric is ever measured
+        run.adaptation.dataset.skipped = [Skipped("a.png", "cut off")]
+        run.restore()
+        trace = run.fit()
+    assert trace.skipped.path.tolist() == ["a.png"]
+
+
+def test_without_a_checkpoint_there_is_nothing_to_resume(tiny_backbone, tmp_path):
+    assert not make_run(tmp_path / "new", tiny_backbone).restore()
+    assert not make_run(None, tiny_backbone).restore()
+
+
+def test_without_a_folder_nothing_is_written(tiny_backbone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(None, tiny_backbone, AdaptConfig(epochs=1, batch_size=8)).fit()
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------- the folder
+
+
+def test_the_folder_holds_trace_and_checkpoint_and_nothing_else(undisturbed):
+    trace, _, folder = undisturbed
+    assert sorted(os.listdir(folder)) == [CHECKPOINT, "trace"]
+    assert Trace.load(folder).equals(trace)
+
+
+def test_a_checkpoint_keeps_what_training_changed_and_no_frozen_weight(undisturbed):
+    names = load_file(undisturbed[2] / CHECKPOINT).keys()
+    kept = {name.removeprefix("method/") for name in names if name.startswith("method/")}
+    assert kept == undisturbed[1].keys()
+    frozen = ("attn.", "mlp.", "conv1", "token_embedding")
+    assert not [name for name in names if any(part in name for part in frozen)]
+    assert sum(name.startswith("optimizer/exp_avg/") for name in names) > 0
+
+
+def test_a_failed_write_leaves_the_older_checkpoint_and_no_stray_file(tiny_backbone, tmp_path, monkeypatch):
+    adaptation = Adaptation(microclip(tiny_backbone), ToyDataset(8), CONFIG)
+    path = tmp_path / CHECKPOINT
+    save_checkpoint(path, adaptation)
+    before = path.read_bytes()
+
+    def full_disk(tensors, filename, metadata):
+        filename.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("clipviz.checkpoint.save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, adaptation)
+    assert os.listdir(tmp_path) == [CHECKPOINT]
+    assert path.read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------------------- the wrong checkpoint
+
+
+@pytest.fixture
+def checkpoint(undisturbed, tmp_path):
+    """A copy of the finished run's checkpoint."""
+    path = tmp_path / CHECKPOINT
+    path.write_bytes((undisturbed[2] / CHECKPOINT).read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 5000, -1])
+def test_a_truncated_checkpoint_is_refused(tiny_backbone, checkpoint, keep):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:keep])
+    adaptation = make_run(None, tiny_backbone).adaptation
+    before = method_state(adaptation.method)
+    with pytest.raises(ValueError, match=r"cannot read checkpoint .*delete it"):
+        load_checkpoint(checkpoint, adaptation)
+    assert_same_bits(before, method_state(adaptation.method))
+
+
+def test_a_pickle_in_the_place_of_a_checkpoint_is_refused(tiny_backbone, checkpoint):
+    torch.save({"method/x": torch.zeros(1)}, checkpoint)
+    with pytest.raises(ValueError, match="cannot read checkpoint"):
+        load_checkpoint(checkpoint, make_run(None, tiny_backbone).adaptation)
+
+
+def test_another_safetensors_file_is_refused(tiny_backbone, checkpoint):
+    save_file({"x": torch.zeros(1)}, checkpoint)
+    with pytest.raises(ValueError, match="not a clipviz checkpoint"):
+        load_checkpoint(checkpoint, make_run(None, tiny_backbone).adaptation)
+
+
+def others(tiny_backbone):
+    """Runs that the checkpoint does not belong to, by what is different."""
+    prompts = ToyDataset(3).prompts
+    named = make_tiny_backbone()
+    named.name = "another"
+    longer = AdaptConfig(epochs=4, batch_size=8, lr=1e-3)
+    decay = AdaptConfig(epochs=3, batch_size=8, lr=1e-3, weight_decay=0.0)
+    return {
+        "method": make_run(None, tiny_backbone, method=Descriptions(tiny_backbone, prompts)),
+        "model": make_run(None, named),
+        "frozen weights": make_run(None, make_tiny_backbone(seed=1)),
+        "settings": make_run(None, tiny_backbone, method=microclip(tiny_backbone, gamma=0.9)),
+        "n_images": make_run(None, tiny_backbone, n=16),
+        "n_epochs": make_run(None, tiny_backbone, longer),
+        "schedule": make_run(None, tiny_backbone, decay),
+        "seed": make_run(None, tiny_backbone, seed=6),
+    }
+
+
+@pytest.mark.parametrize(
+    "difference", ["method", "model", "frozen weights", "settings", "n_images", "n_epochs", "schedule", "seed"]
+)
+def test_a_checkpoint_of_another_run_is_refused(tiny_backbone, checkpoint, difference):
+    adaptation = others(tiny_backbone)[difference].adaptation
+    before = method_state(adaptation.method)
+    with pytest.raises(ValueError, match=f"belongs to another run: {difference} was .*, now it is"):
+        load_checkpoint(checkpoint, adaptation)
+    assert_same_bits(before, method_state(adaptation.method))
+    assert adaptation.epoch == 0
+
+
+@pytest.mark.parametrize("difference", ["name", "split", "class_names"])
+def test_a_checkpoint_of_other_data_is_refused(tiny_backbone, checkpoint, difference):
+    run = make_run(None, tiny_backbone)
+    if difference == "class_names":
+        run.method.class_names = ("a", "b", "c")
+    else:
+        setattr(run.adaptation.dataset, difference, "another")
+    with pytest.raises(ValueError, match="belongs to another run"):
+        load_checkpoint(checkpoint, run.adaptation)
+
+
+def test_the_number_of_workers_may_differ(tiny_backbone, checkpoint):
+    config = AdaptConfig(epochs=3, batch_size=8, lr=1e-3, workers=1)
+    assert load_checkpoint(checkpoint, make_run(None, tiny_backbone, config).adaptation) == 3
+
+
+def test_a_checkpoint_with_other_tensors_is_refused(tiny_backbone, toy):
+    method = microclip(tiny_backbone)
+    state = method_state(method)
+    state["learned_classifier"] = torch.zeros(4, 32)
+    del state["w_key"]
+    with pytest.raises(
+        ValueError, match=r"2 tensors differ, first 'learned_classifier': wanted \(3, 32\), got \(4, 32\)"
+    ):
+        method.load_trainable_state(state)
