@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,10 +70,11 @@ def write_features(path: str | os.PathLike[str], dataset: FeatureDataset) -> Non
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         if target.suffix.lower() == ".npz":
-            arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
-            text = {"class_names": np.array(dataset.class_names, dtype=str), "model": np.array(dataset.model)}
+            arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
+            arrays["class_names"] = np.array(dataset.class_names, dtype=str)
+            arrays["model"] = np.array(dataset.model)
             with temporary.open("wb") as file:
-                np.savez(file, **arrays, **text)
+                np.savez(file, **arrays)
         else:
             metadata = {"class_names": json.dumps(dataset.class_names), "model": dataset.model}
             save_file(tensors, temporary, metadata=metadata)

@@ -5,11 +5,17 @@ from __future__ import annotations
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.methods.dpa import DPA
 from clipviz.methods.microclip import MicroCLIP
+from clipviz.methods.ntua import NtUA
+from clipviz.methods.tip_adapter import TipAdapter
+from clipviz.methods.wca import WCA
 from clipviz.methods.zero_shot import Descriptions, ZeroShot
 
 METHODS: dict[str, type[Method]] = {
     "zero_shot": ZeroShot,
     "descriptions": Descriptions,
+    "wca": WCA,
+    "tip_adapter": TipAdapter,
+    "ntua": NtUA,
     "dpa": DPA,
     "microclip": MicroCLIP,
 }

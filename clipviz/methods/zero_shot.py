@@ -10,6 +10,7 @@ E is the unit text embedding. Each template's embedding is normalized before the
 from __future__ import annotations
 
 from clipviz.backbone import Backbone
+from clipviz.data.features import FeatureBackbone
 from clipviz.methods.base import ZeroShotMethod, text_classifier
 from clipviz.prompts import ClassPrompts
 
@@ -30,5 +31,10 @@ class Descriptions(ZeroShotMethod):
     name = "descriptions"
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts) -> None:
+        if isinstance(backbone, FeatureBackbone) and not backbone.reads_text:
+            raise ValueError(
+                f"descriptions needs a text tower, but {backbone.name!r} brings one classifier and no sentences; "
+                "use zero_shot, or give the model and the descriptions"
+            )
         sentences = [prompts.description_sentences(name) for name in prompts.names]
         super().__init__(backbone, prompts, text_classifier(backbone, sentences))

@@ -1,0 +1,36 @@
+"""Choosing images by their labels. This module alone does that, and only when it is told that it may."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipviz.data.base import ImageDataset
+
+
+def balanced_index(dataset: ImageDataset, shots: int, seed: int = 1, *, allow_labels: bool = False) -> Tensor:
+    """Positions of `shots` random images per true class, as few-shot papers sample; fewer where a class is short.
+
+    What is chosen this way is not label-free: every class is there, equally often. For reproduction only.
+
+    Args:
+        dataset: with labels.
+        shots: per class.
+        seed: of the draw.
+        allow_labels: must be True: says that the use of labels is meant.
+
+    Returns:
+        (M,) int64, ascending.
+
+    Raises:
+        ValueError: without `allow_labels`, or without labels.
+    """
+    if not allow_labels:
+        raise ValueError("a balanced choice uses the true labels; say allow_labels=True if that is meant")
+    if not dataset.has_targets:
+        raise ValueError(f"{dataset.name} has no labels to balance by; use selection='topk_pseudo' or 'random'")
+    rng = np.random.default_rng(seed)
+    classes = [np.flatnonzero(dataset.targets == c) for c in range(len(dataset.class_names))]
+    chosen = [rng.permutation(rows)[:shots] for rows in classes]
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))

@@ -1,0 +1,428 @@
+"""NtUA (arXiv 2309.14928, BMVC 2024): a key-value cache of a few confident, unlabelled images. A re-implementation.
+
+No official code exists and the method section could not be read; the skeleton is from the abstracts and a summary, the
+mechanics are those of Tip-Adapter(-F), on which NtUA builds. What the sources leave open is marked "ours".
+
+Notation: f unit embedding of a query, f_ia of view a of cache image i (A augmented views), W text classifier, s logit
+scale, nrm = unit norm, p student's and p' teacher's probabilities, K shots, M cache entries.
+
+    (1) choose     for every predicted class the K images with the highest max p'                    (UPL's rule; ours)
+    (2) keys       F_i = nrm(sum_a f_ia)
+    (3) values     y_i = argmax p_i,  w_i = max p_i,  V = diag(w) onehot(y)                     adaptive cache formation
+    (4) refine     y_i = argmax p'_i, w_i = max p'_i, V rebuilt; keys stay the student's          knowledge-guided
+    (5) logits     z(f) = s f W^T + alpha exp(-beta (1 - f F^T)) V
+    (6) training   min over F of  sum_i w_i r_i CE(z(f_ia), y_i) / sum_i w_i r_i,  a random view a per epoch     (ours)
+                   r_i = exp(-beta (1 - f_ia . mu_y)) / (largest r of the class),  mu_c = nrm(sum_{y_i = c} w_i F_i)
+
+(6) weighs samples by prototype affinity, after the "prototype-affinity loss" that a summary of version 3 mentions; its
+formula is unknown, this one is ours ("reliability"; "contrastive" and "none" are the alternatives). Only F is trained,
+by AdamW with eps 1e-4, without re-normalization; inference is (5) on the whole image.
+
+Ours as well: keys average unit embeddings, Tip-Adapter averages raw ones; augmented views are square crops of at least
+half the area, every other one mirrored; the student guesses from one view and the teacher from all. Without a larger
+teacher the teacher is the student itself, on the averaged views. Not inherited from Tip-Adapter-F: choosing the epoch,
+alpha or beta by labelled images. A class that no image is predicted to be keeps its text logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipviz.backbone import Backbone
+from clipviz.data.base import Batch, Views
+from clipviz.data.features import FeatureBackbone
+from clipviz.events import PseudoLabels
+from clipviz.methods.base import (
+    AdaptConfig,
+    Method,
+    TextSource,
+    ViewNeeds,
+    embed,
+    prompt_sentences,
+    text_classifier,
+)
+from clipviz.methods.cache import CacheBatches, Candidates, choose_streaming, most_confident
+from clipviz.methods.teacher import Teacher
+from clipviz.ops import class_logits, normalize
+from clipviz.prompts import ClassPrompts
+
+DEFAULT_SHOTS = 16
+
+Selection = Literal["topk_pseudo", "random", "oracle_balanced"]
+Affinity = Literal["reliability", "contrastive", "none"]
+
+
+@dataclass(frozen=True)
+class NtUAConfig:
+    """Constants of NtUA.
+
+    Attributes:
+        shots: K, images per class; None: 16, or as many as there are.
+        selection: "topk_pseudo", eq. (1); "random": K C images, whatever they are; "oracle_balanced": K images per true
+            class, as few-shot papers sample. The last uses labels, so it is for reproduction only: it wants
+            `allow_labels` and the positions from `clipviz.data.sampling.balanced_index`.
+        allow_labels: says that the use of labels is meant.
+        views: A, augmented views per image.
+        view_scale: side of a view as a share of the short side; 0.71 is half the area.
+        weighted: False sets all w to 1.
+        normalized_weights: divide w by its mean, so that alpha keeps the meaning it has without weights (ours).
+        rectify: whether the teacher replaces labels and weights, eq. (4); it then chooses the images, too.
+        alpha: multiplier of the cache's vote.
+        beta: sharpness of the cache.
+        affinity: what becomes of prototype affinity in the loss, eq. (6).
+        text: what the text classifier is made of.
+        schedule: recommended schedule.
+    """
+
+    shots: int | None = None
+    selection: Selection = "topk_pseudo"
+    allow_labels: bool = False
+    views: int = 10
+    view_scale: tuple[float, float] = (0.71, 1.0)
+    weighted: bool = True
+    normalized_weights: bool = False
+    rectify: bool = True
+    alpha: float = 2.0
+    beta: float = 5.0
+    affinity: Affinity = "reliability"
+    text: TextSource = "descriptions"
+    schedule: AdaptConfig = field(
+        default_factory=lambda: AdaptConfig(epochs=20, batch_size=256, lr=1e-3, min_lr=0.0, weight_decay=0.01)
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse constants outside their range, and labels that nobody allowed."""
+        for name in ("alpha", "beta"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if (self.shots is not None and self.shots < 1) or self.views < 1:
+            raise ValueError(f"shots and views must be at least 1, got shots={self.shots}, views={self.views}")
+        if self.selection == "oracle_balanced" and not self.allow_labels:
+            raise ValueError(
+                "selection='oracle_balanced' picks images by their true labels, so the result is not label-free; "
+                "say allow_labels=True if that is meant, or use 'topk_pseudo' or 'random'"
+            )
+
+
+BENCHMARKS: dict[str, tuple[float, float, int]] = {
+    # name: beta, alpha, epochs; Tip-Adapter's initial values, which its authors tuned with labels
+    "imagenet": (1, 1.17, 20),
+    "caltech101": (1, 3, 20),
+    "dtd": (1, 2, 20),
+    "eurosat": (1, 2, 100),
+    "fgvc": (1, 5, 20),
+    "food101": (1, 1.17, 20),
+    "flowers": (1, 10, 20),
+    "pets": (1, 1.17, 20),
+    "cars": (1, 3, 20),
+    "sun397": (1, 1.17, 20),
+    "ucf101": (1, 3, 20),
+}
+
+PRESETS: dict[str, NtUAConfig] = {
+    "official": NtUAConfig(text="templates"),
+    "birds": NtUAConfig(),
+    **{
+        name: NtUAConfig(
+            alpha=alpha,
+            beta=beta,
+            text="templates",
+            schedule=AdaptConfig(epochs=epochs, batch_size=256, lr=1e-3, min_lr=0.0, weight_decay=0.01),
+        )
+        for name, (beta, alpha, epochs) in BENCHMARKS.items()
+    },
+}
+
+
+# ------------------------------------------------------------------------------------------------- the equations
+
+
+def cache_logits(embeddings: Tensor, keys: Tensor, values: Tensor, alpha: float, beta: float) -> Tensor:
+    """The cache's vote, second term of eq. (5): alpha exp(-beta (1 - f F^T)) V.
+
+    Args:
+        embeddings: (B, E) float, unit norm.
+        keys: (M, E) float; M may be 0.
+        values: (M, C) float, already weighted.
+        alpha: multiplier.
+        beta: sharpness.
+
+    Returns:
+        (B, C) float.
+    """
+    return alpha * (-beta * (1.0 - embeddings @ keys.T)).exp() @ values
+
+
+def refine_cache(teacher_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and weights by a teacher, eq. (4) (by the model itself: eq. (3)).
+
+    Args:
+        teacher_probs: (M, C) float.
+
+    Returns:
+        The most probable class (M,) int64, and its probability (M,) float.
+    """
+    weights, labels = teacher_probs.max(-1)
+    return labels, weights
+
+
+def class_affinity(embeddings: Tensor, prototypes: Tensor, labels: Tensor, beta: float) -> Tensor:
+    """Reliability r of eq. (6): affinity to the prototype of the own label, over the class's largest in the batch.
+
+    Args:
+        embeddings: (B, E) float, unit norm.
+        prototypes: (C, E) float, unit norm.
+        labels: (B,) int64.
+        beta: sharpness.
+
+    Returns:
+        (B,) float in (0, 1], without gradient.
+    """
+    with torch.no_grad():
+        affinity = (-beta * (1.0 - (embeddings * prototypes[labels]).sum(-1))).exp()
+        largest = affinity.new_zeros(len(prototypes)).scatter_reduce(0, labels, affinity, "amax")
+        return affinity / largest[labels]
+
+
+# ------------------------------------------------------------------------------------------------- the method
+
+
+class NtUA(Method):
+    """NtUA: trains the keys of a cache; both encoders, the text classifier and the values stay as they are.
+
+    Args:
+        backbone: any CLIP, or the backbone of a data set of embeddings.
+        prompts: class names, templates and descriptions.
+        config: constants; default: the `birds` preset for the bundled model, else `NtUAConfig()`.
+        teacher: a larger CLIP, of any embedding width; None: the backbone itself, on averaged views.
+        oracle_index: positions for `selection="oracle_balanced"`.
+
+    Raises:
+        ValueError: if a teacher is to look at embeddings, or oracle positions and selection do not go together.
+    """
+
+    name = "ntua"
+    adapts_tower = False
+    works_on_embeddings = True
+    sized_by_data = ("keys", "values", "labels", "weights", "cache_index", "cache_views", "student", "teacher_probs")
+    adjustable = ("alpha", "beta")
+
+    classifier: Tensor
+    values: Tensor
+    labels: Tensor
+    weights: Tensor
+    cache_index: Tensor
+    cache_views: Tensor
+    student: Tensor
+    teacher_probs: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: ClassPrompts,
+        config: NtUAConfig | None = None,
+        *,
+        teacher: Backbone | None = None,
+        oracle_index: Tensor | None = None,
+    ) -> None:
+        super().__init__(backbone, prompts)
+        self.config: NtUAConfig = config or (PRESETS["birds"] if backbone.name == "birds" else NtUAConfig())
+        if teacher is not None and isinstance(backbone, FeatureBackbone):
+            raise ValueError(f"a teacher wants to see images, but {backbone.name!r} holds their embeddings only")
+        if (self.config.selection == "oracle_balanced") != (oracle_index is not None):
+            raise ValueError("oracle_index and selection='oracle_balanced' go together; give both or neither")
+        sentences = prompt_sentences(prompts, self.config.text)
+        self.register_buffer("classifier", text_classifier(backbone, sentences))
+        self.teacher = None if teacher is None else Teacher(teacher, sentences)
+        self._oracle_index = oracle_index
+        c, e = self.classifier.shape
+        self.keys = nn.Parameter(self.classifier.new_zeros(0, e), requires_grad=self.trains)
+        for name, shape in (("values", (0, c)), ("weights", (0,)), ("cache_views", (0, 1, e))):
+            self.register_buffer(name, self.classifier.new_zeros(shape))
+        for name in ("student", "teacher_probs"):
+            self.register_buffer(name, self.classifier.new_zeros(0, c))
+        for name in ("labels", "cache_index"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.int64, device=self.classifier.device))
+
+    @property
+    def schedule(self) -> AdaptConfig:
+        """The preset's schedule."""
+        return self.config.schedule
+
+    @property
+    def needs(self) -> ViewNeeds:
+        """The augmented views, for the pass that fills the cache."""
+        return ViewNeeds(crops=self.config.views, crop_scale=self.config.view_scale)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration, and who the teacher is."""
+        return {**asdict(self.config), "teacher": self.teacher_name}
+
+    @property
+    def teacher_name(self) -> str:
+        """Who refines the cache, in words."""
+        if not self.config.rectify:
+            return "none"
+        if self.teacher is not None:
+            return self.teacher.name
+        if isinstance(self.backbone, FeatureBackbone):
+            return f"{self.backbone.name} itself (one embedding per image, so nothing to refine)"
+        return f"{self.backbone.name} itself, on {self.config.views} averaged views"
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """The keys, with Tip-Adapter-F's eps."""
+        return [{"params": [self.keys], "weight_decay": weight_decay, "eps": 1e-4}]
+
+    # --------------------------------------------------------------------------------------------- the cache
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Choose the images, eq. (1), and form the cache, eqs. (2)-(4)."""
+        seen = 0
+
+        def candidates() -> Iterator[Candidates]:
+            nonlocal seen
+            for batch in batches:
+                seen += len(batch)
+                yield self._candidates(batch)
+
+        config, c = self.config, len(self.class_names)
+        shots = config.shots or DEFAULT_SHOTS
+        is_random = config.selection == "random"
+        chosen = choose_streaming(candidates(), lambda pool: self._keep(pool, shots), shots * c if is_random else None)
+        if config.shots is not None and config.shots > seen:
+            raise ValueError(f"shots={config.shots}, but there are only {seen} images; ask for at most so many")
+        self._form(chosen)
+
+    def _candidates(self, batch: Batch) -> Candidates:
+        """Views and probabilities of a batch of images (or of embeddings, which are their own only view)."""
+        crops, scale = batch.views.crops, self.backbone.logit_scale
+        weak = embed(self.backbone, batch.views.weak)
+        student = class_logits(weak, self.classifier, scale).softmax(-1)
+        if crops is None:
+            return Candidates(batch.index, weak[:, None], student, student)
+        crops = crops.clone()
+        crops[:, 1::2] = crops[:, 1::2].flip(-1)
+        views = self.backbone.embed(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
+        if self.teacher is None:
+            teacher = class_logits(views, self.classifier, scale).softmax(-1).mean(1)
+        else:
+            teacher = self.teacher.logits(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]).softmax(-1).mean(1)
+        return Candidates(batch.index, views, student, teacher)
+
+    def _keep(self, pool: Candidates, shots: int) -> Candidates:
+        """Eq. (1), or another selection."""
+        match self.config.selection:
+            case "topk_pseudo":
+                return pool.take(most_confident(pool.teacher if self.config.rectify else pool.student, shots))
+            case "random":  # images come in random order
+                return pool.take(torch.arange(min(len(pool.index), shots * len(self.class_names))))
+            case "oracle_balanced":
+                return pool.take(torch.isin(pool.index, cast(Tensor, self._oracle_index).to(pool.index)))
+
+    def _form(self, chosen: Candidates) -> None:
+        """Keys, values and weights of the chosen images, eqs. (2)-(4)."""
+        config = self.config
+        labels, weights = refine_cache(chosen.teacher if config.rectify else chosen.student)
+        if not config.weighted:
+            weights = torch.ones_like(weights)
+        if config.normalized_weights:
+            weights = weights / weights.mean()
+        onehot = F.one_hot(labels, len(self.class_names))
+        entries = {
+            "keys": normalize(chosen.views.sum(1)),
+            "values": weights[:, None] * onehot,
+            "labels": labels,
+            "weights": weights,
+            "cache_index": chosen.index,
+            "cache_views": chosen.views,
+            "student": chosen.student,
+            "teacher_probs": chosen.teacher,
+        }
+        for name, tensor in entries.items():
+            self._resize(name, tensor.shape).copy_(tensor)
+
+    def training_batches(self, batch_size: int, seed: int) -> CacheBatches:
+        """The cache's images, as embeddings of their views."""
+        return CacheBatches(self.cache_index, self.cache_views, batch_size, seed)
+
+    def diagnostics(self) -> dict[str, float]:
+        """Share of classes with an entry, and number of entries."""
+        classes = len(self.labels.unique())
+        return {"coverage": classes / len(self.class_names), "cache_size": float(len(self.labels))}
+
+    # --------------------------------------------------------------------------------------------- training
+
+    def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
+        """The entries' labels; as sources what each voice says of an image now, the cache without its own entry."""
+        rows = torch.searchsorted(self.cache_index, index)
+        sources = {
+            "zero_shot": _log(self.student[rows]),
+            "cache": self._vote_of_the_others(views.weak, rows),
+            "teacher": _log(self.teacher_probs[rows]),
+        }
+        probs = self.teacher_probs[rows] if self.config.rectify else self.student[rows]
+        return PseudoLabels(self.labels[rows], probs, self.weights[rows], sources)
+
+    def _vote_of_the_others(self, embeddings: Tensor, rows: Tensor) -> Tensor:
+        """Eq. (5) without each image's own entry, which would repeat the label it has."""
+        alpha, beta = self.config.alpha, self.config.beta
+        own = alpha * (-beta * (1.0 - (embeddings * self.keys[rows]).sum(-1, keepdim=True))).exp() * self.values[rows]
+        return self._logits(embeddings) - own
+
+    def _prototypes(self) -> Tensor:
+        """Class means of eq. (6), (C, E) unit norm; zero for classes without an entry."""
+        sums = self.keys.new_zeros(len(self.class_names), self.keys.shape[1])
+        return normalize(sums.index_add(0, self.labels, self.weights[:, None] * self.keys))
+
+    def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
+        """Eq. (6) on cached views."""
+        embeddings, weights = views.weak, pseudo.weights
+        cross_entropy = F.cross_entropy(self._logits(embeddings), pseudo.labels, reduction="none")
+        if self.config.affinity == "reliability":
+            prototypes = self._prototypes().detach()
+            weights = weights * class_affinity(embeddings, prototypes, pseudo.labels, self.config.beta)
+        terms = {"cross_entropy": (weights * cross_entropy).sum() / weights.sum()}
+        if self.config.affinity == "contrastive":
+            logits = embeddings @ self._prototypes().T / 0.07
+            contrast = F.cross_entropy(logits, pseudo.labels, reduction="none")
+            terms["affinity"] = 0.5 * (weights * contrast).sum() / weights.sum()
+        return terms
+
+    def _logits(self, embeddings: Tensor) -> Tensor:
+        """Eq. (5)."""
+        text = class_logits(embeddings, self.classifier, self.backbone.logit_scale)
+        return text + cache_logits(embeddings, self.keys, self.values, self.config.alpha, self.config.beta)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Eq. (5) on whole images."""
+        return self._logits(embed(self.backbone, images))
+
+    def branches(self, images: Tensor) -> dict[str, Tensor]:
+        """Text alone, which is zero-shot, and cache alone."""
+        embeddings = embed(self.backbone, images)
+        return {
+            "zero_shot": class_logits(embeddings, self.classifier, self.backbone.logit_scale),
+            "cache": cache_logits(embeddings, self.keys, self.values, self.config.alpha, self.config.beta),
+        }
+
+    def baselines(self, images: Tensor) -> dict[str, Tensor]:
+        """A larger teacher's own zero-shot; a cache that stays below it is no use if the teacher can be run."""
+        return {} if self.teacher is None else {"teacher": self.teacher.logits(images)}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Text classifier, and the weighted mean key of each class (its text where it has no entry)."""
+        prototypes = self._prototypes()
+        empty = prototypes.norm(dim=-1, keepdim=True) == 0
+        return {"classifier": self.classifier, "key_prototypes": torch.where(empty, self.classifier, prototypes)}
+
+
+def _log(probs: Tensor) -> Tensor:
+    """Logits whose softmax is `probs`."""
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
