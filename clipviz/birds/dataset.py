@@ -87,6 +87,13 @@ def discriminative_parts(target: int) -> frozenset[int]:
     return frozenset(PART_ID[part] for name in attributes for part in ATTRIBUTE_PARTS[name])
 
 
+def contrast_parts(target: int, contrast: int) -> frozenset[int]:
+    """Part ids in which two species differ; "body" and "wing" too where their plans or colors do."""
+    first, second = SPECIES[target].values, SPECIES[contrast].values
+    different = [name for name in ATTRIBUTE_PARTS if first[name] != second[name]]
+    return frozenset(PART_ID[part] for name in different for part in ATTRIBUTE_PARTS[name])
+
+
 def load_birds(
     domain: str,
     split: str,

@@ -1,0 +1,242 @@
+"""Maps by captum: integrated gradients, occlusion, Grad-CAM of a layer. They need no patch tokens.
+
+    integrated_gradients   (x - x0) * mean_a dy/dx at x0 + a (x - x0)           Sundararajan, Taly & Yan, ICML 2017
+    occlusion              y(x) - y(x with a window set to x0)                  Zeiler & Fergus, ECCV 2014
+    layer_gradcam          sum_k mean_grid(dy/dF_k) F_k                         Grad-CAM, Selvaraju et al., ICCV 2017
+                           sum_k dy/dF_k F_k   on the tokens of a ViT           HiResCAM, Draelos & Carin, 2020
+
+y is the score of the question, F the output of a layer. The last line is computed here: on tokens captum's
+`LayerGradCam` would average over channels, taking them for the grid, and of a layer that runs twice, as a LayerNorm of
+microCLIP's last block does (once for CLS, once for the value path), captum keeps one run only.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
+from torch import Tensor, nn
+
+from clipviz.backbone import Backbone
+from clipviz.errors import choose
+from clipviz.saliency.attention_maps import require_gradient
+from clipviz.saliency.question import Model, Question, backbone_of
+
+Baseline = Literal["mean", "black", "white", "blur"]
+Grid = tuple[int, int]
+
+_FORWARD_BATCH = 256  # images per forward pass where captum multiplies them
+
+
+def integrated_gradients(
+    model: Model,
+    images: Tensor,
+    question: Question | None,
+    *,
+    steps: int = 20,
+    baseline: Baseline = "mean",
+    grid: Grid | None = None,
+) -> Tensor:
+    """Integrated gradients, summed over the pixels and channels of each patch.
+
+    Args:
+        model: a method or a backbone.
+        images: (B, 3, S, S) float in [0, 1].
+        question: about these images.
+        steps: of the integral (Gauss-Legendre nodes).
+        baseline: the image that says nothing: CLIP's mean color, black, white, or the blurred image.
+        grid: (h, w) of the result; None for the patch grid.
+
+    Returns:
+        (B, h, w) float, signed. The sum is score(image) - score(baseline), but for the error of the integral and for
+        jumps of the score on the way, such as those of a microCLIP where its NCut mask changes.
+    """
+    assert question is not None  # `saliency` asks it
+    pixels = _differentiable(images)
+    require_gradient(question(pixels))
+    attribution = IntegratedGradients(question.score).attribute(
+        pixels,
+        baselines=baseline_image(model, images, baseline),
+        additional_forward_args=question.args,
+        n_steps=steps,
+        internal_batch_size=max(len(images), _FORWARD_BATCH),
+    )
+    return _cells(attribution.detach().sum(1), grid or patch_grid(model))
+
+
+def occlusion(
+    model: Model,
+    images: Tensor,
+    question: Question | None,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    baseline: Baseline = "mean",
+    grid: Grid | None = None,
+) -> Tensor:
+    """Score lost when a window is painted over, averaged over the windows that cover a patch.
+
+    Args:
+        model: a method or a backbone.
+        images: (B, 3, S, S) float in [0, 1].
+        question: about these images.
+        window: side in pixels; None for one patch.
+        stride: pixels between windows; None for one patch.
+        baseline: what the window shows, as for `integrated_gradients`.
+        grid: (h, w) of the result; None for the patch grid.
+
+    Returns:
+        (B, h, w) float, signed; positive where the score falls.
+    """
+    assert question is not None  # `saliency` asks it
+    h, w = grid or patch_grid(model)
+    cell = max(1, images.shape[-1] // max(h, w))
+    window, stride = window or cell, stride or cell
+    if not 1 <= stride <= window <= images.shape[-1]:
+        raise ValueError(f"occlusion wants 1 <= stride <= window <= {images.shape[-1]}, got {stride} and {window}")
+    with torch.no_grad():
+        attribution = Occlusion(question.score).attribute(
+            images.detach(),
+            sliding_window_shapes=(3, window, window),
+            strides=(3, stride, stride),
+            baselines=baseline_image(model, images, baseline),
+            additional_forward_args=question.args,
+            perturbations_per_eval=max(1, _FORWARD_BATCH // len(images)),
+        )
+    return F.adaptive_avg_pool2d(attribution.detach().mean(1, keepdim=True), (h, w))[:, 0]
+
+
+def layer_gradcam(model: Model, images: Tensor, question: Question | None, *, layer: nn.Module | None = None) -> Tensor:
+    """Grad-CAM of a convolution (captum's), or gradient x activation of a layer of tokens.
+
+    Args:
+        model: a method or a backbone.
+        images: (B, 3, S, S) float in [0, 1].
+        question: about these images.
+        layer: a module of the image tower with output (B, C, h, w) or (B, L, W); None for the last one that still has
+            a grid: `layer4` of a ResNet, the first LayerNorm of a ViT's last block.
+
+    Returns:
+        (B, h, w) float, signed, on the grid of the layer.
+
+    Raises:
+        ValueError: if the tower's last layer is not known, or its output has no grid.
+    """
+    assert question is not None  # `saliency` asks it
+    layer = layer or grid_layer(backbone_of(model))
+    pixels = _differentiable(images)
+    score, outputs = _with_outputs(question, pixels, layer)
+    require_gradient(score)
+    if all(output.ndim == 3 for output in outputs):
+        return _token_gradcam(score, outputs, patch_grid(model))
+    if not all(output.ndim == 4 for output in outputs):
+        shapes = [tuple(output.shape) for output in outputs]
+        raise ValueError(f"layer_gradcam wants a layer with output (B, C, h, w) or (B, L, W), got {shapes}")
+    attribution = LayerGradCam(question.score, layer).attribute(pixels, additional_forward_args=question.args)
+    return cast(Tensor, attribution).detach()[:, 0]
+
+
+def _token_gradcam(score: Tensor, outputs: list[Tensor], grid: Grid) -> Tensor:
+    """Gradient x activation of every patch, added up over the runs of a layer: (B, L, W) each -> (B, h, w)."""
+    h, w = grid
+    gradients = torch.autograd.grad(score.sum(), outputs, allow_unused=True)
+    total = score.new_zeros(len(score), h * w)
+    for output, gradient in zip(outputs, gradients, strict=True):
+        first = output.shape[1] - h * w  # class and register tokens stand in front
+        if first < 0:
+            raise ValueError(f"layer_gradcam wants a token for each of {h} x {w} patches, got {output.shape[1]} tokens")
+        if gradient is not None:
+            total += (gradient * output.detach())[:, first:].sum(-1)
+    return total.unflatten(1, grid)
+
+
+def grid_layer(backbone: Backbone) -> nn.Module:
+    """The last layer of the image tower whose output still has a place for every patch.
+
+    Raises:
+        ValueError: if the tower is of an unknown kind.
+    """
+    visual = backbone.visual
+    trunk = getattr(visual, "trunk", visual)  # timm towers
+    if isinstance(getattr(trunk, "layer4", None), nn.Module):
+        return trunk.layer4
+    blocks = getattr(getattr(trunk, "transformer", None), "resblocks", None)
+    if blocks is not None:
+        return blocks[-1].ln_1
+    if isinstance(getattr(trunk, "stages", None), nn.Module):
+        return trunk.stages[-1]
+    if hasattr(trunk, "blocks") and hasattr(trunk.blocks[-1], "norm1"):
+        return trunk.blocks[-1].norm1
+    raise ValueError(
+        f"the last layer with a grid is not known for a {type(trunk).__name__}; give layer=, a module of "
+        "model.visual with output (B, C, h, w) or (B, L, W)"
+    )
+
+
+def patch_grid(model: Model) -> Grid:
+    """(h, w) of the patches; of a tower without patches, cells of 32 pixels, the stride of a ResNet."""
+    backbone = backbone_of(model)
+    visual = backbone.visual
+    embed = getattr(getattr(visual, "trunk", None), "patch_embed", None)
+    grid = getattr(visual, "grid_size", None) or getattr(embed, "grid_size", None)
+    if grid is not None:
+        return int(grid[0]), int(grid[1])
+    side = max(1, backbone.image_size // 32)
+    return side, side
+
+
+def baseline_image(model: Model, images: Tensor, baseline: Baseline) -> Tensor:
+    """What an image looks like when it says nothing, (B, 3, S, S) in [0, 1].
+
+    Args:
+        model: a method or a backbone, for its mean color.
+        images: (B, 3, S, S) float in [0, 1].
+        baseline: "mean", "black", "white", or "blur" (Gaussian, sigma a tenth of the side).
+
+    Raises:
+        ValueError: if the baseline is unknown.
+    """
+    choose("baseline", baseline, ("mean", "black", "white", "blur"))
+    if baseline == "mean":
+        return cast(Tensor, backbone_of(model).mean).to(images.dtype).expand_as(images)
+    if baseline == "blur":
+        return _blurred(images, images.shape[-1] / 10)
+    return torch.full_like(images, float(baseline == "white"))
+
+
+def _blurred(images: Tensor, sigma: float) -> Tensor:
+    reach = min(int(3 * sigma), images.shape[-1] - 1)
+    offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
+    padded = F.pad(images, (reach,) * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.transpose(2, 3), groups=3)
+
+
+def _differentiable(images: Tensor) -> Tensor:
+    return images.detach().clone().requires_grad_(True)
+
+
+def _cells(pixels: Tensor, grid: Grid) -> Tensor:
+    """Sum of pixel values (B, S, S) in each cell of a grid -> (B, h, w)."""
+    area = pixels.shape[-1] * pixels.shape[-2] / (grid[0] * grid[1])
+    return F.adaptive_avg_pool2d(pixels[:, None], grid)[:, 0] * area
+
+
+def _with_outputs(question: Question, pixels: Tensor, layer: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    """The score, and what a layer put out on the way to it, a tensor for each time it ran."""
+    outputs: list[Tensor] = []
+
+    def note(_module: nn.Module, _args: object, output: object) -> None:
+        outputs.extend([output] if isinstance(output, Tensor) else [])
+
+    handle = layer.register_forward_hook(note)
+    try:
+        score = question(pixels)
+    finally:
+        handle.remove()
+    if not outputs:
+        raise ValueError(f"layer {type(layer).__name__} takes no part in the model's logits; give one of model.visual")
+    return score, outputs

@@ -1,0 +1,239 @@
+"""Saliency without masks: does the map say what the model does when the image changes?
+
+    deletion AUC    mean probability while cells are wiped out, most salient first; low is good
+    insertion AUC   mean probability while cells come back out of a blur, most salient first; high is good
+                    Petsiuk, Das & Saenko (RISE), BMVC 2018
+    infidelity      E_I (I . Phi - (y(x) - y(x - I)))^2, Phi scaled to fit best       Yeh et al., NeurIPS 2019, eq. 1
+    sensitivity     max_{|d| <= radius} |Phi(x + d) - Phi(x)| / |Phi(x)|              ibid., definition 2
+
+The last two are captum's. Phi is the raw map spread evenly over the pixels of its cell; I sets random cells to the mean
+color. The probability is the softmax of the model's logits at the target; in a contrast, and for a bare backbone with
+two sentences, that of the two alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from captum.metrics import infidelity, sensitivity_max
+from torch import Tensor
+
+from clipviz.methods.base import Method
+from clipviz.saliency.attribution import Baseline, baseline_image
+from clipviz.saliency.maps import KINDS, raw_map
+from clipviz.saliency.question import Asked, Model, ask, class_indices, looking, predicted_classes
+
+_FORWARD_BATCH = 256
+
+
+def deletion_auc(
+    model: Model,
+    images: Tensor,
+    maps: Tensor,
+    *,
+    target: Asked | None = None,
+    contrast: Asked | None = None,
+    steps: int = 16,
+    baseline: Baseline = "mean",
+) -> Tensor:
+    """Area under the probability while the most salient cells are replaced by a baseline.
+
+    Args:
+        model: a method, or a backbone with a target and a contrast.
+        images: (B, 3, S, S) float in [0, 1].
+        maps: (B, h, w) float, raw values: only their order counts.
+        target: as for `saliency`.
+        contrast: as for `saliency`.
+        steps: of the curve; each replaces h * w / steps cells.
+        baseline: what a deleted cell shows.
+
+    Returns:
+        (B,) float in [0, 1], by the trapezoid rule.
+
+    Raises:
+        ValueError: if the shapes do not fit, or there is nothing to compare the target with.
+    """
+    return _auc(model, images, maps, target, contrast, steps, baseline, insert=False)
+
+
+def insertion_auc(
+    model: Model,
+    images: Tensor,
+    maps: Tensor,
+    *,
+    target: Asked | None = None,
+    contrast: Asked | None = None,
+    steps: int = 16,
+    baseline: Baseline = "blur",
+) -> Tensor:
+    """Area under the probability while the most salient cells return to a blurred image. See `deletion_auc`."""
+    return _auc(model, images, maps, target, contrast, steps, baseline, insert=True)
+
+
+def removal_masks(maps: Tensor, steps: int) -> Tensor:
+    """Which cells are gone after each step, most salient first.
+
+    Args:
+        maps: (B, h, w) float; ties go in reading order.
+        steps: K, at least 1.
+
+    Returns:
+        (B, K + 1, h, w) bool, from none to all.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    flat = maps.flatten(1)
+    order = flat.argsort(dim=1, descending=True, stable=True)
+    place = torch.empty_like(order).scatter_(1, order, torch.arange(flat.shape[1], device=maps.device).expand_as(order))
+    counts = torch.linspace(0, flat.shape[1], steps + 1, device=maps.device).round()
+    return (place[:, None] < counts[:, None]).unflatten(2, maps.shape[1:])
+
+
+def _auc(
+    model: Model,
+    images: Tensor,
+    maps: Tensor,
+    target: Asked | None,
+    contrast: Asked | None,
+    steps: int,
+    baseline: Baseline,
+    *,
+    insert: bool,
+) -> Tensor:
+    _require_maps(images, maps)
+    chosen = removal_masks(maps, steps)
+    curve = torch.empty(len(images), steps + 1)
+    with looking(model), torch.no_grad():
+        probability = probability_of(model, images, target, contrast)
+        other = baseline_image(model, images, baseline)
+        for step in range(steps + 1):
+            cells = F.interpolate(chosen[:, step : step + 1].float(), size=images.shape[-2:]) > 0.5
+            mixed = torch.where(cells, images, other) if insert else torch.where(cells, other, images)
+            curve[:, step] = probability(mixed).cpu()
+    return torch.trapezoid(curve, dim=1) / steps
+
+
+def probability_of(
+    model: Model, images: Tensor, target: Asked | None, contrast: Asked | None
+) -> Callable[[Tensor], Tensor]:
+    """A function of images: the (B,) probability of the target among all classes, or against the contrast alone.
+
+    Raises:
+        ValueError: for a backbone without a contrast.
+    """
+    if contrast is not None:
+        question = ask(model, images, target, contrast)
+        return lambda pixels: question(pixels).sigmoid()
+    if not isinstance(model, Method):
+        raise ValueError("a backbone has no classes: give a contrast too, or a method such as METHODS['zero_shot']")
+    index = predicted_classes(model, images) if target is None else class_indices(model, target, len(images))
+    return lambda pixels: model.logits(pixels).softmax(-1).gather(1, index[:, None])[:, 0]
+
+
+def map_infidelity(
+    model: Model,
+    images: Tensor,
+    maps: Tensor,
+    *,
+    target: Asked | None = None,
+    contrast: Asked | None = None,
+    samples: int = 16,
+    share: float = 0.2,
+    seed: int = 0,
+) -> Tensor:
+    """How badly a map predicts the change of the score when random cells are wiped out (captum's infidelity).
+
+    Args:
+        model: a method or a backbone.
+        images: (B, 3, S, S) float in [0, 1].
+        maps: (B, h, w) float, raw values; their scale is fitted.
+        target: as for `saliency`.
+        contrast: as for `saliency`.
+        samples: random sets of cells.
+        share: of the cells in a set, in (0, 1).
+        seed: of the sets.
+
+    Returns:
+        (B,) float >= 0, in squared logits; 0 where the map predicts every change.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    _require_maps(images, maps)
+    generator = torch.Generator().manual_seed(seed)
+    grid = maps.shape[1:]
+    with looking(model), torch.no_grad():
+        question = ask(model, images, target, contrast)
+        baseline = baseline_image(model, images, "mean")[:1]
+
+        def wipe(pixels: Tensor) -> tuple[Tensor, Tensor]:
+            gone = torch.rand((len(pixels), 1, *grid), generator=generator) < share
+            chosen = F.interpolate(gone.float(), size=pixels.shape[-2:]).to(pixels.device)
+            # captum wants I with x - I as the image: here 1 for a wiped pixel, since Phi already counts whole cells
+            return chosen.expand_as(pixels), torch.where(chosen > 0.5, baseline.expand_as(pixels), pixels)
+
+        return infidelity(
+            question.score,
+            wipe,
+            images,
+            _spread(maps, images),
+            additional_forward_args=question.args,
+            n_perturb_samples=samples,
+            max_examples_per_batch=max(len(images), _FORWARD_BATCH),
+            normalize=True,
+        ).detach()
+
+
+def map_sensitivity(
+    model: Model,
+    images: Tensor,
+    kind: str,
+    *,
+    target: Asked | None = None,
+    contrast: Asked | None = None,
+    radius: float = 0.02,
+    samples: int = 4,
+    **options: Any,
+) -> Tensor:
+    """How much a map changes when the image hardly does (captum's max-sensitivity).
+
+    Args:
+        model: a method or a backbone.
+        images: (B, 3, S, S) float in [0, 1].
+        kind: a key of `KINDS`.
+        target: as for `saliency`; None keeps the class predicted on the unchanged image.
+        contrast: as for `saliency`.
+        radius: largest change of a pixel.
+        samples: changed copies of each image.
+        **options: of the kind.
+
+    Returns:
+        (B,) float >= 0, change relative to the norm of the raw map.
+    """
+    with looking(model), torch.no_grad():
+        question = ask(model, images, target, contrast) if KINDS[kind].asks else None
+
+    def explain(pixels: Tensor) -> Tensor:
+        if isinstance(pixels, tuple):  # captum wraps the unchanged images only
+            (pixels,) = pixels
+        asked = None if question is None else question.repeat(len(pixels) // len(images))
+        return raw_map(model, pixels, kind, asked, **options)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return sensitivity_max(explain, images, perturb_radius=radius, n_perturb_samples=samples)
+
+
+def _spread(maps: Tensor, images: Tensor) -> Tensor:
+    """Share each cell's value among its pixels and channels: (B, h, w) -> (B, 3, S, S), sums kept."""
+    values = F.interpolate(maps[:, None], size=images.shape[-2:])
+    per_cell = images[0].numel() / maps[0].numel()
+    return (values / per_cell).expand_as(images)
+
+
+def _require_maps(images: Tensor, maps: Tensor) -> None:
+    if maps.ndim != 3 or len(maps) != len(images):
+        raise ValueError(f"wanted maps (B, h, w) of {len(images)} images, got {tuple(maps.shape)}")

@@ -1,0 +1,211 @@
+"""One call: every kind of map, scored by every metric, as a tidy table with intervals over images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from clipviz.errors import choose
+from clipviz.methods.base import Method
+from clipviz.saliency.maps import KINDS, available_kinds, saliency
+from clipviz.saliency.metrics import part_mass, part_rank, pointing_game
+from clipviz.saliency.perturbation import deletion_auc, insertion_auc, map_infidelity, map_sensitivity
+from clipviz.saliency.question import Asked, Model, predicted_classes, resolve
+from clipviz.saliency.sanity import rank_correlation, scrambled_model
+
+MASK_METRICS = ("pointing_game", "part_mass", "part_rank")
+MODEL_METRICS = ("deletion_auc", "insertion_auc", "infidelity", "sensitivity", "sanity")
+METRICS = (*MASK_METRICS, *MODEL_METRICS)
+
+LOWER_IS_BETTER = ("deletion_auc", "infidelity", "sensitivity", "sanity")
+"""All others are better when higher. "sanity" is the rank correlation with the map of a scrambled model."""
+
+
+def saliency_table(
+    model: Model,
+    images: Tensor,
+    kinds: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    **arguments: Any,
+) -> pd.DataFrame:
+    """Score kinds of maps: `summarize_scores(saliency_scores(...))`, see there for arguments and columns."""
+    return summarize_scores(saliency_scores(model, images, kinds, seed=seed, **arguments), seed=seed)
+
+
+def saliency_scores(
+    model: Model,
+    images: Tensor,
+    kinds: Sequence[str] | None = None,
+    *,
+    target: Asked | None = None,
+    contrast: Asked | None = None,
+    regions: Mapping[str, Tensor] | None = None,
+    parts: Tensor | None = None,
+    metrics: Sequence[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score every image by every metric.
+
+    Args:
+        model: a method or a backbone.
+        images: (n, 3, S, S) float in [0, 1].
+        kinds: keys of `KINDS`; None for all that the tower can do.
+        target: as for `saliency`; None explains the predicted class.
+        contrast: as for `saliency`; kinds that do not ask are scored without it.
+        regions: name -> (n, S, S) bool, what a map should point at (`bird_regions`).
+        parts: (n, S, S) part ids, for part_rank.
+        metrics: of `METRICS`; None for the mask metrics with deletion and insertion where there are regions, and for
+            the metrics that need no masks where there are none.
+        options: kind -> options of its function.
+        batch_size: images at a time.
+        seed: of infidelity and of the scrambled weights.
+
+    Returns:
+        Columns kind, metric, region ("" where none is concerned), image (position), value. A region that is not visible
+        in an image gives NaN.
+
+    Raises:
+        ValueError: for unknown kinds or metrics, or a mask metric without masks.
+    """
+    kinds = available_kinds(model) if kinds is None else kinds
+    for kind in kinds:
+        choose("saliency kind", kind, KINDS)
+    chosen = _metrics(metrics, regions, parts)
+    asked, against = _resolved(model, images, target, contrast)
+    scrambled = scrambled_model(model, seed) if "sanity" in chosen else None
+    rows: list[pd.DataFrame] = []
+    for index in torch.arange(len(images)).split(batch_size):
+        asked_here, against_here = (None if column is None else column[index] for column in (asked, against))
+        batch = _Batch(images[index], asked_here, against_here, scrambled, seed)
+        masks = {name: mask[index] for name, mask in (regions or {}).items()}
+        ids = None if parts is None else parts[index]
+        for kind in kinds:
+            raw = _raw(model, batch, kind, (options or {}).get(kind, {}))
+            scores = mask_scores(raw.cpu(), masks, ids, chosen)
+            for name in (name for name in chosen if name in MODEL_METRICS):
+                scores[name, ""] = _model_score(name, model, batch, kind, raw, (options or {}).get(kind, {})).cpu()
+            rows += [
+                pd.DataFrame({"kind": kind, "metric": name, "region": region, "image": index, "value": values})
+                for (name, region), values in scores.items()
+            ]
+    return pd.concat(rows, ignore_index=True)
+
+
+class _Batch(NamedTuple):
+    """Images with what is asked about each, the scrambled model if it is wanted, and the seed."""
+
+    images: Tensor
+    target: Tensor | None
+    contrast: Tensor | None
+    scrambled: Model | None
+    seed: int
+
+
+def _resolved(
+    model: Model, images: Tensor, target: Asked | None, contrast: Asked | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Target and contrast with a row per image; a method's default target is what it predicts."""
+    if target is not None:
+        asked: Tensor | None = resolve(model, target, len(images))
+    else:
+        asked = predicted_classes(model, images) if isinstance(model, Method) else None
+    return asked, None if contrast is None else resolve(model, contrast, len(images))
+
+
+def _raw(model: Model, batch: _Batch, kind: str, options: Mapping[str, Any]) -> Tensor:
+    if not KINDS[kind].asks:
+        return saliency(model, batch.images, kind, **options).raw
+    return saliency(model, batch.images, kind, target=batch.target, contrast=batch.contrast, **options).raw
+
+
+def _model_score(name: str, model: Model, batch: _Batch, kind: str, raw: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """One of `MODEL_METRICS`, (B,)."""
+    images, target, contrast, scrambled, seed = batch
+    if name == "sensitivity":
+        return map_sensitivity(model, images, kind, target=target, contrast=contrast, **options)
+    if name == "sanity":
+        assert scrambled is not None
+        return rank_correlation(raw, _raw(scrambled, batch, kind, options))
+    if name == "infidelity":
+        return map_infidelity(model, images, raw, target=target, contrast=contrast, seed=seed)
+    auc = deletion_auc if name == "deletion_auc" else insertion_auc
+    return auc(model, images, raw, target=target, contrast=contrast)
+
+
+def mask_scores(
+    raw: Tensor, regions: Mapping[str, Tensor], parts: Tensor | None, metrics: Sequence[str] = MASK_METRICS
+) -> dict[tuple[str, str], Tensor]:
+    """Scores of given maps against regions, for maps that no model made too (a uniform map gives chance).
+
+    Args:
+        raw: (B, h, w) float.
+        regions: name -> (B, S, S) bool.
+        parts: (B, S, S) part ids; None leaves part_rank out.
+        metrics: of `MASK_METRICS`.
+
+    Returns:
+        (metric, region) -> (B,) float, NaN where the region is not visible.
+    """
+    scores: dict[tuple[str, str], Tensor] = {}
+    for region, mask in regions.items():
+        if "pointing_game" in metrics:
+            scores["pointing_game", region] = pointing_game(raw, mask)
+        if "part_mass" in metrics:
+            scores["part_mass", region] = part_mass(raw, mask)
+        if "part_rank" in metrics and parts is not None:
+            scores["part_rank", region] = part_rank(raw, mask, parts)
+    return scores
+
+
+def summarize_scores(scores: pd.DataFrame, *, seed: int = 0, resamples: int = 2000) -> pd.DataFrame:
+    """Mean and 95 % bootstrap interval over images.
+
+    Args:
+        scores: as `saliency_scores` returns them; NaN values are left out.
+        seed: of the resampling.
+        resamples: of the bootstrap (percentile method).
+
+    Returns:
+        Columns kind, metric, region, mean, low, high, n (images that count), in the order of first appearance. Without
+        any image that counts mean, low and high are NaN.
+    """
+    rows = []
+    for (kind, metric, region), group in scores.groupby(["kind", "metric", "region"], sort=False):
+        values = group["value"].dropna().to_numpy(np.float64)
+        rows.append((kind, metric, region, *_interval(values, seed, resamples), len(values)))
+    return pd.DataFrame(rows, columns=["kind", "metric", "region", "mean", "low", "high", "n"])
+
+
+def _interval(values: np.ndarray, seed: int, resamples: int) -> tuple[float, float, float]:
+    if not len(values):
+        return np.nan, np.nan, np.nan
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[drawn].mean(1), (0.025, 0.975))
+    return float(values.mean()), float(low), float(high)
+
+
+def _metrics(
+    metrics: Sequence[str] | None, regions: Mapping[str, Tensor] | None, parts: Tensor | None
+) -> tuple[str, ...]:
+    if metrics is None:
+        if not regions:
+            return MODEL_METRICS
+        ranked = MASK_METRICS if parts is not None else MASK_METRICS[:2]
+        return (*ranked, "deletion_auc", "insertion_auc")
+    for name in metrics:
+        choose("saliency metric", name, METRICS)
+        if name in MASK_METRICS and not regions:
+            raise ValueError(
+                f"{name} wants regions (for birds: bird_regions(parts, target)); without masks use {MODEL_METRICS}"
+            )
+        if name == "part_rank" and parts is None:
+            raise ValueError("part_rank wants parts, the part ids of every pixel, beside the regions")
+    return tuple(metrics)
