@@ -182,7 +182,7 @@ def map_infidelity(
             _spread(maps, images),
             additional_forward_args=question.args,
             n_perturb_samples=samples,
-            max_examples_per_batch=max(len(images), _FORWARD_BATCH),
+            max_examples_per_batch=len(images) * min(samples, max(1, _FORWARD_BATCH // len(images))),
             normalize=True,
         ).detach()
 
@@ -216,11 +216,11 @@ def map_sensitivity(
     with looking(model), torch.no_grad():
         question = ask(model, images, target, contrast) if KINDS[kind].asks else None
 
-    def explain(pixels: Tensor) -> Tensor:
+    def explain(pixels: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:
         if isinstance(pixels, tuple):  # captum wraps the unchanged images only
             (pixels,) = pixels
         asked = None if question is None else question.repeat(len(pixels) // len(images))
-        return raw_map(model, pixels, kind, asked, **options)
+        return (raw_map(model, pixels, kind, asked, **options),)  # captum reads a bare tensor as a tuple of rows
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
