@@ -1,15 +1,6 @@
-"""Embeddings as data: a file of image embeddings stands in for the images, and its classifier for the text tower.
+"""Embeddings as data: rows stand in for images, and a classifier or a model's text tower makes the classes.
 
-A file is `.npz` or `.safetensors` and holds
-
-    embeddings    (n, E) float16, bfloat16 or float; rows need not have unit norm
-    labels        (n,) integers, -1 = unlabelled; for measuring only             optional
-    classifier    (C, E) float, one row per class                                optional
-    class_names   C strings; in .safetensors the metadata "class_names", a JSON list   optional
-    logit_scale   one number, 100 if it is missing                               optional
-    model         the name of what made the embeddings                           optional
-
-`clipviz embed` writes one from any data set. Rows keep their precision in memory; a batch is float32 with unit norm.
+`clipviz.data.feature_files` reads and writes them. Rows keep their precision in memory; a batch is float32, unit norm.
 """
 
 from __future__ import annotations
@@ -46,8 +37,7 @@ class FeatureDataset(ImageDataset):
         classifier: (C, E) float, finite; None if a text tower will make one (`backbone(text)`).
         logit_scale: multiplier of cosines.
         model: name of the model that made the embeddings.
-        templates: patterns for a text tower.
-        descriptions: class name -> sentences, for a text tower.
+        prompts: what a text tower reads; None: the class names, which a classifier makes embeddings of.
 
     Raises:
         ValueError: with the first array that does not fit, and how.
@@ -66,8 +56,7 @@ class FeatureDataset(ImageDataset):
         classifier: Tensor | None = None,
         logit_scale: float = DEFAULT_LOGIT_SCALE,
         model: str = "features",
-        templates: Sequence[str] | None = None,
-        descriptions: Mapping[str, Sequence[str]] | None = None,
+        prompts: ClassPrompts | None = None,
     ) -> None:
         _check_matrix("embeddings", embeddings, name)
         if classifier is not None:
@@ -82,7 +71,8 @@ class FeatureDataset(ImageDataset):
         self.name, self.split, self.model, self.logit_scale = name, split, model, logit_scale
         self.embeddings, self.classifier = embeddings, classifier
         self.class_names = _class_names(class_names, classifier, name)
-        self.prompts = _prompts(self.class_names, classifier, templates, descriptions)
+        templates = DEFAULT_TEMPLATES if classifier is None else ("{}",)
+        self.prompts = prompts or ClassPrompts(self.class_names, templates)
         self.targets = _targets(targets, len(embeddings), len(self.class_names), name)
         self.names = _RowNames(len(embeddings))
         self.skipped = []
@@ -261,19 +251,6 @@ def _class_names(names: Sequence[str] | None, classifier: Tensor | None, source:
     if classifier is not None and len(names) != len(classifier):
         raise ValueError(f"{source}: {len(names)} class names for a classifier with {len(classifier)} rows")
     return tuple(names)
-
-
-def _prompts(
-    names: tuple[str, ...],
-    classifier: Tensor | None,
-    templates: Sequence[str] | None,
-    descriptions: Mapping[str, Sequence[str]] | None,
-) -> ClassPrompts:
-    """Prompts for a text tower; with a classifier in the file a class is its name, which `FeatureBackbone` looks up."""
-    if classifier is not None and not descriptions:
-        return ClassPrompts(names, ("{}",))
-    sentences = {name: tuple(rows) for name, rows in (descriptions or {}).items()}
-    return ClassPrompts(names, tuple(templates or DEFAULT_TEMPLATES), sentences)
 
 
 def _targets(targets: Tensor | None, n: int, n_classes: int, source: str) -> np.ndarray:

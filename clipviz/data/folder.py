@@ -69,9 +69,9 @@ class ImageFolderDataset(ImageDataset):
         if n is not None and n < 1:
             raise ValueError(f"n, the number of images, wants at least 1, got {n}")
         root = os.fsdecode(folder)
-        layout = read_layout(root, split, _given_classes(classes))
+        layout = read_layout(root, split, given_classes(classes))
         self.name, self.split = display_name(root), layout.split
-        self.prompts = _prompts(layout.class_names, templates, descriptions)
+        self.prompts = make_prompts(layout.class_names, templates, descriptions)
         self.class_names = self.prompts.names
         self._cache = _PixelCache(cache_bytes)
         kept, unreadable = self._open_all(layout, root, n, seed, progress)
@@ -182,7 +182,8 @@ def _shifted(progress: Progress | None, start: int, total: int) -> Progress:
     return lambda done, of: progress(start + done, total)
 
 
-def _given_classes(classes: Classes | None) -> tuple[str, ...] | None:
+def given_classes(classes: Classes | None) -> tuple[str, ...] | None:
+    """Class names that a user gave, as a list or as a text file with one on each line; None if there are none."""
     if classes is None:
         return None
     if isinstance(classes, str | os.PathLike):
@@ -192,7 +193,7 @@ def _given_classes(classes: Classes | None) -> tuple[str, ...] | None:
     return names
 
 
-def _prompts(
+def make_prompts(
     class_names: tuple[str, ...], templates: str | Sequence[str] | None, descriptions: Descriptions | None
 ) -> ClassPrompts:
     """Put the texts together; without class names the descriptions name the classes."""

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 
 from clipviz.data.base import ImageDataset
+from clipviz.data.feature_files import FEATURE_SUFFIXES, read_features
 from clipviz.data.folder import Classes, Descriptions, ImageFolderDataset, Progress
 from clipviz.errors import unknown
 
 _BIRDS = "birds"
 _DEFAULT_DOMAIN = "source"
-_FEATURE_SUFFIXES = (".npz", ".safetensors")
 
 
 def load_dataset(
@@ -29,9 +29,10 @@ def load_dataset(
     """Load a data set.
 
     Args:
-        spec: "birds" or "birds/DOMAIN", or a folder of images. A folder that is called birds is "./birds".
+        spec: "birds" or "birds/DOMAIN", or a folder of images (one that is called birds is "./birds"), or a .npz or
+            .safetensors file of embeddings.
         split: "train", "val" or "test". A folder without splits gives all images, and says so in `split`.
-        classes: For folders: class names, or a text file with one on each line. Birds bring their own.
+        classes: For folders and embeddings: class names, or a text file with one on each line. Birds bring their own.
         descriptions: A CuPL JSON file, or class name -> sentences.
         templates: One or more patterns with "{}" for the class name.
         seed: Of the images of birds, and of the draw of `n` images.
@@ -54,6 +55,8 @@ def load_dataset(
             domain, split, seed=seed, n=n, severity=severity, descriptions=descriptions, templates=templates
         )
     folder = os.path.expanduser(text)
+    if text.lower().endswith(FEATURE_SUFFIXES) and os.path.isfile(folder):
+        return read_features(folder, classes=classes, descriptions=descriptions, templates=templates, n=n, seed=seed)
     if not os.path.isdir(folder):
         raise _no_folder(text, folder)
     return ImageFolderDataset(
@@ -69,10 +72,8 @@ def load_dataset(
 
 
 def _no_folder(text: str, folder: str) -> ValueError:
-    if text.lower().endswith(_FEATURE_SUFFIXES):
-        return ValueError(
-            f"{text!r}: precomputed features are not supported by this version yet; give a folder of images"
-        )
+    if text.lower().endswith(FEATURE_SUFFIXES):
+        return ValueError(f"no such file of embeddings: {text!r}; `clipviz embed` writes one from a folder of images")
     if os.path.exists(folder):
         return ValueError(f"{text!r} is a file; give the folder that holds the images")
     if os.path.lexists(folder):

@@ -1,0 +1,153 @@
+"""Files of embeddings: what `load_dataset` reads and `clipviz embed` writes.
+
+A file is `.npz` or `.safetensors` and holds
+
+    embeddings    (n, E) float16, bfloat16 or float; rows need not have unit norm
+    labels        (n,) integers, -1 = unlabelled; for measuring only                   optional
+    classifier    (C, E) float, one row per class                                      optional
+    class_names   C strings; in .safetensors the metadata "class_names", a JSON list   optional
+    logit_scale   one number; 100 if it is missing                                     optional
+    model         the name of what made the embeddings                                 optional
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clipviz.data.features import DEFAULT_LOGIT_SCALE, FeatureDataset
+from clipviz.data.folder import Classes, Descriptions, given_classes, make_prompts
+
+FEATURE_SUFFIXES = (".npz", ".safetensors")
+
+
+def read_features(
+    path: str | os.PathLike[str],
+    *,
+    classes: Classes | None = None,
+    descriptions: Descriptions | None = None,
+    templates: str | Sequence[str] | None = None,
+    n: int | None = None,
+    seed: int = 0,
+) -> FeatureDataset:
+    """Read a file of embeddings; see the module's docstring for what is in it.
+
+    Args:
+        path: .npz or .safetensors.
+        classes: names to use instead of the file's, or a text file with one on each line.
+        descriptions: a CuPL JSON file, or class name -> sentences; a text tower reads them, and the file's classifier
+            is not used.
+        templates: patterns for a text tower, where the file has no classifier.
+        n: at most so many rows, drawn at random; None: all.
+        seed: of that draw.
+
+    Raises:
+        ValueError: if the file cannot be read, or with the first array that does not fit.
+    """
+    name = os.fspath(path)
+    arrays = _read_safetensors(name) if name.lower().endswith(".safetensors") else _read_npz(name)
+    if "embeddings" not in arrays:
+        held = ", ".join(sorted(arrays)) or "nothing"
+        raise ValueError(f"{name}: wanted an array 'embeddings' (n, E), but the file holds {held}")
+    if not isinstance(arrays.get("class_names", []), list):
+        raise ValueError(f"{name}: class_names must be a list of strings")
+    embeddings, labels = arrays["embeddings"], arrays.get("labels")
+    classifier = arrays.get("classifier")
+    names = given_classes(classes) or arrays.get("class_names") or _numbered(labels, classifier)
+    reads_text = classifier is None or descriptions is not None
+    prompts = make_prompts(tuple(names), templates, descriptions) if reads_text else None
+    dataset = FeatureDataset(
+        embeddings,
+        name=name,
+        targets=labels,
+        class_names=prompts.names if prompts else names,
+        classifier=classifier,
+        logit_scale=float(arrays.get("logit_scale", DEFAULT_LOGIT_SCALE)),
+        model=str(arrays.get("model", "features")),
+        prompts=prompts,
+    )
+    if n is not None and n < len(dataset):
+        rows = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:n])
+        dataset.embeddings, dataset.targets = embeddings[torch.from_numpy(rows)], dataset.targets[rows]
+        dataset.names = dataset.names[:n]
+    return dataset
+
+
+def _numbered(labels: Tensor | None, classifier: Tensor | None) -> list[str]:
+    """Names for classes that have none: as many as the classifier has rows, or as the labels tell."""
+    if classifier is not None:
+        return [f"class {i}" for i in range(len(classifier))]
+    return [] if labels is None or not len(labels) else [f"class {i}" for i in range(int(labels.max()) + 1)]
+
+
+def _read_npz(name: str) -> dict[str, Any]:
+    """Tensors and text of an .npz file; pickled arrays are refused."""
+    try:
+        with np.load(name, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"cannot read features from {name!r}: {error}") from error
+    out: dict[str, Any] = {}
+    for key, array in arrays.items():
+        if array.dtype.kind in "US":
+            text = [item.decode() if isinstance(item, bytes) else str(item) for item in np.atleast_1d(array)]
+            out[key] = text if array.ndim else text[0]
+        elif array.dtype.kind in "fiub":
+            out[key] = torch.from_numpy(array)
+    return out
+
+
+def _read_safetensors(name: str) -> dict[str, Any]:
+    """Tensors of a .safetensors file, and the text in its metadata."""
+    try:
+        with safe_open(name, "pt") as file:
+            metadata = file.metadata() or {}
+            out: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        if "class_names" in metadata:
+            out["class_names"] = [str(item) for item in json.loads(metadata["class_names"])]
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"cannot read features from {name!r}: {error}") from error
+    return out | {key: metadata[key] for key in ("model", "logit_scale") if key in metadata}
+
+
+def write_features(path: str | os.PathLike[str], dataset: FeatureDataset) -> None:
+    """Write embeddings as .npz or .safetensors, by the suffix; never half a file.
+
+    Raises:
+        ValueError: for another suffix.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in FEATURE_SUFFIXES:
+        raise ValueError(f"features go into a .npz or .safetensors file, got {os.fspath(path)!r}; give one of these")
+    tensors = {
+        "embeddings": dataset.embeddings.contiguous(),
+        "labels": torch.from_numpy(dataset.targets),
+        "logit_scale": torch.tensor(dataset.logit_scale),
+    }
+    if dataset.classifier is not None:
+        tensors["classifier"] = dataset.classifier.contiguous()
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        if target.suffix.lower() == ".npz":
+            arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
+            arrays["class_names"] = np.array(dataset.class_names, dtype=str)
+            arrays["model"] = np.array(dataset.model)
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)
+        else:
+            metadata = {"class_names": json.dumps(dataset.class_names), "model": dataset.model}
+            save_file(tensors, temporary, metadata=metadata)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
