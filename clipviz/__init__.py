@@ -2,10 +2,10 @@
 
 The map, lowest first; a module imports only from those before it (`tests/test_layers.py`):
 
-    ops, ncut | backbone | prompts, data, birds | methods | events, evaluate | loop, run       with torch
-    trace | figures | report                                                                   without torch
-    recorder                                                                                   joins the two
-    cli                                                                                        the command line
+    ops, ncut | backbone | prompts, data, birds | methods | events, evaluate, saliency | loop, run    with torch
+    trace | figures | report                                                                          without torch
+    recorder                                                                                          joins the two
+    cli                                                                                               the command line
 
 Public names are loaded on first use, so that `import clipviz` costs nothing and never imports torch by itself.
 """
@@ -27,6 +27,7 @@ _HOME = {
     "load_backbone": "backbone",
     "load_dataset": "data",
     "record": "recorder",
+    "saliency": "saliency",  # its own home: the package itself
     "spread_probe": "evaluate",
     "write_report": "report",
 }
@@ -41,11 +42,13 @@ __all__ = [
     "load_backbone",
     "load_dataset",
     "record",
+    "saliency",
     "spread_probe",
     "write_report",
 ]
 
 if TYPE_CHECKING:
+    from clipviz import saliency
     from clipviz.backbone import load_backbone
     from clipviz.data import load_dataset
     from clipviz.evaluate import spread_probe
@@ -62,7 +65,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its module on first use (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module 'clipviz' has no attribute {name!r}")
-    value = getattr(import_module(f"clipviz.{_HOME[name]}"), name)
+    home = import_module(f"clipviz.{_HOME[name]}")
+    value = home if _HOME[name] == name else getattr(home, name)
     globals()[name] = value
     return value
 
