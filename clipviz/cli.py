@@ -50,21 +50,31 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--methods", metavar="A,B", help="default: all")
 
     adapt = commands.add_parser("adapt", help="adapt a CLIP to unlabelled images")
-    adapt.add_argument("method", metavar="METHOD", help="zero_shot, descriptions, microclip")
-    adapt.add_argument("--model", required=True, metavar="NAME", help="birds, or an open_clip architecture")
-    adapt.add_argument("--pretrained", metavar="TAG_OR_FILE", help="open_clip tag, or a .safetensors / .pt file")
-    adapt.add_argument("--data", required=True, metavar="SPEC", help="folder of images, birds, or birds/DOMAIN")
+    adapt.add_argument(
+        "method", metavar="METHOD", help="zero_shot, descriptions, wca, tip_adapter, ntua, dpa, microclip"
+    )
+    _add_model_and_data(adapt)
     adapt.add_argument("--eval-data", metavar="SPEC", help="images to measure on; default: the test split of --data")
-    adapt.add_argument("--classes", metavar="FILE", help="class names, one a line, for a folder without class folders")
-    adapt.add_argument("--descriptions", metavar="FILE", help="CuPL JSON: class name -> list of sentences")
+    adapt.add_argument("--preset", metavar="NAME", help="constants of the method: official, a benchmark's name, ...")
+    adapt.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="one constant of the method; may be repeated"
+    )
+    adapt.add_argument("--teacher", metavar="NAME", help="ntua: a larger model that refines the cache")
+    adapt.add_argument("--teacher-pretrained", metavar="TAG_OR_FILE", help="its weights")
+    adapt.add_argument("--allow-labels", action="store_true", help="ntua: permit selection=oracle_balanced")
     adapt.add_argument("--out", required=True, metavar="DIR", help="run folder")
     adapt.add_argument("--epochs", type=_positive, metavar="N", help="default: what the method recommends")
     adapt.add_argument("--batch-size", type=_positive, metavar="N", help="default: what the method recommends")
     adapt.add_argument("--lr", type=float, metavar="X", help="default: what the method recommends")
     adapt.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
     adapt.add_argument("--workers", type=_natural, default=0, metavar="N", help="processes that load images")
-    adapt.add_argument("--device", default=None, metavar="NAME", help="cpu, cuda, ...; default: cuda if there is one")
     adapt.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+
+    embed = commands.add_parser("embed", help="write the embeddings of images to a file that adapt can work on")
+    _add_model_and_data(embed)
+    embed.add_argument("--split", default="train", choices=("train", "val", "test"), help="default: %(default)s")
+    embed.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
+    embed.add_argument("--out", required=True, metavar="FILE", help=".npz or .safetensors")
 
     report = commands.add_parser("report", help="write one HTML page from run folders")
     report.add_argument("runs", nargs="+", metavar="RUN_DIR")
@@ -72,9 +82,21 @@ def build_parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser("compare", help="print the results of run folders as one table")
     compare.add_argument("runs", nargs="+", metavar="RUN_DIR")
-    for command in (demo, adapt, report, compare):  # there too, where one adds it to a command that failed
+    for command in (demo, adapt, embed, report, compare):  # there too, where one adds it to a command that failed
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     return parser
+
+
+def _add_model_and_data(command: argparse.ArgumentParser) -> None:
+    """Which model looks at which images, and what the classes are."""
+    command.add_argument("--model", metavar="NAME", help="birds, or an open_clip architecture; not for embeddings")
+    command.add_argument("--pretrained", metavar="TAG_OR_FILE", help="open_clip tag, or a .safetensors / .pt file")
+    command.add_argument(
+        "--data", required=True, metavar="SPEC", help="folder of images, birds, birds/DOMAIN, or a file of embeddings"
+    )
+    command.add_argument("--classes", metavar="FILE", help="class names, one a line, where there are no class folders")
+    command.add_argument("--descriptions", metavar="FILE", help="CuPL JSON: class name -> list of sentences")
+    command.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda if there is one")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

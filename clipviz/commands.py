@@ -18,8 +18,12 @@ import torch
 from tqdm import tqdm
 
 from clipviz.backbone import Backbone, load_backbone
+from clipviz.build import build_method, parse_constants
 from clipviz.data import load_dataset
 from clipviz.data.base import ImageDataset
+from clipviz.data.embed import embed_dataset
+from clipviz.data.feature_files import FEATURE_SUFFIXES, write_features
+from clipviz.data.features import FeatureDataset
 from clipviz.data.layout import NoSuchSplit
 from clipviz.errors import choose
 from clipviz.evaluate import accuracy, predict, spread_probe
@@ -27,6 +31,7 @@ from clipviz.events import Event, RunStarted, StepFinished
 from clipviz.files import prepare_folder, write_json, write_text
 from clipviz.loop import versions
 from clipviz.methods import METHODS, AdaptConfig, Method
+from clipviz.methods.base import prompt_sentences, text_classifier
 from clipviz.report import write_report
 from clipviz.run import CHECKPOINT, Run
 from clipviz.trace import Trace
@@ -45,12 +50,23 @@ def adapt(args: argparse.Namespace) -> None:
     out = prepare_folder(args.out)
     if (out / CHECKPOINT).exists() and not args.resume:
         raise ValueError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
-    backbone, notes = _load_backbone(args)
+    loaded, notes = _load_backbone(args.model, args.pretrained, args.device)
     data = _dataset(args, notes)
+    backbone = _backbone_for(data, loaded)
     evaluation = _eval_dataset(args, data)
+    teacher, teacher_notes = _load_backbone(args.teacher, args.teacher_pretrained, args.device)
+    notes += teacher_notes
     for dataset in {id(data): data, id(evaluation): evaluation}.values():
         notes += _skipped_note(dataset)
-    method = METHODS[args.method](backbone, data.prompts)
+    method = build_method(
+        args.method,
+        backbone,
+        data,
+        preset=args.preset,
+        constants=parse_constants(args.set),
+        teacher=teacher,
+        allow_labels=args.allow_labels,
+    )
     given = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
     changes = {name: value for name, value in given.items() if value is not None}
     config = replace(method.schedule, workers=args.workers, **changes)
@@ -120,10 +136,29 @@ def results_of(trace: Trace, zero_shot: float | None, seconds: float) -> dict[st
         **{key: trace.meta[key] for key in keys},
         **last,
         "zero_shot_accuracy": zero_shot,
+        **_cache_results(trace),
         "n_images": trace.meta["n_images"],
         "n_skipped": len(trace.skipped),
         "seconds": round(seconds, 2),
         "versions": versions(),
+    }
+
+
+def _cache_results(trace: Trace) -> dict[str, Any]:
+    """What a method with a cache adds to its results: how much of it is filled, by whom, and how good that one is."""
+    coverage = _last(trace, "coverage")
+    if coverage is None:
+        return {}
+    own = _last(trace, "accuracy_zero_shot")
+    teacher = _last(trace, "accuracy_teacher")
+    settings = trace.meta["settings"]["method"]
+    return {
+        "coverage": coverage,
+        "cache_size": int(_last(trace, "cache_size") or 0),
+        "selection": settings["selection"],
+        "uses_labels": settings["selection"] == "oracle_balanced",
+        "teacher": settings["teacher"],
+        "teacher_zero_shot_accuracy": own if teacher is None else teacher,
     }
 
 
@@ -132,12 +167,25 @@ def _last(trace: Trace, metric: str) -> float | None:
     return float(series.iloc[-1]) if len(series) else None
 
 
-def _load_backbone(args: argparse.Namespace) -> tuple[Backbone, list[str]]:
-    """The model, and what the user should know about it."""
+def _load_backbone(name: str | None, pretrained: str | None, device: str | None) -> tuple[Backbone | None, list[str]]:
+    """A model if one is named, and what the user should know about it."""
+    if name is None:
+        if pretrained is not None:
+            raise ValueError(f"the weights {pretrained!r} need an architecture; name the model, too")
+        return None, []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        backbone = load_backbone(args.model, args.pretrained, _device(args.device))
+        backbone = load_backbone(name, pretrained, _device(device))
     return backbone, [str(w.message) for w in caught if w.category is UserWarning]
+
+
+def _backbone_for(data: ImageDataset, loaded: Backbone | None) -> Backbone:
+    """What looks at the data: the model, or, where the data are embeddings, their classifier or its text tower."""
+    if isinstance(data, FeatureDataset):
+        return data.backbone(loaded)
+    if loaded is None:
+        raise ValueError(f"{data.name} needs a model to look at it; give --model birds, or an open_clip architecture")
+    return loaded
 
 
 def _dataset(args: argparse.Namespace, notes: list[str]) -> ImageDataset:
@@ -164,6 +212,8 @@ def _eval_dataset(args: argparse.Namespace, data: ImageDataset) -> ImageDataset:
     """What --eval-data says; else the test split of the data; else, transductively, the data itself."""
     if args.eval_data is not None:
         evaluation = load_dataset(args.eval_data, "test", seed=args.seed, **_text_options(args))
+        if evaluation.has_pixels != data.has_pixels:
+            raise ValueError("--data and --eval-data must both be images or both be embeddings")
         if evaluation.class_names != data.class_names:
             raise ValueError(
                 f"--eval-data {args.eval_data} has other classes than --data {args.data} "
@@ -237,6 +287,32 @@ def demo(args: argparse.Namespace) -> None:
     write_report(traces, out / "report.html", title=f"clipviz demo: birds/{args.domain}")
     print(summary(rows))
     print(f"{time.perf_counter() - begun:.0f} s in all; open {out / 'report.html'} in a browser")
+
+
+# ------------------------------------------------------------------------------------------------- embed
+
+
+def embed(args: argparse.Namespace) -> None:
+    """`clipviz embed`: images to embeddings, with labels, class names and a text classifier where they are known."""
+    out = Path(args.out)
+    if out.suffix.lower() not in FEATURE_SUFFIXES:
+        raise ValueError(f"--out wants a .npz or .safetensors file, got {args.out!r}")
+    prepare_folder(out.parent)
+    loaded, notes = _load_backbone(args.model, args.pretrained, args.device)
+    data = load_dataset(args.data, args.split, seed=args.seed, **_text_options(args))
+    if isinstance(data, FeatureDataset):
+        raise ValueError(f"{args.data} holds embeddings already; give images")
+    backbone = _backbone_for(data, loaded)
+    for note in [*notes, *_skipped_note(data)]:
+        print(note, file=sys.stderr)
+    classifier = None
+    if data.class_names:
+        classifier = text_classifier(backbone, prompt_sentences(data.prompts, "descriptions"))
+    features = embed_dataset(backbone, data, classifier)
+    write_features(out, features)
+    n, width = features.embeddings.shape
+    classes = f", classifier of {len(data.class_names)} classes" if data.class_names else ""
+    print(f"wrote {out}: {n} embeddings of width {width}{classes}")
 
 
 # ------------------------------------------------------------------------------------------------- report, compare

@@ -6,7 +6,7 @@ A method owns the model state that training changes. It sees images and their po
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -89,6 +89,7 @@ class Method(nn.Module, ABC):
         works_on_embeddings: whether the image enters as its CLS embedding alone, so that a data set of embeddings
             will do; such a method takes (B, E) wherever images are asked for.
         sized_by_data: buffers and parameters that `prepare` allocates; a checkpoint brings its own sizes.
+        presets: name -> configuration; "default", or that of a backbone's name, is taken where none is given.
         adjustable: constants of `config` that may change while the method runs.
         config: a frozen dataclass with the method's constants; None for methods without any.
     """
@@ -98,6 +99,7 @@ class Method(nn.Module, ABC):
     adapts_tower: ClassVar[bool] = True
     works_on_embeddings: ClassVar[bool] = False
     sized_by_data: ClassVar[tuple[str, ...]] = ()
+    presets: ClassVar[Mapping[str, Any]] = {}
     adjustable: ClassVar[tuple[str, ...]] = ()
     config: Any = None
 
@@ -112,6 +114,11 @@ class Method(nn.Module, ABC):
             )
         self.backbone = backbone.trainable_copy() if self.trains and self.adapts_tower else backbone
         self.class_names = tuple(prompts.names)
+
+    @classmethod
+    def default_config(cls, backbone: Backbone) -> Any:
+        """The preset for a backbone: its own, where it has one, else the general one."""
+        return cls.presets.get(backbone.name, cls.presets.get("default"))
 
     @property
     def schedule(self) -> AdaptConfig:

@@ -105,6 +105,7 @@ BENCHMARKS: dict[str, tuple[float, float, float, float, float, int]] = {
 }
 
 PRESETS: dict[str, DPAConfig] = {
+    "default": DPAConfig(),
     "official": DPAConfig(text="templates"),
     "birds": DPAConfig(schedule=AdaptConfig(lr=1e-3)),
     **{
@@ -200,10 +201,11 @@ class DPA(Method):
     Args:
         backbone: any CLIP.
         prompts: class names, templates and descriptions.
-        config: constants; default: the `birds` preset for the bundled model, else `DPAConfig()`.
+        config: constants; None: the preset of the backbone's name, else "default".
     """
 
     name = "dpa"
+    presets = PRESETS
     works_on_embeddings = True
     sized_by_data = ("bank_embeddings", "bank_labels")
     adjustable = ("a", "reg", "align", "w")
@@ -216,7 +218,7 @@ class DPA(Method):
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: DPAConfig | None = None) -> None:
         super().__init__(backbone, prompts)
-        self.config = config or (PRESETS["birds"] if backbone.name == "birds" else DPAConfig())
+        self.config: DPAConfig = config or self.default_config(backbone)
         text = text_classifier(backbone, prompt_sentences(prompts, self.config.text))
         self.text_prototypes = nn.Parameter(text)
         self.register_buffer("image_prototypes", text.clone())

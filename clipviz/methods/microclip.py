@@ -91,6 +91,7 @@ class MicroCLIPConfig:
 
 
 PRESETS: dict[str, MicroCLIPConfig] = {
+    "default": MicroCLIPConfig(),
     "official": MicroCLIPConfig(),
     "birds": MicroCLIPConfig(
         crops=4, crop_scale=(0.7, 1.0), affinity="cosine", fill=(123, 117, 104), schedule=AdaptConfig(lr=1e-3)
@@ -209,12 +210,13 @@ class MicroCLIP(Method):
     """
 
     name = "microclip"
+    presets = PRESETS
     adjustable = ("gamma", "rho", "crop_temperature")
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: MicroCLIPConfig | None = None) -> None:
         backbone.require_patches(self.name)
         super().__init__(backbone, prompts)
-        self.config = config or PRESETS["birds" if backbone.name == "birds" else "official"]
+        self.config = config or self.default_config(backbone)
         names = text_classifier(backbone, [prompts.template_sentences(name) for name in prompts.names])
         sentences = [prompts.description_sentences(name) for name in prompts.names]
         self.static_classifier: Tensor

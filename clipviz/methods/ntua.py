@@ -126,6 +126,7 @@ BENCHMARKS: dict[str, tuple[float, float, int]] = {
 }
 
 PRESETS: dict[str, NtUAConfig] = {
+    "default": NtUAConfig(),
     "official": NtUAConfig(text="templates"),
     "birds": NtUAConfig(),
     **{
@@ -199,7 +200,7 @@ class NtUA(Method):
     Args:
         backbone: any CLIP, or the backbone of a data set of embeddings.
         prompts: class names, templates and descriptions.
-        config: constants; default: the `birds` preset for the bundled model, else `NtUAConfig()`.
+        config: constants; None: the preset of the backbone's name, else "default".
         teacher: a larger CLIP, of any embedding width; None: the backbone itself, on averaged views.
         oracle_index: positions for `selection="oracle_balanced"`.
 
@@ -208,6 +209,7 @@ class NtUA(Method):
     """
 
     name = "ntua"
+    presets = PRESETS
     adapts_tower = False
     works_on_embeddings = True
     sized_by_data = ("keys", "values", "labels", "weights", "cache_index", "cache_views", "student", "teacher_probs")
@@ -232,7 +234,7 @@ class NtUA(Method):
         oracle_index: Tensor | None = None,
     ) -> None:
         super().__init__(backbone, prompts)
-        self.config: NtUAConfig = config or (PRESETS["birds"] if backbone.name == "birds" else NtUAConfig())
+        self.config: NtUAConfig = config or self.default_config(backbone)
         if teacher is not None and isinstance(backbone, FeatureBackbone):
             raise ValueError(f"a teacher wants to see images, but {backbone.name!r} holds their embeddings only")
         if (self.config.selection == "oracle_balanced") != (oracle_index is not None):

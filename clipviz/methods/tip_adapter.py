@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+from torch import Tensor
+
 from clipviz.backbone import Backbone
 from clipviz.methods.ntua import PRESETS, NtUA, NtUAConfig
 from clipviz.prompts import ClassPrompts
@@ -19,15 +21,26 @@ from clipviz.prompts import ClassPrompts
 class TipAdapter(NtUA):
     """A cache of pseudo-labelled images beside the text classifier, training-free.
 
-    Args:
-        backbone: any CLIP, or the backbone of a data set of embeddings.
-        prompts: class names, templates and descriptions.
-        config: constants, of which weights, teacher and training are switched off; default as for `NtUA`.
+    Args: as for `NtUA`; weights and teacher are switched off.
+
+    Raises:
+        ValueError: if a teacher is given.
     """
 
     name = "tip_adapter"
+    presets: ClassVar = {name: replace(config, weighted=False, rectify=False) for name, config in PRESETS.items()}
     trains: ClassVar[bool] = False
 
-    def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: NtUAConfig | None = None) -> None:
-        chosen = config or (PRESETS["birds"] if backbone.name == "birds" else NtUAConfig())
-        super().__init__(backbone, prompts, replace(chosen, weighted=False, rectify=False))
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: ClassPrompts,
+        config: NtUAConfig | None = None,
+        *,
+        teacher: Backbone | None = None,
+        oracle_index: Tensor | None = None,
+    ) -> None:
+        if teacher is not None:
+            raise ValueError("tip_adapter has no teacher; ntua has one")
+        plain = replace(config or self.default_config(backbone), weighted=False, rectify=False)
+        super().__init__(backbone, prompts, plain, oracle_index=oracle_index)

@@ -53,6 +53,7 @@ class WCAConfig:
 
 
 PRESETS: dict[str, WCAConfig] = {
+    "default": WCAConfig(),
     "official": WCAConfig(crops=60),
     "birds": WCAConfig(crops=8, crop_scale=(0.7, 1.0)),
 }
@@ -96,10 +97,11 @@ class WCA(Method):
     Args:
         backbone: any CLIP.
         prompts: class names, templates and descriptions (templates stand in for missing descriptions).
-        config: constants; default: the `birds` preset for the bundled model, else `WCAConfig()`.
+        config: constants; None: the preset of the backbone's name, else "default".
     """
 
     name = "wca"
+    presets = PRESETS
     trains: ClassVar[bool] = False
     adapts_tower: ClassVar[bool] = False
     adjustable = ("temperature",)
@@ -108,7 +110,7 @@ class WCA(Method):
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: WCAConfig | None = None) -> None:
         super().__init__(backbone, prompts)
-        self.config: WCAConfig = config or (PRESETS["birds"] if backbone.name == "birds" else WCAConfig())
+        self.config: WCAConfig = config or self.default_config(backbone)
         names = text_classifier(backbone, [prompts.template_sentences(name) for name in prompts.names])
         sentences = sentence_embeddings(backbone, [prompts.description_sentences(name) for name in prompts.names])
         self.register_buffer("classifier", weighted_descriptions(sentences, names, self.config.temperature))

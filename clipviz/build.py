@@ -1,0 +1,93 @@
+"""From names and values that a user writes to a method: presets, changed constants, a teacher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from clipviz.backbone import Backbone
+from clipviz.data.base import ImageDataset
+from clipviz.data.sampling import balanced_index
+from clipviz.errors import choose
+from clipviz.methods import METHODS, Method
+from clipviz.methods.ntua import DEFAULT_SHOTS, NtUA
+
+
+def build_method(
+    name: str,
+    backbone: Backbone,
+    dataset: ImageDataset,
+    *,
+    preset: str | None = None,
+    constants: Mapping[str, str] | None = None,
+    teacher: Backbone | None = None,
+    allow_labels: bool = False,
+) -> Method:
+    """Build a method for a data set.
+
+    Args:
+        name: key in `METHODS`.
+        backbone: the model to adapt.
+        dataset: its prompts are used; its labels only if `allow_labels` is set and the selection asks for them.
+        preset: name of a preset of the method; None: its default for this backbone.
+        constants: name of a constant -> its new value as text, for example {"gamma": "0.3"}.
+        teacher: a larger model, for methods that have a teacher.
+        allow_labels: permits `selection=oracle_balanced`.
+
+    Raises:
+        ValueError: for what the method does not have.
+    """
+    method = METHODS[choose("method", name, METHODS)]
+    config = method.default_config(backbone)
+    if preset is not None:
+        config = method.presets[choose(f"preset of {name}", preset, method.presets)]
+    changes = {key: _value(name, config, key, text) for key, text in (constants or {}).items()}
+    if not issubclass(method, NtUA):
+        if teacher is not None or allow_labels:
+            raise ValueError(f"{name} has no teacher and selects no images; only ntua and tip_adapter do")
+        return (
+            method(backbone, dataset.prompts, replace(config, **changes))
+            if config
+            else method(backbone, dataset.prompts)
+        )  # type: ignore[call-arg]
+    config = replace(config, **changes, allow_labels=allow_labels)
+    oracle = None
+    if config.selection == "oracle_balanced":
+        oracle = balanced_index(dataset, config.shots or DEFAULT_SHOTS, allow_labels=allow_labels)
+    return method(backbone, dataset.prompts, config, teacher=teacher, oracle_index=oracle)
+
+
+def parse_constants(assignments: Sequence[str]) -> dict[str, str]:
+    """["gamma=0.3", ...] -> {"gamma": "0.3", ...}.
+
+    Raises:
+        ValueError: for anything without "=".
+    """
+    pairs = [text.partition("=") for text in assignments]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise ValueError(f"wanted NAME=VALUE, got {name!r}; for example --set gamma=0.3")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _value(method: str, config: Any, name: str, text: str) -> Any:
+    """The value of a constant, of the type it has."""
+    if config is None:
+        raise ValueError(f"{method} has no constants to set")
+    constants = [f.name for f in fields(config) if not is_dataclass(getattr(config, f.name))]
+    now = getattr(config, choose(f"constant of {method}", name, constants))
+    if isinstance(now, str):
+        return text
+    try:
+        value = json.loads(text.lower() if text.lower() in ("true", "false", "none") else text)
+    except json.JSONDecodeError:
+        value = text
+    if isinstance(now, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(now, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if now is None or type(value) is type(now):
+        return value
+    raise ValueError(f"{name} of {method} is {json.dumps(now)} by default, so {text!r} is no value for it")
