@@ -1,0 +1,21 @@
+"""Widgets for JupyterLab: train, watch, stop, look closer. Nothing here imports torch by itself.
+
+LiveMonitor(run)                       a run while it happens, with its buttons
+SaliencyExplorer(traces)               from a confusion or a mistake to what the model looked at
+PrototypeExplorer(trace)               class vectors and images in one fixed plane, epoch by epoch
+DKAPlayground(trace)                   what another mixture of the sources would have labelled
+ViewState()                            hand one to several views to link them
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+for _name in ("anywidget", "ipywidgets"):  # the views are an extra: a script or a cluster job needs none of this
+    if find_spec(_name) is None:
+        raise ImportError(f"clipviz.widgets needs {_name}, which is not installed; pip install 'clipviz[lab]'")
+
+from clipviz.widgets.live import LiveMonitor  # noqa: E402
+from clipviz.widgets.state import ViewState  # noqa: E402
+
+__all__ = ["LiveMonitor", "ViewState"]

@@ -1,0 +1,112 @@
+"""Pixels for the browser and for static pictures: JPEG bytes, sheets of thumbnails, color tables."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from clipviz.figures._style import SALIENCY_COLORS
+
+MOST_BYTES = 60_000
+"""Of a static picture: a notebook with every view stays well below a megabyte."""
+
+_TRIES = ((1.0, 85), (1.0, 75), (1.0, 60), (0.85, 60), (0.7, 50), (0.5, 40))
+
+
+def jpeg(pixels: np.ndarray, quality: int = 85) -> bytes:
+    """Pixels (H, W, 3) uint8 as JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="jpeg", quality=quality)
+    return buffer.getvalue()
+
+
+def figure_jpeg(figure: Figure) -> bytes:
+    """A matplotlib figure as JPEG of at most `MOST_BYTES`: drawn once, then encoded as finely as that allows."""
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        # Letters that the font lacks become boxes, which says as much as a warning would.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        canvas.draw()
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    for scale, quality in _TRIES:
+        size = (round(drawn.width * scale), round(drawn.height * scale))
+        encoded = jpeg(np.asarray(drawn.resize(size) if scale < 1 else drawn), quality)
+        if len(encoded) <= MOST_BYTES:
+            break
+    return encoded
+
+
+def thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The whole image (H, W, 3) uint8 fitted into a gray square (side, side, 3)."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    scale = side / max(image.size)
+    size = tuple(max(1, round(length * scale)) for length in image.size)
+    # A few pixels shown large keep their edges: blur would invent detail.
+    how = Image.Resampling.NEAREST if scale > 4 else Image.Resampling.BICUBIC
+    square = Image.new("RGB", (side, side), (225, 225, 225))
+    square.paste(image.resize(size, how), ((side - size[0]) // 2, (side - size[1]) // 2))
+    return np.asarray(square)
+
+
+def sheet(images: Sequence[np.ndarray], side: int, columns: int) -> np.ndarray:
+    """Thumbnails in rows of `columns`: (rows * side, columns * side, 3) uint8; one gray cell without images."""
+    rows = max(1, -(-len(images) // columns))
+    pixels = np.full((rows * side, columns * side, 3), 225, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * side, i % columns * side
+        pixels[top : top + side, left : left + side] = thumbnail(image, side)
+    return pixels
+
+
+def color_table(name: str = SALIENCY_COLORS) -> bytes:
+    """256 RGB triples of a color map."""
+    return (colormaps[name](np.arange(256))[:, :3] * 255 + 0.5).astype(np.uint8).tobytes()
+
+
+def to_bytes(maps: np.ndarray) -> bytes:
+    """Maps in [0, 1] as one byte per number."""
+    return (np.clip(np.nan_to_num(maps), 0, 1) * 255 + 0.5).astype(np.uint8).tobytes()
+
+
+def laid_over(
+    image: np.ndarray,
+    saliency: np.ndarray,
+    side: int,
+    opacity: float = 0.7,
+    is_mask: bool = False,
+    contour: bool = False,
+) -> np.ndarray:
+    """A map over a gray copy of the image, as the browser draws it.
+
+    Args:
+        image: (H, W, 3) uint8.
+        saliency: (h, w) in [0, 1].
+        side: of the result in pixels.
+        opacity: of the map, in [0, 1].
+        is_mask: keep the patches sharp.
+        contour: draw a white line where the map crosses one half.
+
+    Returns:
+        (side, side, 3) uint8.
+    """
+    how = Image.Resampling.NEAREST if is_mask else Image.Resampling.BILINEAR
+    values = np.asarray(Image.fromarray(np.nan_to_num(saliency).astype(np.float32)).resize((side, side), how))
+    values = np.clip(values, 0, 1)
+    resized = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((side, side)), np.float32)
+    gray = 64 + 0.75 * (resized @ np.array([0.299, 0.587, 0.114], np.float32))
+    colors = np.frombuffer(color_table(), np.uint8).reshape(256, 3)[(values * 255 + 0.5).astype(int)]
+    share = (opacity * (0.25 + 0.75 * values))[..., None]
+    pixels = (gray[..., None] * (1 - share) + colors * share).astype(np.uint8)
+    if contour:
+        inside = np.pad(values >= 0.5, ((0, 1), (0, 1)), mode="edge")
+        edge = (inside[:-1, :-1] != inside[:-1, 1:]) | (inside[:-1, :-1] != inside[1:, :-1])
+        pixels[np.roll(edge, 1, 1)] = 0
+        pixels[edge] = 255
+    return pixels

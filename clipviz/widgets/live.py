@@ -1,0 +1,339 @@
+"""LiveMonitor: a run while it happens, with its buttons."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import ipywidgets
+import numpy as np
+import traitlets
+from IPython.display import DisplayHandle, display
+from matplotlib.figure import Figure
+
+from clipviz.events import EpochFinished, Event, RunFinished
+from clipviz.figures._style import bare, shorten
+from clipviz.figures.saliency import KIND_NAMES, unit_range
+from clipviz.trace import Trace
+from clipviz.widgets.charts import Chart
+from clipviz.widgets.images import color_table, jpeg, laid_over, sheet, to_bytes
+from clipviz.widgets.pump import Pump
+from clipviz.widgets.state import ViewState
+from clipviz.widgets.view import View, source
+from clipviz.widgets.votes import Votes, compare
+from clipviz.widgets.watch import (
+    Watch,
+    array,
+    has_kernel,
+    path_chart,
+    probe_captions,
+    progress_line,
+    pseudo_label_chart,
+)
+
+if TYPE_CHECKING:
+    from clipviz.run import Run
+
+_SIDE = 96
+_MOST_PROBES = 12
+_OVER = ("stopped", "finished", "failed")
+
+
+class MonitorCanvas(anywidget.AnyWidget):
+    """What LiveMonitor shows; written by its pump alone."""
+
+    _esm = source("common.js", "monitor.js")
+    _css = source("widgets.css")
+
+    frame = traitlets.Dict().tag(sync=True)
+    losses = traitlets.Dict().tag(sync=True)
+    labels = traitlets.Dict().tag(sync=True)
+    decisions = traitlets.Dict().tag(sync=True)
+    paths = traitlets.Dict().tag(sync=True)
+    sheet = traitlets.Bytes().tag(sync=True)
+    side = traitlets.Int(_SIDE).tag(sync=True)
+    captions = traitlets.List().tag(sync=True)
+    maps = traitlets.Bytes().tag(sync=True)
+    shape = traitlets.List([0, 0, 0]).tag(sync=True)
+    colors = traitlets.Bytes().tag(sync=True)
+
+
+class LiveMonitor(View):
+    """Watches a run and drives it.
+
+    It listens to the run, samples at most `rate` times a second and sends one message for each sample; the last state
+    is always shown. Nothing here changes what is learned, except the buttons. Without a notebook it prints one line per
+    epoch.
+
+    Args:
+        run: not started yet, or running.
+        state: shared with other views; `kind` chooses the maps of the probe images.
+        rate: updates per second, at most.
+        clock: seconds; for tests.
+
+    Attributes:
+        start, pause, step, stop: the buttons. `start` goes on with a paused run.
+        gamma: slider over the mixing weight; moving it shows what it would have changed, `apply` hands it to the run.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        state: ViewState | None = None,
+        rate: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.run = run
+        self.state = state or ViewState()
+        self.watch = Watch(clock)
+        self._lock = threading.RLock()  # the pump draws, and so does whoever shows the view
+        self._trace: Trace = run.trace
+        self._charts: dict[str, Chart] = {}
+        self._probe_images = np.zeros((0, 1, 1, 3), np.uint8)
+        self._probe_maps: tuple[str, np.ndarray] | None = None
+        self._drawn: dict[str, Any] = {}
+        self._handles: list[DisplayHandle] = []
+        self._seen = (run.status, run.steps_done)
+        self.canvas = MonitorCanvas(colors=color_table())
+        self._make_controls()
+        self.pump = Pump(self._pumped, rate, self._has_moved, lambda: run.status in _OVER, clock)
+        run.listeners.append(self)
+        self.state.observe(lambda _: self.refresh(), "kind")
+        self.refresh()
+        if run.status not in ("ready", *_OVER):
+            self.pump.start()
+
+    def __repr__(self) -> str:
+        return f"LiveMonitor({self.run.method.name} on {shorten(self.run.adaptation.dataset.name, 40)})"
+
+    # ------------------------------------------------------------------------------------------- the run's side
+
+    def __call__(self, event: Event) -> None:
+        """Take an event, in the thread that trains."""
+        self.watch.take(event)
+        if isinstance(event, EpochFinished):
+            self._trace = self.run.trace  # here, where it holds whole epochs only
+            if not has_kernel():
+                print(progress_line(event, self.watch.started.n_epochs if self.watch.started else 0))
+        if isinstance(event, RunFinished):
+            self.refresh()  # whoever waits for the run finds the last frame drawn
+        self.pump.start()
+        self.pump.offer()
+
+    def _pumped(self) -> None:
+        self.refresh()
+        if self.run.status in _OVER:
+            self._update_displays()  # here, because a picture takes too long for the thread that trains
+
+    def _has_moved(self) -> bool:
+        """Whether the run came to rest, or went on, without an event."""
+        self.watch.rest(self.run.status == "paused")
+        return self._seen != (self.run.status, self.run.steps_done)
+
+    # ------------------------------------------------------------------------------------------- controls
+
+    def _make_controls(self) -> None:
+        def button(text: str, icon: str, tooltip: str, act: Callable[[], None]) -> ipywidgets.Button:
+            made = ipywidgets.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": "100px"})
+            made.on_click(lambda _: self._command(act))
+            return made
+
+        self.start = button("Start", "play", "start the run, or go on after a pause", self._start)
+        self.pause = button("Pause", "pause", "rest at the next step boundary", self.run.pause)
+        self.step = button("Step", "step-forward", "do one optimizer step, then rest", self._step)
+        self.stop = button("Stop", "stop", "end the run at the next step boundary", self.run.stop)
+        gamma = getattr(self.run.method.config, "gamma", None)
+        self.gamma = ipywidgets.FloatSlider(
+            0.5 if gamma is None else float(gamma), min=0, max=1, step=0.01, description="gamma", readout_format=".2f"
+        )
+        self.gamma.observe(lambda _: self._show_what_if(), "value")
+        self.apply = button("Apply", "check", "use this gamma from the next step on", self._apply)
+        self.what_if = ipywidgets.Label()
+        row = ipywidgets.VBox([ipywidgets.HBox([self.gamma, self.apply]), self.what_if])
+        row.layout.display = "none" if gamma is None else "flex"
+        buttons = ipywidgets.HBox([self.start, self.pause, self.step, self.stop])
+        self.widget = ipywidgets.VBox([buttons, row, self.canvas])
+
+    def _command(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except (RuntimeError, ValueError) as error:
+            self._problem(str(error))
+        self.pump.start()
+        self.pump.offer()
+
+    def _problem(self, text: str) -> None:
+        with self._lock:
+            self.canvas.frame = {**self.canvas.frame, "problem": text}
+
+    def _start(self) -> None:
+        if self.run.status == "ready":
+            self.run.start()
+        else:
+            self.run.resume()
+
+    def _step(self) -> None:
+        self.run.step()
+        if self.run.status == "ready":
+            self.run.start()
+
+    def _apply(self) -> None:
+        self.run.set(gamma=self.gamma.value)
+
+    def _show_what_if(self) -> None:
+        """What the slider's gamma would have labelled in the last whole epoch, from the stored logits."""
+        with self._lock:
+            votes = Votes.of(self._trace) if len(self._trace.epochs) else None
+            if votes is None:
+                self.what_if.value = "what-if: after the first epoch"
+                return
+            own = getattr(self.run.method.config, "gamma", 0.5)
+            self.what_if.value = f"instead of {own:.2f}: " + compare(
+                votes, votes.labels(self.gamma.value), votes.labels(own)
+            )
+
+    # ------------------------------------------------------------------------------------------- drawing
+
+    def refresh(self) -> None:
+        """Bring the view up to date, in one message; may be called from any thread."""
+        with self._lock:
+            self._seen = (self.run.status, self.run.steps_done)
+            status = self.watch.finished.status if self.watch.finished else self.run.status
+            self.watch.rest(status == "paused")
+            self.watch.sample_losses()
+            with self.canvas.hold_sync():
+                self._take_epoch()
+                self._set_chart("losses", self.watch.losses(self._trace))
+                self._set_chart("decisions", self.watch.decisions(self._trace))
+                self.canvas.frame = self._frame(status)
+            self._enable(status)
+
+    def _frame(self, status: str) -> dict[str, Any]:
+        done, total = self.watch.steps_done, self.watch.n_steps
+        error = self.run.error
+        kind = self._probe_maps[0] if self._probe_maps else ""
+        epoch = self.watch.last_epoch.epoch if self.watch.last_epoch else -1
+        when = "before training" if epoch < 0 else f"after epoch {epoch}"
+        return {
+            "headline": self.watch.headline(status),
+            "progress": done / total if total else 0.0,
+            "now": self.watch.batch_lines(),
+            "problem": "" if error is None else f"{type(error).__name__}: {shorten(error, 400)}",
+            "probe": f"Probe images and {KIND_NAMES.get(kind, kind)}, {when}" if kind else "",
+        }
+
+    def _take_epoch(self) -> None:
+        """Once per epoch: its charts and the maps of the probe."""
+        self._take_probe_images()
+        event, kind = self.watch.last_epoch, self.state.kind
+        if event is None or self._drawn.get("epoch") == (event.epoch, kind, self.watch.finished is None):
+            return
+        self._drawn["epoch"] = (event.epoch, kind, self.watch.finished is None)
+        if self.watch.finished is not None:
+            self._trace = self.run.trace
+        self._set_chart("labels", pseudo_label_chart(self._trace))
+        self._set_chart("paths", path_chart(self._trace))
+        kinds = event.explanation
+        if kinds:
+            name = kind if kind in kinds else next(iter(kinds))
+            self._probe_maps = (name, unit_range(array(kinds[name]))[:_MOST_PROBES])
+            self.canvas.shape = list(self._probe_maps[1].shape)
+            self.canvas.maps = to_bytes(self._probe_maps[1])
+        self._show_what_if()
+
+    def _take_probe_images(self) -> None:
+        started = self.watch.started
+        if started is None or started.probe is None or len(self._probe_images):
+            return
+        pixels = array(started.probe.images)[:_MOST_PROBES].transpose(0, 2, 3, 1)
+        self._probe_images = (pixels * 255 + 0.5).astype(np.uint8)
+        self.canvas.captions = [shorten(name, 60) for name in probe_captions(started)[:_MOST_PROBES]]
+        self.canvas.sheet = jpeg(sheet(list(self._probe_images), _SIDE, max(1, len(self._probe_images))))
+
+    def _set_chart(self, name: str, chart: Chart) -> None:
+        self._charts[name] = chart
+        setattr(self.canvas, name, chart.to_json())
+
+    def _enable(self, status: str) -> None:
+        """Buttons that can do something; written only when that changes."""
+        if self._drawn.get("status") == status:
+            return
+        self._drawn["status"] = status
+        over = status in _OVER
+        self.start.disabled = over or status == "running"
+        self.start.description = "Resume" if status == "paused" else "Start"
+        self.pause.disabled = status != "running"
+        self.step.disabled = self.stop.disabled = over
+        self.stop.disabled = over or status == "ready"
+        self.apply.disabled = over
+
+    @property
+    def alt(self) -> str:
+        """Headline and the newest numbers."""
+        frame = self.canvas.frame
+        return " ".join([f"{self!r}: {frame['headline']}.", *frame["now"]])
+
+    def draw(self) -> Figure:
+        """Headline, four charts and the probe images over their maps."""
+        self.refresh()
+        with self._lock:
+            frame, charts = self.canvas.frame, dict(self._charts)
+            images, maps = self._probe_images, self._probe_maps
+        strip = 1.85 if len(images) else 0.0
+        height = 5.3 + strip
+        figure = Figure(figsize=(7.2, height), dpi=100)
+        figure.text(0.01, 1 - 0.08 / height, frame["headline"], fontsize=10, weight="bold", va="top")
+        for i, line in enumerate([*frame["now"], shorten(frame["problem"], 110)]):
+            figure.text(0.01, 1 - (0.31 + 0.2 * i) / height, line, fontsize=8.5, va="top", parse_math=False)
+        axes = figure.subplots(
+            2, 2, gridspec_kw={"left": 0.085, "right": 0.985, "top": 1 - 1.1 / height, "wspace": 0.24, "hspace": 0.62,
+                               "bottom": (strip + 0.5) / height},
+        )  # fmt: skip
+        for axis, name in zip(axes.flat, ("losses", "labels", "decisions", "paths"), strict=True):
+            charts.get(name, Chart("Waiting", "", "")).draw(axis)
+        if len(images):
+            _draw_probe(figure, images, maps, list(self.canvas.captions), frame["probe"], height)
+        return figure
+
+    # ------------------------------------------------------------------------------------------- showing
+
+    def _ipython_display_(self) -> None:
+        data, metadata = self._repr_mimebundle_()
+        handle = display(data, metadata=metadata, raw=True, display_id=True)
+        if handle is not None and self.watch.finished is None:
+            self._handles.append(handle)
+
+    def _update_displays(self) -> None:
+        """Leave the picture of the end in the notebook: the one of the beginning would be all that a reader sees."""
+        if self._handles:
+            data, metadata = self._repr_mimebundle_()
+            for handle in self._handles:
+                handle.update(data, metadata=metadata, raw=True)
+            self._handles.clear()
+
+
+def _draw_probe(
+    figure: Figure,
+    images: np.ndarray,
+    maps: tuple[str, np.ndarray] | None,
+    captions: list[str],
+    title: str,
+    height: float,
+) -> None:
+    """At most eight images over their maps, along the lower edge; one picture, because axes are slow."""
+    n = min(len(images), 8)
+    figure.text(0.01, 1.72 / height, title or "Probe images", fontsize=9, weight="bold", va="center")
+    rows = [sheet(list(images[:n]), _SIDE, 8)]
+    if maps is not None:
+        overlays = [laid_over(images[i], maps[1][i], _SIDE, is_mask=maps[0] == "ncut") for i in range(n)]
+        rows.append(sheet(overlays, _SIDE, 8))
+    axes = bare(figure.add_axes((0.01, 0.18 / height, 0.98, 1.44 / height)))
+    axes.imshow(np.concatenate(rows), aspect="auto", interpolation="bilinear")
+    for i in range(n):
+        figure.text(
+            0.01 + 0.98 * i / 8, 0.14 / height, shorten(captions[i], 16), fontsize=6.5, va="top", parse_math=False
+        )

@@ -1,0 +1,251 @@
+// Shared by all views of clipviz. Every text from data is set as text, never as markup.
+
+function make(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+function makeSvg(tag, attributes = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+// A trait of bytes arrives as a DataView.
+function bytesOf(model, name) {
+  const view = model.get(name);
+  return view ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : new Uint8Array();
+}
+
+// Decoded picture of a trait of bytes, or null where there is none.
+async function bitmapOf(model, name) {
+  const bytes = bytesOf(model, name);
+  if (!bytes.length) return null;
+  return createImageBitmap(new Blob([bytes], { type: "image/jpeg" }));
+}
+
+// Listen to traits of a model for as long as a view lives; returns the function that ends it.
+function listen(model, names, draw) {
+  for (const name of names) model.on(`change:${name}`, draw);
+  return () => {
+    for (const name of names) model.off(`change:${name}`, draw);
+  };
+}
+
+// Bilinear values of a map of bytes (h, w) at size x size points, in [0, 1].
+function enlarged(map, h, w, size, smooth) {
+  const values = new Float32Array(size * size);
+  for (let y = 0; y < size; y++) {
+    const v = Math.min(Math.max(((y + 0.5) / size) * h - 0.5, 0), h - 1);
+    const top = smooth ? Math.floor(v) : Math.round(v);
+    const bottom = Math.min(top + 1, h - 1);
+    const fy = smooth ? v - top : 0;
+    for (let x = 0; x < size; x++) {
+      const u = Math.min(Math.max(((x + 0.5) / size) * w - 0.5, 0), w - 1);
+      const left = smooth ? Math.floor(u) : Math.round(u);
+      const right = Math.min(left + 1, w - 1);
+      const fx = smooth ? u - left : 0;
+      const upper = map[top * w + left] * (1 - fx) + map[top * w + right] * fx;
+      const lower = map[bottom * w + left] * (1 - fx) + map[bottom * w + right] * fx;
+      values[y * size + x] = (upper * (1 - fy) + lower * fy) / 255;
+    }
+  }
+  return values;
+}
+
+// Lay a map over a grey copy of a piece [x, y, width, height] of a bitmap.
+function overlay(canvas, bitmap, piece, map, h, w, colors, { opacity = 0.7, contour = false, mask = false } = {}) {
+  const size = canvas.width;
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingEnabled = size < 4 * piece[2];
+  context.drawImage(bitmap, ...piece, 0, 0, size, size);
+  if (!map) return;
+  const values = enlarged(map, h, w, size, !mask);
+  const pixels = context.getImageData(0, 0, size, size);
+  const data = pixels.data;
+  for (let i = 0; i < values.length; i++) {
+    const gray = 64 + 0.75 * (0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2]);
+    const color = 3 * Math.round(255 * values[i]);
+    const share = opacity * (0.25 + 0.75 * values[i]);
+    for (let c = 0; c < 3; c++) data[4 * i + c] = gray * (1 - share) + colors[color + c] * share;
+  }
+  if (contour) drawContour(data, values, size);
+  context.putImageData(pixels, 0, 0);
+}
+
+// White line with a black edge where the map crosses half of its maximum.
+function drawContour(data, values, size) {
+  const inside = (x, y) => values[Math.min(y, size - 1) * size + Math.min(x, size - 1)] >= 0.5;
+  const put = (x, y, level) => {
+    if (x < size && y < size) data.fill(level, 4 * (y * size + x), 4 * (y * size + x) + 3);
+  };
+  const edges = [];
+  for (let y = 0; y < size; y++)
+    for (let x = 0; x < size; x++)
+      if (inside(x, y) !== inside(x + 1, y) || inside(x, y) !== inside(x, y + 1)) edges.push([x, y]);
+  for (const [x, y] of edges) {
+    put(x + 1, y + 1, 0);
+    put(x + 1, y, 0);
+  }
+  for (const [x, y] of edges) put(x, y, 255);
+}
+
+// ------------------------------------------------------------------------------------------------ charts
+
+const DASHES = { solid: "", dash: "6 3", dot: "2 3", dashdot: "7 3 2 3" };
+
+function marker(symbol, x, y, color) {
+  const r = 3.2;
+  if (symbol === "square") return makeSvg("rect", { x: x - r, y: y - r, width: 2 * r, height: 2 * r, fill: color });
+  if (symbol === "circle") return makeSvg("circle", { cx: x, cy: y, r, fill: color });
+  const shapes = {
+    diamond: `M${x},${y - 4.4}L${x + 4.4},${y}L${x},${y + 4.4}L${x - 4.4},${y}Z`,
+    triangle: `M${x},${y - 4}L${x + 4},${y + 3.4}L${x - 4},${y + 3.4}Z`,
+    cross: `M${x - r},${y - r}L${x + r},${y + r}M${x - r},${y + r}L${x + r},${y - r}`,
+  };
+  const isLine = symbol === "cross";
+  return makeSvg("path", { d: shapes[symbol] || "", fill: isLine ? "none" : color, stroke: isLine ? color : "none" });
+}
+
+function niceTicks(low, high, n) {
+  const raw = (high - low) / n;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
+  const ticks = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) ticks.push(i * step);
+  return ticks;
+}
+
+const written = (value) => `${+value.toPrecision(6)}`;
+
+let patterns = 0;
+
+function hatching(root, color, hatch) {
+  if (!hatch) return color;
+  const id = `clipviz-hatch-${patterns++}`;
+  const lines = { "/": "M0,6L6,0", "\\": "M0,0L6,6", x: "M0,0L6,6M0,6L6,0", ".": "M3,2L3,4" }[hatch];
+  root.append(
+    makeSvg(
+      "pattern",
+      { id, width: 6, height: 6, patternUnits: "userSpaceOnUse" },
+      makeSvg("rect", { width: 6, height: 6, fill: color }),
+      makeSvg("path", { d: lines, stroke: "white", "stroke-width": 1.3 }),
+    ),
+  );
+  return `url(#${id})`;
+}
+
+// The chart that `clipviz.widgets.charts.Chart.to_json` describes.
+function chart(spec, width = 340) {
+  const box = make("figure", { class: "clipviz-chart", role: "img", "aria-label": spec.title });
+  box.append(make("figcaption", {}, spec.title));
+  const xs = spec.series.flatMap((s) => s.x);
+  if (!xs.length) {
+    box.append(make("p", { class: "clipviz-empty" }, spec.empty));
+    return box;
+  }
+  const [left, right, top, bottom] = [46, 8, 8, 34];
+  const height = spec.height;
+  const root = makeSvg("svg", { viewBox: `0 0 ${width} ${height}`, width, height });
+  const isBars = spec.kind === "bars";
+  const pad = isBars ? 0.5 : 0;
+  let [x0, x1] = [Math.min(...xs) - pad, Math.max(...xs) + pad];
+  if (x0 === x1) [x0, x1] = [x0 - 0.5, x1 + 0.5];
+  let [y0, y1] = spec.yRange || yExtent(spec.series);
+  const px = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
+  const py = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - top - bottom);
+  drawAxes(root, spec, { x0, x1, y0, y1, px, py, left, right, top, bottom, width, height });
+  const looks = isBars ? drawBars(root, spec, px, py, x1 - x0) : drawLines(root, spec, px, py);
+  for (const [x, text] of spec.marks) {
+    root.append(makeSvg("line", { x1: px(x), x2: px(x), y1: top, y2: height - bottom, class: "clipviz-mark" }));
+    root.append(label(px(x) + (x > (x0 + x1) / 2 ? -4 : 4), top + 9, text, x > (x0 + x1) / 2 ? "end" : "start"));
+  }
+  box.append(root, legend(spec.series, looks));
+  return box;
+}
+
+function yExtent(series) {
+  const ys = series.flatMap((s) => s.y).filter((y) => y !== null);
+  let [low, high] = [Math.min(...ys), Math.max(...ys)];
+  if (!ys.length) [low, high] = [0, 1];
+  const room = (high - low || Math.abs(high) || 1) * 0.06;
+  return [low - room, high + room];
+}
+
+function label(x, y, text, anchor, extra = {}) {
+  return makeSvg("text", { x, y, "text-anchor": anchor, ...extra }, text);
+}
+
+function drawAxes(root, spec, a) {
+  const floor = a.height - a.bottom;
+  const ticks = spec.ticks.length ? thinned(spec.ticks, 9) : niceTicks(a.x0, a.x1, 5).map((v) => [v, written(v)]);
+  for (const y of niceTicks(a.y0, a.y1, 4)) {
+    root.append(makeSvg("line", { x1: a.left, x2: a.width - a.right, y1: a.py(y), y2: a.py(y), class: "clipviz-grid" }));
+    root.append(label(a.left - 5, a.py(y) + 3.5, written(y), "end"));
+  }
+  for (const [x, text] of ticks) root.append(label(a.px(x), floor + 13, text, "middle"));
+  root.append(makeSvg("path", { d: `M${a.left},${a.top}V${floor}H${a.width - a.right}`, class: "clipviz-axis" }));
+  root.append(label((a.left + a.width - a.right) / 2, a.height - 5, spec.xLabel, "middle"));
+  const middle = (a.top + floor) / 2;
+  root.append(label(11, middle, spec.yLabel, "middle", { transform: `rotate(-90 11 ${middle})` }));
+}
+
+function thinned(items, most) {
+  const step = Math.ceil(items.length / most);
+  return items.filter((_, i) => i % step === 0);
+}
+
+function drawLines(root, spec, px, py) {
+  return spec.series.map((s) => {
+    let path = "";
+    let pen = "M";
+    s.x.forEach((x, i) => {
+      if (s.y[i] === null) pen = "M";
+      else {
+        path += `${pen}${px(x).toFixed(1)},${py(s.y[i]).toFixed(1)}`;
+        pen = "L";
+      }
+    });
+    const style = { fill: "none", stroke: s.dash === "none" ? "none" : s.color, "stroke-width": 1.8, "stroke-dasharray": DASHES[s.dash] || "" };
+    root.append(makeSvg("path", { d: path, ...style }));
+    const symbol = s.symbol || (s.x.length === 1 ? "circle" : "");
+    if (symbol)
+      s.x.forEach((x, i) => {
+        if (s.y[i] !== null) root.append(marker(symbol, px(x), py(s.y[i]), s.color));
+      });
+    return { style, symbol };
+  });
+}
+
+function drawBars(root, spec, px, py, span) {
+  const below = new Map();
+  const barWidth = Math.min(44, (px(span) - px(0)) / span * 0.75);
+  return spec.series.map((s) => {
+    const fill = hatching(root, s.color, s.hatch);
+    s.x.forEach((x, i) => {
+      const start = below.get(x) || 0;
+      const end = start + (s.y[i] || 0);
+      below.set(x, end);
+      const at = { x: px(x) - barWidth / 2, y: py(end), width: barWidth, height: Math.max(0, py(start) - py(end)) };
+      root.append(makeSvg("rect", { ...at, fill }, makeSvg("title", {}, `${s.name}: ${written(s.y[i] || 0)}`)));
+    });
+    return { fill };
+  });
+}
+
+function legend(series, looks) {
+  const list = make("div", { class: "clipviz-legend" });
+  series.forEach((s, i) => {
+    const swatch = makeSvg("svg", { width: 24, height: 12, "aria-hidden": "true" });
+    if (looks[i].fill) swatch.append(makeSvg("rect", { width: 24, height: 12, fill: looks[i].fill }));
+    else {
+      swatch.append(makeSvg("path", { d: "M0,6H24", ...looks[i].style }));
+      if (looks[i].symbol) swatch.append(marker(looks[i].symbol, 12, 6, s.color));
+    }
+    list.append(make("span", {}, swatch, make("span", {}, s.name)));
+  });
+  return list;
+}

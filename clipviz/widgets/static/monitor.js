@@ -1,0 +1,60 @@
+// LiveMonitor: one message, one redraw.
+
+function render({ model, el }) {
+  const headline = make("div", { class: "clipviz-headline", "aria-live": "off" });
+  const bar = make("progress", { max: "1", value: "0", "aria-label": "progress of the run" });
+  const now = make("div", { class: "clipviz-now" });
+  const problem = make("div", { class: "clipviz-problem", role: "alert" });
+  const charts = make("div", { class: "clipviz-charts" });
+  const slots = Object.fromEntries(["losses", "labels", "decisions", "paths"].map((name) => [name, make("div")]));
+  charts.append(...Object.values(slots));
+  const probe = make("div", { class: "clipviz-probe" });
+  const probeTitle = make("div", { class: "clipviz-caption" });
+  el.append(make("div", { class: "clipviz clipviz-monitor" }, headline, bar, now, problem, charts, probeTitle, probe));
+
+  const draw = () => {
+    const frame = model.get("frame");
+    headline.textContent = frame.headline || "";
+    bar.value = frame.progress || 0;
+    now.replaceChildren(...(frame.now || []).map((line) => make("div", {}, line)));
+    problem.textContent = frame.problem || "";
+    problem.hidden = !frame.problem;
+    probeTitle.textContent = frame.probe || "";
+  };
+
+  const drawChart = (name) => {
+    const spec = model.get(name);
+    if (spec.series) slots[name].replaceChildren(chart(spec));
+  };
+
+  const drawProbe = async () => {
+    const bitmap = await bitmapOf(model, "sheet");
+    if (!bitmap) return probe.replaceChildren();
+    const side = model.get("side");
+    const captions = model.get("captions");
+    const [n, h, w] = model.get("shape");
+    const maps = bytesOf(model, "maps");
+    const colors = bytesOf(model, "colors");
+    const figures = captions.map((caption, i) => {
+      const piece = [i * side, 0, side, side];
+      const image = make("canvas", { width: side, height: side, role: "img", "aria-label": `image: ${caption}` });
+      overlay(image, bitmap, piece, null);
+      const look = make("canvas", { width: side, height: side, role: "img", "aria-label": `saliency: ${caption}` });
+      const map = i < n ? maps.subarray(i * h * w, (i + 1) * h * w) : null;
+      overlay(look, bitmap, piece, map, h, w, colors);
+      return make("figure", {}, image, look, make("figcaption", { title: caption }, caption));
+    });
+    probe.replaceChildren(...figures);
+  };
+
+  draw();
+  drawProbe();
+  const stops = Object.keys(slots).map((name) => {
+    drawChart(name);
+    return listen(model, [name], () => drawChart(name));
+  });
+  stops.push(listen(model, ["frame"], draw), listen(model, ["maps", "sheet"], drawProbe));
+  return () => stops.forEach((stop) => stop());
+}
+
+export default { render };

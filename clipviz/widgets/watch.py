@@ -1,0 +1,289 @@
+"""Watch: what a run told so far, boiled down to what LiveMonitor shows."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from clipviz import figures
+from clipviz.events import EpochFinished, Event, RunFinished, RunStarted, StepFinished
+from clipviz.figures._style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    class_name,
+    epoch_name,
+)
+from clipviz.trace import Trace
+from clipviz.widgets.charts import Chart, Series
+
+MEASURING = "(for measuring only)"
+_MOST_POINTS = 300
+_MOST_PATHS = 60
+_LOSS_LOOKS = [(VERMILLION, "dash"), (BLUE, "dot"), (GREEN, "dashdot"), (ORANGE, "dash"), (PURPLE, "dot")]
+_SOURCE_LOOKS = [(ORANGE, "/"), (BLUE, "\\"), (PURPLE, "x")]
+
+
+class Watch:
+    """Takes events in the thread that trains and does next to nothing with them there; the rest when it is asked.
+
+    Attributes:
+        started: the first event, or None.
+        last_step: the newest step, or None.
+        last_epoch: the newest measurement, or None.
+        finished: the last event, or None.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.started: RunStarted | None = None
+        self.last_step: StepFinished | None = None
+        self.last_epoch: EpochFinished | None = None
+        self.finished: RunFinished | None = None
+        self._clock = clock
+        self._steps_seen = 0
+        self._begun_at: float | None = None
+        self._rested = 0.0
+        self._resting_since: float | None = None
+        self._losses: list[tuple[int, dict[str, float]]] = []
+
+    def take(self, event: Event) -> None:
+        """Note an event; tensors are not read here, so that no device is waited for."""
+        match event:
+            case RunStarted():
+                self.started, self._begun_at = event, self._clock()
+            case StepFinished():
+                self.last_step = event
+                self._steps_seen += 1
+            case EpochFinished():
+                self.last_epoch = event
+            case RunFinished():
+                self.finished = event
+
+    def rest(self, is_paused: bool) -> None:
+        """Say that the run rests or works, so that pauses do not count as slowness."""
+        if is_paused and self._resting_since is None:
+            self._resting_since = self._clock()
+        elif not is_paused and self._resting_since is not None:
+            self._rested += self._clock() - self._resting_since
+            self._resting_since = None
+
+    # ------------------------------------------------------------------------------------------- progress
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the whole run; 0 before it started."""
+        return self.started.n_steps if self.started else 0
+
+    @property
+    def steps_done(self) -> int:
+        """Steps until now, those before a resumed checkpoint included."""
+        return self.last_step.step + 1 if self.last_step else 0
+
+    def seconds_left(self) -> float | None:
+        """At the mean pace until now, measurements between epochs included, pauses not; None before the first step."""
+        if self._begun_at is None or not self._steps_seen:
+            return None
+        until = self._clock() if self._resting_since is None else self._resting_since
+        worked = until - self._begun_at - self._rested
+        return worked / self._steps_seen * (self.n_steps - self.steps_done)
+
+    def headline(self, status: str) -> str:
+        """Status, steps, epochs and the time left, on one line."""
+        if self.started is None:
+            return f"{status} · not started" if status == "ready" else status
+        epochs = self.last_epoch.epoch + 1 if self.last_epoch else 0
+        parts = [
+            status,
+            f"step {self.steps_done} of {self.n_steps}",
+            f"{epochs} of {self.started.n_epochs} epochs done",
+        ]
+        left = self.seconds_left()
+        if self.finished is not None:
+            parts.append(f"{clock_time(self.finished.seconds)} in all")
+        elif left is not None and status in ("running", "paused"):
+            parts.append(f"about {clock_time(left)} left")
+        return " · ".join(parts)
+
+    def batch_lines(self) -> list[str]:
+        """The newest batch in two sentences: how sure and how right, and who decided."""
+        if self.last_step is None:
+            return []
+        pseudo = self.last_step.pseudo
+        confidence = float(np.median(array(pseudo.probs).max(-1)))
+        target, labels = array(self.last_step.target), array(pseudo.labels)
+        known = target >= 0
+        text = f"This batch: median confidence {confidence:.2f}"
+        if known.any():
+            text += f", {100 * float((labels == target)[known].mean()):.0f} % right {MEASURING}"
+        shares = self.batch_decisions()
+        if not shares:
+            return [text]
+        decided = ", ".join(
+            f"{decision_name(kind, self.sources)} {100 * share:.0f} %" for kind, share in shares.items()
+        )
+        return [text, f"Who decided: {decided}"]
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of what the pseudo-labels are mixed from; empty for one source alone, which always decides."""
+        names = list(self.last_step.pseudo.sources) if self.last_step else []
+        return names if len(names) > 1 else []
+
+    def batch_decisions(self) -> dict[str, float]:
+        """Share of the newest batch by who decided, kinds as in `figures.source_decisions_info`."""
+        if self.last_step is None or not self.sources:
+            return {}
+        pseudo = self.last_step.pseudo
+        labels = array(pseudo.labels)
+        votes = np.stack([array(logits).argmax(-1) == labels for logits in pseudo.sources.values()], 1)
+        n = votes.sum(1)
+        shares = {"all agree": float((n == votes.shape[1]).mean())}
+        for i, name in enumerate(self.sources):
+            shares[name] = float(((n == 1) & votes[:, i]).mean())
+        if votes.shape[1] > 2:
+            shares["several"] = float(((n > 1) & (n < votes.shape[1])).mean())
+        return {**shares, "neither": float((n == 0).mean())}
+
+    # ------------------------------------------------------------------------------------------- charts
+
+    def sample_losses(self) -> None:
+        """Keep the losses of the newest step, thinned to so many points as can be drawn."""
+        event = self.last_step
+        if event is None or not event.losses or (self._losses and self._losses[-1][0] == event.step):
+            return
+        terms = {name: float(value) for name, value in event.losses.items()}
+        self._losses.append((event.step, {"loss": sum(terms.values()), **terms}))
+        if len(self._losses) > _MOST_POINTS:
+            self._losses = self._losses[::2]
+
+    def losses(self, trace: Trace) -> Chart:
+        """Loss terms: exact up to the last whole epoch, sampled after it."""
+        exact = figures.loss_terms_info(trace).terms
+        known_until = max((steps[-1] for steps, _ in exact.values() if len(steps)), default=-1)
+        sampled = [(step, terms) for step, terms in self._losses if step > known_until]
+        names = list(exact) or list(sampled[0][1] if sampled else ())
+        series = []
+        for i, name in enumerate(names):
+            steps, values = exact.get(name, ((), ()))
+            x = [*map(float, steps), *(float(step) for step, _ in sampled)]
+            y = [*map(float, values), *(terms[name] for _, terms in sampled)]
+            color, dash = (BLACK, "solid") if name == "loss" else _LOSS_LOOKS[(i - 1) % len(_LOSS_LOOKS)]
+            series.append(Series("loss = their sum" if name == "loss" else name, color, x, y, dash))
+        return Chart("Losses", "step", "loss", series, empty="The first step will show here.")
+
+    def decisions(self, trace: Trace) -> Chart:
+        """Who decided the pseudo-labels, per epoch, and in the newest batch."""
+        info = figures.source_decisions_info(trace)
+        now = self.batch_decisions() if self.finished is None else {}
+        kinds = list(now or info.decided) if self.sources or len(info.sources) > 1 else []
+        epochs = [int(epoch) for epoch in info.epochs]
+        place = epochs[-1] + 1 if epochs else 0
+        looks = {"all agree": ("#BBBBBB", ""), "several": (GREEN, "."), "neither": (VERMILLION, "x")}
+        looks |= {name: _SOURCE_LOOKS[i % 3] for i, name in enumerate(self.sources or info.sources)}
+        series = []
+        for kind in kinds:
+            shares = info.decided.get(kind, np.zeros(len(info.epochs)))
+            y = [100 * float(share) for share in shares] + ([100 * now[kind]] if now else [])
+            color, hatch = looks.get(kind, (SKY, ""))
+            name = decision_name(kind, self.sources or info.sources)
+            series.append(Series(name, color, [*epochs, place] if now else epochs, y, hatch=hatch))
+        ticks = [(epoch, str(epoch)) for epoch in epochs] + ([(place, "batch")] if now else [])
+        return Chart(
+            "Which source decides", "epoch", "% of the images", series, "bars", (0, 100), ticks,
+            empty="One source alone decides." if self.last_step else "The first step will show here.",
+        )  # fmt: skip
+
+
+def pseudo_label_chart(trace: Trace) -> Chart:
+    """Confidence of the pseudo-labels by epoch, and where labels exist how right they and the predictions are."""
+    info = figures.confidence_evolution_info(trace)
+    lines = [("median confidence", BLACK, "solid", "circle", info.epochs, info.all[:, 2] if len(info.epochs) else [])]
+    for metric, name, color, dash, symbol in (
+        ("pseudo_label_accuracy", f"pseudo-labels right {MEASURING}", BLUE, "dash", "square"),
+        ("accuracy", f"predictions right {MEASURING}", VERMILLION, "dot", "diamond"),
+    ):
+        values = trace.metric(metric)
+        lines.append((name, color, dash, symbol, values.index, values.to_numpy()))
+    series = [
+        Series(name, color, [float(v) for v in x], [float(v) for v in y], dash, symbol)
+        for name, color, dash, symbol, x, y in lines
+        if len(x)
+    ]
+    epochs = sorted({int(x) for line in series for x in line.x})
+    ticks = [(epoch, epoch_name(epoch)) for epoch in epochs]
+    return Chart("Pseudo-labels", "epoch", "share", series, y_range=(0, 1), ticks=ticks)
+
+
+def path_chart(trace: Trace) -> Chart:
+    """Paths of the class vectors in the fixed projection, the farthest ones where there are many."""
+    info = figures.prototype_paths_info(trace)
+    series, n_left_out = [], 0
+    for i, (name, path) in enumerate(info.paths.items()):
+        color, symbol = [(VERMILLION, "circle"), (BLUE, "diamond"), (GREEN, "square")][i % 3]
+        order = np.argsort(-np.linalg.norm(path[-1] - path[0], axis=-1), kind="stable")
+        n_left_out = max(n_left_out, len(order) - _MOST_PATHS)
+        path = path[:, order[:_MOST_PATHS]]
+        if len(path) > 1 and not np.array_equal(path[0], path[-1]):
+            x = [float(v) for column in path[:, :, 0].T for v in (*column, column[-1])]
+            y = [v for column in path[:, :, 1].T for v in (*map(float, column), None)]
+            series.append(Series(f"{name}: path", color, x, y))
+        ends = path[-1]
+        series.append(Series(f"{name}: now", color, ends[:, 0].tolist(), ends[:, 1].tolist(), "none", symbol))
+    title = "Paths of the class vectors" + (f" ({_MOST_PATHS} that moved most)" if n_left_out > 0 else "")
+    return Chart(title, "first direction", "second direction", series, empty="This method has no class vectors.")
+
+
+def probe_captions(started: RunStarted | None) -> list[str]:
+    """True class of each probe image, marked as such, or its number."""
+    if started is None or started.probe is None:
+        return []
+    pairs = zip(array(started.probe.target), array(started.probe.index), strict=True)
+    return [
+        class_name(started.class_names, int(target)) if target >= 0 else f"image {int(index)}"
+        for target, index in pairs
+    ]
+
+
+def decision_name(kind: str, sources: list[str]) -> str:
+    """A kind of decision in words."""
+    return f"only {kind}" if kind in sources else kind
+
+
+def clock_time(seconds: float) -> str:
+    """Minutes and seconds, or hours and minutes."""
+    whole = max(0, round(seconds))
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d}"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d}"
+
+
+def array(tensor: Any) -> np.ndarray:
+    """A tensor's numbers, without importing what made it; bfloat16, which numpy lacks, as float32."""
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def has_kernel() -> bool:
+    """Whether this process serves a notebook, so that a front end may show widgets."""
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def progress_line(event: EpochFinished, n_epochs: int) -> str:
+    """One epoch for a terminal."""
+    parts = ["before training" if event.epoch < 0 else f"epoch {event.epoch + 1} of {n_epochs}"]
+    for name in ("pseudo_label_accuracy", "accuracy"):
+        if name in event.metrics:
+            parts.append(f"{name.replace('_', ' ')} {event.metrics[name]:.3f} {MEASURING}")
+    return "  ".join(parts)

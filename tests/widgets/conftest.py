@@ -1,0 +1,22 @@
+"""Runs of a second and traces without a model, for views without a browser."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import ToyDataset
+
+from clipviz.evaluate import spread_probe
+from clipviz.methods import METHODS
+from clipviz.methods.base import AdaptConfig
+from clipviz.run import Run
+
+
+@pytest.fixture
+def make_run(tiny_backbone):
+    def make(labelled=True, n=16, epochs=3, method="microclip", **kwargs):
+        data = ToyDataset(n, labelled=labelled)
+        built = METHODS[method](tiny_backbone, data.prompts)
+        config = AdaptConfig(epochs=epochs, batch_size=4, lr=1e-3)
+        return Run(built, data, config, eval_dataset=data, probe=spread_probe(data, 32, 3), seed=1, **kwargs)
+
+    return make

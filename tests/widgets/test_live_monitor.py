@@ -1,0 +1,264 @@
+"""LiveMonitor without a browser: buttons, slider, numbers, picture; and a run that does not notice it."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import io
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from widget_helpers import HOSTILE, wait_for
+
+from clipviz.events import EpochFinished, Probe, RunStarted, StepFinished
+from clipviz.widgets import LiveMonitor, ViewState
+
+
+def weights(run):
+    return {name: tensor.clone() for name, tensor in run.method.trainable_state().items()}
+
+
+def test_final_weights_are_the_same_bits_with_and_without_a_monitor(make_run):
+    bare, watched = make_run(), make_run()
+    bare.fit()
+    monitor = LiveMonitor(watched, rate=200)
+    monitor.picture()
+    monitor.start.click()
+    watched.wait(60)
+    monitor.picture()
+    for name, tensor in weights(bare).items():
+        assert torch.equal(tensor, weights(watched)[name]), name
+    assert bare.trace.samples.equals(watched.trace.samples)
+
+
+def test_buttons_drive_the_run(make_run):
+    run = make_run(epochs=50)
+    monitor = LiveMonitor(run, rate=100)
+    assert monitor.pause.disabled
+    monitor.step.click()
+    wait_for(lambda: run.status == "paused" and run.steps_done == 1)
+    wait_for(lambda: "paused · step 1 of 200" in monitor.canvas.frame["headline"])
+    wait_for(lambda: monitor.start.description == "Resume")
+    monitor.step.click()
+    wait_for(lambda: "step 2 of 200" in monitor.canvas.frame["headline"])
+    monitor.start.click()
+    wait_for(lambda: run.steps_done > 6)
+    monitor.pause.click()
+    wait_for(lambda: run.status == "paused")
+    done = run.steps_done
+    time.sleep(0.1)
+    assert run.steps_done == done
+    monitor.stop.click()
+    run.wait(20)
+    wait_for(lambda: "stopped" in monitor.canvas.frame["headline"])
+    assert monitor.start.disabled
+    assert monitor.stop.disabled
+    assert monitor.apply.disabled
+
+
+def test_stop_is_obeyed_within_a_step_and_a_third_of_a_second(make_run):
+    run = make_run(epochs=500)
+    monitor = LiveMonitor(run)
+    monitor.start.click()
+    wait_for(lambda: run.steps_done > 3)
+    begun, done = time.monotonic(), run.steps_done
+    monitor.stop.click()
+    run.wait(20)
+    assert time.monotonic() - begun < 2.0  # generous, for a machine with other work; the step count is exact
+    assert run.steps_done - done <= 2
+    assert len(run.trace.samples) == run.steps_done * 4
+
+
+def test_gamma_shows_what_it_would_change_and_is_applied(make_run):
+    run = make_run(epochs=30)
+    monitor = LiveMonitor(run, rate=100)
+    assert "after the first epoch" in set_gamma(monitor, 0.4)
+    for _ in range(6):
+        monitor.step.click()
+    wait_for(lambda: run.status == "paused" and run.steps_done == 6)
+    wait_for(lambda: "step 6 of" in monitor.canvas.frame["headline"])
+    text = set_gamma(monitor, 1.0)
+    trace = run.trace
+    static = trace.samples.query("epoch == 0")["static_label"].to_numpy()
+    own = trace.samples.query("epoch == 0")["pseudo_label"].to_numpy()
+    assert text.startswith(f"instead of 0.50: {(static != own).sum()} of 16 pseudo-labels differ")
+    assert "(for measuring only)" in text
+    monitor.apply.click()
+    monitor.step.click()
+    wait_for(lambda: run.steps_done == 7 and run.status == "paused")
+    assert run.method.config.gamma == 1.0
+    monitor.stop.click()
+    assert run.wait(20).meta["changes"] == [{"step": 6, "gamma": 1.0}]
+
+
+def set_gamma(monitor, value):
+    monitor.gamma.value = value
+    return monitor.what_if.value
+
+
+def test_the_last_frame_is_there_when_wait_returns(make_run):
+    run = make_run()
+    monitor = LiveMonitor(run, rate=0.5)  # so slow that only the first and the last frame are drawn
+    monitor.start.click()
+    run.wait(60)
+    assert monitor.canvas.frame["headline"].startswith("finished · step 12 of 12 · 3 of 3 epochs done")
+    assert monitor.canvas.frame["progress"] == 1.0
+    names = [line["name"] for line in monitor.canvas.losses["series"]]
+    assert names == ["loss = their sum", "cross_entropy", "fairness"]
+    assert monitor.canvas.losses["series"][0]["x"] == list(range(12))
+    assert monitor.canvas.shape == [3, 4, 4]
+    assert len(monitor.canvas.maps) == 3 * 4 * 4
+
+
+def test_at_most_five_messages_a_second(make_run, monkeypatch):
+    run = make_run(epochs=20)
+    monitor = LiveMonitor(run)
+    sent = []
+    monkeypatch.setattr(monitor.canvas, "send_state", lambda key=None: sent.append(time.monotonic()))
+    begun = time.monotonic()
+    monitor.start.click()
+    run.wait(60)
+    pumped = sent[:-3]  # the end is drawn at once, whenever it comes
+    assert run.steps_done == 80
+    assert len(pumped) <= 5 * (time.monotonic() - begun) + 1
+    assert len(sent) >= 1
+
+
+def test_fit_in_the_caller_works_with_the_same_monitor(make_run):
+    run = make_run()
+    monitor = LiveMonitor(run)
+    run.fit()
+    assert monitor.canvas.frame["headline"].startswith("finished")
+
+
+def test_a_failure_is_shown_and_raised(make_run):
+    def broken(event):
+        if isinstance(event, StepFinished) and event.step == 2:
+            raise ArithmeticError("<b>listener</b> broke")
+
+    run = make_run(listeners=[broken])
+    monitor = LiveMonitor(run, rate=50)
+    monitor.start.click()
+    with pytest.raises(ArithmeticError):
+        run.wait(20)
+    wait_for(lambda: monitor.canvas.frame["problem"] == "ArithmeticError: <b>listener</b> broke")
+    assert "failed" in monitor.canvas.frame["headline"]
+
+
+def test_scripts_get_one_line_per_epoch(make_run, capsys):
+    run = make_run()
+    LiveMonitor(run)
+    run.fit()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("before training")
+    assert lines[3].startswith("epoch 3 of 3")
+    assert "(for measuring only)" in lines[3]
+
+
+def test_without_labels_no_accuracy_is_mentioned(make_run, capsys):
+    run = make_run(labelled=False)
+    monitor = LiveMonitor(run)
+    run.fit()
+    monitor.gamma.value = 0.9
+    shown = [*monitor.canvas.frame["now"], monitor.what_if.value, monitor.alt, capsys.readouterr().out]
+    assert not any("right" in text or "accuracy" in text for text in shown)
+    assert [line["name"] for line in monitor.canvas.labels["series"]] == ["median confidence"]
+    assert monitor.canvas.captions[0] == "image 0"
+
+
+def test_bundle_has_a_picture_and_a_text_that_never_changes(make_run):
+    run = make_run()
+    monitor = LiveMonitor(run)
+    before, _ = monitor._repr_mimebundle_()
+    run.fit()
+    data, metadata = monitor._repr_mimebundle_()
+    assert data["text/plain"] == before["text/plain"] == "LiveMonitor(microclip on toy)"
+    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == monitor.widget.model_id
+    picture = base64.b64decode(data["image/jpeg"])
+    image = Image.open(io.BytesIO(picture))
+    assert 480 <= image.width <= 760
+    assert 8_000 < len(picture) <= 60_000
+    assert data["image/jpeg"] != before["image/jpeg"]
+    assert "finished" in metadata["image/jpeg"]["alt"]
+    assert "text/html" not in data
+
+
+def test_a_method_without_sources_or_gamma(make_run):
+    run = make_run(method="zero_shot")
+    monitor = LiveMonitor(run)
+    run.fit()
+    assert monitor.widget.children[1].layout.display == "none"
+    assert monitor.canvas.decisions["series"] == []
+    assert monitor.canvas.losses["series"] == []
+    assert len(monitor.picture()) > 5_000
+
+
+def test_hostile_names_and_one_pixel(make_run):
+    run = make_run()
+    monitor = LiveMonitor(run)
+    probe = Probe(torch.zeros(1, 3, 1, 1), torch.tensor([0]), torch.tensor([0]))
+    monitor(RunStarted("microclip", {}, (HOSTILE,), 1, 1, 4, probe))
+    monitor(EpochFinished(-1, {}, None, {}, {"soap": torch.full((1, 1, 1), torch.nan)}))
+    monitor.refresh()
+    assert len(monitor.canvas.captions[0]) <= 60
+    assert "\n" not in monitor.canvas.captions[0]
+    assert len(monitor.picture()) > 5_000
+    monitor.close()
+
+
+def test_pauses_do_not_count_as_slowness(make_run):
+    now = [100.0]
+    monitor = LiveMonitor(make_run(), clock=lambda: now[0])
+    watch = monitor.watch
+    watch.take(RunStarted("microclip", {}, ("a",), 4, 1, 10, None))
+    labels = torch.zeros(1, dtype=torch.long)
+    from clipviz.events import PseudoLabels
+
+    pseudo = PseudoLabels(labels, torch.ones(1, 1), torch.ones(1), {})
+    for step in range(2):
+        now[0] += 2.0
+        watch.take(StepFinished(0, step, labels, labels, pseudo, {"loss": torch.ones(())}))
+    assert watch.seconds_left() == pytest.approx(16.0)
+    watch.rest(True)
+    now[0] += 1000.0
+    assert watch.seconds_left() == pytest.approx(16.0)
+    watch.rest(False)
+    assert watch.headline("running").endswith("about 0:16 left")
+
+
+def test_memory_stays_flat_over_a_hundred_refreshes(make_run):
+    run = make_run()
+    monitor = LiveMonitor(run)
+    run.fit()
+
+    def use():
+        for i in range(100):
+            monitor.gamma.value = i / 100
+            monitor.refresh()
+        monitor._repr_mimebundle_()
+        gc.collect()
+
+    use()
+    tracemalloc.start()
+    use()
+    before = tracemalloc.get_traced_memory()[0]
+    use()
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 100_000
+
+
+def test_state_chooses_the_kind_of_map(make_run):
+    run = make_run()
+    state = ViewState(kind="ncut")
+    monitor = LiveMonitor(run, state=state)
+    run.fit()
+    assert "NCut mask" in monitor.canvas.frame["probe"]
+    assert set(np.frombuffer(monitor.canvas.maps, np.uint8)) <= {0, 255}
+    state.kind = "fiedler"
+    assert "Fiedler vector" in monitor.canvas.frame["probe"]
