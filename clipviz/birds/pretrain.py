@@ -279,13 +279,13 @@ def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.AdamW) -> i
     return step
 
 
-def export(model: Any, folder: Path) -> None:
-    """Write an ordinary open_clip model folder: config and fp16 weights."""
+def export(model: Any, folder: Path, config: PretrainConfig) -> None:
+    """Write an ordinary open_clip model folder: config, and fp16 weights that say how they were made."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": PREPROCESS_CONFIG}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    described = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": PREPROCESS_CONFIG}
+    (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
+    save_file(weights, folder / "open_clip_model.safetensors", metadata={"pretraining": json.dumps(asdict(config))})
 
 
 def pretrain(config: PretrainConfig, folder: Path, device: str = "cpu", save_every: int = 250) -> Any:
@@ -315,7 +315,7 @@ def pretrain(config: PretrainConfig, folder: Path, device: str = "cpu", save_eve
                 print(f"{step},{row},{model.logit_scale.exp().item():.2f},{speed:.0f}", file=log, flush=True)
             if (step + 1) % save_every == 0 or step + 1 == config.steps:
                 save_checkpoint(folder, model, optimizer, step + 1, config)
-                export(model, folder / "model")
+                export(model, folder / "model", config)
     return model
 
 
