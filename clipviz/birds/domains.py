@@ -145,6 +145,6 @@ def render_image(
     if clutter:
         _occlude(background, parts, rng, clutter)
     for name, strength in shifts.items():
-        if name in _EFFECTS:
+        if name in _EFFECTS and strength > 0:
             background = _EFFECTS[name](background, rng, strength)
     return _to_uint8(background), parts

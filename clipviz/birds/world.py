@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clipviz.errors import choose
+
 # Attribute -> its values. The first value of a part that can be missing is "no".
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "plan": ("finch", "heron", "duck", "swallow", "pheasant", "owl"),
@@ -115,7 +117,7 @@ NAME_ADJECTIVES: dict[str, str] = {
 
 def encode(values: dict[str, str]) -> np.ndarray:
     """Attribute values -> indices (A,) int64. Raises `ValueError` for an unknown value."""
-    return np.array([ATTRIBUTES[name].index(values[name]) for name in ATTRIBUTES])
+    return np.array([options.index(choose(name, values[name], options)) for name, options in ATTRIBUTES.items()])
 
 
 def decode(code: np.ndarray) -> dict[str, str]:

@@ -1,0 +1,369 @@
+"""Backbone: open_clip's own numbers, the value path written out once more, and models that cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import TINY, make_tiny_backbone
+
+from clipviz.backbone import Backbone, load_backbone
+from clipviz.methods.microclip import MicroCLIP
+from clipviz.prompts import ClassPrompts
+
+
+def images(n=3, size=32, seed=0):
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def normalized(x):
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def birds_like(**vision):
+    """A small ViT of the shape of the bundled model, every parameter random (biases and scales too)."""
+    torch.manual_seed(1)
+    shape = {"image_size": 64, "layers": 3, "width": 96, "head_width": 24, "patch_size": 8, **vision}
+    model = open_clip.CLIP(**{**TINY, "embed_dim": 48, "vision_cfg": shape, "text_cfg": dict(TINY["text_cfg"])})
+    with torch.no_grad():
+        for name, parameter in model.visual.named_parameters():
+            if "ln" in name or "bias" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    tokenizer = open_clip.SimpleTokenizer(context_length=24)
+    return Backbone(model, tokenizer, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), "birds-like").requires_grad_(False).eval()
+
+
+# ------------------------------------------------------------------------------------------------- embeddings
+
+
+def test_embeddings_are_open_clips_own():
+    backbone = birds_like()
+    x = images(size=64)
+    mean, std = (torch.tensor(t).view(1, 3, 1, 1) for t in ((0.5, 0.4, 0.3), (0.25, 0.2, 0.3)))
+    with torch.no_grad():
+        expected = backbone.model.encode_image((x - mean) / std, normalize=True)
+        torch.testing.assert_close(backbone.embed(x), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(backbone.tokens(x).cls, expected, atol=1e-6, rtol=0)
+
+
+def test_text_embeddings_are_open_clips_own_in_any_batch_size(tiny_backbone):
+    texts = ["a red bird", "an owl", "a very long sentence " * 20, "naïve café", ""]
+    ids = tiny_backbone.tokenizer(texts)
+    with torch.no_grad():
+        expected = tiny_backbone.model.encode_text(ids, normalize=True)
+    for batch_size in (1, 2, 100):
+        torch.testing.assert_close(tiny_backbone.embed_text(texts, batch_size), expected, atol=1e-6, rtol=0)
+
+
+def test_facts_are_read_from_the_model(tiny_backbone):
+    assert (tiny_backbone.image_size, tiny_backbone.embed_dim, tiny_backbone.width) == (32, 32, 64)
+    scale = tiny_backbone.model.logit_scale.exp().item()
+    assert tiny_backbone.logit_scale == pytest.approx(scale)
+    assert scale != 100.0
+
+
+# ------------------------------------------------------------------------------------------------- patch tokens
+
+
+def value_path_by_hand(backbone, x):
+    """Patch tokens of the last block's value path, from the weights and nothing of clipviz.
+
+    v = x + out_proj(W_v LN_1(x) + b_v);  v <- v + MLP(LN_2(v));  LN_post(v), CLS row dropped.
+    """
+    visual = backbone.model.visual
+    captured = []
+    handle = visual.transformer.resblocks[-1].ln_1.register_forward_pre_hook(lambda m, a: captured.append(a[0]))
+    visual((x - backbone.mean) / backbone.std)
+    handle.remove()
+    weights = dict(visual.transformer.resblocks[-1].named_parameters())
+
+    def layer_norm(v, weight, bias):
+        centered = v - v.mean(-1, keepdim=True)
+        return centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+
+    def gelu(v):
+        return 0.5 * v * (1 + torch.erf(v / 2**0.5))
+
+    tokens = captured[0]
+    width = tokens.shape[-1]
+    w_v = weights["attn.in_proj_weight"][2 * width : 3 * width]
+    b_v = weights["attn.in_proj_bias"][2 * width : 3 * width]
+    value = layer_norm(tokens, weights["ln_1.weight"], weights["ln_1.bias"]) @ w_v.T + b_v
+    v = tokens + value @ weights["attn.out_proj.weight"].T + weights["attn.out_proj.bias"]
+    hidden = layer_norm(v, weights["ln_2.weight"], weights["ln_2.bias"])
+    hidden = gelu(hidden @ weights["mlp.c_fc.weight"].T + weights["mlp.c_fc.bias"])
+    v = v + hidden @ weights["mlp.c_proj.weight"].T + weights["mlp.c_proj.bias"]
+    return layer_norm(v, visual.ln_post.weight, visual.ln_post.bias)[:, 1:]
+
+
+def test_patch_tokens_are_the_value_path_of_the_last_block():
+    backbone = birds_like()
+    x = images(size=64)
+    with torch.no_grad():
+        tokens = backbone.tokens(x)
+        expected = value_path_by_hand(backbone, x)
+    assert tokens.grid == (8, 8)
+    torch.testing.assert_close(tokens.patches, expected, atol=1e-5, rtol=0)
+
+
+def test_a_patch_token_depends_on_no_other_patch_of_the_last_block():
+    """With one block only, a patch token is a function of its own pixels: changing one patch changes one token."""
+    backbone = birds_like(layers=1)
+    x, changed = images(1, 64), images(1, 64)
+    changed[0, :, 8:16, 24:32] = 0.0  # row 1, column 3 of the grid
+    with torch.no_grad():
+        difference = (backbone.tokens(x).patches - backbone.tokens(changed).patches).abs().amax(-1)[0]
+    assert difference.argmax().item() == 1 * 8 + 3
+    assert (difference > 1e-4).sum() == 1
+
+
+def test_gradients_reach_the_layer_norms_through_both_paths():
+    backbone = birds_like()
+    x = images(2, 64)
+    parameter = backbone.visual.transformer.resblocks[-1].ln_1.weight.requires_grad_(True)
+    (cls_gradient,) = torch.autograd.grad(backbone.tokens(x).cls.square().cumsum(-1).sum(), parameter)
+    (patch_gradient,) = torch.autograd.grad(backbone.tokens(x).patches.square().cumsum(-1).sum(), parameter)
+    assert cls_gradient.abs().sum() > 1e-6
+    assert patch_gradient.abs().sum() > 1e-6
+    (expected,) = torch.autograd.grad(value_path_by_hand(backbone, x).square().cumsum(-1).sum(), parameter)
+    torch.testing.assert_close(patch_gradient, expected, atol=1e-2, rtol=1e-3)
+
+
+def test_projection_is_the_towers_own(tiny_backbone):
+    tokens = torch.randn(2, 5, 64)
+    expected = torch.einsum("bnw,we->bne", tokens, tiny_backbone.visual.proj)
+    torch.testing.assert_close(tiny_backbone.project(tokens), expected)
+
+
+# ------------------------------------------------------------------------------------------------- leaving no trace
+
+
+def fingerprints(model):
+    """Hooks and instance-level replacements of every module."""
+    return {
+        name: (
+            len(module._forward_hooks),
+            len(module._forward_pre_hooks),
+            len(module._backward_hooks),
+            sorted(key for key in module.__dict__ if callable(module.__dict__[key])),
+        )
+        for name, module in model.named_modules()
+    }
+
+
+def test_nothing_stays_on_the_model_after_use_and_after_an_error():
+    backbone = make_tiny_backbone()
+    before = fingerprints(backbone.model)
+    backbone.tokens(images())
+    backbone.embed(images())
+    assert fingerprints(backbone.model) == before
+
+    def broken(*args, **kwargs):
+        raise ArithmeticError("inside the tower")
+
+    handle = backbone.visual.transformer.resblocks[-1].mlp.register_forward_hook(broken)
+    during = fingerprints(backbone.model)
+    for call in (backbone.tokens, backbone.embed):
+        with pytest.raises(ArithmeticError, match="inside the tower"):
+            call(images())
+        assert fingerprints(backbone.model) == during
+    handle.remove()
+    assert fingerprints(backbone.model) == before
+
+
+def test_hooks_of_others_see_the_whole_block():
+    """Whoever looks at the last block gets open_clip's own computation, all rows of it, and the result is the same."""
+    backbone = make_tiny_backbone()
+    x = images()
+    with torch.no_grad():
+        alone = backbone.tokens(x)
+    seen = []
+    block = backbone.visual.transformer.resblocks[-1]
+    handle = block.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    with torch.no_grad():
+        watched = backbone.tokens(x)
+    handle.remove()
+    assert seen == [(3, 17, 64)]
+    torch.testing.assert_close(watched.cls, alone.cls, atol=1e-6, rtol=0)
+    torch.testing.assert_close(watched.patches, alone.patches, atol=1e-5, rtol=0)
+
+
+def test_a_trainable_copy_shares_text_and_owns_its_tower():
+    backbone = make_tiny_backbone()
+    copy = backbone.trainable_copy()
+    assert copy.model.transformer is backbone.model.transformer
+    before = backbone.embed(images())
+    with torch.no_grad():
+        for parameter in copy.visual.parameters():
+            parameter.add_(0.1)
+    torch.testing.assert_close(backbone.embed(images()), before, atol=0, rtol=0)
+    assert not torch.allclose(copy.embed(images()), before)
+    assert copy.fingerprint() != backbone.fingerprint()
+    assert backbone.trainable_copy().fingerprint() == backbone.fingerprint()
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 1, 32, 32), (1, 3, 64, 64), (1, 3, 32, 16)])
+def test_images_of_another_shape_are_refused(tiny_backbone, shape):
+    for call in (tiny_backbone.embed, tiny_backbone.tokens):
+        with pytest.raises(ValueError, match=r"tiny wants images \(B, 3, 32, 32\) in \[0, 1\], got"):
+            call(torch.zeros(shape))
+
+
+# ------------------------------------------------------------------------------------------------- other towers
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    model = open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=dict(TINY["text_cfg"]))
+    tokenizer = open_clip.SimpleTokenizer(context_length=24)
+    return Backbone(model, tokenizer, (0.5,) * 3, (0.25,) * 3, "RN-tiny").requires_grad_(False).eval()
+
+
+def test_a_resnet_gives_embeddings_and_refuses_patches(resnet):
+    x = images()
+    with torch.no_grad():
+        expected = resnet.model.encode_image((x - resnet.mean) / resnet.std, normalize=True)
+        torch.testing.assert_close(resnet.embed(x), expected, atol=1e-6, rtol=0)
+    assert not resnet.has_patches
+    assert resnet.embed_dim == 32
+    for purpose, refused in (
+        ("tokens", lambda: resnet.tokens(x)),
+        ("patch width", lambda: resnet.width),
+        ("microclip", lambda: MicroCLIP(resnet, ClassPrompts(("a", "b")))),
+    ):
+        with pytest.raises(ValueError, match=rf"{purpose} needs the patch tokens of a ViT.*ModifiedResNet.*zero_shot"):
+            refused()
+
+
+@pytest.mark.parametrize("vision", [{"pool_type": "avg"}, {"attentional_pool": True}])
+def test_a_vit_without_cls_refuses_patches(vision):
+    backbone = birds_like(attn_pooler_heads=4, **vision)
+    assert not backbone.has_patches
+    x = images(size=64)
+    with torch.no_grad():
+        expected = backbone.model.encode_image((x - backbone.mean) / backbone.std, normalize=True)
+        torch.testing.assert_close(backbone.embed(x), expected, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="needs the patch tokens"):
+        backbone.tokens(x)
+
+
+# ------------------------------------------------------------------------------------------------- loading
+
+
+@pytest.fixture(scope="module")
+def architectures(tmp_path_factory):
+    """Two tiny architectures known to open_clip, and a folder with good and bad files of weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    configs = folder / "configs"
+    configs.mkdir()
+    (configs / "tiny-vit.json").write_text(json.dumps(TINY))
+    (configs / "tiny-vit-wide.json").write_text(json.dumps({**TINY, "embed_dim": 48}))
+    open_clip.add_model_config(configs)
+    model = make_tiny_backbone().model
+    save_file(model.state_dict(), folder / "good.safetensors")
+    torch.save(model.state_dict(), folder / "good.pt")
+    torch.save(model, folder / "pickled.pt")
+    whole = (folder / "good.safetensors").read_bytes()
+    (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.safetensors").write_bytes(b"")
+    (folder / "text.pt").write_text("these are no weights")
+    torch.save({}, folder / "nothing.pt")
+    torch.save([1, 2], folder / "list.pt")
+    return folder
+
+
+@pytest.mark.parametrize("file", ["good.safetensors", "good.pt"])
+def test_a_local_file_gives_its_weights(architectures, tiny_backbone, file):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backbone = load_backbone("tiny-vit", str(architectures / file))
+    assert backbone.fingerprint() == tiny_backbone.fingerprint()
+    assert not backbone.training
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert backbone.image_size == 32
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("missing.safetensors", r"no such weights file: '.*missing.safetensors'.*tiny-vit has no pretrained tags"),
+        ("truncated.safetensors", "damaged, or not a file of weights.*incomplete metadata"),
+        ("empty.safetensors", "damaged, or not a file of weights"),
+        ("pickled.pt", "is pickled and holds more than tensors, so it is not opened"),
+        ("text.pt", "could not load model 'tiny-vit' with weights"),
+        ("nothing.pt", "could not load model 'tiny-vit' with weights"),
+        ("list.pt", "could not load model 'tiny-vit' with weights"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_reason_in_one_line(architectures, file, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_backbone("tiny-vit", str(architectures / file))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_width_are_refused(architectures):
+    with pytest.raises(ValueError, match=r"do not fit this architecture .*size mismatch for") as error:
+        load_backbone("tiny-vit-wide", str(architectures / "good.safetensors"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("VIT-B-23",), r"unknown model 'VIT-B-23'; did you mean 'ViT-B-32'"),
+        (("bird",), "did you mean 'birds'"),
+        (("ViT-B-32", "opnai"), "unknown pretrained tag for ViT-B-32 'opnai'; did you mean 'openai'"),
+        (("ViT-B-32", "openai"), r"trained with QuickGELU but 'ViT-B-32' uses GELU; use .*'ViT-B-32-quickgelu'"),
+        (("RN50", "openai"), "use the architecture 'RN50-quickgelu'"),
+        (("birds", "openai"), "'birds' brings its own weights"),
+        (("local-dir:/no/such/place",), "could not load model 'local-dir:/no/such/place'"),
+    ],
+)
+def test_names_that_cannot_be_loaded_say_what_to_do(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_backbone(*arguments)
+
+
+def test_a_quickgelu_architecture_refuses_gelu_weights():
+    tags = open_clip.list_pretrained_tags_by_model("ViT-B-32-quickgelu")
+    gelu = [tag for tag in tags if not open_clip.get_pretrained_cfg("ViT-B-32-quickgelu", tag).get("quick_gelu")]
+    with pytest.raises(ValueError, match=r"trained with GELU but .*use the architecture 'ViT-B-32'|unknown pretrained"):
+        load_backbone("ViT-B-32-quickgelu", gelu[0] if gelu else "laion2b_s34b_b79k")
+
+
+def test_a_folder_of_weights_is_a_model_and_one_without_weights_is_refused(architectures, tiny_backbone, tmp_path):
+    preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": preprocess}))
+    with pytest.raises(ValueError, match="could not load model"):
+        load_backbone(str(tmp_path))
+    save_file(tiny_backbone.model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    backbone = load_backbone(str(tmp_path))
+    assert backbone.fingerprint() == tiny_backbone.fingerprint()
+    assert backbone.mean.flatten().tolist() == [0.5] * 3
+    with pytest.raises(ValueError, match="brings its own weights"):
+        load_backbone(str(tmp_path), "openai")
+
+
+def test_random_weights_give_one_warning_of_our_own(architectures):
+    root = logging.getLogger()
+    before = list(root.handlers), list(root.filters)
+    with pytest.warns(UserWarning, match="'tiny-vit' has random weights") as caught:
+        backbone = load_backbone("tiny-vit")
+    assert len(caught) == 1
+    assert (list(root.handlers), list(root.filters)) == before
+    assert backbone.image_size == 32
+
+
+def test_the_bundled_model_is_an_ordinary_one():
+    backbone = load_backbone("birds")
+    assert backbone.name == "birds"
+    assert backbone.image_size == 64
+    assert backbone.has_patches
+    assert backbone.mean.flatten().tolist() == [0.5] * 3
