@@ -40,9 +40,10 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
 
 
 def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
-    """Write the state of a run at an epoch boundary, atomically.
+    """Write the state of a run between two steps, atomically.
 
-    Trainable parameters, the method's buffers and AdamW's moments as tensors; epoch, identity and versions as JSON.
+    Trainable parameters, the method's buffers, AdamW's moments and the books of the epoch as tensors; position,
+    identity and versions as JSON. There is no random state to keep: order and views follow from seed, epoch and index.
     """
     method, optimizer = adaptation.method, adaptation.optimizer
     tensors = {f"method/{name}": tensor.contiguous() for name, tensor in method.trainable_state().items()}
@@ -50,9 +51,11 @@ def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
     for parameter, state in optimizer.state.items() if optimizer else ():
         for key, value in state.items():
             tensors[f"optimizer/{key}/{names[parameter]}"] = torch.as_tensor(value).contiguous()
+    tensors.update((f"books/{name}", torch.cat(values)) for name, values in adaptation.books.items())
     metadata = {
         "format": "clipviz-checkpoint-1",
         "epoch": str(adaptation.epoch),
+        "steps_in_epoch": str(adaptation.steps_in_epoch),
         "identity": json.dumps(_identity(adaptation)),
         "versions": json.dumps(versions()),
     }
@@ -67,11 +70,8 @@ def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, adaptation: Adaptation) -> int:
+def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
     """Restore what `save_checkpoint` wrote.
-
-    Returns:
-        The next epoch.
 
     Raises:
         ValueError: if the file is damaged, or belongs to another method, model, class set or schedule.
@@ -104,8 +104,9 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> int:
         }
         if moments and optimizer is not None:
             optimizer.state[parameter] = moments
-    adaptation.epoch = int(metadata["epoch"])
-    return adaptation.epoch
+    books = {name.removeprefix("books/"): [t] for name, t in tensors.items() if name.startswith("books/")}
+    adaptation.books = books
+    adaptation.epoch, adaptation.steps_in_epoch = int(metadata["epoch"]), int(metadata["steps_in_epoch"])
 
 
 def _short(value: object) -> str:

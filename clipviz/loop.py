@@ -69,7 +69,9 @@ class Adaptation:
     Args: as for `adapt`.
 
     Attributes:
-        epoch: the next epoch to do; set it (with the state of method and optimizer) to resume.
+        epoch: the epoch that is being done, or the next one; set it (with the state of method and optimizer) to resume.
+        steps_in_epoch: steps of it that are done; likewise.
+        books: what the steps of the epoch add up to so far; likewise.
         optimizer: AdamW over the method's trainable parameters; None for methods that only guess.
     """
 
@@ -86,7 +88,7 @@ class Adaptation:
         self.method, self.dataset, self.eval_dataset, self.seed = method, dataset, eval_dataset, seed
         self.config = config or method.schedule
         self.probe = _as_probe(probe)
-        self.epoch = 0
+        self.epoch = self.steps_in_epoch = 0
         self.loader = _loader(method, dataset, self.config, seed)
         self.batches: Batches = self.loader  # what training draws from; a method may bring its own after `prepare`
         self.n_epochs = self.config.epochs if method.trains else 1
@@ -96,8 +98,7 @@ class Adaptation:
             self.optimizer = torch.optim.AdamW(
                 method.parameter_groups(self.config.weight_decay), lr=self.config.lr, betas=(0.9, 0.999), eps=1e-8
             )
-        self._guesses: list[tuple[Tensor, Tensor]] = []  # pseudo-labels and targets of the current epoch
-        self._metrics: dict[str, list[Tensor]] = {}
+        self.books: dict[str, list[Tensor]] = {}
         self._before: EpochFinished | None = None  # the state before training, measured
         self._evaluated: ImageDataset | None = None
 
@@ -106,7 +107,7 @@ class Adaptation:
         begun = time.perf_counter()
         method = self.method
         yield self._started()
-        if self.epoch == 0:
+        if self.epoch == self.steps_in_epoch == 0:
             with torch.no_grad():
                 method.prepare(_without_targets(batch) for batch in self.loader.epoch(0))
             yield self._measured(-1)
@@ -115,19 +116,21 @@ class Adaptation:
         last: EpochFinished | None = None
         for epoch in range(self.epoch, self.n_epochs):
             method.train(method.trains)
-            method.begin_epoch()
-            for i, batch in enumerate(self.batches.epoch(epoch)):
+            if self.steps_in_epoch == 0:
+                method.begin_epoch()
+            for i, batch in enumerate(self.batches.epoch(epoch, self.steps_in_epoch), self.steps_in_epoch):
                 step = epoch * len(self.batches) + i
                 with torch.no_grad():
                     pseudo = method.pseudo_label(batch.views, batch.index)
                 losses = self._learn(batch.views, pseudo, step) if self.optimizer else {}
                 target = self._count(pseudo, batch.index)
+                self.steps_in_epoch = i + 1
                 yield StepFinished(epoch, step, batch.index, target, pseudo, losses)
                 method.train(method.trains)  # a listener may have looked in eval mode
             with torch.no_grad():
                 method.end_epoch()
             self._check_weights(epoch)
-            self.epoch = epoch + 1
+            self.epoch, self.steps_in_epoch = epoch + 1, 0
             last = self._measured(epoch)
             yield last
         yield RunFinished("finished", time.perf_counter() - begun, self._gallery(last.predictions if last else None))
@@ -163,18 +166,18 @@ class Adaptation:
     def _count(self, pseudo: PseudoLabels, index: Tensor) -> Tensor:
         """Note the guesses of a step; returns their targets, which no method has seen."""
         target = torch.from_numpy(self.dataset.targets[index.cpu().numpy()])
-        self._guesses.append((pseudo.labels.cpu(), target))
-        for name, values in pseudo.metrics.items():
-            self._metrics.setdefault(name, []).append(values.cpu())
+        for name, values in {"labels": pseudo.labels, "targets": target, **pseudo.metrics}.items():
+            self.books.setdefault(name, []).append(values.cpu())
         return target.to(index.device)
 
     def _close_books(self) -> dict[str, float]:
         """What the steps of an epoch add up to."""
-        metrics = {name: float(torch.cat(values).mean()) for name, values in self._metrics.items()}
-        if self._guesses and self.dataset.has_targets:
-            labels, target = (torch.cat(column) for column in zip(*self._guesses, strict=True))
-            metrics["pseudo_label_accuracy"] = accuracy(labels, target)
-        self._guesses, self._metrics = [], {}
+        columns = {name: torch.cat(values) for name, values in self.books.items()}
+        self.books = {}
+        guesses = columns.pop("labels", None), columns.pop("targets", None)
+        metrics = {name: float(values.mean()) for name, values in sorted(columns.items())}
+        if guesses[0] is not None and guesses[1] is not None and self.dataset.has_targets:
+            metrics["pseudo_label_accuracy"] = accuracy(*guesses)
         return metrics
 
     def _measured(self, epoch: int) -> EpochFinished:

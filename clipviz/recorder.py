@@ -60,11 +60,15 @@ class Recorder:
         for name, array in start.arrays.items():
             if _grows(name):
                 self._growing[name] = list(array)
-            else:
+            elif not name.startswith("sources/"):
                 self._fixed[name] = array
         self._steps: list[tuple[int, int, str, Tensor]] = []
-        self._source_epoch = -1
-        self._sources: dict[str, list[np.ndarray]] = {}
+        self._source_epoch = int(start.samples["epoch"].iloc[-1]) if len(start.samples) else -1
+        self._sources = {
+            name.removeprefix("sources/"): [array]
+            for name, array in start.arrays.items()
+            if name.startswith("sources/")
+        }
 
     def __call__(self, event: Event) -> None:
         """Take one event in."""
@@ -129,7 +133,6 @@ class Recorder:
         """Full source logits, of the last epoch only: the gamma what-if needs them."""
         if event.epoch != self._source_epoch:
             self._source_epoch, self._sources = event.epoch, {}
-            self._fixed = {name: a for name, a in self._fixed.items() if not name.startswith("sources/")}
         self.meta["sources"] = list(event.pseudo.sources)
         numbers = self.meta["n_images"] * event.pseudo.probs.shape[-1]
         if numbers > MAX_SOURCE_LOGITS:

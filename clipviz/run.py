@@ -21,9 +21,12 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from clipviz.checkpoint import load_checkpoint, save_checkpoint
@@ -34,6 +37,9 @@ from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.recorder import Recorder
 from clipviz.trace import TABLES, Trace
+
+if TYPE_CHECKING:
+    from clipviz.looker import Looker
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -51,6 +57,7 @@ class Run:
         probe: images to follow.
         seed: order of the images and all views.
         folder: where trace and checkpoint go; None keeps the trace in memory only.
+        save_seconds: also save between two epochs when so much time has passed.
         listeners: called with every event, in the thread that trains.
 
     Attributes:
@@ -70,18 +77,21 @@ class Run:
         probe: Probe | Tensor | None = None,
         seed: int = 0,
         folder: str | os.PathLike[str] | None = None,
+        save_seconds: float = 300.0,
         listeners: Sequence[Listener] = (),
     ) -> None:
         self.adaptation = Adaptation(method, dataset, config, eval_dataset=eval_dataset, probe=probe, seed=seed)
         self.recorder = Recorder()
         self.folder = None if folder is None else Path(folder)
         self.listeners = list(listeners)
+        self.save_seconds = save_seconds
         self.status = "ready"
         self.steps_done = 0
         self.error: BaseException | None = None
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # the recorder's: one thread writes, any may read
         self._thread: threading.Thread | None = None
+        self._saved = time.monotonic()
         self._stopping = False
         self._next_step = 0
         self._steps_allowed: int | None = None  # None: any number; 0: paused
@@ -101,6 +111,16 @@ class Run:
         with self._lock:
             return self.recorder.trace()
 
+    @cached_property
+    def looker(self) -> Looker:
+        """Answers the views' questions about images by the current model, whether the run is live or not."""
+        from clipviz.looker import Looker
+
+        def wait(question: Callable[[Method], T]) -> T:
+            return self.ask(question).result(30)
+
+        return Looker(self.method, self.adaptation.dataset, self.adaptation.eval_dataset, wait)
+
     @property
     def is_live(self) -> bool:
         """Whether a thread of this run is at work or paused."""
@@ -119,9 +139,9 @@ class Run:
         """
         if self.folder is None or not (self.folder / CHECKPOINT).is_file():
             return False
-        epoch = load_checkpoint(self.folder / CHECKPOINT, self.adaptation)
-        if epoch > 0:  # before that the run measures itself anew
-            self.recorder = Recorder(_until(Trace.load(self.folder), epoch))
+        load_checkpoint(self.folder / CHECKPOINT, self.adaptation)
+        if self.adaptation.epoch or self.adaptation.steps_in_epoch:  # else the run measures itself anew
+            self.recorder = Recorder(_known_to(self.adaptation, Trace.load(self.folder)))
         return True
 
     def fit(self) -> Trace:
@@ -262,6 +282,7 @@ class Run:
                 self._obey()
                 if self._stopping and not isinstance(event, RunFinished):
                     self._take(RunFinished("stopped", time.perf_counter() - begun, None))
+                    self._save()
                     outcome = "stopped"
                     return
             outcome = "finished"
@@ -284,10 +305,9 @@ class Run:
                 self._steps_allowed -= 1
         for listener in self.listeners:
             listener(event)
-        if isinstance(event, EpochFinished) and self.folder is not None:
-            # the trace first: a checkpoint never knows more than the trace beside it
-            self._save_trace()
-            save_checkpoint(self.folder / CHECKPOINT, self.adaptation)
+        is_due = isinstance(event, StepFinished) and time.monotonic() - self._saved > self.save_seconds
+        if isinstance(event, EpochFinished) or is_due:
+            self._save()
 
     def _obey(self) -> None:
         """Carry out what was commanded; rest here while paused."""
@@ -307,6 +327,13 @@ class Run:
 
     def _allow(self, steps: int | None) -> None:
         self._steps_allowed = steps
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            # the trace first: a checkpoint never knows more than the trace beside it
+            self._save_trace()
+            save_checkpoint(self.folder / CHECKPOINT, self.adaptation)
+        self._saved = time.monotonic()
 
     def _save_trace(self) -> None:
         if self.folder is not None:
@@ -347,18 +374,27 @@ def _interrupt_stops(run: Run) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _until(trace: Trace, epoch: int) -> Trace:
-    """The part of a trace that a checkpoint at the start of `epoch` knows."""
+def _known_to(adaptation: Adaptation, trace: Trace) -> Trace:
+    """The part of a trace that the restored state knows: the steps up to it, and the epochs that were measured."""
+    epoch, n_guesses = adaptation.epoch, sum(len(labels) for labels in adaptation.books.get("labels", ()))
     tables = {}
     for name in TABLES:
         table = getattr(trace, name)
         tables[name] = table[table["epoch"] < epoch] if "epoch" in table else table
-    keeps_sources = len(tables["samples"]) == len(trace.samples)  # else they are of the epoch that was cut off
+    if n_guesses:
+        steps, samples = trace.steps[trace.steps["epoch"] == epoch], trace.samples[trace.samples["epoch"] == epoch]
+        done = np.sort(steps["step"].unique())[: adaptation.steps_in_epoch]
+        tables["steps"] = pd.concat([tables["steps"], steps[steps["step"].isin(done)]])
+        tables["samples"] = pd.concat([tables["samples"], samples[:n_guesses]])
+    last_begun = trace.samples["epoch"].max()  # the epoch that the stored source logits are of
+    keeps_sources = len(tables["samples"]) > 0 and tables["samples"]["epoch"].max() == last_begun
     arrays = {}
     for name, array in trace.arrays.items():
         is_fixed = name in ("probe/images", "probe/index", "probe/target", "probe/parts")
         if name.startswith("snapshot/") or (name.startswith("probe/") and not is_fixed):
             arrays[name] = array[: epoch + 1]
-        elif is_fixed or (keeps_sources and name.startswith("sources/")):
+        elif name.startswith("sources/") and keeps_sources:
+            arrays[name] = array[:n_guesses] if n_guesses else array
+        elif is_fixed:
             arrays[name] = array
     return Trace(**tables, arrays=arrays, meta=trace.meta)

@@ -69,12 +69,28 @@ def test_interrupted_and_resumed_is_undisturbed_to_the_bit(tiny_backbone, undist
     assert Trace.load(tmp_path).equals(trace)
 
 
-def test_stopped_and_resumed_is_undisturbed_to_the_bit(tiny_backbone, undisturbed, tmp_path):
+@pytest.mark.parametrize("step", [0, 1, 2, 4, 8])
+def test_stopped_at_any_step_and_resumed_is_undisturbed_to_the_bit(tiny_backbone, undisturbed, tmp_path, step):
     run = make_run(tmp_path, tiny_backbone)
-    run.listeners.append(lambda event: run.stop() if isinstance(event, StepFinished) and event.step == 4 else None)
+    run.listeners.append(lambda event: run.stop() if isinstance(event, StepFinished) and event.step == step else None)
     assert run.fit().meta["status"] == "stopped"
+    resumed, seen = make_run(tmp_path, tiny_backbone), []
+    resumed.listeners = [lambda event: seen.append(event.step) if isinstance(event, StepFinished) else None]
+    assert resumed.restore()
+    trace = resumed.fit()
+    assert seen == list(range(step + 1, 9))  # it goes on at the very step
+    assert_same_bits(method_state(resumed.method), undisturbed[1])
+    assert differences(trace, undisturbed[0]) == []
+
+
+def test_saved_between_epochs_and_cut_off_is_undisturbed_to_the_bit(tiny_backbone, undisturbed, tmp_path):
+    run = make_run(tmp_path, tiny_backbone, listeners=[interrupt_after(StepFinished, 1, 5)])
+    run.save_seconds = 0.0
+    with pytest.raises(ConnectionError):
+        run.fit()
     resumed = make_run(tmp_path, tiny_backbone)
     assert resumed.restore()
+    assert (resumed.adaptation.epoch, resumed.adaptation.steps_in_epoch) == (1, 2)  # the step before is safe
     trace = resumed.fit()
     assert_same_bits(method_state(resumed.method), undisturbed[1])
     assert differences(trace, undisturbed[0]) == []
@@ -225,7 +241,9 @@ def test_a_checkpoint_of_other_data_is_refused(tiny_backbone, checkpoint, differ
 
 def test_the_number_of_workers_may_differ(tiny_backbone, checkpoint):
     config = AdaptConfig(epochs=3, batch_size=8, lr=1e-3, workers=1)
-    assert load_checkpoint(checkpoint, make_run(None, tiny_backbone, config).adaptation) == 3
+    run = make_run(None, tiny_backbone, config)
+    load_checkpoint(checkpoint, run.adaptation)
+    assert run.adaptation.epoch == 3
 
 
 def test_a_checkpoint_with_other_tensors_is_refused(tiny_backbone, toy):

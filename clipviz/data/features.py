@@ -220,11 +220,11 @@ class FeatureLoader:
         """Steps in an epoch."""
         return -(-len(self.dataset) // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch; the only view is the embedding itself."""
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from a step on; the only view is the embedding itself."""
         order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset)))
         targets = torch.from_numpy(self.dataset.targets)
-        for index in order.split(self.batch_size):
+        for index in order.split(self.batch_size)[first_step:]:
             views = Views(self.dataset.rows(index).to(self.device))
             yield Batch(views, index.to(self.device), targets[index].to(self.device))
 

@@ -69,8 +69,8 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Steps in an epoch."""
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, the same ones for the same number."""
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from a step on, the same ones for the same numbers."""
 
 
 class Method(nn.Module, ABC):

@@ -106,12 +106,12 @@ class CacheBatches:
         """Steps in an epoch."""
         return -(-len(self.index) // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch; the weak view is an embedding."""
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from a step on; the weak view is an embedding."""
         rng = np.random.default_rng((self.seed, epoch))
         n, a = self.views.shape[:2]
         order = torch.from_numpy(rng.permutation(n)).to(self.index.device)
         drawn = torch.from_numpy(rng.integers(a, size=n)).to(self.index.device)
-        for rows in order.split(self.batch_size):
+        for rows in order.split(self.batch_size)[first_step:]:
             index = self.index[rows]
             yield Batch(Views(self.views[rows, drawn[rows]]), index, torch.full_like(index, UNLABELLED))
