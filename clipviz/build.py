@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset
 from clipviz.data.sampling import balanced_index
 from clipviz.errors import choose
 from clipviz.methods import METHODS, Method
-from clipviz.methods.ntua import DEFAULT_SHOTS, NtUA
+from clipviz.methods.ntua import DEFAULT_SHOTS, NtUA, NtUAConfig
 
 
 def build_method(
@@ -44,18 +44,21 @@ def build_method(
     if preset is not None:
         config = method.presets[choose(f"preset of {name}", preset, method.presets)]
     changes = {key: _value(name, config, key, text) for key, text in (constants or {}).items()}
-    if not issubclass(method, NtUA):
-        if teacher is not None or allow_labels:
-            raise ValueError(f"{name} has no teacher and selects no images; only ntua and tip_adapter do")
-        return (
-            method(backbone, dataset.prompts, replace(config, **changes))
-            if config
-            else method(backbone, dataset.prompts)
-        )  # type: ignore[call-arg]
-    config = replace(config, **changes, allow_labels=allow_labels)
+    if issubclass(method, NtUA):
+        config = replace(config, **changes, allow_labels=allow_labels)
+        return _with_cache(method, backbone, dataset, config, teacher)
+    if teacher is not None or allow_labels:
+        raise ValueError(f"{name} has no teacher and selects no images; only ntua and tip_adapter do")
+    build: Callable[..., Method] = method
+    return build(backbone, dataset.prompts, *([replace(config, **changes)] if config else []))
+
+
+def _with_cache(
+    method: type[NtUA], backbone: Backbone, dataset: ImageDataset, config: NtUAConfig, teacher: Backbone | None
+) -> NtUA:
     oracle = None
     if config.selection == "oracle_balanced":
-        oracle = balanced_index(dataset, config.shots or DEFAULT_SHOTS, allow_labels=allow_labels)
+        oracle = balanced_index(dataset, config.shots or DEFAULT_SHOTS, allow_labels=config.allow_labels)
     return method(backbone, dataset.prompts, config, teacher=teacher, oracle_index=oracle)
 
 
@@ -79,7 +82,8 @@ def _value(method: str, config: Any, name: str, text: str) -> Any:
     constants = [f.name for f in fields(config) if not is_dataclass(getattr(config, f.name))]
     now = getattr(config, choose(f"constant of {method}", name, constants))
     if isinstance(now, str):
-        return text
+        kinds = get_args(get_type_hints(type(config))[name])
+        return choose(f"{name} of {method}", text, kinds) if kinds else text
     try:
         value = json.loads(text.lower() if text.lower() in ("true", "false", "none") else text)
     except json.JSONDecodeError:

@@ -106,7 +106,7 @@ class NtUAConfig:
         if self.selection == "oracle_balanced" and not self.allow_labels:
             raise ValueError(
                 "selection='oracle_balanced' picks images by their true labels, so the result is not label-free; "
-                "say allow_labels=True if that is meant, or use 'topk_pseudo' or 'random'"
+                "say allow_labels=True (--allow-labels) if that is meant, or use 'topk_pseudo' or 'random'"
             )
 
 
