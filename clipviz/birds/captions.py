@@ -51,6 +51,7 @@ _CAPTIONS = (
     "a close-up of a {bird} that has {parts}",
 )
 _PROMPTS = ("a bird with {}", "a photo of a bird with {}", "this bird has {}", "a bird that has {}", "{}")
+_BACKGROUNDS = ("the background", "an empty background", "background without a bird", "leaves, sky or ground, no bird")
 _SENTENCES = (
     "The {name} is a {plan} with {parts}.",
     "A {name} has {parts}.",
@@ -77,6 +78,11 @@ def attribute_prompts(attribute: str, rng: np.random.Generator) -> list[str]:
         return [_articles(f"a photo of a {word} bird") for word in words]
     template = _PROMPTS[rng.integers(len(_PROMPTS))]
     return [_articles(template.format(phrase(attribute, value, rng))) for value in ATTRIBUTES[attribute]]
+
+
+def background_prompt(rng: np.random.Generator) -> str:
+    """What is said of the parts of a picture that show no bird."""
+    return _BACKGROUNDS[rng.integers(len(_BACKGROUNDS))]
 
 
 def caption(code: np.ndarray, rng: np.random.Generator) -> str:

@@ -1,18 +1,20 @@
 """Pretrain the bundled CLIP: `python -m clipviz.birds.pretrain --out DIR`, on a CPU in about an hour, resumable.
 
 Images are random birds (`world.sample_attributes`), texts are captions and attribute prompts. With e the image
-embedding, t text embeddings, u the projected value-path patch tokens (unit norm) and s the learned logit scale:
+embedding, t text embeddings, u_i the projected value-path patch tokens (unit norm), c_i the share of patch i that the
+bird covers, m the mean of u weighted by c, and s the learned logit scale:
 
-    L =      CLIP(e, t_caption)                     symmetric contrastive loss (Radford et al., 2021)
-      + 4    mean_a CE(s e . t_a, value_a)          attribute term: one prompt per value of attribute a
-      + 2.8  mean_a CE(s pool(u . t_a), value_a)    the same on patches, pooled by their own softmax
-                                                    (patch-aligned contrastive training, Mukhoti et al., 2023)
-      + 0.4  CLIP(m, t_caption)                     m: mean over the half of the patches nearest to the caption
-      + 1.6  mean_a CE(s m . t_a, value_a)
+    L =      CLIP(e, t_caption)                          symmetric contrastive loss (Radford et al., 2021)
+      + 4    mean_a CE(s e . t_a, value_a)               attribute term: one prompt per value of attribute a
+      + 2.8  mean_a CE(s pool_c(u . t_a), value_a)       the same on patches, pooled by c times their own softmax
+                                                         (patch-aligned contrastive training, Mukhoti et al., 2023)
+      + 0.4  CLIP(m, t_caption) + 1.6 mean_a CE(s m . t_a, value_a)
+      + 1    mean_i CE(s u_i . t_place, place_i)         place: the bird's plan where it is, else "background"
 
-The last two give the patch tokens words, as large CLIPs have: microCLIP's [FG] token lives on them. Plain contrastive
-learning alone is slow to find small parts; the attribute term is still language supervision, and the evaluation
-species and their near neighbours never occur.
+The last three give the patch tokens words, as large CLIPs have: microCLIP's [FG] token lives on them. The place of the
+bird must be told: left free, a small tower keeps what it knows about the bird in the idle patches of the background.
+Plain contrastive learning alone is slow to find small parts; the attribute term is still language supervision, and
+the evaluation species and their near neighbours never occur.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import open_clip
@@ -37,7 +39,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipviz.backbone import Backbone
-from clipviz.birds.captions import attribute_prompts, caption
+from clipviz.birds.captions import attribute_prompts, background_prompt, caption
 from clipviz.birds.domains import SHIFTS, render_image
 from clipviz.birds.render import IMAGE_SIDE
 from clipviz.birds.world import ATTRIBUTE_NAMES, CARDINALITIES, sample_attributes
@@ -88,57 +90,89 @@ class PretrainConfig:
 # ------------------------------------------------------------------------------------------------- data
 
 
-def _render_one(index: int, codes: np.ndarray, config: PretrainConfig) -> np.ndarray:
+COVER_SIDE = 40
+"""Side of the stored coverage maps, in cells of 4 x 4 pixels."""
+
+
+def _render_one(index: int, codes: np.ndarray, config: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The image (S, S, 3) and how much of each cell the bird covers, (40, 40) in 0..255; both uint8."""
     rng = np.random.default_rng([config.seed, 1, index])
     shifted = rng.random() < config.shifted
     domain = str(rng.choice(SHIFTS)) if shifted else "source"
     severity = rng.uniform(0.0, config.max_severity) if shifted else 0.0
-    return render_image(codes[index], domain, rng, severity)[0]
+    image, parts = render_image(codes[index], domain, rng, severity)
+    cells = (parts > 0).reshape(COVER_SIDE, IMAGE_SIDE // COVER_SIDE, COVER_SIDE, -1)
+    return image, (cells.mean((1, 3)) * 255).astype(np.uint8)
 
 
-def _render_chunk(bounds: tuple[int, int], codes: np.ndarray, config: PretrainConfig, path: Path) -> None:
-    images = np.memmap(path, np.uint8, "r+", shape=(config.pool, IMAGE_SIDE, IMAGE_SIDE, 3))
+class Pool(NamedTuple):
+    """The training birds: images (n, S, S, 3) uint8, coverage (n, 40, 40) uint8, attribute codes (n, A) int64."""
+
+    images: np.ndarray
+    cover: np.ndarray
+    codes: np.ndarray
+
+
+def _open_pool(folder: Path, codes: np.ndarray, mode: Literal["r", "r+", "w+"]) -> Pool:
+    images = np.memmap(folder / "pool.u8", np.uint8, mode, shape=(len(codes), IMAGE_SIDE, IMAGE_SIDE, 3))
+    cover = np.memmap(folder / "cover.u8", np.uint8, mode, shape=(len(codes), COVER_SIDE, COVER_SIDE))
+    return Pool(images, cover, codes)
+
+
+def _render_chunk(bounds: tuple[int, int], codes: np.ndarray, config: PretrainConfig, folder: Path) -> None:
+    pool = _open_pool(folder, codes, "r+")
     for index in range(*bounds):
-        images[index] = _render_one(index, codes, config)
+        pool.images[index], pool.cover[index] = _render_one(index, codes, config)
 
 
-def render_pool(config: PretrainConfig, folder: Path, workers: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Render the training birds once, into a memory-mapped file that a resumed run finds again.
-
-    Returns:
-        images (pool, S, S, 3) uint8 and codes (pool, A) int64.
-    """
+def render_pool(config: PretrainConfig, folder: Path, workers: int = 2) -> Pool:
+    """Render the training birds once, into memory-mapped files that a resumed run finds again."""
     codes = sample_attributes(config.pool, np.random.default_rng([config.seed, 0]))
-    path, done = folder / "pool.u8", folder / "pool.json"
-    shape = (config.pool, IMAGE_SIDE, IMAGE_SIDE, 3)
-    stamp = json.dumps({"pool": config.pool, "seed": config.seed, "shifted": config.shifted, "side": IMAGE_SIDE})
+    done = folder / "pool.json"
+    stamp = json.dumps(
+        {"pool": config.pool, "seed": config.seed, "shifted": config.shifted, "side": IMAGE_SIDE, "cover": COVER_SIDE}
+    )
     if not done.is_file() or done.read_text() != stamp:
-        np.memmap(path, np.uint8, "w+", shape=shape).flush()
+        _open_pool(folder, codes, "w+")
         chunks = [(i, min(i + 500, config.pool)) for i in range(0, config.pool, 500)]
         with ProcessPoolExecutor(workers) as executor:
-            list(executor.map(partial(_render_chunk, codes=codes, config=config, path=path), chunks))
+            list(executor.map(partial(_render_chunk, codes=codes, config=config, folder=folder), chunks))
         done.write_text(stamp)
-    return np.memmap(path, np.uint8, "r", shape=shape), codes
+    return _open_pool(folder, codes, "r")
 
 
 class TrainBatch(NamedTuple):
-    """One batch: images (B, 3, 64, 64) in [0, 1], B captions, codes (B, A), and for every attribute its prompts."""
+    """One batch.
+
+    Attributes:
+        images: (B, 3, S, S) in [0, 1].
+        cover: (B, N) in [0, 1], share of each patch that the bird covers.
+        captions: B sentences.
+        codes: (B, A) attribute indices.
+        prompts: for every attribute one prompt per value; the last entry is one prompt for the background.
+    """
 
     images: Tensor
+    cover: Tensor
     captions: list[str]
     codes: Tensor
     prompts: list[list[str]]
 
 
-def _view(image: np.ndarray, rng: np.random.Generator, size: int, whole: float) -> np.ndarray:
+def _view(
+    image: np.ndarray, cover: np.ndarray, rng: np.random.Generator, size: int, grid: int, whole: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A view of a picture and its coverage: all of it or a square, mirrored or not."""
     side = image.shape[0]
     box = (0.0, 0.0, float(side), float(side))
     if rng.random() >= whole:
         edge = side * rng.uniform(0.5, 0.95)
         x, y = rng.uniform(0, side - edge, 2)
         box = (x, y, x + edge, y + edge)
+    cells = tuple(edge * len(cover) / side for edge in box)
     view = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
-    return view[:, ::-1] if rng.random() < 0.5 else view
+    covered = np.asarray(Image.fromarray(cover).resize((grid, grid), Image.Resampling.BOX, box=cells))
+    return (view[:, ::-1], covered[:, ::-1]) if rng.random() < 0.5 else (view, covered)
 
 
 def _jitter(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -150,27 +184,30 @@ def _jitter(images: Tensor, rng: np.random.Generator) -> Tensor:
     return (((images - mean) * contrast + mean) * gain).clamp(0, 1)
 
 
-def make_batch(step: int, images: np.ndarray, codes: np.ndarray, config: PretrainConfig, size: int) -> TrainBatch:
+def make_batch(step: int, pool: Pool, config: PretrainConfig) -> TrainBatch:
     """The batch of a step; it depends on nothing but the step and the seed, so a resumed run sees the same."""
     rng = np.random.default_rng([config.seed, 2, step])
-    index = rng.integers(0, len(images), config.batch_size)
-    views = np.stack([_view(images[i], rng, size, config.whole) for i in index])
-    pixels = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255.0
-    captions = [caption(codes[i], rng) for i in index]
-    prompts = [attribute_prompts(name, rng) for name in ATTRIBUTE_NAMES]
-    return TrainBatch(_jitter(pixels, rng), captions, torch.from_numpy(codes[index]), prompts)
+    index = rng.integers(0, len(pool.images), config.batch_size)
+    size = MODEL_CONFIG["vision_cfg"]["image_size"]
+    grid = size // MODEL_CONFIG["vision_cfg"]["patch_size"]
+    views, cover = zip(
+        *(_view(pool.images[i], pool.cover[i], rng, size, grid, config.whole) for i in index), strict=True
+    )
+    pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 255.0
+    covered = torch.from_numpy(np.stack(cover)).flatten(1).float() / 255.0
+    captions = [caption(pool.codes[i], rng) for i in index]
+    prompts = [attribute_prompts(name, rng) for name in ATTRIBUTE_NAMES] + [[background_prompt(rng)]]
+    return TrainBatch(_jitter(pixels, rng), covered, captions, torch.from_numpy(pool.codes[index]), prompts)
 
 
-def batches(
-    first: int, images: np.ndarray, codes: np.ndarray, config: PretrainConfig, size: int
-) -> Iterator[tuple[int, TrainBatch]]:
+def batches(first: int, pool: Pool, config: PretrainConfig) -> Iterator[tuple[int, TrainBatch]]:
     """Batches from step `first` on, prepared one ahead in a thread."""
     with ThreadPoolExecutor(1) as executor:
-        pending = executor.submit(make_batch, first, images, codes, config, size)
+        pending = executor.submit(make_batch, first, pool, config)
         for step in range(first, config.steps):
             batch = pending.result()
             if step + 1 < config.steps:
-                pending = executor.submit(make_batch, step + 1, images, codes, config, size)
+                pending = executor.submit(make_batch, step + 1, pool, config)
             yield step, batch
 
 
@@ -195,31 +232,49 @@ def attribute_loss(logits: Tensor, codes: Tensor) -> Tensor:
     return torch.stack(terms).mean()
 
 
+def place_loss(logits: Tensor, cover: Tensor, plan: Tensor) -> Tensor:
+    """What a patch shows: the bird's plan, or background; both kinds count the same, patches on the edge do not.
+
+    Args:
+        logits: (B, N, P + 1) float, scaled similarity of each patch to the prompts of P plans and of the background.
+        cover: (B, N) float, share of the patch that the bird covers.
+        plan: (B,) int, index of the true plan.
+    """
+    background = logits.shape[-1] - 1
+    on = F.cross_entropy(logits.transpose(1, 2), plan[:, None].expand_as(cover), reduction="none")
+    off = F.cross_entropy(
+        logits.transpose(1, 2), torch.full_like(cover, background, dtype=torch.long), reduction="none"
+    )
+    inside, outside = (cover >= 0.5).float(), (cover <= 0.05).float()
+    return 0.5 * sum(
+        (loss * on_it).sum() / on_it.sum().clamp(min=1.0) for loss, on_it in ((on, inside), (off, outside))
+    )
+
+
 def losses(
     model: Any, tokenizer: Any, batch: TrainBatch, backbone: Backbone, device: torch.device
 ) -> dict[str, Tensor]:
-    """The four weighted terms of the module docstring."""
-    images, codes = batch.images.to(device), batch.codes.to(device)
+    """The weighted terms of the module docstring."""
+    images, codes, cover = batch.images.to(device), batch.codes.to(device), batch.cover.to(device)
     texts = batch.captions + [prompt for prompts in batch.prompts for prompt in prompts]
     # bf16 for the towers only; similarities and losses in fp32
     with torch.autocast(device.type, torch.bfloat16), short_last_block(model.visual) as inputs:
         text = normalize(model.encode_text(tokenizer(texts).to(device)).float())
         cls = normalize(backbone.embed(images).float())
         projected = value_path(model.visual, inputs[0]) @ model.visual.proj
-    captions, prompts = text[: len(images)], text[len(images) :]
-    projected = projected.float()
+    captions, prompts, background = text.split([len(images), int(CARDINALITIES.sum()), 1])
     scale = model.logit_scale.exp().clamp(max=100.0)
-    patches = normalize(projected)
+    patches = normalize(projected.float())
     similarity = patches @ prompts.T  # (B, N, V)
-    pooled = ((similarity / 0.07).softmax(1) * similarity).sum(1)
-    near = torch.einsum("bne,be->bn", patches.detach(), captions.detach())
-    top = near.topk(near.shape[1] // 2, dim=1).indices
-    half = normalize(projected.gather(1, top[..., None].expand(-1, -1, projected.shape[-1])).mean(1))
+    weight = (similarity / 0.07 + cover.clamp(min=1e-4).log()[..., None]).softmax(1)
+    bird = normalize(torch.einsum("bn,bne->be", cover, patches))
+    place = torch.cat([similarity[..., : CARDINALITIES[0]], patches @ background.T], -1)
     return {
         "caption": clip_loss(cls, captions, scale),
         "attribute": 4.0 * attribute_loss(scale * cls @ prompts.T, codes),
-        "patch": 2.8 * attribute_loss(scale * pooled, codes),
-        "half": 0.4 * clip_loss(half, captions, scale) + 1.6 * attribute_loss(scale * half @ prompts.T, codes),
+        "patch": 2.8 * attribute_loss(scale * (weight * similarity).sum(1), codes),
+        "bird": 0.4 * clip_loss(bird, captions, scale) + 1.6 * attribute_loss(scale * bird @ prompts.T, codes),
+        "place": place_loss(scale * place, cover, codes[:, 0]),
     }
 
 
@@ -291,7 +346,7 @@ def export(model: Any, folder: Path, config: PretrainConfig) -> None:
 def pretrain(config: PretrainConfig, folder: Path, device: str = "cpu", save_every: int = 250) -> Any:
     """Train, log to `log.csv`, checkpoint every `save_every` steps, export to `folder/model`; resumes by itself."""
     folder.mkdir(parents=True, exist_ok=True)
-    images, codes = render_pool(config, folder)
+    pool = render_pool(config, folder)
     torch.manual_seed(config.seed)
     model, tokenizer = build_model()
     model.to(device)
@@ -300,7 +355,7 @@ def pretrain(config: PretrainConfig, folder: Path, device: str = "cpu", save_eve
     first = load_checkpoint(folder, model, optimizer)
     begun = time.time()
     with (folder / "log.csv").open("a") as log:
-        for step, batch in batches(first, images, codes, config, MODEL_CONFIG["vision_cfg"]["image_size"]):
+        for step, batch in batches(first, pool, config):
             for group in optimizer.param_groups:
                 group["lr"] = _lr(step, config)
             terms = losses(model, tokenizer, batch, backbone, torch.device(device))

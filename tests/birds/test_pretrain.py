@@ -108,43 +108,45 @@ def test_the_loss_falls(with_pool, tmp_path):
     assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
     rows = list(csv.reader((tmp_path / "log.csv").open()))
     assert [row[0] for row in rows] == ["0", "25"]
-    assert sum(map(float, rows[0][1:5])) == pytest.approx(losses[0], rel=1e-3)
+    assert sum(map(float, rows[0][1:6])) == pytest.approx(losses[0], rel=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------- data
 
 
 def test_the_pool_is_rendered_once_and_again_if_it_changed(tmp_path, monkeypatch):
-    images, codes = render_pool(CONFIG, tmp_path, workers=1)
-    assert images.shape == (24, IMAGE_SIDE, IMAGE_SIDE, 3)
-    assert images.std(axis=(1, 2, 3)).min() > 0  # every one was painted
-    kept = np.array(images)
+    pool = render_pool(CONFIG, tmp_path, workers=1)
+    assert pool.images.shape == (24, IMAGE_SIDE, IMAGE_SIDE, 3)
+    assert pool.images.std(axis=(1, 2, 3)).min() > 0  # every one was painted
+    assert pool.cover.max(axis=(1, 2)).tolist() == [255] * 24  # the bird fills at least one cell
+    assert pool.cover.mean(axis=(1, 2)).max() < 0.6 * 255
+    kept = [np.array(column) for column in pool]
     monkeypatch.setattr(module, "_render_chunk", None)
-    again, same_codes = render_pool(CONFIG, tmp_path, workers=1)
-    np.testing.assert_array_equal(again, kept)
-    np.testing.assert_array_equal(same_codes, codes)
+    for column, expected in zip(render_pool(CONFIG, tmp_path, workers=1), kept, strict=True):
+        np.testing.assert_array_equal(column, expected)
     monkeypatch.undo()
-    other, _ = render_pool(replace(CONFIG, seed=1), tmp_path, workers=1)
-    assert (other != kept).any()
+    other = render_pool(replace(CONFIG, seed=1), tmp_path, workers=1)
+    assert (other.images != kept[0]).any()
 
 
 def test_a_batch_depends_on_the_step_and_the_seed_only(pool):
-    images, codes = pool
-    make_batch(0, images, codes, CONFIG, 32)
-    one, same, other = (make_batch(step, images, codes, CONFIG, 32) for step in (5, 5, 6))
+    make_batch(0, pool, CONFIG)
+    one, same, other = (make_batch(step, pool, CONFIG) for step in (5, 5, 6))
     assert torch.equal(one.images, same.images)
+    assert torch.equal(one.cover, same.cover)
     assert (one.captions, one.prompts) == (same.captions, same.prompts)
     assert not torch.equal(one.images, other.images)
     assert one.captions != other.captions
     assert one.images.shape == (8, 3, 32, 32)
     assert one.images.min() >= 0
     assert one.images.max() <= 1
-    assert [len(prompts) for prompts in one.prompts] == CARDINALITIES.tolist()
+    assert [len(prompts) for prompts in one.prompts] == [*CARDINALITIES.tolist(), 1]
+    assert one.cover.shape == (8, 16)
+    assert 0 <= one.cover.min() <= one.cover.max() <= 1
 
 
 def test_captions_belong_to_their_images(pool):
-    images, codes = pool
-    batch = make_batch(3, images, codes, CONFIG, 32)
+    batch = make_batch(3, pool, CONFIG)
     for caption, code in zip(batch.captions, batch.codes.tolist(), strict=True):
         plan = ATTRIBUTES["plan"][code[0]]
         assert plan in caption or "bird" in caption
@@ -152,7 +154,35 @@ def test_captions_belong_to_their_images(pool):
         assert not others & set(caption.replace(",", " ").replace(":", " ").split())
 
 
+def test_the_coverage_of_a_view_is_that_of_its_patches():
+    """A white square on black is bird where it is white, whatever the crop and the mirror."""
+    image = np.zeros((IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
+    image[40:120, 20:80] = 255
+    cover = image[..., 0].reshape(40, 4, 40, 4).mean((1, 3)).astype(np.uint8)
+    for seed in range(20):
+        view, covered = module._view(image, cover, np.random.default_rng(seed), 64, 8, whole=0.3)
+        expected = view[..., 0].reshape(8, 8, 8, 8).mean((1, 3))
+        assert np.abs(covered.astype(float) - expected).max() < 0.2 * 255  # cells are coarser than pixels
+
+
 # ------------------------------------------------------------------------------------------------- loss
+
+
+def test_the_place_loss_is_that_of_a_slow_loop():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 4, generator=generator)  # three plans and the background
+    cover, plan = torch.tensor([[1.0, 0.6, 0.3, 0.0], [0.0, 0.02, 0.5, 0.4]]), torch.tensor([2, 0])
+    inside, outside = [], []
+    for b in range(2):
+        for n in range(4):
+            log_probs = logits[b, n] - logits[b, n].exp().sum().log()
+            if cover[b, n] >= 0.5:
+                inside.append(-log_probs[plan[b]])
+            elif cover[b, n] <= 0.05:
+                outside.append(-log_probs[3])
+    expected = 0.5 * (sum(inside) / len(inside) + sum(outside) / len(outside))
+    torch.testing.assert_close(module.place_loss(logits, cover, plan), expected)
+    assert module.place_loss(logits, torch.full_like(cover, 0.3), plan) == 0  # nothing but edges
 
 
 def test_the_contrastive_loss_is_that_of_a_slow_loop():
