@@ -1,0 +1,152 @@
+"""Execute the notebooks, or check that executing them gives what is committed.
+
+    python notebooks/execute.py [NAMES]           write fresh outputs into the notebooks
+    python notebooks/execute.py --check [NAMES]   change nothing; exit 1 and say which outputs changed
+
+NAMES are beginnings of file names ("01", "06_microclip"); none means all. Compared is what a
+reader reads: printed text, text forms and errors. Pictures and live widgets are not: their pixels
+depend on fonts and processors. A written notebook holds no widget state, no timestamps and no
+machine's name, so executing it twice changes nothing but pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).resolve().parent
+TIMEOUT = 300
+"""Seconds a cell may take."""
+
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def notebooks(names: list[str]) -> list[Path]:
+    """The notebooks whose file names begin with one of the names, all for none.
+
+    Raises:
+        SystemExit: if a name fits no notebook.
+    """
+    every = sorted(FOLDER.glob("[0-9]*.ipynb"))
+    for name in names:
+        if not any(path.name.startswith(name) for path in every):
+            sys.exit(
+                f"no notebook begins with {name!r}; there are: {', '.join(path.stem for path in every)}"
+            )
+    return [path for path in every if not names or path.name.startswith(tuple(names))]
+
+
+def execute(notebook: NotebookNode, folder: Path = FOLDER) -> NotebookNode:
+    """A fresh kernel runs all cells of a copy, top to bottom.
+
+    Raises:
+        CellExecutionError: if a cell fails.
+    """
+    fresh = copy.deepcopy(notebook)
+    fresh.metadata = nbformat.from_dict(METADATA)
+    client = NotebookClient(
+        fresh,
+        timeout=TIMEOUT,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        store_widget_state=False,
+        record_timing=False,
+        coalesce_streams=True,
+    )
+    client.execute()
+    return clean(fresh)
+
+
+def clean(notebook: NotebookNode) -> NotebookNode:
+    """Drop what another run or machine would write differently; cell ids, sources and tags stay as they are."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict(
+            {key: cell.metadata[key] for key in ("tags",) if key in cell.metadata}
+        )
+        for output in cell.get("outputs", ()):
+            # a live view is made anew by running the cell; what stays is its picture
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    return notebook
+
+
+def readable(cell: NotebookNode) -> list[str]:
+    """What a reader reads of a cell's outputs, as lines."""
+    lines: list[str] = []
+    for output in cell.get("outputs", ()):
+        if output.output_type == "stream":
+            lines += output.text.splitlines()
+        elif output.output_type == "error":
+            lines += [f"{output.ename}: {output.evalue}"]
+        else:
+            for kind in sorted(output.data):
+                if not kind.startswith("image/"):
+                    lines += [f"[{kind}]", *str(output.data[kind]).splitlines()]
+    return lines
+
+
+def differences(old: NotebookNode, new: NotebookNode) -> list[str]:
+    """Lines of a diff between the readable outputs of two runs of one notebook."""
+    lines: list[str] = []
+    for before, after in zip(old.cells, new.cells, strict=True):
+        lines += difflib.unified_diff(
+            readable(before),
+            readable(after),
+            f"{before.id} as committed",
+            f"{before.id} now",
+            lineterm="",
+            n=1,
+        )
+    return lines
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the committed outputs, write nothing"
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAMES", help="beginnings of file names; default: all"
+    )
+    args = parser.parse_args(argv)
+    failed = False
+    for path in notebooks(args.names):
+        begun = time.perf_counter()
+        committed = nbformat.read(path, as_version=4)
+        try:
+            fresh = execute(committed)
+        except CellExecutionError as error:
+            print(f"{path.stem}: a cell failed\n{error}")
+            failed = True
+            continue
+        changed = differences(committed, fresh)
+        if not args.check:
+            nbformat.write(fresh, path)
+        word = "same outputs" if not changed else "OUTPUTS CHANGED" if args.check else "new outputs"
+        size = len(nbformat.writes(fresh)) / 1e6
+        print(
+            f"{path.stem}: {word}, {time.perf_counter() - begun:.0f} s, {size:.2f} MB", flush=True
+        )
+        if args.check and changed:
+            print("\n".join(changed))
+            failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
