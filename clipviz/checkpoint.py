@@ -29,7 +29,7 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
         "model": method.backbone.name,
         "frozen weights": method.backbone.fingerprint(),
         "class_names": list(method.class_names),
-        "settings": json.loads(json.dumps(method.settings)),
+        "settings": json.loads(json.dumps(adaptation.settings)),
         "data": adaptation.dataset.name,
         "split": adaptation.dataset.split,
         "n_images": len(adaptation.dataset),
@@ -37,6 +37,10 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
         "schedule": {key: value for key, value in asdict(adaptation.config).items() if key != "workers"},
         "seed": adaptation.seed,
     }
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be read, as opposed to one that belongs to another run."""
 
 
 def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
@@ -57,6 +61,7 @@ def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
         "epoch": str(adaptation.epoch),
         "steps_in_epoch": str(adaptation.steps_in_epoch),
         "identity": json.dumps(_identity(adaptation)),
+        "adjusted": json.dumps({name: getattr(method.config, name) for name in method.adjustable}),
         "versions": json.dumps(versions()),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +86,9 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"cannot read checkpoint {path}: {error}; delete it to start at the beginning") from error
+        raise DamagedCheckpoint(
+            f"cannot read checkpoint {path}: {error}; delete it to start at the beginning"
+        ) from error
     if metadata.get("format") != "clipviz-checkpoint-1":
         raise ValueError(f"{path} is not a clipviz checkpoint; use another folder")
     wanted, got = _identity(adaptation), json.loads(metadata["identity"])
@@ -104,6 +111,8 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
         }
         if moments and optimizer is not None:
             optimizer.state[parameter] = moments
+    if adjusted := json.loads(metadata["adjusted"]):  # constants that were changed while the run went on
+        adaptation.method.config = adaptation.method.adjusted(**adjusted)
     books = {name.removeprefix("books/"): [t] for name, t in tensors.items() if name.startswith("books/")}
     adaptation.books = books
     adaptation.epoch, adaptation.steps_in_epoch = int(metadata["epoch"]), int(metadata["steps_in_epoch"])

@@ -87,6 +87,7 @@ class Adaptation:
     ) -> None:
         self.method, self.dataset, self.eval_dataset, self.seed = method, dataset, eval_dataset, seed
         self.config = config or method.schedule
+        self.settings = method.settings  # as the run began; some may be adjusted on the way
         self.probe = _as_probe(probe)
         self.epoch = self.steps_in_epoch = 0
         self.loader = _loader(method, dataset, self.config, seed)
@@ -224,8 +225,8 @@ class Adaptation:
             "accuracy_is": None if evaluation is None else "transductive" if transductive else "test",
             "seed": self.seed,
             "epochs": self.n_epochs if method.trains else 0,
-            "settings": {"method": method.settings, "schedule": asdict(self.config)},
-            "gamma": method.settings.get("gamma"),
+            "settings": {"method": self.settings, "schedule": asdict(self.config)},
+            "gamma": self.settings.get("gamma"),
             "part_names": list(data.part_names) if data.part_names else [],
             "skipped": [(s.path, s.reason) for s in data.skipped],
             "device": str(method.backbone.device),

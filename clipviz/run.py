@@ -25,23 +25,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import pandas as pd
 from torch import Tensor
 
-from clipviz.checkpoint import load_checkpoint, save_checkpoint
 from clipviz.data.base import ImageDataset
 from clipviz.evaluate import undisturbed
 from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, StepFinished
 from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.recorder import Recorder
-from clipviz.trace import TABLES, Trace
+from clipviz.run_folder import CHECKPOINT, RunFolder
+from clipviz.trace import Trace
 
 if TYPE_CHECKING:
     from clipviz.looker import Looker
 
-CHECKPOINT = "checkpoint.safetensors"
+__all__ = ["CHECKPOINT", "Run"]
 
 T = TypeVar("T")
 
@@ -82,7 +80,7 @@ class Run:
     ) -> None:
         self.adaptation = Adaptation(method, dataset, config, eval_dataset=eval_dataset, probe=probe, seed=seed)
         self.recorder = Recorder()
-        self.folder = None if folder is None else Path(folder)
+        self._disk = None if folder is None else RunFolder(folder)
         self.listeners = list(listeners)
         self.save_seconds = save_seconds
         self.status = "ready"
@@ -99,6 +97,11 @@ class Run:
     def __repr__(self) -> str:
         """Short and the same in every process, so that notebooks can be compared."""
         return f"Run({self.method.name} on {self.adaptation.dataset.name}, {self.status})"
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder."""
+        return None if self._disk is None else self._disk.path
 
     @property
     def method(self) -> Method:
@@ -137,11 +140,11 @@ class Run:
         Raises:
             ValueError: if the checkpoint is damaged or belongs to another run.
         """
-        if self.folder is None or not (self.folder / CHECKPOINT).is_file():
+        known = self._disk.restore(self.adaptation) if self._disk else None
+        if known is None:
             return False
-        load_checkpoint(self.folder / CHECKPOINT, self.adaptation)
-        if self.adaptation.epoch or self.adaptation.steps_in_epoch:  # else the run measures itself anew
-            self.recorder = Recorder(_known_to(self.adaptation, Trace.load(self.folder)))
+        if len(known.samples):
+            self.recorder = Recorder(known)
         return True
 
     def fit(self) -> Trace:
@@ -264,6 +267,8 @@ class Run:
     def _claim(self) -> None:
         if self.status != "ready":
             raise RuntimeError(f"this run is {self.status}; a run is done once, make a new Run to repeat it")
+        if self._disk is not None:
+            self._disk.lock()
         self.status = "running"
 
     def _drive_quietly(self) -> None:
@@ -291,7 +296,9 @@ class Run:
             raise
         finally:
             self.recorder.meta["status"] = outcome
-            self._save_trace()
+            if self._disk is not None:
+                self._disk.save_trace(self.trace)
+                self._disk.unlock()
             self.status = outcome
             self._drain()
 
@@ -329,15 +336,9 @@ class Run:
         self._steps_allowed = steps
 
     def _save(self) -> None:
-        if self.folder is not None:
-            # the trace first: a checkpoint never knows more than the trace beside it
-            self._save_trace()
-            save_checkpoint(self.folder / CHECKPOINT, self.adaptation)
+        if self._disk is not None:
+            self._disk.save(self.trace, self.adaptation)
         self._saved = time.monotonic()
-
-    def _save_trace(self) -> None:
-        if self.folder is not None:
-            self.trace.save(self.folder / "trace")
 
 
 def _stop_at_exit(run: Run) -> None:
@@ -372,29 +373,3 @@ def _interrupt_stops(run: Run) -> Iterator[Callable[[], bool]]:
         yield lambda: bool(seen)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _known_to(adaptation: Adaptation, trace: Trace) -> Trace:
-    """The part of a trace that the restored state knows: the steps up to it, and the epochs that were measured."""
-    epoch, n_guesses = adaptation.epoch, sum(len(labels) for labels in adaptation.books.get("labels", ()))
-    tables = {}
-    for name in TABLES:
-        table = getattr(trace, name)
-        tables[name] = table[table["epoch"] < epoch] if "epoch" in table else table
-    if n_guesses:
-        steps, samples = trace.steps[trace.steps["epoch"] == epoch], trace.samples[trace.samples["epoch"] == epoch]
-        done = np.sort(steps["step"].unique())[: adaptation.steps_in_epoch]
-        tables["steps"] = pd.concat([tables["steps"], steps[steps["step"].isin(done)]])
-        tables["samples"] = pd.concat([tables["samples"], samples[:n_guesses]])
-    last_begun = trace.samples["epoch"].max()  # the epoch that the stored source logits are of
-    keeps_sources = len(tables["samples"]) > 0 and tables["samples"]["epoch"].max() == last_begun
-    arrays = {}
-    for name, array in trace.arrays.items():
-        is_fixed = name in ("probe/images", "probe/index", "probe/target", "probe/parts")
-        if name.startswith("snapshot/") or (name.startswith("probe/") and not is_fixed):
-            arrays[name] = array[: epoch + 1]
-        elif name.startswith("sources/") and keeps_sources:
-            arrays[name] = array[:n_guesses] if n_guesses else array
-        elif is_fixed:
-            arrays[name] = array
-    return Trace(**tables, arrays=arrays, meta=trace.meta)

@@ -16,6 +16,7 @@ from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.zero_shot import Descriptions, ZeroShot
 from clipviz.run import CHECKPOINT, Run
+from clipviz.run_folder import PREVIOUS
 from clipviz.trace import Trace
 
 CONFIG = AdaptConfig(epochs=3, batch_size=8, lr=1e-3)
@@ -134,7 +135,7 @@ def test_without_a_folder_nothing_is_written(tiny_backbone, tmp_path, monkeypatc
 
 def test_the_folder_holds_trace_and_checkpoint_and_nothing_else(undisturbed):
     trace, _, folder = undisturbed
-    assert sorted(os.listdir(folder)) == [CHECKPOINT, "trace"]
+    assert sorted(os.listdir(folder)) == [PREVIOUS, CHECKPOINT, "trace"]
     assert Trace.load(folder).equals(trace)
 
 
@@ -162,6 +163,49 @@ def test_a_failed_write_leaves_the_older_checkpoint_and_no_stray_file(tiny_backb
         save_checkpoint(path, adaptation)
     assert os.listdir(tmp_path) == [CHECKPOINT]
     assert path.read_bytes() == before
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tiny_backbone, undisturbed, tmp_path):
+    with pytest.raises(ConnectionError):
+        make_run(tmp_path, tiny_backbone, listeners=[interrupt_after(StepFinished, 2, 7)]).fit()
+    newest = tmp_path / CHECKPOINT
+    newest.write_bytes(newest.read_bytes()[:1000])
+    resumed = make_run(tmp_path, tiny_backbone)
+    with pytest.warns(UserWarning, match="cannot read checkpoint .*going on from the one before"):
+        assert resumed.restore()
+    assert resumed.adaptation.epoch == 1  # the newest was written after epoch 1, the one before after epoch 0
+    trace = resumed.fit()
+    assert_same_bits(method_state(resumed.method), undisturbed[1])
+    assert differences(trace, undisturbed[0]) == []
+
+
+def test_a_folder_has_one_writer(tiny_backbone, tmp_path):
+    run = make_run(tmp_path, tiny_backbone)
+    run.pause()
+    run.start()
+    with pytest.raises(ValueError, match="another run is writing"):
+        make_run(tmp_path, tiny_backbone).fit()
+    run.stop()
+    run.wait(60)
+    second = make_run(tmp_path, tiny_backbone)
+    assert second.fit().meta["status"] == "finished"
+
+
+def test_what_was_set_while_it_ran_is_still_set_after_resuming(tiny_backbone, tmp_path):
+    run = make_run(tmp_path, tiny_backbone)
+
+    def change_and_stop(event):
+        if isinstance(event, StepFinished) and event.step == 1:
+            run.set(gamma=0.125)
+        if isinstance(event, StepFinished) and event.step == 3:
+            run.stop()
+
+    run.listeners.append(change_and_stop)
+    run.fit()
+    resumed = make_run(tmp_path, tiny_backbone)  # with the arguments it began with
+    assert resumed.restore()
+    assert resumed.method.config.gamma == 0.125
+    assert resumed.fit().meta["changes"] == [{"step": 2, "gamma": 0.125}]
 
 
 # ------------------------------------------------------------------------------------------------- the wrong checkpoint

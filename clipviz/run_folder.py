@@ -1,0 +1,126 @@
+"""The folder of a run: its trace and checkpoints, one writer at a time, and what of them a run can go on from.
+
+`trace/` is written before `checkpoint.safetensors`, so a checkpoint never knows more than the trace beside it. The one
+before the newest is kept as `checkpoint.previous.safetensors`, in case a disk damages the newest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from clipviz.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
+from clipviz.loop import Adaptation
+from clipviz.trace import TABLES, Trace
+
+CHECKPOINT = "checkpoint.safetensors"
+PREVIOUS = "checkpoint.previous.safetensors"
+
+
+class RunFolder:
+    """A folder that one run writes to.
+
+    Args:
+        path: made when the first thing is written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock: int | None = None
+
+    def lock(self) -> None:
+        """Keep other processes out until `unlock`; a killed process leaves nothing behind.
+
+        Raises:
+            ValueError: if another run is writing here.
+        """
+        try:
+            import fcntl
+        except ImportError:  # not POSIX: no lock, as before
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ValueError(
+                f"another run is writing to {self.path}; wait for it, stop it, or choose another folder"
+            ) from None
+        self._lock = descriptor
+
+    def unlock(self) -> None:
+        """Let others in."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def save_trace(self, trace: Trace) -> None:
+        """Write or replace `trace/`."""
+        trace.save(self.path / "trace")
+
+    def save(self, trace: Trace, adaptation: Adaptation) -> None:
+        """Write trace and checkpoint; the checkpoint of before stays as the previous one."""
+        self.save_trace(trace)
+        newest, previous = self.path / CHECKPOINT, self.path / PREVIOUS
+        if newest.is_file():
+            previous.unlink(missing_ok=True)
+            try:
+                os.link(newest, previous)  # a link, so that there is a newest one at every moment
+            except OSError:  # not every file system has links
+                shutil.copyfile(newest, previous)
+        save_checkpoint(newest, adaptation)
+
+    def restore(self, adaptation: Adaptation) -> Trace | None:
+        """Put a run into the state of the newest readable checkpoint.
+
+        Returns:
+            What the trace knew at that moment, empty before the first step; None where there is no checkpoint.
+
+        Raises:
+            ValueError: if no checkpoint can be read, or they belong to another run.
+        """
+        found = [path for name in (CHECKPOINT, PREVIOUS) if (path := self.path / name).is_file()]
+        if not found:
+            return None
+        try:
+            load_checkpoint(found[0], adaptation)
+        except DamagedCheckpoint as error:
+            if len(found) < 2:
+                raise
+            load_checkpoint(found[1], adaptation)
+            warnings.warn(f"{error}; going on from the one before it", stacklevel=2)
+        if adaptation.epoch == adaptation.steps_in_epoch == 0:
+            return Trace()  # the run measures itself anew
+        return _known_to(adaptation, Trace.load(self.path))
+
+
+def _known_to(adaptation: Adaptation, trace: Trace) -> Trace:
+    """The part of a trace that the restored state knows: the steps up to it, and the epochs that were measured."""
+    epoch, n_guesses = adaptation.epoch, sum(len(labels) for labels in adaptation.books.get("labels", ()))
+    tables = {}
+    for name in TABLES:
+        table = getattr(trace, name)
+        tables[name] = table[table["epoch"] < epoch] if "epoch" in table else table
+    if n_guesses:
+        steps, samples = trace.steps[trace.steps["epoch"] == epoch], trace.samples[trace.samples["epoch"] == epoch]
+        done = np.sort(steps["step"].unique())[: adaptation.steps_in_epoch]
+        tables["steps"] = pd.concat([tables["steps"], steps[steps["step"].isin(done)]])
+        tables["samples"] = pd.concat([tables["samples"], samples[:n_guesses]])
+    last_begun = trace.samples["epoch"].max()  # the epoch that the stored source logits are of
+    keeps_sources = len(tables["samples"]) > 0 and tables["samples"]["epoch"].max() == last_begun
+    arrays = {}
+    for name, array in trace.arrays.items():
+        is_fixed = name in ("probe/images", "probe/index", "probe/target", "probe/parts")
+        if name.startswith("snapshot/") or (name.startswith("probe/") and not is_fixed):
+            arrays[name] = array[: epoch + 1]
+        elif name.startswith("sources/") and keeps_sources:
+            arrays[name] = array[:n_guesses] if n_guesses else array
+        elif is_fixed:
+            arrays[name] = array
+    return Trace(**tables, arrays=arrays, meta=trace.meta)
