@@ -281,8 +281,9 @@ def demo(args: argparse.Namespace) -> None:
     for name in names:
         method = METHODS[name](backbone, data.prompts)
         config = replace(method.schedule, epochs=args.epochs or DEMO_EPOCHS)
-        traces.append(run_one(method, data, evaluation, config, args.seed, out / name, zero_shot=zero_shot))
-        rows.append(json.loads((out / name / "results.json").read_text()))
+        folder = prepare_folder(out / name)
+        traces.append(run_one(method, data, evaluation, config, args.seed, folder, zero_shot=zero_shot))
+        rows.append(json.loads((folder / "results.json").read_text()))
     write_text(out / "results.csv", pd.json_normalize(rows).to_csv(index=False))
     write_report(traces, out / "report.html", title=f"clipviz demo: birds/{args.domain}")
     print(summary(rows))
