@@ -39,7 +39,7 @@ def png(figure: Figure) -> bytes:
 
 def jpeg(figure: Figure) -> bytes:
     """Photographs with captions as JPEG, letters kept sharp."""
-    return _encode(_pixels(figure), "JPEG", quality=88, subsampling=0, optimize=True)
+    return _encode(_pixels(figure), "JPEG", quality=80, subsampling=0, optimize=True)
 
 
 def _pixels(figure: Figure) -> Image.Image:
