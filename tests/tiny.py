@@ -15,8 +15,10 @@ from PIL import Image
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset
+from clipviz.data.features import FeatureDataset
 from clipviz.methods.base import Method
 from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
+from clipviz.ops import normalize
 from clipviz.prompts import ClassPrompts
 from clipviz.trace import TABLES, Trace
 
@@ -28,13 +30,25 @@ TINY = {
 }
 
 
-def make_tiny_backbone(seed: int = 0, name: str = "tiny") -> Backbone:
+def make_tiny_backbone(seed: int = 0, name: str = "tiny", embed_dim: int = 32, image_size: int = 32) -> Backbone:
+    config = {key: dict(v) if isinstance(v, dict) else v for key, v in TINY.items()}
+    config["embed_dim"], config["vision_cfg"]["image_size"] = embed_dim, image_size
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = open_clip.CLIP(**{key: dict(v) if isinstance(v, dict) else v for key, v in TINY.items()})
+        model = open_clip.CLIP(**config)
     tokenizer = open_clip.SimpleTokenizer(context_length=24)
     backbone = Backbone(model, tokenizer, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), name)
     return backbone.requires_grad_(False).eval()
+
+
+def clusters(n: int = 120, n_classes: int = 6, width: int = 16, noise: float = 0.25, seed: int = 0) -> FeatureDataset:
+    """Embeddings around class centers, and a classifier that is a bit off."""
+    generator = torch.Generator().manual_seed(seed)
+    centers = normalize(torch.randn(n_classes, width, generator=generator))
+    targets = torch.arange(n) % n_classes
+    embeddings = normalize(centers[targets] + noise * torch.randn(n, width, generator=generator))
+    classifier = normalize(centers + 0.2 * torch.randn(n_classes, width, generator=generator))
+    return FeatureDataset(embeddings, name="clusters", targets=targets, classifier=classifier, logit_scale=20.0)
 
 
 class ToyDataset(ImageDataset):

@@ -253,6 +253,7 @@ class DPA(Method):
         )
         return [group for group in groups if group["params"]]
 
+    @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Fill the bank with the zero-shot model's embeddings and labels; the first image prototypes."""
         rows = [(batch.index, embed(self.backbone, batch.views.weak)) for batch in batches]

@@ -284,6 +284,7 @@ class NtUA(Method):
 
     # --------------------------------------------------------------------------------------------- the cache
 
+    @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Choose the images, eq. (1), and form the cache, eqs. (2)-(4)."""
         seen = 0

@@ -1,0 +1,83 @@
+"""WCA: the weighted sum over all pairs of crops and descriptions, on training and on test images."""
+
+import pytest
+import torch
+from tiny import ToyDataset
+
+from clipviz.data.base import ViewConfig, Views
+from clipviz.data.loader import eval_views
+from clipviz.events import EpochFinished, StepFinished
+from clipviz.loop import adapt
+from clipviz.methods.wca import WCA, WCAConfig, weighted_crops, weighted_descriptions
+from clipviz.ops import normalize
+
+
+def rand(*shape, seed=0):
+    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_the_score_is_the_weighted_mean_of_all_similarities():
+    whole, crops, names = rand(2, 8), rand(2, 3, 8, seed=1), rand(2, 8, seed=2)
+    descriptions = [rand(4, 8, seed=3), rand(2, 8, seed=4)]
+    mean, u = weighted_crops(whole, crops)
+    score = mean @ weighted_descriptions(descriptions, names).T
+    for i in range(2):
+        for c in range(2):
+            v = (descriptions[c] @ names[c]).softmax(0)
+            pairs = sum(u[i, k] * v[m] * (crops[i, k] @ descriptions[c][m]) for k in range(3) for m in range(len(v)))
+            torch.testing.assert_close(score[i, c], pairs)
+    torch.testing.assert_close(u, torch.einsum("bke,be->bk", crops, whole).softmax(-1))
+
+
+def test_a_low_temperature_listens_to_the_most_similar_crop():
+    whole = rand(1, 8)
+    crops = torch.stack([whole, -whole], 1)
+    mean, weights = weighted_crops(whole, crops, temperature=0.01)
+    torch.testing.assert_close(mean, whole)
+    torch.testing.assert_close(weights, torch.tensor([[1.0, 0.0]]))
+
+
+def test_test_images_have_crops_too_and_always_the_same(tiny_backbone, toy):
+    method = WCA(tiny_backbone, toy.prompts, WCAConfig(crops=3))
+    config = ViewConfig(32, crops=3, crop_scale=(0.5, 0.9))
+    first, again = (list(eval_views(toy, config, 10)) for _ in range(2))
+    assert [v.crops.shape for v in first] == [(10, 3, 3, 32, 32), (10, 3, 3, 32, 32), (4, 3, 3, 32, 32)]
+    assert all(torch.equal(a.crops, b.crops) for a, b in zip(first, again, strict=True))
+    with torch.no_grad():
+        views = first[0]
+        crops = torch.stack([tiny_backbone.embed(views.crops[:, k]) for k in range(3)], 1)
+        mean, _ = weighted_crops(tiny_backbone.embed(views.weak), crops)
+        expected = tiny_backbone.logit_scale * mean @ method.classifier.T
+        torch.testing.assert_close(method.view_logits(views), expected)
+        assert not torch.allclose(method.view_logits(views), method.logits(views.weak))
+
+
+def test_a_run_measures_once_and_records_crops_and_image(tiny_backbone, toy, toy_test, monkeypatch):
+    calls = []
+    monkeypatch.setattr(WCA, "view_logits", lambda self, views: calls.append(1) or self.logits(views.weak))
+    method = WCA(tiny_backbone, toy.prompts, WCAConfig(crops=2))
+    events = list(adapt(method, toy, eval_dataset=toy_test))
+    steps = [e for e in events if isinstance(e, StepFinished)]
+    assert all(set(e.pseudo.sources) == {"crops", "image"} and e.pseudo.crop_weights.shape[1] == 2 for e in steps)
+    measured = [e for e in events if isinstance(e, EpochFinished)]
+    assert [e.epoch for e in measured] == [-1, 0]
+    assert measured[0].metrics["accuracy"] == measured[1].metrics["accuracy"]
+    assert "pseudo_label_accuracy" in measured[1].metrics
+    assert len(calls) == 1
+
+
+def test_pseudo_labels_are_the_crops_vote(tiny_backbone):
+    toy = ToyDataset(n=4)
+    method = WCA(tiny_backbone, toy.prompts, WCAConfig(crops=2))
+    generator = torch.Generator().manual_seed(0)
+    views = Views(torch.rand(4, 3, 32, 32, generator=generator), None, torch.rand(4, 2, 3, 32, 32, generator=generator))
+    with torch.no_grad():
+        pseudo = method.pseudo_label(views, torch.arange(4))
+        torch.testing.assert_close(pseudo.sources["crops"], method.view_logits(views))
+    assert torch.equal(pseudo.labels, pseudo.sources["crops"].argmax(-1))
+
+
+@pytest.mark.parametrize("changes", [{"crops": 0}, {"temperature": 0.0}])
+def test_constants_out_of_range_are_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        WCAConfig(**changes)
