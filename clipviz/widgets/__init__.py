@@ -15,7 +15,8 @@ for _name in ("anywidget", "ipywidgets"):  # the views are an extra: a script or
     if find_spec(_name) is None:
         raise ImportError(f"clipviz.widgets needs {_name}, which is not installed; pip install 'clipviz[lab]'")
 
+from clipviz.widgets.explorer import SaliencyExplorer  # noqa: E402
 from clipviz.widgets.live import LiveMonitor  # noqa: E402
 from clipviz.widgets.state import ViewState  # noqa: E402
 
-__all__ = ["LiveMonitor", "ViewState"]
+__all__ = ["LiveMonitor", "SaliencyExplorer", "ViewState"]

@@ -115,8 +115,8 @@ class Chart:
         if self.y_range:
             axes.set_ylim(*self.y_range)
         legend = axes.legend(fontsize=7, framealpha=0.85, edgecolor="none", loc="best", handlelength=2.4)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        for entry in legend.get_texts():
+            entry.set_parse_math(False)
 
     def _draw_lines(self, axes: Axes) -> None:
         for series in self.series:

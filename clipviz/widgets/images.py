@@ -47,7 +47,7 @@ def thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:
     """The whole image (H, W, 3) uint8 fitted into a gray square (side, side, 3)."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     scale = side / max(image.size)
-    size = tuple(max(1, round(length * scale)) for length in image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # A few pixels shown large keep their edges: blur would invent detail.
     how = Image.Resampling.NEAREST if scale > 4 else Image.Resampling.BICUBIC
     square = Image.new("RGB", (side, side), (225, 225, 225))

@@ -55,7 +55,7 @@ class MonitorCanvas(anywidget.AnyWidget):
     paths = traitlets.Dict().tag(sync=True)
     sheet = traitlets.Bytes().tag(sync=True)
     side = traitlets.Int(_SIDE).tag(sync=True)
-    captions = traitlets.List().tag(sync=True)
+    captions: traitlets.List = traitlets.List().tag(sync=True)
     maps = traitlets.Bytes().tag(sync=True)
     shape = traitlets.List([0, 0, 0]).tag(sync=True)
     colors = traitlets.Bytes().tag(sync=True)

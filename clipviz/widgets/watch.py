@@ -205,7 +205,10 @@ class Watch:
 def pseudo_label_chart(trace: Trace) -> Chart:
     """Confidence of the pseudo-labels by epoch, and where labels exist how right they and the predictions are."""
     info = figures.confidence_evolution_info(trace)
-    lines = [("median confidence", BLACK, "solid", "circle", info.epochs, info.all[:, 2] if len(info.epochs) else [])]
+    median = info.all[:, 2] if len(info.epochs) else np.zeros(0)
+    lines: list[tuple[str, str, str, str, Any, Any]] = [
+        ("median confidence", BLACK, "solid", "circle", info.epochs, median)
+    ]
     for metric, name, color, dash, symbol in (
         ("pseudo_label_accuracy", f"pseudo-labels right {MEASURING}", BLUE, "dash", "square"),
         ("accuracy", f"predictions right {MEASURING}", VERMILLION, "dot", "diamond"),

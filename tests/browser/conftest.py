@@ -25,8 +25,10 @@ CHROMIUM = next(
 )
 TESTS = Path(__file__).parent.parent
 QUIET = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
-READY = """() => {
-    const session = window.jupyterapp?.shell?.currentWidget?.sessionContext;
+READY = """name => {
+    const notebook = window.jupyterapp?.shell?.currentWidget;
+    if (notebook?.context?.path !== name) return false; // the one that an older workspace had open
+    const session = notebook.sessionContext;
     const kernel = session?.session?.kernel;
     return session?.isReady && kernel?.connectionStatus === 'connected' && kernel?.status === 'idle';
 }"""
@@ -55,7 +57,7 @@ class Lab:
             metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
         )
         nbformat.write(notebook, self.root / name)
-        return f"{self.url}/lab/tree/{name}"
+        return f"{self.url}/lab/tree/{name}?reset"
 
 
 def free_port() -> int:
@@ -147,7 +149,7 @@ def page(chromium: sync_api.Browser, request: pytest.FixtureRequest) -> Iterator
     finally:
         folder = os.environ.get("CLIPVIZ_SCREENSHOTS")
         if folder:
-            page.screenshot(path=Path(folder) / f"{request.node.name}.png")
+            page.screenshot(path=Path(folder) / f"{request.node.name}.png", timeout=60_000)
         page.close()
 
 
@@ -160,7 +162,8 @@ def run_all(page: sync_api.Page) -> Callable[[str], None]:
 
     def run(url: str) -> None:
         page.goto(url)
-        page.wait_for_function(READY, timeout=60_000)
+        name = url.split("/")[-1].split("?")[0]
+        page.wait_for_function(READY, arg=name, timeout=90_000)
         page.evaluate(RUN_ALL)
 
     return run

@@ -40,6 +40,10 @@ def button_named(page: Page, name: str) -> Locator:
     return page.locator(".jp-OutputArea").get_by_role("button", name=re.compile(rf"^\W*{name}$"))
 
 
+def slider(page: Page, name: str) -> Locator:
+    return page.locator(".widget-hslider", has_text=name).locator(".noUi-handle")
+
+
 def press(page: Page, name: str) -> None:
     button = button_named(page, name)
     expect(button).to_be_enabled()
@@ -64,9 +68,8 @@ def test_live_monitor_obeys_its_buttons(lab, page, run_all):
     expect(headline).to_contain_text(re.compile(r"[2-9] of 50 epochs done"))
     expect(page.locator(".clipviz-chart > svg")).to_have_count(4)
     expect(page.locator(".clipviz-probe canvas")).to_have_count(12)
-    slider = page.get_by_role("slider", name="gamma")
     what_if = page.get_by_text(re.compile("instead of 0.50"))
-    slider.focus()
+    slider(page, "gamma").focus()
     for _ in range(5):
         page.keyboard.press("PageDown")
     expect(what_if).to_contain_text("pseudo-labels differ")
@@ -74,3 +77,49 @@ def test_live_monitor_obeys_its_buttons(lab, page, run_all):
     press(page, "Stop")
     expect(headline).to_contain_text("stopped")
     expect(button_named(page, "Stop")).to_be_disabled()
+
+
+def test_saliency_explorer_from_a_confusion_to_a_map(lab, page, run_all):
+    cells = [setup(), "trace = run.fit()", "explorer = SaliencyExplorer(trace, run)\nexplorer"]
+    run_all(lab.write("explorer.ipynb", *cells))
+    matrix = page.locator(".clipviz-matrix canvas")
+    thumbs = page.locator(".clipviz-thumb")
+    expect(thumbs).to_have_count(32)
+    expect(page.locator(".clipviz-panels canvas")).to_have_count(2)
+    # The tiny model calls nearly everything by one name, so a true class that is not it fills a cell.
+    wrong = page.get_by_role("option", name=re.compile("^✗ ")).first.get_attribute("aria-label")
+    found = re.match(r"✗ (.+) \d\.\d\d, is (.+)", wrong)
+    names = ["red square", "green square", "blue square"]
+    row, column = names.index(found[2]), names.index(found[1])
+    side = (420 - 118 - 4) / 3
+    matrix.click(position={"x": 118 + (column + 0.5) * side, "y": 118 + (row + 0.5) * side})
+    expect(page.locator(".clipviz-readout")).to_contain_text(f"“{found[2]}” are called “{found[1]}”")
+    expect(thumbs).not_to_have_count(32)
+    expect(thumbs.first).to_have_attribute("aria-label", re.compile(f"✗ {found[1]} .*, is {found[2]}"))
+    thumbs.nth(1).click()
+    expect(thumbs.nth(1)).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".clipviz-overlay .clipviz-caption")).to_contain_text(f"✗ {found[1]}")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(thumbs.nth(2)).to_have_attribute("aria-selected", "true")
+    button_named(page, "relevance").click()
+    expect(page.locator(".clipviz-panels canvas")).to_have_count(3)
+    expect(page.locator(".clipviz-panels figcaption").nth(2)).to_have_text("relevance, now")
+    before = canvas_bytes(page, 1)
+    slider(page, "opacity").focus()
+    page.keyboard.press("End")
+    wait_for_another(page, 1, before)
+    before = canvas_bytes(page, 1)
+    slider(page, "epoch").focus()
+    page.keyboard.press("Home")
+    expect(page.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("before training")
+    wait_for_another(page, 1, before)
+
+
+def wait_for_another(page: Page, i: int, before: str) -> None:
+    changed = "([i, before]) => document.querySelectorAll('.clipviz-panels canvas')[i].toDataURL() !== before"
+    page.wait_for_function(changed, arg=[i, before])
+
+
+def canvas_bytes(page: Page, i: int) -> str:
+    return page.locator(".clipviz-panels canvas").nth(i).evaluate("canvas => canvas.toDataURL()")

@@ -35,6 +35,19 @@ function listen(model, names, draw) {
   };
 }
 
+// One call for the several traits that change with one message.
+function later(draw) {
+  let waiting = false;
+  return () => {
+    if (waiting) return;
+    waiting = true;
+    queueMicrotask(() => {
+      waiting = false;
+      draw();
+    });
+  };
+}
+
 // Bilinear values of a map of bytes (h, w) at size x size points, in [0, 1].
 function enlarged(map, h, w, size, smooth) {
   const values = new Float32Array(size * size);

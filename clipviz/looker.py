@@ -1,0 +1,123 @@
+"""Looker: questions about images in numpy, answered by the current model.
+
+It stands between the views, which know no torch, and methods, which know nothing else. A run's looker asks through
+`Run.ask`, so its answers come from the thread that owns the model, between two steps, and change nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipviz.data.base import ImageDataset
+from clipviz.data.views import eval_view
+from clipviz.evaluate import undisturbed
+from clipviz.methods.base import Method
+from clipviz.saliency import KINDS, available_kinds, saliency
+from clipviz.saliency.attention import attention_modules
+
+T = TypeVar("T")
+Ask = Callable[[Callable[[Method], T]], T]
+
+
+class Looker:
+    """Looks at images with a method.
+
+    Args:
+        method: any; not changed.
+        dataset: the training images, so that they can be shown; None if only stored pixels are.
+        eval_dataset: likewise the evaluation images.
+        ask: how to reach the method; default: directly.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        dataset: ImageDataset | None = None,
+        eval_dataset: ImageDataset | None = None,
+        ask: Ask[Any] | None = None,
+    ) -> None:
+        self._method = method
+        self._datasets = {"train": dataset, "eval": eval_dataset}
+        self._ask = ask or self._directly
+        self.image_size = method.backbone.image_size
+        self.class_names = method.class_names
+
+    def _directly(self, question: Callable[[Method], T]) -> T:
+        with undisturbed(self._method):
+            return question(self._method)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The saliency kinds that work with this model."""
+        return available_kinds(self._method)
+
+    def contrasts(self, kind: str) -> bool:
+        """Whether a kind answers "why A and not B"."""
+        return KINDS[kind].asks
+
+    def options(self, kind: str) -> tuple[str, ...]:
+        """Names of what can be chosen for a kind ("layer", "head", "tau", ...)."""
+        parameters = inspect.signature(KINDS[kind].function).parameters
+        return tuple(name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the image tower with attention; 0 for other towers."""
+        try:
+            return len(attention_modules(self._method, "image"))
+        except ValueError:
+            return 0
+
+    @property
+    def n_heads(self) -> int:
+        """Attention heads of a block; 0 for other towers."""
+        return int(cast(Any, attention_modules(self._method, "image")[-1]).num_heads) if self.n_layers else 0
+
+    def has(self, split: str, index: int) -> bool:
+        """Whether image `index` of "train" or "eval" can be shown."""
+        dataset = self._datasets.get(split)
+        return dataset is not None and dataset.has_pixels and 0 <= index < len(dataset)
+
+    def pixels(self, split: str, index: int) -> np.ndarray:
+        """Image as the model sees it, (S, S, 3) uint8.
+
+        Raises:
+            ValueError: if `has` says no.
+        """
+        dataset = self._datasets.get(split)
+        if dataset is None or not self.has(split, index):
+            raise ValueError(f"there is no image {index} of {split!r} to look at")
+        return eval_view(dataset.image(index), self.image_size)
+
+    def saliency(self, pixels: np.ndarray, kind: str, **options: Any) -> np.ndarray:
+        """A map of the current model.
+
+        Args:
+            pixels: (S, S, 3) uint8, as from `pixels`.
+            kind: one of `kinds`.
+            **options: as for `clipviz.saliency.saliency`: target, contrast, layer, head, tau, ...
+
+        Returns:
+            (h, w) float32 in [0, 1].
+        """
+
+        def question(method: Method) -> np.ndarray:
+            return saliency(method, self._batch(method, pixels), kind, **options).maps[0].numpy(force=True)
+
+        return self._ask(question)
+
+    def probs(self, pixels: np.ndarray) -> np.ndarray:
+        """(C,) class probabilities of an image (S, S, 3) uint8."""
+        return self._ask(lambda method: method.logits(self._batch(method, pixels)).softmax(-1)[0].numpy(force=True))
+
+    def _batch(self, method: Method, pixels: np.ndarray) -> Tensor:
+        size = self.image_size
+        if pixels.shape != (size, size, 3):
+            raise ValueError(f"this model looks at images ({size}, {size}, 3), got {pixels.shape}")
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(method.backbone.device) / 255.0

@@ -1,0 +1,206 @@
+"""Album: the images that a trace speaks of, what was said of them, and the maps that were kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from clipviz.figures._style import class_name, shorten
+from clipviz.figures.sources import source_names
+from clipviz.trace import Trace
+
+#: Arrays beside the maps.
+_NO_MAPS = {"images", "index", "target", "parts", "probs", "prediction", "confidence"}
+_TAKEN = ("confidently wrong", "least sure", "flipped", "sources disagree", "one taken for another")
+FILTERS = ("all", *_TAKEN)
+
+
+class Verdict(NamedTuple):
+    """What a method says of an image at an epoch; None and -1 where it is not known."""
+
+    prediction: int
+    confidence: float | None
+    target: int
+
+
+class Album:
+    """Images by id, for one trace.
+
+    An id is "eval/12" or "train/7", the position in the evaluation or the training images, or "probe/3" for a probe
+    image whose place in neither can be told. Where a run is measured on the images it learned from, all are "eval".
+
+    Args:
+        trace: the run.
+        looker: a `clipviz.looker.Looker`, which shows images that the trace does not hold; None: only those it holds.
+    """
+
+    def __init__(self, trace: Trace, looker: Any = None) -> None:
+        self.trace, self.looker = trace, looker
+        self._train = "eval" if trace.meta.get("accuracy_is") == "transductive" else "train"
+        self._probe = self._places("probe", self._probe_split())
+        self._gallery = self._places("gallery", "eval")
+        self._frames: dict[int, pd.DataFrame] = {}
+
+    def _probe_split(self) -> str:
+        """Where the probe images come from, told by their targets; "probe" if that cannot be told."""
+        index, target = self.trace.arrays.get("probe/index"), self.trace.arrays.get("probe/target")
+        if index is None or target is None or (target < 0).all():
+            return "probe"
+        for split, table in (("eval", self.trace.predictions), (self._train, self.trace.samples)):
+            known = table.drop_duplicates("index").set_index("index")["target"].reindex(index)
+            if known.notna().all() and (known.to_numpy() == target).all():
+                return split
+        return "probe"
+
+    def _places(self, prefix: str, split: str) -> dict[str, int]:
+        images = self.trace.arrays.get(f"{prefix}/images", ())
+        index = self.trace.arrays.get(f"{prefix}/index", np.arange(len(images)))
+        if split == "probe":
+            index = np.arange(len(images))
+        return {f"{split}/{int(number)}": place for place, number in enumerate(index[: len(images)])}
+
+    # ------------------------------------------------------------------------------------------- images
+
+    def has(self, image: str) -> bool:
+        """Whether there are pixels."""
+        split, index = image.split("/")
+        return (
+            image in self._probe or image in self._gallery or bool(self.looker and self.looker.has(split, int(index)))
+        )
+
+    def pixels(self, image: str) -> np.ndarray:
+        """(H, W, 3) uint8; a gray pixel for an image that cannot be had."""
+        if image in self._probe:
+            return self.trace.arrays["probe/images"][self._probe[image]]
+        if image in self._gallery:
+            return self.trace.arrays["gallery/images"][self._gallery[image]]
+        split, index = image.split("/")
+        if self.looker is not None and self.looker.has(split, int(index)):
+            return self.looker.pixels(split, int(index))
+        return np.full((1, 1, 3), 200, np.uint8)
+
+    def stored_kinds(self) -> list[str]:
+        """Kinds of maps in the trace."""
+        names = (name.split("/", 1) for name in self.trace.arrays if name.startswith(("probe/", "gallery/")))
+        kinds = {kind for prefix, kind in names if kind not in _NO_MAPS and self._is_map(f"{prefix}/{kind}")}
+        return sorted(kinds, key=lambda kind: (kind != "soap", kind != "ncut", kind))
+
+    def _is_map(self, name: str) -> bool:
+        array = self.trace.arrays[name]
+        return array.ndim == (4 if name.startswith("probe/") else 3) and array.dtype.kind == "f"
+
+    def stored_map(self, image: str, kind: str, epoch: int) -> np.ndarray | None:
+        """(h, w) raw values at an epoch (gallery images: at the end); None if the trace does not hold them."""
+        probe, gallery = self.trace.arrays.get(f"probe/{kind}"), self.trace.arrays.get(f"gallery/{kind}")
+        if probe is not None and image in self._probe:
+            return probe[min(max(epoch + 1, 0), len(probe) - 1), self._probe[image]]
+        if gallery is not None and image in self._gallery and epoch >= self.trace.final_epoch:
+            return gallery[self._gallery[image]]
+        return None
+
+    # ------------------------------------------------------------------------------------------- verdicts
+
+    def frame(self, epoch: int) -> pd.DataFrame:
+        """Predictions of the last measurement up to `epoch`, by image: prediction, confidence, target, before."""
+        table = self.trace.predictions
+        measured = table["epoch"][table["epoch"] <= epoch].max() if len(table) else -1
+        if measured not in self._frames:
+            now = table[table["epoch"] == measured].drop_duplicates("index").set_index("index")
+            first = table[table["epoch"] == table["epoch"].min()].drop_duplicates("index").set_index("index")
+            self._frames[measured] = now[["prediction", "confidence", "target"]].assign(
+                before=first["prediction"].reindex(now.index)
+            )
+        return self._frames[measured]
+
+    def verdict(self, image: str, epoch: int) -> Verdict:
+        """Prediction of an evaluation image, pseudo-label of a training image."""
+        split, index = image.split("/")
+        if split == "probe":
+            return Verdict(-1, None, int(self.trace.arrays["probe/target"][int(index)]))
+        if split == "eval":
+            frame, column = self.frame(epoch), "prediction"
+        else:
+            rows = self.trace.samples[self.trace.samples["epoch"] == max(0, epoch)]
+            frame, column = rows[rows["index"] == int(index)].set_index("index"), "pseudo_label"
+        if int(index) not in frame.index:
+            return Verdict(-1, None, -1)
+        row = frame.loc[int(index)].to_dict()
+        return Verdict(int(row[column]), float(row["confidence"]), int(row["target"]))
+
+    def caption(self, image: str, epoch: int) -> str:
+        """True class, or the predicted one and how sure, in few letters and on one line."""
+        verdict, names = self.verdict(image, epoch), self.trace.class_names
+        said = "" if verdict.prediction < 0 else shorten(class_name(names, verdict.prediction), 30)
+        if verdict.confidence is not None:
+            said += f" {verdict.confidence:.2f}"
+        if verdict.target < 0:
+            return said or image
+        true = shorten(class_name(names, verdict.target), 30)
+        if not said:
+            return true
+        return f"✓ {said}" if verdict.prediction == verdict.target else f"✗ {said}, is {true}"
+
+    # ------------------------------------------------------------------------------------------- filters
+
+    def filters(self) -> list[str]:
+        """The filters that this trace can answer."""
+        has_targets = bool((self.trace.predictions["target"] >= 0).any())
+        answered = {
+            "all": True,
+            "confidently wrong": has_targets,
+            "least sure": len(self.trace.predictions) > 0,
+            "flipped": self.trace.predictions["epoch"].nunique() > 1,
+            "sources disagree": len(source_names(self.trace)) > 1,
+            "one taken for another": has_targets,
+        }
+        return [name for name in FILTERS if answered[name]]
+
+    def chosen(self, name: str, epoch: int, pair: tuple[int, int] | None = None) -> list[str]:
+        """Ids of the images that a filter lets through and that can be shown, the most telling first.
+
+        Args:
+            name: of `FILTERS`.
+            epoch: whose predictions count.
+            pair: (true class, predicted class) for "one taken for another".
+        """
+        if name == "all":
+            ids = [*self._gallery, *self._probe, *(f"eval/{index}" for index in self.frame(epoch).index)]
+            return [image for image in dict.fromkeys(ids) if self.has(image)]
+        if name == "sources disagree":
+            return [image for image in self._disagreeing(epoch) if self.has(image)]
+        frame = self.frame(epoch)
+        known = frame["target"] >= 0
+        if name == "confidently wrong":
+            rows = frame[known & (frame["prediction"] != frame["target"])].sort_values("confidence", ascending=False)
+        elif name == "least sure":
+            rows = frame.sort_values("confidence")
+        elif name == "flipped":
+            rows = frame[frame["prediction"] != frame["before"]].sort_values("confidence", ascending=False)
+        elif name == "one taken for another" and pair is not None:
+            rows = frame[(frame["target"] == pair[0]) & (frame["prediction"] == pair[1])]
+            rows = rows.sort_values("confidence", ascending=False)
+        else:
+            rows = frame[:0]
+        return [image for image in (f"eval/{index}" for index in rows.index) if self.has(image)]
+
+    def _disagreeing(self, epoch: int) -> list[str]:
+        rows = self.trace.samples[self.trace.samples["epoch"] == max(0, epoch)]
+        labels = np.stack([rows[f"{name}_label"].to_numpy() for name in source_names(self.trace)], 1)
+        apart = rows[(labels != labels[:, :1]).any(1)].sort_values("margin")
+        return [f"{self._train}/{index}" for index in apart["index"]]
+
+
+def same_classes(traces: Sequence[Trace]) -> None:
+    """Refuse traces that do not speak of the same classes.
+
+    Raises:
+        ValueError: if there is none, or they differ.
+    """
+    if not traces:
+        raise ValueError("there is no trace to look at; give a Trace (Trace.load(path)) or several")
+    names = {trace.class_names for trace in traces}
+    if len(names) > 1:
+        raise ValueError("these traces have different classes; compare runs on the same images")

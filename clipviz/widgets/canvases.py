@@ -1,0 +1,77 @@
+"""The drawing surfaces: what the scripts under `static/` read, as traits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anywidget
+import numpy as np
+import traitlets
+
+from clipviz.figures._style import shorten
+from clipviz.widgets.images import color_table, jpeg, sheet
+from clipviz.widgets.view import source
+
+THUMBNAIL = 72
+COLUMNS = 10
+
+
+class GalleryCanvas(anywidget.AnyWidget):
+    """Thumbnails in one sheet; `selected` is written by the browser and by Python."""
+
+    _esm = source("common.js", "gallery.js")
+    _css = source("widgets.css")
+
+    sheet = traitlets.Bytes().tag(sync=True)
+    side = traitlets.Int(THUMBNAIL).tag(sync=True)
+    columns = traitlets.Int(COLUMNS).tag(sync=True)
+    ids: traitlets.List = traitlets.List().tag(sync=True)
+    captions: traitlets.List = traitlets.List().tag(sync=True)
+    label = traitlets.Unicode("images").tag(sync=True)
+    empty = traitlets.Unicode("No image passes this filter.").tag(sync=True)
+    selected: traitlets.List = traitlets.List().tag(sync=True)
+
+    def fill(self, ids: Sequence[str], captions: Sequence[str], images: Sequence[np.ndarray]) -> None:
+        """Show other images, in one message."""
+        with self.hold_sync():
+            self.ids = list(ids)
+            self.captions = [shorten(caption, 80) for caption in captions]
+            self.sheet = jpeg(sheet(images, THUMBNAIL, COLUMNS))
+
+
+class OverlayCanvas(anywidget.AnyWidget):
+    """One image with rows of maps over it; a row is {title, panels}, a panel {title, label, shape, mask}."""
+
+    _esm = source("common.js", "overlay.js")
+    _css = source("widgets.css")
+
+    image = traitlets.Bytes().tag(sync=True)
+    rows: traitlets.List = traitlets.List().tag(sync=True)
+    maps = traitlets.Bytes().tag(sync=True)
+    side = traitlets.Int(196).tag(sync=True)
+    opacity = traitlets.Float(0.7).tag(sync=True)
+    contour = traitlets.Bool(False).tag(sync=True)
+    colors = traitlets.Bytes().tag(sync=True)
+    empty = traitlets.Unicode("Choose an image above to see where the model looked.").tag(sync=True)
+
+    def __init__(self, **traits: object) -> None:
+        super().__init__(colors=color_table(), **traits)
+
+
+class MatrixCanvas(anywidget.AnyWidget):
+    """A confusion matrix of any size; `selected` is [true, predicted] or empty."""
+
+    _esm = source("common.js", "matrix.js")
+    _css = source("widgets.css")
+
+    counts = traitlets.Bytes().tag(sync=True)
+    names: traitlets.List = traitlets.List().tag(sync=True)
+    title = traitlets.Unicode("Confusion").tag(sync=True)
+    selected: traitlets.List = traitlets.List().tag(sync=True)
+
+    def fill(self, counts: np.ndarray, names: Sequence[str], title: str) -> None:
+        """Show other counts (C, C), in one message."""
+        with self.hold_sync():
+            self.names = [shorten(name, 60) for name in names]
+            self.counts = counts.astype(np.uint32).tobytes()
+            self.title = title

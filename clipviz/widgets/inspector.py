@@ -1,0 +1,245 @@
+"""Inspector: the chosen image with its maps, by kind, epoch and method. A part of the explorers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import TimeoutError as TooLate
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import traitlets
+
+from clipviz.figures import trace_labels
+from clipviz.figures._style import class_name, epoch_name, shorten
+from clipviz.figures.saliency import KIND_NAMES, unit_range
+from clipviz.trace import Trace
+from clipviz.widgets.album import Album, same_classes
+from clipviz.widgets.canvases import OverlayCanvas
+from clipviz.widgets.images import jpeg, to_bytes
+from clipviz.widgets.state import ViewState
+
+NAMES = {
+    **KIND_NAMES,
+    "cls_attention": "CLS attention",
+    "rollout": "rollout",
+    "relevance": "relevance",
+    "integrated_gradients": "integrated gradients",
+    "occlusion": "occlusion",
+    "layer_gradcam": "layer GradCAM",
+}
+NOBODY = "(none)"
+RUNNER_UP = "the runner-up"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One map (h, w) in [0, 1], or None with the reason in the title."""
+
+    title: str
+    values: np.ndarray | None
+    is_mask: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one method looked at."""
+
+    title: str
+    panels: list[Panel]
+
+
+class Inspector:
+    """Shows the first selected image of a state.
+
+    Args:
+        traces: runs with the same classes; the first is looked at, another may stand beside it.
+        models: for each trace what can answer for it, a `Run` or a `clipviz.looker.Looker`, or None.
+        state: shared.
+
+    Attributes:
+        albums: label -> album, in the order of the traces.
+        rows: what is shown.
+        image: its pixels (H, W, 3) uint8, None while no image is chosen.
+        widget: controls and canvas.
+    """
+
+    def __init__(self, traces: Sequence[Trace], models: Sequence[Any], state: ViewState) -> None:
+        same_classes(traces)
+        self.state = state
+        lookers = [getattr(model, "looker", model) for model in models]
+        self.albums = {
+            label: Album(trace, looker)
+            for label, trace, looker in zip(trace_labels(traces), traces, lookers, strict=True)
+        }
+        if state.method not in self.albums:
+            state.method = next(iter(self.albums))
+        self.rows: list[Row] = []
+        self.image: np.ndarray | None = None
+        self.canvas = OverlayCanvas()
+        self._make_controls(max(trace.final_epoch for trace in traces))
+        self.state.observe(lambda _: self.show(), ["selected", "epoch", "method"])
+        self.state.observe(self._take_kind, "kind")
+        self.show()
+
+    @property
+    def album(self) -> Album:
+        """That of the state's method."""
+        return self.albums.get(self.state.method) or next(iter(self.albums.values()))
+
+    def _make_controls(self, final_epoch: int) -> None:
+        stored = list(dict.fromkeys(kind for album in self.albums.values() for kind in album.stored_kinds()))
+        lookers = [album.looker for album in self.albums.values() if album.looker is not None]
+        asked = [kind for looker in lookers for kind in looker.kinds]
+        self.kinds = {
+            kind: ipywidgets.ToggleButton(
+                description=NAMES.get(kind, kind),
+                tooltip="kept in the trace" if kind in stored else "computed by the current model",
+                layout={"width": "auto"},
+            )
+            for kind in dict.fromkeys([*stored, *asked])
+        }
+        if self.state.kind not in self.kinds and self.kinds:
+            self.state.kind = next(iter(self.kinds))
+        for kind, toggle in self.kinds.items():
+            toggle.value = kind == self.state.kind
+            toggle.observe(lambda change, kind=kind: self._toggled(kind, change["new"]), "value")
+        self.epoch = ipywidgets.IntSlider(min=-1, max=max(-1, final_epoch), description="epoch", continuous_update=True)
+        self.state.epoch = min(max(self.state.epoch, -1), self.epoch.max)
+        traitlets.link((self.state, "epoch"), (self.epoch, "value"))
+        self.opacity = ipywidgets.FloatSlider(0.7, min=0, max=1, step=0.05, description="opacity")
+        self.contour = ipywidgets.Checkbox(False, description="contour at half", indent=False)
+        # In the browser, so that they answer at once and without the kernel.
+        ipywidgets.jslink((self.opacity, "value"), (self.canvas, "opacity"))
+        ipywidgets.jslink((self.contour, "value"), (self.canvas, "contour"))
+        self.beside = ipywidgets.Dropdown(options=[NOBODY, *self.albums], description="beside it")
+        names = [shorten(name, 60) for name in self.album.trace.class_names]
+        options = [(NOBODY, -1), (RUNNER_UP, -2), *((name, i) for i, name in enumerate(names))]
+        self.contrast = ipywidgets.Dropdown(options=options, description="rather than")
+        n_layers = max((looker.n_layers for looker in lookers), default=0)
+        n_heads = max((looker.n_heads for looker in lookers), default=0)
+        self.layer = ipywidgets.Dropdown(options=[(str(i), i) for i in range(n_layers)], description="layer")
+        self.layer.value = n_layers - 1 if n_layers else None
+        self.head = ipywidgets.Dropdown(
+            options=[("mean", -1), *((str(i), i) for i in range(n_heads))], description="head"
+        )
+        for control in (self.beside, self.contrast, self.layer, self.head):
+            control.layout.width = "230px"
+            control.observe(lambda _: self.show(), "value")
+        self.beside.layout.display = "flex" if len(self.albums) > 1 else "none"
+        self._asking = ipywidgets.HBox([self.contrast, self.layer, self.head])
+        self.widget = ipywidgets.VBox(
+            [
+                ipywidgets.HBox(list(self.kinds.values()), layout={"flex_flow": "row wrap"}),
+                ipywidgets.HBox(
+                    [self.epoch, self.opacity, self.contour, self.beside], layout={"flex_flow": "row wrap"}
+                ),
+                self._asking,
+                self.canvas,
+            ]
+        )
+
+    def _toggled(self, kind: str, is_on: bool) -> None:
+        if is_on:
+            self.state.kind = kind
+        self.show()
+
+    def _take_kind(self, change: Any) -> None:
+        toggle = self.kinds.get(change["new"])
+        if toggle is not None:
+            toggle.value = True
+
+    @property
+    def chosen_kinds(self) -> list[str]:
+        """The kinds whose maps are shown."""
+        return [kind for kind, toggle in self.kinds.items() if toggle.value]
+
+    # ------------------------------------------------------------------------------------------- showing
+
+    def show(self) -> None:
+        """Bring the canvas up to date, in one message."""
+        self._asking.layout.display = "flex" if self._asks() else "none"
+        image = self.state.selected[0] if self.state.selected else None
+        if image is None or not self.album.has(image):
+            self.image, self.rows = None, []
+        else:
+            self.image = self.album.pixels(image)
+            beside = [self.beside.value] if self.beside.value in self.albums else []
+            self.rows = [self._row(label, image) for label in dict.fromkeys([self.state.method, *beside])]
+        maps = [panel.values for row in self.rows for panel in row.panels if panel.values is not None]
+        with self.canvas.hold_sync():
+            self.canvas.image = jpeg(self.image, 92) if self.image is not None else b""
+            self.canvas.rows = [_row_json(row) for row in self.rows]
+            self.canvas.maps = b"".join(map(to_bytes, maps))
+
+    def _asks(self) -> bool:
+        """Whether a chosen kind has a contrast, a layer or a head to choose."""
+        looker = self.album.looker
+        stored = self.album.stored_kinds()
+        return looker is not None and any(
+            kind not in stored and (looker.contrasts(kind) or "layer" in looker.options(kind))
+            for kind in self.chosen_kinds
+            if kind in looker.kinds
+        )
+
+    def _row(self, label: str, image: str) -> Row:
+        album = self.albums[label]
+        said = album.caption(image, self.state.epoch)
+        when = "before training" if self.state.epoch < 0 else f"epoch {epoch_name(self.state.epoch)}"
+        panels = [
+            Panel(shorten(image, 30), None, False),
+            *(self._panel(album, image, kind) for kind in self.chosen_kinds),
+        ]
+        return Row(f"{label}, {when}: {said}", panels)
+
+    def _panel(self, album: Album, image: str, kind: str) -> Panel:
+        name = NAMES.get(kind, kind)
+        values = album.stored_map(image, kind, self.state.epoch)
+        if values is not None:
+            return Panel(name, unit_range(values[None])[0], kind == "ncut")
+        looker = album.looker
+        if looker is None or kind not in looker.kinds:
+            return Panel(f"{name}: not in this trace", None, False)
+        pixels = album.pixels(image)
+        if pixels.shape[0] != looker.image_size:
+            return Panel(f"{name}: these pixels are not the model's", None, False)
+        try:
+            options, asked = self._options(looker, pixels, kind)
+            return Panel(f"{name}{asked}, now", looker.saliency(pixels, kind, **options), kind == "ncut")
+        except (ValueError, TooLate) as error:
+            return Panel(f"{name}: {shorten(str(error) or 'no answer in time', 120)}", None, False)
+
+    def _options(self, looker: Any, pixels: np.ndarray, kind: str) -> tuple[dict[str, Any], str]:
+        """Layer, head and contrast where the kind has them, and how to say so."""
+        options: dict[str, Any] = {}
+        text = ""
+        if "layer" in looker.options(kind) and self.layer.value is not None and kind == "cls_attention":
+            options["layer"] = self.layer.value
+            text += f", layer {self.layer.value}"
+        if "head" in looker.options(kind) and self.head.value is not None and self.head.value >= 0:
+            options["head"] = self.head.value
+            text += f", head {self.head.value}"
+        if looker.contrasts(kind) and self.contrast.value != -1:
+            order = np.argsort(-looker.probs(pixels), kind="stable")
+            other = int(order[1]) if self.contrast.value == -2 and len(order) > 1 else int(self.contrast.value)
+            if other >= 0 and other != order[0]:
+                options |= {"target": int(order[0]), "contrast": other}
+                names = looker.class_names
+                text += f": {shorten(class_name(names, int(order[0])), 26)}, not {shorten(names[other], 26)}"
+        return options, text
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    return {
+        "title": shorten(row.title, 200),
+        "panels": [
+            {
+                "title": panel.title,
+                "label": f"{panel.title} of the chosen image",
+                "shape": [0, 0] if panel.values is None else list(panel.values.shape),
+                "mask": panel.is_mask,
+            }
+            for panel in row.panels
+        ],
+    }

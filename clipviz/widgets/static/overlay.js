@@ -1,0 +1,35 @@
+// Overlay: one image, and rows of maps laid over it.
+
+function render({ model, el }) {
+  const root = make("div", { class: "clipviz clipviz-overlay", "aria-live": "polite" });
+  el.append(root);
+
+  const draw = async () => {
+    const bitmap = await bitmapOf(model, "image");
+    const rows = model.get("rows");
+    const side = model.get("side");
+    const colors = bytesOf(model, "colors");
+    const maps = bytesOf(model, "maps");
+    const look = { opacity: model.get("opacity"), contour: model.get("contour") };
+    if (!bitmap) return root.replaceChildren(make("p", { class: "clipviz-empty" }, model.get("empty")));
+    const piece = [0, 0, bitmap.width, bitmap.height];
+    let start = 0;
+    const made = rows.map((row) => {
+      const panels = row.panels.map((panel) => {
+        const canvas = make("canvas", { width: side, height: side, role: "img", "aria-label": panel.label });
+        const [h, w] = panel.shape;
+        const map = h * w ? maps.subarray(start, start + h * w) : null;
+        start += h * w;
+        overlay(canvas, bitmap, piece, map, h, w, colors, { ...look, mask: panel.mask });
+        return make("figure", {}, canvas, make("figcaption", {}, panel.title));
+      });
+      return make("div", {}, make("div", { class: "clipviz-caption" }, row.title), make("div", { class: "clipviz-panels" }, ...panels));
+    });
+    root.replaceChildren(...made);
+  };
+
+  draw();
+  return listen(model, ["image", "rows", "maps", "opacity", "contour"], later(draw));
+}
+
+export default { render };

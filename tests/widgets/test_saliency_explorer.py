@@ -1,0 +1,231 @@
+"""SaliencyExplorer without a browser: filters, confusion, maps, methods side by side, hostile data."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from synthetic import synthetic_trace
+from widget_helpers import HOSTILE
+
+from clipviz.events import Probe
+from clipviz.looker import Looker
+from clipviz.widgets import SaliencyExplorer, ViewState
+
+
+@pytest.fixture
+def trace():
+    return synthetic_trace(n_classes=8, epochs=3, n_images=120, n_eval=80)
+
+
+@pytest.fixture
+def run(make_run):
+    run = make_run(n=24)
+    run.fit()
+    return run
+
+
+def gallery_ids(trace):
+    return [f"eval/{index}" for index in trace.arrays["gallery/index"]]
+
+
+def test_a_trace_alone_shows_what_it_holds(trace):
+    explorer = SaliencyExplorer(trace)
+    assert explorer.shown == [*gallery_ids(trace), *(f"probe/{i}" for i in range(6))]
+    assert list(explorer.inspector.kinds)[:2] == ["soap", "ncut"]
+    explorer.state.selected = ("probe/2",)
+    stored = trace.arrays["probe/soap"][-1, 2]
+    shown = explorer.inspector.rows[0].panels[1].values
+    np.testing.assert_allclose(shown, (stored - stored.min()) / (stored.max() - stored.min()), rtol=1e-5)
+    explorer.inspector.epoch.value = -1
+    first = trace.arrays["probe/soap"][0, 2]
+    shown = explorer.inspector.rows[0].panels[1].values
+    np.testing.assert_allclose(shown, (first - first.min()) / (first.max() - first.min()), rtol=1e-5)
+    assert explorer.state.epoch == -1
+
+
+def test_a_gallery_image_has_maps_of_the_end_only(trace):
+    explorer = SaliencyExplorer(trace, state=ViewState(epoch=2, selected=(gallery_ids(trace)[1],)))
+    assert explorer.inspector.rows[0].panels[1].values is not None
+    explorer.state.epoch = 0
+    assert explorer.inspector.rows[0].panels[1].values is None
+    assert explorer.inspector.rows[0].panels[1].title == "SOAP attention: not in this trace"
+
+
+def test_filters_give_what_their_names_say(run):
+    explorer = SaliencyExplorer(run.trace, run)
+    album = explorer.inspector.album
+    frame = album.frame(2)
+    ids = {name: [int(image.split("/")[1]) for image in album.chosen(name, 2, (0, 1))] for name in album.filters()}
+    wrong = frame[frame["prediction"] != frame["target"]]
+    assert sorted(ids["all"]) == list(range(24))
+    assert sorted(ids["confidently wrong"]) == sorted(wrong.index)
+    assert list(frame.loc[ids["confidently wrong"], "confidence"]) == sorted(wrong["confidence"], reverse=True)
+    assert list(frame.loc[ids["least sure"], "confidence"]) == sorted(frame["confidence"])
+    assert sorted(ids["flipped"]) == sorted(frame.index[frame["prediction"] != frame["before"]])
+    assert sorted(ids["one taken for another"]) == sorted(wrong.index[(wrong.target == 0) & (wrong.prediction == 1)])
+    samples = run.trace.samples.query("epoch == 2 and static_label != dynamic_label")
+    assert sorted(ids["sources disagree"]) == sorted(samples["index"])
+
+
+def test_a_confusion_cell_shows_its_images(run):
+    explorer = SaliencyExplorer(run.trace, run)
+    counts = np.frombuffer(explorer.matrix.counts, np.uint32).reshape(3, 3)
+    assert counts.sum() == 24
+    true, said = np.unravel_index((counts * ~np.eye(3, dtype=bool)).argmax(), (3, 3))
+    explorer.matrix.selected = [int(true), int(said)]
+    assert explorer.filter.value == "one taken for another"
+    assert len(explorer.shown) == counts[true, said] > 0
+    verdicts = [explorer.inspector.album.verdict(image, 2) for image in explorer.shown]
+    assert {(verdict.target, verdict.prediction) for verdict in verdicts} == {(true, said)}
+
+
+def test_other_kinds_come_from_the_model_and_change_nothing(run):
+    before = {name: tensor.clone() for name, tensor in run.method.state_dict().items()}
+    explorer = SaliencyExplorer(run.trace, run)
+    explorer.inspector.kinds["relevance"].value = True
+    explorer.inspector.kinds["cls_attention"].value = True
+    panels = {panel.title: panel.values for panel in explorer.inspector.rows[0].panels}
+    assert list(panels) == [
+        explorer.state.selected[0],
+        "SOAP attention",
+        "CLS attention, layer 1, now",
+        "relevance, now",
+    ]
+    explorer.inspector.contrast.value = -2
+    explorer.inspector.layer.value = 0
+    explorer.inspector.head.value = 1
+    titles = [panel.title for panel in explorer.inspector.rows[0].panels]
+    assert titles[2] == "CLS attention, layer 0, head 1, now"
+    assert titles[3].startswith("relevance: ")
+    assert ", not " in titles[3]
+    assert not np.array_equal(panels["relevance, now"], explorer.inspector.rows[0].panels[3].values)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.method.state_dict().items())
+
+
+def test_on_demand_maps_are_those_of_the_method(run):
+    explorer = SaliencyExplorer(run.trace, Looker(run.method, eval_dataset=run.adaptation.eval_dataset))
+    explorer.state.selected = ("eval/5",)
+    explorer.state.epoch = 0  # SOAP of this image is stored for no epoch
+    panel = explorer.inspector.rows[0].panels[1]
+    pixels = torch.from_numpy(explorer.inspector.image.copy()).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        soap = run.method.eval().explain(pixels)["soap"][0]
+    np.testing.assert_allclose(panel.values, soap / soap.max(), atol=1e-5)
+
+
+def test_two_methods_stand_beside_each_other(make_run):
+    runs = [make_run(), make_run(method="zero_shot")]
+    traces = [run.fit() for run in runs]
+    explorer = SaliencyExplorer(traces, runs)
+    explorer.inspector.beside.value = "zero-shot"
+    assert [row.title.split(",")[0] for row in explorer.inspector.rows] == ["microCLIP", "zero-shot"]
+    assert len(explorer.inspector.canvas.rows) == 2
+    explorer.method.value = "zero-shot"
+    assert explorer.state.method == "zero-shot"
+    assert [row.title.split(",")[0] for row in explorer.inspector.rows] == ["zero-shot"]
+
+
+def test_views_with_one_state_follow_each_other(trace):
+    state = ViewState()
+    one, other = SaliencyExplorer(trace, state=state), SaliencyExplorer(trace, state=state)
+    one.gallery.selected = ["probe/3"]
+    assert other.gallery.selected == ["probe/3"]
+    assert other.inspector.rows[0].panels[0].title == "probe/3"
+    one.inspector.epoch.value = 0
+    assert other.inspector.epoch.value == 0
+    one.inspector.kinds["ncut"].value = True
+    assert other.inspector.kinds["ncut"].value is True
+
+
+def test_pages_turn(make_run):
+    run = make_run(n=130, epochs=1)
+    explorer = SaliencyExplorer(run.fit(), run)
+    assert explorer.count.value == "1-60 of 130"
+    assert explorer.back.disabled
+    explorer.next.click()
+    explorer.next.click()
+    assert explorer.count.value == "121-130 of 130"
+    assert explorer.next.disabled
+    assert len(explorer.gallery.ids) == 10
+
+
+def test_bundle_has_a_picture_and_a_text_that_never_changes(trace):
+    explorer = SaliencyExplorer(trace)
+    data, metadata = explorer._repr_mimebundle_()
+    assert data["text/plain"] == "SaliencyExplorer(microCLIP)"
+    assert 8_000 < len(base64.b64decode(data["image/jpeg"])) <= 60_000
+    assert "text/html" not in data
+    explorer.state.selected = ("probe/1",)
+    again, other = explorer._repr_mimebundle_()
+    assert again["text/plain"] == data["text/plain"]
+    assert again["image/jpeg"] != data["image/jpeg"]
+    assert other["image/jpeg"]["alt"] != metadata["image/jpeg"]["alt"]
+
+
+def test_without_labels_nothing_is_called_wrong():
+    explorer = SaliencyExplorer(synthetic_trace(n_classes=4, epochs=2, n_images=40, n_eval=30, labelled=False))
+    assert explorer.inspector.album.filters() == ["all", "least sure", "flipped", "sources disagree"]
+    assert explorer.matrix.layout.display == "none"
+    assert not any("✗" in caption or "✓" in caption for caption in explorer.gallery.captions)
+
+
+def test_five_hundred_hostile_classes_stay_usable():
+    names = [f"{HOSTILE} {i}" for i in range(500)]
+    trace = synthetic_trace(epochs=1, n_images=600, n_eval=600, class_names=names)
+    explorer = SaliencyExplorer(trace)
+    explorer.matrix.selected = [3, 499]
+    assert len(explorer.matrix.counts) == 4 * 500 * 500
+    for text in [*explorer.matrix.names, *explorer.gallery.captions, explorer.alt]:
+        assert "\n" not in text
+        assert len(text) < 400
+    assert 5_000 < len(explorer.picture()) <= 60_000
+
+
+def test_one_pixel_and_nothing_at_all(trace):
+    for name in ("probe/images", "gallery/images"):
+        trace.arrays[name] = trace.arrays[name][:, :1, :1]
+    trace.arrays["probe/soap"] = np.full((4, 6, 1, 1), np.nan, np.float32)
+    explorer = SaliencyExplorer(trace)
+    explorer.state.selected = ("probe/0",)
+    assert len(explorer.picture()) > 5_000
+    bare = synthetic_trace(n_classes=3, epochs=1, n_images=9, n_eval=9)
+    bare.arrays = {}
+    empty = SaliencyExplorer(bare)
+    assert empty.count.value == "no images"
+    assert len(empty.picture()) > 1_000
+
+
+def test_traces_of_different_classes_are_refused(trace):
+    with pytest.raises(ValueError, match="different classes"):
+        SaliencyExplorer([trace, synthetic_trace(n_classes=4, epochs=1, n_images=9, n_eval=9)])
+    with pytest.raises(ValueError, match="no trace"):
+        SaliencyExplorer([])
+
+
+def test_a_probe_that_is_part_of_the_evaluation_set_is_one_image(run):
+    album = SaliencyExplorer(run.trace).inspector.album
+    assert all(image.startswith("eval/") for image in album.chosen("all", 2))
+    assert isinstance(run.adaptation.probe, Probe)
+
+
+def test_memory_stays_flat_over_a_hundred_selections(trace):
+    explorer = SaliencyExplorer(trace)
+
+    def use():
+        for i in range(100):
+            explorer.state.selected = (f"probe/{i % 6}",)
+        gc.collect()
+
+    use()
+    tracemalloc.start()
+    use()
+    before = tracemalloc.get_traced_memory()[0]
+    use()
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 100_000
