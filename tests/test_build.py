@@ -1,0 +1,80 @@
+"""From what a user writes to a method: presets, constants, teachers, and what is refused."""
+
+import pytest
+from tiny import ToyDataset, clusters
+
+from clipviz.build import build_method, parse_constants
+from clipviz.ladder import RUNGS, ntua_ladder
+from clipviz.methods import METHODS
+from clipviz.methods.base import AdaptConfig
+from clipviz.methods.ntua import NtUAConfig
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "tip_adapter", "ntua", "dpa"])
+def test_every_method_is_built_with_its_default(name):
+    dataset = clusters(n=6, n_classes=3)
+    method = build_method(name, dataset.backbone(), dataset)
+    assert isinstance(method, METHODS[name])
+    assert method.config == METHODS[name].default_config(dataset.backbone())
+
+
+def test_presets_and_constants():
+    dataset = clusters(n=6, n_classes=3)
+    method = build_method(
+        "dpa", dataset.backbone(), dataset, preset="pets", constants={"a": "1", "window": "4", "text": "descriptions"}
+    )
+    assert (method.config.a, method.config.window, method.config.text) == (1.0, 4, "descriptions")
+    assert isinstance(method.config.a, float)
+    assert method.schedule.lr == 7e-5
+    cached = build_method("ntua", dataset.backbone(), dataset, constants={"shots": "2", "weighted": "False"})
+    assert (cached.config.shots, cached.config.weighted) == (2, False)
+
+
+def test_the_bundled_model_has_presets_of_its_own(tiny_backbone, monkeypatch):
+    monkeypatch.setattr(tiny_backbone, "name", "birds")
+    for name in ("wca", "tip_adapter", "ntua", "dpa", "microclip"):
+        assert build_method(name, tiny_backbone, ToyDataset(n=3)).config == METHODS[name].presets["birds"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("dpa", {"preset": "dtt"}, "did you mean 'dtd'"),
+        ("dpa", {"constants": {"b": "1"}}, "unknown constant of dpa 'b'"),
+        ("dpa", {"constants": {"schedule": "1"}}, "unknown constant of dpa 'schedule'"),
+        ("dpa", {"constants": {"a": "much"}}, "a of dpa is 0.5 by default, so 'much' is no value"),
+        ("dpa", {"constants": {"a": "2"}}, r"a must be in \[0, 1\]"),
+        ("ntua", {"constants": {"selection": "best"}}, "unknown selection of ntua 'best'"),
+        ("ntua", {"constants": {"selection": "oracle_balanced"}}, "--allow-labels"),
+        ("zero_shot", {"constants": {"a": "1"}}, "no constants"),
+        ("dpa", {"allow_labels": True}, "selects no images"),
+    ],
+)
+def test_what_a_method_does_not_have_is_refused(name, options, message):
+    dataset = clusters(n=6, n_classes=3)
+    with pytest.raises(ValueError, match=message):
+        build_method(name, dataset.backbone(), dataset, **options)
+
+
+def test_labels_choose_images_only_with_permission():
+    dataset = clusters(n=12, n_classes=3)
+    options = {"constants": {"selection": "oracle_balanced", "shots": "2"}, "allow_labels": True}
+    method = build_method("ntua", dataset.backbone(), dataset, **options)
+    assert len(method._oracle_index) == 6
+
+
+def test_assignments():
+    assert parse_constants(["a=1", "text = templates"]) == {"a": "1", "text": "templates"}
+    with pytest.raises(ValueError, match="NAME=VALUE"):
+        parse_constants(["a"])
+
+
+def test_the_ladder_is_one_table():
+    dataset = clusters(n=120, noise=0.5)
+    config = NtUAConfig(shots=4, schedule=AdaptConfig(epochs=2, batch_size=16, lr=1e-2))
+    table = ntua_ladder(dataset.backbone(), dataset, dataset, config)
+    assert list(table.index) == ["zero_shot", *RUNGS]
+    # embeddings have one view, so their teacher is the student and changes nothing
+    assert table.loc["+teacher"].equals(table.loc["+weights"])
+    assert table.loc["tip", "cache_size"] == 24
+    assert table["accuracy"].between(0, 1).all()
