@@ -155,8 +155,8 @@ def _fill_training(trace, rng, n_classes, epochs, n_images, skill):
             "epoch": np.full(n_images, epoch),
             "index": np.arange(n_images),
             "pseudo_label": probs.argmax(1),
-            "confidence": top[:, 1].astype(np.float32),
-            "margin": (top[:, 1] - top[:, 0]).astype(np.float32),
+            "confidence": top[:, -1].astype(np.float32),
+            "margin": (top[:, -1] - (top[:, 0] if n_classes > 1 else 0)).astype(np.float32),
             "weight": np.ones(n_images, np.float32),
             "target": target,
         }

@@ -152,7 +152,7 @@ def draw_per_class_accuracy(info: PerClassAccuracy) -> go.Figure:
     if left_out:
         title += f" ({left_out} classes between are left out)"
     figure = go.Figure()
-    apply_layout(figure, title, 150 + 20 * len(shown))
+    apply_layout(figure, title, max(240, 150 + 20 * len(shown)))
     rows = np.arange(len(shown))
     before, after = percent(info.before[shown]), percent(info.after[shown])
     _add_dumbbell_lines(figure, before, after, rows)

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -59,7 +60,10 @@ def write_gallery(traces: Sequence[Trace], folder: str | os.PathLike[str]) -> Pa
                 _save(_drawn(figure), out / f"{name}.png")
             else:
                 charts[name] = figure
-    for name, png in _photographs(charts):
+    # In a thread of its own, because playwright refuses one that runs an event loop, as a notebook's does.
+    with ThreadPoolExecutor(1) as pool:
+        photographs = pool.submit(_photographs, charts).result()
+    for name, png in photographs.items():
         _save(png, out / f"{name}.png")
     write_text(out / "index.md", "\n".join(lines))
     return out / "index.md"
@@ -92,8 +96,8 @@ def _save(png: bytes, path: Path) -> None:
     image.quantize(_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def _photographs(charts: Mapping[str, go.Figure]) -> Iterator[tuple[str, bytes]]:
-    """Name and PNG of every chart as a browser draws it."""
+def _photographs(charts: Mapping[str, go.Figure]) -> dict[str, bytes]:
+    """The PNG of every chart as a browser draws it."""
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError as error:
@@ -113,10 +117,12 @@ def _photographs(charts: Mapping[str, go.Figure]) -> Iterator[tuple[str, bytes]]
         tab = browser.new_page(viewport={"width": WIDTH + 64, "height": 800})
         tab.goto(path.as_uri())
         tab.add_style_tag(content=".modebar { display: none !important }")
+        photographs = {}
         for name in charts:
             tab.wait_for_selector(f"#{name} .main-svg")
-            yield name, tab.locator(f"#{name}").screenshot()
+            photographs[name] = tab.locator(f"#{name}").screenshot()
         browser.close()
+    return photographs
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from clipviz.trace import storable_text
@@ -21,7 +22,8 @@ _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
 
-_RESOLUTIONS = ((130, 82), (100, 82), (100, 65), (80, 60), (70, 45))
+_FINEST = 130  # dots per inch
+_RESOLUTIONS = ((1.0, 82), (0.77, 82), (0.77, 65), (0.62, 60), (0.54, 45))  # scale, JPEG quality
 
 
 class Html(str):
@@ -89,20 +91,25 @@ def picture(figure: Figure, what: str, most_bytes: int = 400_000) -> Html:
 
     It is drawn as finely as `most_bytes` (of base64 text) allow, at least at the coarsest of a few resolutions.
     """
-    for dots_per_inch, quality in _RESOLUTIONS:
-        encoded = base64.b64encode(_jpeg(figure, dots_per_inch, quality)).decode()
+    drawn = _drawn(figure)
+    for scale, quality in _RESOLUTIONS:
+        buffer = io.BytesIO()
+        size = round(drawn.width * scale), round(drawn.height * scale)
+        drawn.resize(size, Image.Resampling.LANCZOS).save(buffer, format="jpeg", quality=quality, optimize=True)
+        encoded = base64.b64encode(buffer.getvalue()).decode()
         if len(encoded) <= most_bytes:
             break
     return element("figure", Html(f'<img src="data:image/jpeg;base64,{encoded}" alt="{markup(what)}">'))
 
 
-def _jpeg(figure: Figure, dots_per_inch: int, quality: int) -> bytes:
+def _drawn(figure: Figure) -> Image.Image:
+    """The figure at the finest resolution; drawing takes far longer than making it smaller."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # Letters that the font lacks become boxes, which says as much as a warning on a terminal would.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="jpeg", dpi=dots_per_inch, pil_kwargs={"quality": quality, "optimize": True})
-    return buffer.getvalue()
+        figure.savefig(buffer, format="png", dpi=_FINEST, pil_kwargs={"compress_level": 1})
+    return Image.open(buffer).convert("RGB")
 
 
 def page(title: str, body: Iterable[Html]) -> str:

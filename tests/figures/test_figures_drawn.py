@@ -1,0 +1,154 @@
+"""Every figure is drawn from every kind of trace: nothing raises, nothing from data is markup, axes are thinned."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from synthetic import empty_trace, synthetic_comparison, synthetic_trace
+
+from clipviz import figures
+from clipviz.figures._style import MAX_LABELS, escape, shorten
+
+NAMES = [name for name in figures.__all__ if f"draw_{name}" in figures.__all__]
+HOSTILE = [
+    "<img src=x onerror=alert(1)>", "x" * 1000, "$\\frac{1}{2}$", "{}", "%{y}", "a\nb", "q\"uote'", "数", "<b>b</b>",
+    "&lt;", "12", "2020-01-01", "",
+]  # fmt: skip
+KINDS = {
+    "24 classes": lambda: synthetic_trace(),
+    "200 classes": lambda: synthetic_trace(n_classes=200, epochs=15, n_images=600, n_eval=600),
+    "one epoch": lambda: synthetic_trace(n_classes=4, epochs=1, n_images=20, n_eval=12, n_probe=1),
+    "a baseline": lambda: synthetic_trace(epochs=0, method="zero_shot"),
+    "no labels": lambda: synthetic_trace(labelled=False),
+    "three sources": lambda: synthetic_trace(method="ntua"),
+    "one class": lambda: synthetic_trace(class_names=["only"], n_images=10, n_eval=6, n_probe=1),
+    "hostile names": lambda: synthetic_trace(class_names=HOSTILE, n_images=130, n_eval=60, n_probe=3),
+    "empty": empty_trace,
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trace(request):
+    made = KINDS[request.param]()
+    made.kind = request.param
+    return made
+
+
+def draw(name, trace):
+    figure = getattr(figures, name)
+    return figure([trace]) if name == "accuracy_over_epochs" else figure(trace)
+
+
+def test_all_figures_have_the_three_functions():
+    assert len(NAMES) >= 17
+    for name in NAMES:
+        assert f"{name}_info" in figures.__all__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figure_is_drawn(name, trace):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        drawn = draw(name, trace)
+        if isinstance(drawn, Figure):
+            buffer = io.BytesIO()
+            drawn.savefig(buffer, format="png")
+            pixels = np.asarray(Image.open(buffer).convert("L"))
+            assert pixels.shape[1] == 900
+            assert pixels.min() < 128, "a blank picture"
+            return
+    assert isinstance(drawn, go.Figure)
+    layout = json.loads(drawn.to_json())["layout"]
+    assert layout["title"]["text"]
+    assert 200 <= layout["height"] <= 1600
+    if trace.kind == "empty":
+        assert any(note["text"] for note in layout["annotations"]), "an empty figure says why"
+    for key, axis in layout.items():
+        if key.startswith(("xaxis", "yaxis")):
+            assert len(axis.get("ticktext", ())) <= 40, "labels are thinned"
+
+
+def texts(value):
+    """Every string in a figure."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts(inner)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_is_markup_or_endless(name):
+    drawn = draw(name, KINDS["hostile names"]())
+    if isinstance(drawn, Figure):
+        assert all(not text.get_parse_math() for text in drawn.findobj(lambda item: hasattr(item, "get_parse_math"))
+                   if "$" in text.get_text())  # fmt: skip
+        return
+    for text in texts(json.loads(drawn.to_json())):
+        assert "<img" not in text
+        assert "<b>b" not in text
+        assert "x" * 60 not in text
+        assert "$\\frac" not in text
+
+
+def test_mathematics_and_markup_in_names_are_letters():
+    assert escape("<a href='x'>$1$ & &lt;</a>") == "&lt;a href='x'&gt;&#36;1&#36; &amp; &amp;lt;&lt;/a&gt;"
+    assert escape("a\n b\udcff") == "a b\\udcff"
+    assert shorten("x" * 1000, 26) == "x" * 13 + "…" + "x" * 12
+    assert shorten("short") == "short"
+
+
+def test_names_are_thinned_evenly_on_a_large_matrix():
+    axis = figures.confusion(KINDS["200 classes"]()).layout.xaxis
+    assert len(axis.tickvals) <= MAX_LABELS
+    assert len(set(np.diff(axis.tickvals))) == 1
+
+
+def test_comparison_gives_every_method_its_own_colour_and_marker():
+    styles = [figures.method_style(name) for name in
+              ("zero_shot", "descriptions", "wca", "tip_adapter", "ntua", "dpa", "microclip")]  # fmt: skip
+    for look in ("name", "color", "symbol"):
+        assert len({getattr(style, look) for style in styles}) == 7
+    drawn = figures.accuracy_over_epochs(synthetic_comparison())
+    assert {line.name for line in drawn.data} == {"zero-shot", "descriptions", "NtUA", "DPA", "microCLIP"}
+
+
+def test_a_diverged_run_is_drawn():
+    trace = synthetic_trace(n_classes=4, epochs=2, n_images=20, n_eval=12, n_probe=2)
+    trace.samples.loc[::2, ["confidence", "margin"]] = np.nan
+    trace.steps.loc[::2, "value"] = np.nan
+    for name, array in trace.arrays.items():
+        if array.dtype.kind == "f":
+            trace.arrays[name] = np.full_like(array, np.nan)
+    for name in NAMES:
+        draw(name, trace)
+
+
+def test_reading_a_trace_and_drawing_everything_never_imports_torch(tmp_path):
+    synthetic_trace(n_classes=6, epochs=2, n_images=30, n_eval=20, n_probe=2).save(tmp_path / "trace")
+    script = f"""
+import sys
+from clipviz import figures
+from clipviz.report import write_report
+from clipviz.trace import Trace
+trace = Trace.load({str(tmp_path)!r})
+for name in {NAMES!r}:
+    getattr(figures, name)([trace] if name == "accuracy_over_epochs" else trace)
+write_report([trace], {str(tmp_path / "report.html")!r})
+import clipviz.report.gallery
+heavy = sorted(set(sys.modules) & {{"torch", "torchvision", "open_clip", "timm", "captum"}})
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

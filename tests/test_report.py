@@ -1,0 +1,227 @@
+"""The report: what it says, what it never does, and how much it weighs."""
+
+from __future__ import annotations
+
+import html
+import re
+import warnings
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from synthetic import empty_trace, synthetic_comparison, synthetic_trace
+
+from clipviz.report import write_report
+from clipviz.report.gallery import main as gallery
+from clipviz.report.page import Html, element, markup
+from clipviz.report.summary import is_about_chance, summarize
+from clipviz.report.views import VIEWS
+from clipviz.trace import Trace
+
+SMALL = {"n_classes": 6, "n_images": 60, "n_eval": 40, "n_probe": 3}
+HOSTILE = ["<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "a\"b'c", "x" * 1000, "$x^2$", "a\nb"]
+
+
+class Page(HTMLParser):
+    """Tags, ids, addresses and shown text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.addresses, self.handlers, self.shown = [], [], [], [], []
+        self._hidden = 0
+        self.feed(text)
+        self.text = " ".join(" ".join(self.shown).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self._hidden += tag in ("script", "style")
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "srcset", "action", "data"):
+                self.addresses.append(value)
+            if name.startswith("on"):
+                self.handlers.append((tag, name))
+
+    def handle_endtag(self, tag):
+        self._hidden -= tag in ("script", "style")
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.shown.append(data)
+
+
+def write(tmp_path, traces, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return write_report(traces, tmp_path / "report.html", **options).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("report"), synthetic_comparison(epochs=2, **SMALL))
+
+
+def test_it_is_one_file_that_asks_for_nothing(report):
+    page = Page(report)
+    assert all(address.startswith(("#", "data:image/jpeg;base64,")) for address in page.addresses)
+    assert page.tags.count("img") >= 15
+    assert not {"iframe", "object", "embed", "link", "base", "form"} & set(page.tags)
+    assert report.count("plotly.js v") == 1, "plotly.js is inlined once"
+    assert "default-src 'none'" in report
+    assert len(page.ids) == len(set(page.ids))
+    assert {address[1:] for address in page.addresses if address.startswith("#")} <= set(page.ids)
+
+
+def test_every_image_and_chart_is_described(report):
+    assert all(re.search(r'alt="[^"]{20,}"', image) for image in re.findall(r"<img [^>]*>", report))
+    assert report.count('role="img"') == report.count("Plotly.newPlot(") - script_mentions(report)
+
+
+def script_mentions(report):
+    """How often plotly.js itself mentions the call."""
+    return re.search(r"<script>(.*?)</script>", report, re.DOTALL).group(1).count("Plotly.newPlot(")
+
+
+def test_the_table_holds_every_method_beside_zero_shot(report):
+    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr.*?</tr>", report)]
+    traces = synthetic_comparison(epochs=2, **SMALL)
+    for trace, name in zip(traces, ("zero-shot", "descriptions", "NtUA", "DPA", "microCLIP"), strict=True):
+        (row,) = [row for row in rows if row and row[0] == name]
+        assert row[1] == f"{100 * trace.metric('accuracy').iloc[-1]:.1f}"
+    assert "gain over descriptions" in report
+
+
+def test_every_view_of_a_trained_run_is_there(report):
+    page = Page(report)
+    for view in VIEWS:
+        assert html.unescape(view.title) in page.text
+    assert {"microCLIP", "DPA", "NtUA"} <= set(page.shown)
+
+
+def test_it_says_what_birds_are_and_how_to_repeat_the_run(report):
+    text = Page(report).text
+    assert "not a claim about real photographs" in text
+    assert "clipviz adapt microclip --model birds --data birds/clutter --out runs/microclip" in text
+    assert "2.13.0" in text
+    assert "gamma 0.7" in text
+    assert "standard error" in text
+    assert "guessing" not in text, "these runs are far above chance"
+
+
+def test_chance_is_called_chance(tmp_path):
+    traces = synthetic_comparison(epochs=1, **{**SMALL, "n_classes": 24})
+    for trace in traces:
+        last = trace.epochs["metric"] == "accuracy"
+        trace.epochs.loc[last, "value"] = 0.05
+    text = Page(write(tmp_path, traces)).text
+    assert "guessing among 24 classes gives 4.2 %" in text
+    assert "No better than guessing (4.2 %) in the end: zero-shot, descriptions, NtUA, DPA, microCLIP." in text
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "n_classes", "n_images", "chance"),
+    [(0.25, 4, 100, True), (0.33, 4, 100, True), (0.35, 4, 100, False), (0.35, 4, 10, True), (1.0, 1, 9, False)],
+)
+def test_about_chance_is_within_two_standard_errors(accuracy, n_classes, n_images, chance):
+    assert is_about_chance(accuracy, n_classes, n_images) is chance
+
+
+def test_without_labels_accuracy_says_so_and_the_other_views_stay(tmp_path):
+    report = write(tmp_path, synthetic_comparison(epochs=2, labelled=False, **SMALL))
+    text = Page(report).text
+    assert "no labels" in text
+    assert "accuracy cannot be measured" in text
+    shown = {view.name for view in VIEWS if f'"run-0-{view.name}-0"' in report or view.title in text}
+    assert shown >= {"confidence_evolution", "source_decisions", "label_flips", "label_flow", "prototype_paths",
+                     "prediction_mistakes", "saliency_grid", "loss_terms", "suspects", "why_wrong"}  # fmt: skip
+    assert not shown & {"reliability", "confusion", "per_class_accuracy"}
+
+
+def test_a_single_run_is_compared_with_the_model_before_adaptation(tmp_path):
+    trace = synthetic_trace(epochs=2, **SMALL)
+    trace.meta["zero_shot_accuracy"] = 0.125
+    summary = summarize([trace])
+    assert [row.label for row in summary.rows] == ["zero-shot", "microCLIP"]
+    assert summary.reference == "zero-shot"
+    assert summary.rows[1].gain == pytest.approx(trace.metric("accuracy").iloc[-1] - 0.125)
+    assert "12.5 %" in write(tmp_path, [trace])
+
+
+def test_summary_counts_by_hand():
+    samples = pd.DataFrame(
+        {"epoch": [0, 0, 1, 1], "index": [0, 1, 0, 1], "pseudo_label": [0, 0, 0, 1],
+         "confidence": [0.5, 0.5, 0.5, 1.0], "margin": 0.0, "weight": 1.0, "target": -1}
+    )  # fmt: skip
+    (row,) = summarize([Trace(samples=samples, meta={"method": "dpa", "seconds": 3})]).rows
+    assert (row.accuracy, row.gain, row.confidence, row.changed, row.seconds) == (None, None, 0.75, 0.5, 3.0)
+
+
+def test_hostile_names_are_letters_everywhere(tmp_path):
+    traces = synthetic_comparison(epochs=2, n_images=60, n_eval=40, n_probe=3, class_names=HOSTILE)
+    for trace in traces:
+        trace.meta["data"] = trace.meta["eval_data"] = "<script>alert(3)</script>"
+        trace.meta["command"] = "clipviz adapt --data '<img src=y onerror=alert(4)>'"
+        trace.skipped = pd.DataFrame(
+            {"path": ["<svg onload=alert(5)>.png\udcff"], "reason": ["</td><script>"]}, dtype=object
+        )
+    report = write(tmp_path, traces)
+    page = Page(report)
+    assert page.handlers == []
+    assert "svg" not in page.tags
+    assert len(re.findall(r"<img (?!src=\"data:)", report)) == 0
+    assert page.tags.count("script") == report.count("<script") == report.count("</script>")
+    assert "<svg onload=alert(5)>.png\\udcff" in page.text
+    assert HOSTILE[0] not in report
+
+
+def test_braces_quotes_and_ampersands_are_escaped_once():
+    assert markup("<&\"'>") == "&lt;&amp;&quot;&#x27;&gt;"
+    assert element("p", "a<b", Html("<i>c</i>"), title='"') == '<p title="&quot;">a&lt;b<i>c</i></p>'
+
+
+def test_eight_megabytes_for_the_methods_of_a_demo(tmp_path):
+    methods = ["zero_shot", "descriptions", "wca", "tip_adapter", "ntua", "dpa", "microclip"]
+    traces = [
+        synthetic_trace(epochs=0 if i < 3 else 6, method=name, n_images=600, n_eval=480, n_probe=12)
+        for i, name in enumerate(methods)
+    ]
+    assert len(write(tmp_path, traces).encode()) <= 8_000_000
+
+
+def test_runs_that_cannot_share_a_table_are_refused(tmp_path):
+    one, other = (synthetic_trace(epochs=1, **SMALL) for _ in range(2))
+    other.meta["data"] = "birds/night"
+    for traces, complaint in [
+        ([], "at least one trace"),
+        ([one, other], "cannot share a table.*birds/clutter.*birds/night"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            write_report(traces, tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_refused_and_keeps_what_is_there(tmp_path, monkeypatch):
+    trace = synthetic_trace(epochs=0, method="zero_shot", **SMALL)
+    with pytest.raises(ValueError, match=r"is a folder; try .*report\.html"):
+        write_report([trace], tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="cannot write the report"):
+        write_report([trace], tmp_path / "file" / "report.html")
+    older = tmp_path / "report.html"
+    older.write_text("older")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(ValueError, match="No space left on device"):
+        write_report([trace], older)
+    assert older.read_text() == "older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "report.html"]
+
+
+def test_an_empty_trace_still_gives_a_page(tmp_path):
+    assert "unnamed images" in Page(write(tmp_path, [empty_trace()])).text
+
+
+def test_gallery_refuses_what_is_no_run_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        gallery([str(tmp_path), "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().err.count("\n") == 1
