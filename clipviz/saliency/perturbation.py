@@ -24,7 +24,7 @@ from torch import Tensor
 from clipviz.methods.base import Method
 from clipviz.saliency.attribution import Baseline, baseline_image
 from clipviz.saliency.maps import KINDS, raw_map
-from clipviz.saliency.question import Asked, Model, ask, class_indices, looking, predicted_classes
+from clipviz.saliency.question import Asked, Model, ask, backbone_of, class_indices, looking, predicted_classes
 
 _FORWARD_BATCH = 256
 
@@ -104,7 +104,8 @@ def _auc(
     insert: bool,
 ) -> Tensor:
     _require_maps(images, maps)
-    chosen = removal_masks(maps, steps)
+    device = backbone_of(model).device
+    images, chosen = images.to(device), removal_masks(maps.to(device), steps)
     curve = torch.empty(len(images), steps + 1)
     with looking(model), torch.no_grad():
         probability = probability_of(model, images, target, contrast)
@@ -163,6 +164,7 @@ def map_infidelity(
         ValueError: if the shapes do not fit.
     """
     _require_maps(images, maps)
+    images, maps = (tensor.to(backbone_of(model).device) for tensor in (images, maps))
     generator = torch.Generator().manual_seed(seed)
     grid = maps.shape[1:]
     with looking(model), torch.no_grad():
@@ -196,6 +198,7 @@ def map_sensitivity(
     contrast: Asked | None = None,
     radius: float = 0.02,
     samples: int = 4,
+    seed: int = 0,
     **options: Any,
 ) -> Tensor:
     """How much a map changes when the image hardly does (captum's max-sensitivity).
@@ -208,11 +211,16 @@ def map_sensitivity(
         contrast: as for `saliency`.
         radius: largest change of a pixel.
         samples: changed copies of each image.
+        seed: of the changes.
         **options: of the kind.
 
     Returns:
         (B,) float >= 0, change relative to the norm of the raw map.
+
+    Raises:
+        ValueError: as `saliency`.
     """
+    images = images.to(backbone_of(model).device)
     with looking(model), torch.no_grad():
         question = ask(model, images, target, contrast) if KINDS[kind].asks else None
 
@@ -223,7 +231,7 @@ def map_sensitivity(
         return (raw_map(model, pixels, kind, asked, **options),)  # captum reads a bare tensor as a tuple of rows
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return sensitivity_max(explain, images, perturb_radius=radius, n_perturb_samples=samples)
 
 

@@ -106,7 +106,8 @@ def resolve(model: Model, asked: Asked, n: int) -> Tensor:
 def predicted_classes(method: Method, images: Tensor, batch_size: int = 256) -> Tensor:
     """The class that a method names for each image, (B,) int64."""
     with looking(method), torch.no_grad():
-        return torch.cat([method.logits(batch).argmax(-1) for batch in images.split(batch_size)])
+        batches = images.to(method.backbone.device).split(batch_size)
+        return torch.cat([method.logits(batch).argmax(-1) for batch in batches])
 
 
 def runner_up(method: Method, images: Tensor, target: Asked | None = None) -> Tensor:
@@ -126,7 +127,7 @@ def runner_up(method: Method, images: Tensor, target: Asked | None = None) -> Te
     if len(method.class_names) < 2:
         raise ValueError("a runner-up needs at least two classes")
     with looking(method), torch.no_grad():
-        logits = method.logits(images)
+        logits = method.logits(images.to(method.backbone.device))
     first = logits.argmax(-1) if target is None else class_indices(method, target, len(images))
     return logits.scatter(1, first[:, None], -torch.inf).argmax(-1)
 

@@ -66,7 +66,7 @@ def saliency_scores(
             the metrics that need no masks where there are none.
         options: kind -> options of its function.
         batch_size: images at a time.
-        seed: of infidelity and of the scrambled weights.
+        seed: of infidelity, sensitivity and the scrambled weights.
 
     Returns:
         Columns kind, metric, region ("" where none is concerned), image (position), value. A region that is not visible
@@ -130,7 +130,7 @@ def _model_score(name: str, model: Model, batch: _Batch, kind: str, raw: Tensor,
     """One of `MODEL_METRICS`, (B,)."""
     images, target, contrast, scrambled, seed = batch
     if name == "sensitivity":
-        return map_sensitivity(model, images, kind, target=target, contrast=contrast, **options)
+        return map_sensitivity(model, images, kind, target=target, contrast=contrast, seed=seed, **options)
     if name == "sanity":
         assert scrambled is not None
         return rank_correlation(raw, _raw(scrambled, batch, kind, options))
