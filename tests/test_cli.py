@@ -1,0 +1,450 @@
+"""The command line: what a run folder holds, and one helpful line for every mistake of a user."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+from PIL import Image
+from tiny import TINY, ToyDataset
+
+from clipviz import cli
+from clipviz.birds.world import SPECIES
+from clipviz.methods import METHODS
+from clipviz.trace import Trace
+
+RESULTS = {
+    "method", "model", "data", "split", "seed", "epochs", "accuracy", "pseudo_label_accuracy", "zero_shot_accuracy",
+    "n_images", "seconds", "versions",
+    # beyond the contract: what the accuracy was measured on, and how many files could not be read
+    "eval_data", "eval_split", "accuracy_is", "n_skipped",
+}  # fmt: skip
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three classes of five images, and a file that is no image."""
+    data = ToyDataset(15)
+    for i in range(15):
+        folder = tmp_path / "photos" / data.class_names[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        data.image(i).save(folder / f"{i}.png")
+    (tmp_path / "photos" / "red square" / "broken.jpg").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """A folder of five images without classes."""
+    (tmp_path / "flat").mkdir()
+    for i in range(5):
+        ToyDataset(5).image(i).save(tmp_path / "flat" / f"{i}.png")
+    return tmp_path / "flat"
+
+
+def adapt(*extra, method="zero_shot", model="birds", data="birds", out="run"):
+    return ["adapt", method, "--model", model, "--data", str(data), "--out", str(out), *map(str, extra)]
+
+
+@pytest.fixture(scope="session")
+def architectures(tmp_path_factory):
+    """A folder with the configurations of a ViT and a ResNet that take no time to make; open_clip knows them."""
+    folder = tmp_path_factory.mktemp("architectures")
+    resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    (folder / "cli-vit.json").write_text(json.dumps(TINY))
+    (folder / "cli-resnet.json").write_text(json.dumps({**TINY, "vision_cfg": resnet}))
+    open_clip.add_model_config(folder)
+    return folder
+
+
+def in_subprocess(architectures, *arguments):
+    """The command line as a shell sees it, with the small architectures known to open_clip."""
+    script = f"import open_clip, sys; open_clip.add_model_config({os.fspath(architectures)!r})\n"
+    script += "from clipviz.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+
+
+# ------------------------------------------------------------------------------------------------- a run folder
+
+
+def test_a_labelled_folder_gives_a_complete_run_folder(photos, tmp_path, capfd):
+    out = tmp_path / "run"
+    options = ("--epochs", 2, "--batch-size", 4, "--seed", 3)
+    assert cli.main(adapt(*options, method="microclip", data=photos, out=out)) == 0
+    visible = {name for name in os.listdir(out) if not name.startswith(".")}
+    assert visible >= {"checkpoint.safetensors", "config.json", "results.json", "trace"}
+    assert not [name for name in os.listdir(out) if name.endswith((".partial", ".tmp"))]
+    results = json.loads((out / "results.json").read_text())
+    assert results.keys() == RESULTS
+    assert (results["method"], results["model"], results["data"]) == ("microclip", "birds", str(photos))
+    assert (results["split"], results["seed"], results["epochs"]) == ("all", 3, 2)
+    assert (results["n_images"], results["n_skipped"], results["accuracy_is"]) == (15, 1, "transductive")
+    trace = Trace.load(out)
+    assert results["accuracy"] == trace.metric("accuracy").iloc[-1]
+    assert results["pseudo_label_accuracy"] == trace.metric("pseudo_label_accuracy").iloc[-1]
+    assert 0 <= results["zero_shot_accuracy"] <= 1
+    assert trace.class_names == ("blue square", "green square", "red square")
+    assert trace.skipped.path.tolist() == ["red square/broken.jpg"]
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["schedule"]["batch_size"] == 4
+    assert config["class_names"] == list(trace.class_names)
+    captured = capfd.readouterr()
+    assert re.search(r"microclip .*photos \(all\)", captured.out)
+    assert len(captured.err.splitlines()) == 1  # no progress line: this is not a terminal
+    assert "skipped 1 files: 'red square/broken.jpg'" in captured.err
+
+
+def test_a_flat_folder_has_no_accuracy_but_all_else(flat, tmp_path, capfd):
+    (tmp_path / "names.txt").write_text("red square\ngreen square\n")
+    out = tmp_path / "run"
+    options = ("--classes", tmp_path / "names.txt", "--epochs", 1)
+    assert cli.main(adapt(*options, method="microclip", data=flat, out=out)) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results.keys() == RESULTS
+    assert results["accuracy"] is results["pseudo_label_accuracy"] is results["zero_shot_accuracy"] is None
+    assert results["n_images"] == 5
+    trace = Trace.load(out)
+    assert not trace.has_targets
+    assert len(trace.samples) == 5
+    assert trace.arrays["probe/soap"].shape == (2, 5, 8, 8)
+    assert len(trace.arrays["gallery/index"]) == 5  # the images it is least sure of
+    captured = capfd.readouterr()
+    assert "accuracy is not known: the images have no labels" in captured.out
+    assert captured.err == ""
+
+
+def test_a_flat_folder_without_names_gets_those_of_the_bundled_model(flat, tmp_path, capfd):
+    assert cli.main(adapt(data=flat, out=tmp_path / "run")) == 0
+    assert Trace.load(tmp_path / "run").class_names == tuple(species.name for species in SPECIES)
+    assert capfd.readouterr().err.splitlines() == [
+        "no class names given: using the 24 bird species of the bundled model"
+    ]
+
+
+def test_options_reach_the_schedule(photos, tmp_path):
+    options = ("--epochs", 1, "--batch-size", 7, "--lr", "0.002")
+    assert cli.main(adapt(*options, method="microclip", data=photos, out=tmp_path / "run")) == 0
+    schedule = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["schedule"]
+    assert (schedule["epochs"], schedule["batch_size"], schedule["lr"]) == (1, 7, 0.002)
+
+
+def test_a_test_split_is_measured_and_a_broken_one_is_an_error(photos, tmp_path, capfd):
+    root = tmp_path / "splits"
+    root.mkdir()
+    photos.rename(root / "train")
+    (root / "test" / "red square").mkdir(parents=True)
+    ToyDataset(1).image(0).save(root / "test" / "red square" / "a.png")
+    assert cli.main(adapt(data=root, out=tmp_path / "run")) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["split"], results["eval_split"], results["accuracy_is"]) == ("train", "test", "test")
+    (root / "test" / "red square" / "a.png").write_bytes(b"damaged")
+    capfd.readouterr()
+    assert cli.main(adapt(data=root, out=tmp_path / "run2")) == 2
+    assert "no readable image" in capfd.readouterr().err
+
+
+def test_resume_goes_on_and_a_finished_run_is_not_overwritten(photos, tmp_path, capfd):
+    out = tmp_path / "run"
+    arguments = adapt("--epochs", 1, method="microclip", data=photos, out=out)
+    assert cli.main(arguments) == 0
+    first = Trace.load(out)
+    capfd.readouterr()
+    assert cli.main(arguments) == 2
+    assert "already holds a run; add --resume" in capfd.readouterr().err
+    assert cli.main([*arguments, "--resume"]) == 0
+    again = Trace.load(out)
+    assert again.samples.equals(first.samples)
+    assert again.arrays.keys() == first.arrays.keys()
+    assert json.loads((out / "results.json").read_text())["accuracy"] == first.metric("accuracy").iloc[-1]
+    capfd.readouterr()
+    assert cli.main([*adapt("--epochs", 2, method="microclip", data=photos, out=out), "--resume"]) == 2
+    assert "belongs to another run: n_epochs was 1, now it is 2" in capfd.readouterr().err
+    capfd.readouterr()
+    assert cli.main([*adapt(data=photos, out=tmp_path / "new"), "--resume"]) == 0
+    assert "nothing to resume" in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.fixture
+def mistakes(photos, flat, tmp_path, architectures):
+    """A command line for each mistake, and what the one line must say."""
+    empty, corrupt, texts = tmp_path / "empty", tmp_path / "corrupt", tmp_path / "texts"
+    for folder in (empty, corrupt, texts):
+        folder.mkdir()
+    for i in range(3):
+        (corrupt / f"{i}.png").write_bytes(b"\x89PNG but no more")
+    (texts / "readme.md").write_text("no image")
+    (tmp_path / "a-file").write_text("")
+    (tmp_path / "bad.json").write_text('{"red square": ["A red square."], "reds": [], "blue square": "one"}')
+    (tmp_path / "truncated.safetensors").write_bytes(b"\x00" * 5)
+    out = tmp_path / "out"
+    return {
+        "unknown method": (adapt(method="micro_clip", out=out), "method 'micro_clip'; did you mean 'microclip'"),
+        "unknown model": (adapt(model="VIT-B-23", out=out), "unknown model 'VIT-B-23'; did you mean 'ViT-B-32'"),
+        "unknown data set": (adapt(data="bird", out=out), "'bird'; did you mean 'birds'"),
+        "unknown domain": (adapt(data="birds/cluter", out=out), "unknown domain 'cluter'; did you mean 'clutter'"),
+        "no such folder": (adapt(data="/no/such/folder", out=out), "no such folder: '/no/such/folder'"),
+        "a file": (adapt(data=tmp_path / "a-file", out=out), "is a file; give the folder"),
+        "empty folder": (adapt(data=empty, out=out), "no image"),
+        "no images": (adapt(data=texts, out=out), "no image"),
+        "no readable image": (adapt(data=corrupt, out=out), "no readable image in the folder .* all 3 were skipped"),
+        "no class names": (
+            adapt(data=flat, model="cli-vit", out=out),
+            "has no class folders, so its class names are not known; give --classes",
+        ),
+        "unwritable output": (adapt(out=tmp_path / "a-file" / "run"), "cannot write to folder .* choose another place"),
+        "output is a file": (adapt(out=tmp_path / "a-file"), "cannot write to folder .* choose another place"),
+        "descriptions": (
+            adapt("--descriptions", tmp_path / "bad.json", data=photos, out=out),
+            "no entry for 'green square'; .*'reds'.*'reds' has an empty list.*'blue square' wants a list",
+        ),
+        "missing descriptions": (adapt("--descriptions", "no.json", data=photos, out=out), "cannot be read"),
+        "damaged weights": (
+            adapt("--pretrained", tmp_path / "truncated.safetensors", model="cli-vit", out=out),
+            "could not load model 'cli-vit' with weights",
+        ),
+        "tower without patches": (
+            adapt(method="microclip", model="cli-resnet", data=photos, out=out),
+            "microclip needs the patch tokens of a ViT with a CLS token, but 'cli-resnet' is a ModifiedResNet",
+        ),
+        "QuickGELU": (adapt("--pretrained", "openai", model="ViT-B-32", out=out), "'ViT-B-32-quickgelu'"),
+        "device": (adapt("--device", "abacus", out=out), "device 'abacus' cannot be used: .*; try --device cpu"),
+        "other classes": (adapt("--eval-data", "birds", data=photos, out=out), "has other classes than --data"),
+        "zero rate": (adapt("--lr", "0", method="microclip", data=photos, out=out), "lr must be positive, got 0"),
+        "no epochs": (adapt("--epochs", "0", out=out), "wanted a whole number of at least 1, got '0'"),
+        "no number": (adapt("--seed", "x", out=out), "wanted a whole number of at least 0, got 'x'"),
+        "unknown option": (adapt("--epoch-count", "3", out=out), "unrecognized arguments"),
+        "missing option": (["adapt", "zero_shot"], "required: --data, --out"),
+        "no command": ([], "required: COMMAND"),
+        "unknown command": (["adopt"], "invalid choice: 'adopt'"),
+        "demo domain": (["demo", "--domain", "nigth", "--out", str(out)], "did you mean 'night'"),
+        "demo method": (["demo", "--methods", "zero_shot,dpaa", "--out", str(out)], "unknown method 'dpaa'"),
+        "report of nothing": (["report", str(empty), "--out", str(out / "r.html")], "no trace in"),
+        "compare nothing": (["compare", str(empty)], "holds no results.json"),
+    }  # fmt: skip
+
+
+MISTAKES = [
+    "unknown method", "unknown model", "unknown data set", "unknown domain", "no such folder", "a file", "empty folder",
+    "no images", "no readable image", "no class names", "unwritable output", "output is a file", "descriptions",
+    "missing descriptions", "damaged weights", "tower without patches",
+    "QuickGELU", "device", "other classes", "zero rate", "no epochs",
+    "no number", "unknown option", "missing option", "no command", "unknown command", "demo domain", "demo method",
+    "report of nothing", "compare nothing",
+]  # fmt: skip
+
+
+def run_main(arguments):
+    """The exit status of a command line, whether main returns or the parser exits."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_line_and_status_2(mistakes, mistake, tmp_path, capfd):
+    arguments, message = mistakes[mistake]
+    assert run_main(arguments) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err.endswith("\n")
+    assert len(captured.err.splitlines()) == 1, captured.err
+    assert re.match(r"clipviz( \w+)?: error: ", captured.err)
+    assert re.search(message, captured.err), captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+def test_every_mistake_is_tried(mistakes):
+    assert list(mistakes) == MISTAKES
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path):
+    arguments = adapt(method="micro_clip", out=tmp_path / "out")
+    for with_debug in (["--debug", *arguments], [*arguments, "--debug"]):
+        with pytest.raises(ValueError, match="unknown method"):
+            cli.main(with_debug)
+
+
+def test_in_a_shell_too_a_mistake_is_one_line(photos, tmp_path, architectures):
+    """Neither our notes on skipped files and random weights nor the log of a library may join it."""
+    arguments = adapt(method="microclip", model="cli-resnet", data=photos, out=tmp_path / "out")
+    done = in_subprocess(architectures, *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "needs the patch tokens" in done.stderr
+    debug = in_subprocess(architectures, *arguments, "--debug")
+    assert debug.returncode == 1
+    assert "Traceback (most recent call last)" in debug.stderr
+    assert "needs the patch tokens" in debug.stderr
+
+
+def test_random_weights_are_told_in_one_line_of_our_own(photos, tmp_path, architectures):
+    (photos / "red square" / "broken.jpg").unlink()
+    done = in_subprocess(architectures, *adapt(model="cli-resnet", data=photos, out=tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("'cli-resnet' has random weights")
+
+
+def test_a_loss_that_explodes_is_status_1_in_one_line(photos, tmp_path, capfd, monkeypatch):
+    from clipviz.methods.microclip import MicroCLIP
+
+    monkeypatch.setattr(MicroCLIP, "loss", lambda self, *_: {"term": self.learned_classifier.sum() * np.nan})
+    (photos / "red square" / "broken.jpg").unlink()
+    assert cli.main(adapt(method="microclip", data=photos, out=tmp_path / "run")) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "the loss is not finite at step 0 (epoch 0): term = nan" in line
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_ctrl_c_is_status_130_in_one_line(photos, tmp_path, capfd, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clipviz.commands.run_one", interrupted)
+    (photos / "red square" / "broken.jpg").unlink()
+    assert cli.main(adapt(data=photos, out=tmp_path / "run")) == 130
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+# ----------------------------------------------------------------------------------------------- help, report, compare
+
+
+def test_help_is_instant_and_free_of_torch():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "clipviz.cli", "--help"], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert "clipviz adapt microclip" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    check = "import sys, clipviz.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_help_names_every_method(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["adapt", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert not [name for name in METHODS if name not in text]
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert re.fullmatch(r"clipviz \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_report_and_compare_read_run_folders(photos, tmp_path, capfd):
+    for method in ("zero_shot", "descriptions"):
+        assert cli.main(adapt(method=method, data=photos, out=tmp_path / method)) == 0
+    runs = [str(tmp_path / method) for method in ("zero_shot", "descriptions")]
+    capfd.readouterr()
+    assert cli.main(["compare", *runs]) == 0
+    table = capfd.readouterr().out
+    assert re.search(r"zero_shot .*photos", table)
+    assert re.search(r"descriptions .*photos", table)
+    assert cli.main(["report", *runs, "--out", str(tmp_path / "page.html")]) == 0
+    html = (tmp_path / "page.html").read_text()
+    assert "descriptions" in html
+    assert "zero-shot" in html
+    assert "<script src" not in html
+    capfd.readouterr()
+    assert cli.main(["report", *runs, "--out", str(tmp_path / "zero_shot")]) == 2
+    assert "is a folder" in capfd.readouterr().err
+
+
+def test_runs_on_different_data_are_not_compared(photos, tmp_path, capfd):
+    for i, seed in enumerate((0, 1)):
+        assert cli.main(adapt("--seed", seed, data=photos, out=tmp_path / f"run{i}")) == 0
+    other = tmp_path / "run1" / "results.json"
+    other.write_text(json.dumps({**json.loads(other.read_text()), "data": "birds/fog"}))
+    capfd.readouterr()
+    assert cli.main(["compare", str(tmp_path / "run0"), str(tmp_path / "run1")]) == 2
+    assert "cannot be compared" in capfd.readouterr().err
+    other.write_text("{")
+    assert cli.main(["compare", str(tmp_path / "run1")]) == 2
+    assert "is not JSON" in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- demo
+
+
+def test_a_tiny_demo_writes_its_table_and_its_report(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("clipviz.commands.DEMO_IMAGES", {"train": 24, "test": 24})
+    out = tmp_path / "demo"
+    methods = ["zero_shot", "descriptions", "microclip"]
+    assert (
+        cli.main(["demo", "--out", str(out), "--domain", "fog", "--epochs", "1", "--methods", ",".join(methods)]) == 0
+    )
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == methods
+    assert {row["data"] for row in rows} == {"birds/fog"}
+    for row in rows:
+        results = json.loads((out / row["method"] / "results.json").read_text())
+        assert float(row["accuracy"]) == pytest.approx(results["accuracy"])
+        assert results["zero_shot_accuracy"] == pytest.approx(float(rows[0]["accuracy"]))
+        assert results["n_images"] == 24
+    html = (out / "report.html").read_text()
+    assert "birds/fog" in html
+    assert (out / "report.html").stat().st_size < 8_000_000
+    captured = capfd.readouterr()
+    assert captured.err == ""
+    assert "open" in captured.out
+    assert [line.split()[0] for line in captured.out.splitlines()[1:4]] == methods
+
+
+def test_the_demo_has_all_methods_by_default():
+    args = cli.build_parser().parse_args(["demo"])
+    assert args.methods is None
+    assert args.domain == "clutter"
+
+
+def test_the_progress_line_counts_on_a_terminal_only(monkeypatch, capfd):
+    import torch
+
+    from clipviz.commands import Progress
+    from clipviz.events import PseudoLabels, RunStarted, StepFinished
+
+    def watch():
+        progress = Progress()
+        progress(RunStarted("toy", {}, ("a",), 8, 1, 2, None))
+        for step in range(2):
+            guesses = PseudoLabels(torch.zeros(4), torch.ones(4, 1), torch.ones(4))
+            progress(StepFinished(0, step, torch.arange(4), torch.zeros(4), guesses, {}))
+        return capfd.readouterr()
+
+    assert watch() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    shown = watch()
+    assert shown.out == ""
+    assert "8/8" in shown.err
+    assert "img/s" in shown.err
+
+
+def test_pictures_of_any_size_run_through(tmp_path):
+    for name, size in (("a", (1, 1)), ("b", (300, 20)), ("c", (64, 64))):
+        folder = tmp_path / "odd" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", size, (200, 30, 40)).save(folder / "x.png")
+    assert cli.main(adapt("--epochs", "1", method="microclip", data=tmp_path / "odd", out=Path(tmp_path / "run"))) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["n_images"] == 3

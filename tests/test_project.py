@@ -1,0 +1,175 @@
+"""The project's own files: environment, CI, README and CONTRIBUTING say what is true."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny import method_state
+
+import clipviz
+from clipviz.evaluate import predict
+from clipviz.events import EpochFinished, StepFinished
+from clipviz.loop import adapt
+from clipviz.methods.base import AdaptConfig
+from clipviz.run import Run
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def code_blocks(name, language="python"):
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / name).read_text(), flags=re.M | re.S)
+
+
+# ------------------------------------------------------------------------------------------------- environments
+
+
+def test_the_conda_environment_agrees_with_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    plain = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert environment["name"] == PROJECT["name"]
+    python = next(entry for entry in plain if entry.startswith("python="))
+    assert PROJECT["requires-python"] == ">=3.11"
+    assert tuple(map(int, python.removeprefix("python=").split("."))) >= (3, 11)
+    assert "pip" in plain
+    # one list of dependencies: whatever is named here besides Python would be a second one
+    assert sorted(plain) == ["pip", python]
+    assert pip == ["-e .[test]"]
+    assert "test" in PROJECT["optional-dependencies"]
+
+
+def test_the_extras_contain_each_other():
+    extras = PROJECT["optional-dependencies"]
+    assert "clipviz[lab]" in extras["test"]
+    assert {"jupyterlab", "ipykernel", "ipywidgets"} <= {re.split(r"[<>=\[]", name)[0] for name in extras["lab"]}
+
+
+def test_every_package_that_is_imported_is_a_declared_dependency():
+    declared = {re.split(r"[<>=\[]", name)[0].lower().replace("-", "_") for name in PROJECT["dependencies"]}
+    declared |= {re.split(r"[<>=\[]", name)[0].lower() for name in PROJECT["optional-dependencies"]["lab"]}
+    known = {"open_clip": "open_clip_torch", "PIL": "pillow", "IPython": "ipykernel", "traitlets": "ipywidgets"}
+    optional = {"playwright"}  # imported where it is used, with a ValueError that says how to get it
+    missing = set()
+    for path in (ROOT / "clipviz").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for name in {name.split(".")[0] for name in names} - {"clipviz", "__future__"} - optional:
+                if name not in sys.stdlib_module_names and known.get(name, name).lower() not in declared:
+                    missing.add((path.name, name))
+    assert missing == set()
+
+
+def test_the_ci_script_is_executable_bash_that_runs_what_readme_says():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    text = script.read_text()
+    assert "set -euo pipefail" in text
+    for command in (
+        'install --quiet -e ".[test]"',
+        "/pytest",
+        "format --no-cache --check",
+        "check --no-cache",
+        "/mypy",
+    ):
+        assert command in text, command
+    assert 'python3 -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/pytest' in (
+        ROOT / "README.md"
+    ).read_text().replace("\n", " ")
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch):
+    """The six lines, on fewer images and one epoch."""
+    (code,) = [block for block in code_blocks("README.md") if "import clipviz" in block]
+    code, found = re.subn(r"n=\d+", "n=24", code)
+    assert found == 2
+    monkeypatch.chdir(tmp_path)
+    from clipviz.methods.microclip import MicroCLIP
+
+    monkeypatch.setattr(MicroCLIP, "schedule", property(lambda self: AdaptConfig(epochs=1, batch_size=24)))
+    namespace = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    assert isinstance(namespace["trace"], clipviz.Trace)
+    assert (tmp_path / "report.html").stat().st_size > 100_000
+
+
+# ------------------------------------------------------------------------------------------------- methods from outside
+
+
+@pytest.fixture(scope="module")
+def tent():
+    """The walkthrough of CONTRIBUTING.md as a module."""
+    (code,) = [block for block in code_blocks("CONTRIBUTING.md") if "class Tent" in block]
+    namespace = {"__name__": "tent"}
+    exec(compile(code, "CONTRIBUTING.md", "exec", dont_inherit=True), namespace)
+    namespace["code"] = code
+    return namespace
+
+
+CONFIG = AdaptConfig(epochs=3, batch_size=8, lr=3e-3, weight_decay=0.0)
+
+
+def test_the_walkthrough_is_short_and_lints(tent, tmp_path):
+    assert len(tent["code"].splitlines()) < 80
+    path = tmp_path / "tent.py"
+    path.write_text(tent["code"])
+    config = ROOT / "pyproject.toml"
+    for command in (["ruff", "check", "--config", config], ["ruff", "format", "--check", "--config", config]):
+        command = [sys.executable, "-m", *command, "--no-cache", path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_its_entropy_has_the_known_answers(tent):
+    entropy = tent["entropy"](torch.tensor([[0.0, 0.0, 0.0, 0.0], [200.0, 0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(entropy, torch.tensor([4.0, 1.0]).log())
+
+
+def test_it_adapts_the_layer_norms_and_lowers_the_entropy(tent, tiny_backbone, toy, toy_test):
+    before = tiny_backbone.fingerprint()
+    method = tent["Tent"](tiny_backbone, toy.prompts)
+    start = method_state(method)
+    assert all("ln" in name for name in start if name != "classifier")
+    events = list(adapt(method, toy, CONFIG, eval_dataset=toy_test))
+    steps = [event for event in events if isinstance(event, StepFinished)]
+    assert len(steps) == 9
+    assert steps[-1].losses["entropy"] < steps[0].losses["entropy"]
+    last = [event for event in events if isinstance(event, EpochFinished)][-1]
+    assert last.metrics.keys() >= {"accuracy", "pseudo_label_accuracy", "entropy"}
+    moved = [name for name, tensor in method_state(method).items() if not torch.equal(tensor, start[name])]
+    assert moved
+    assert "classifier" not in moved
+    assert tiny_backbone.fingerprint() == before
+    assert not torch.equal(
+        predict(method, toy_test).probs, predict(tent["Tent"](tiny_backbone, toy.prompts), toy_test).probs
+    )
+
+
+def test_it_is_checkpointed_resumed_recorded_and_reported_like_any_other(tent, tiny_backbone, toy, tmp_path):
+    def make_run():
+        return Run(tent["Tent"](tiny_backbone, toy.prompts), toy, CONFIG, eval_dataset=toy, folder=tmp_path / "run")
+
+    run = make_run()
+    run.listeners.append(lambda event: run.stop() if isinstance(event, StepFinished) and event.step == 4 else None)
+    run.fit()
+    resumed = make_run()
+    assert resumed.restore()
+    trace = resumed.fit()
+    assert len(trace.steps) == 9 * 2
+    assert clipviz.write_report([trace], tmp_path / "report.html").stat().st_size > 100_000
+
+
+def test_the_walkthrough_runs_as_a_script(tent, capsys):
+    exec(compile(tent["code"], "CONTRIBUTING.md", "exec", dont_inherit=True), {"__name__": "__main__"})
+    assert re.search(r"-1 +0\.\d+\n0 +0\.\d+", capsys.readouterr().out)
