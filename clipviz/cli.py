@@ -92,8 +92,15 @@ def _add_model_and_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="NAME", help="birds, or an open_clip architecture; not for embeddings")
     command.add_argument("--pretrained", metavar="TAG_OR_FILE", help="open_clip tag, or a .safetensors / .pt file")
     command.add_argument(
-        "--data", required=True, metavar="SPEC", help="folder of images, birds, birds/DOMAIN, or a file of embeddings"
+        "--data",
+        required=True,
+        metavar="SPEC",
+        help="folder of images, manifest (.csv, .parquet), split_zhou_*.json, benchmark (dtd, eurosat, ...), birds, "
+        "birds/DOMAIN, or a file of embeddings",
     )
+    command.add_argument("--root", metavar="DIR", help="folder of the benchmarks; default: $CLIPVIZ_DATA, else data")
+    command.add_argument("--download", action="store_true", help="let torchvision download a missing benchmark")
+    command.add_argument("--allow-outside", action="store_true", help="let a manifest name images outside its folder")
     command.add_argument("--classes", metavar="FILE", help="class names, one a line, where there are no class folders")
     command.add_argument("--descriptions", metavar="FILE", help="CuPL JSON: class name -> list of sentences")
     command.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda if there is one")

@@ -189,7 +189,7 @@ def _backbone_for(data: ImageDataset, loaded: Backbone | None) -> Backbone:
 
 
 def _dataset(args: argparse.Namespace, notes: list[str]) -> ImageDataset:
-    data = load_dataset(args.data, "train", seed=args.seed, **_text_options(args))
+    data = load_dataset(args.data, "train", seed=args.seed, **_data_options(args))
     if data.class_names:
         return data
     if args.model != "birds":
@@ -201,17 +201,18 @@ def _dataset(args: argparse.Namespace, notes: list[str]) -> ImageDataset:
 
     notes.append("no class names given: using the 24 bird species of the bundled model")
     args.classes = [species.name for species in SPECIES]
-    return load_dataset(args.data, "train", seed=args.seed, **_text_options(args))
+    return load_dataset(args.data, "train", seed=args.seed, **_data_options(args))
 
 
-def _text_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {"classes": args.classes, "descriptions": args.descriptions}
+def _data_options(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("classes", "descriptions", "root", "download", "allow_outside")
+    return {name: getattr(args, name) for name in names}
 
 
 def _eval_dataset(args: argparse.Namespace, data: ImageDataset) -> ImageDataset:
     """What --eval-data says; else the test split of the data; else, transductively, the data itself."""
     if args.eval_data is not None:
-        evaluation = load_dataset(args.eval_data, "test", seed=args.seed, **_text_options(args))
+        evaluation = load_dataset(args.eval_data, "test", seed=args.seed, **_data_options(args))
         if evaluation.has_pixels != data.has_pixels:
             raise ValueError("--data and --eval-data must both be images or both be embeddings")
         if evaluation.class_names != data.class_names:
@@ -221,7 +222,7 @@ def _eval_dataset(args: argparse.Namespace, data: ImageDataset) -> ImageDataset:
             )
         return evaluation
     try:
-        return load_dataset(args.data, "test", seed=args.seed, **_text_options(args)) if data.split != "all" else data
+        return load_dataset(args.data, "test", seed=args.seed, **_data_options(args)) if data.split != "all" else data
     except NoSuchSplit:
         return data  # measured on the images it learns from, and named so
 
@@ -300,7 +301,7 @@ def embed(args: argparse.Namespace) -> None:
         raise ValueError(f"--out wants a .npz or .safetensors file, got {args.out!r}")
     prepare_folder(out.parent)
     loaded, notes = _load_backbone(args.model, args.pretrained, args.device)
-    data = load_dataset(args.data, args.split, seed=args.seed, **_text_options(args))
+    data = load_dataset(args.data, args.split, seed=args.seed, **_data_options(args))
     if isinstance(data, FeatureDataset):
         raise ValueError(f"{args.data} holds embeddings already; give images")
     backbone = _backbone_for(data, loaded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,10 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         UnreadableImage: Whatever is wrong with the file.
     """
     try:
-        if os.path.getsize(path) == 0:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):  # a pipe would block for ever, /dev/zero never ends
+            raise UnreadableImage("not a regular file")
+        if found.st_size == 0:
             raise UnreadableImage("empty file (0 bytes)")
         with open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
             _check_size(image)

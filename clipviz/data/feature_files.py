@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipviz.data.features import DEFAULT_LOGIT_SCALE, FeatureDataset
-from clipviz.data.folder import Classes, Descriptions, given_classes, make_prompts
+from clipviz.data.image_files import Classes, Descriptions, given_classes, make_prompts
 
 FEATURE_SUFFIXES = (".npz", ".safetensors")
 

@@ -16,7 +16,7 @@ from clipviz.prompts import check_class_names, normalize_name
 
 SPLITS = ("train", "val", "test")
 ALL = "all"
-_SPLIT_FOLDERS = {
+SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -113,9 +113,9 @@ def _split_folders(listing: Listing) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name in listing.folders:
-        if split := _SPLIT_FOLDERS.get(name.lower()):
+        if split := SPLIT_FOLDERS.get(name.lower()):
             found.setdefault(split, name)
-    only_splits = all(name.lower() in _SPLIT_FOLDERS for name in listing.folders)
+    only_splits = all(name.lower() in SPLIT_FOLDERS for name in listing.folders)
     return found if only_splits or ("train" in found and len(found) > 1) else {}
 
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from clipviz.data.base import ImageDataset
+from clipviz.data.benchmarks import benchmark_of_split_file, benchmarks, find_benchmark, load_benchmark
+from clipviz.data.coop import is_coop_split, read_coop_split
 from clipviz.data.feature_files import FEATURE_SUFFIXES, read_features
-from clipviz.data.folder import Classes, Descriptions, ImageFolderDataset, Progress
+from clipviz.data.folder import ImageFolderDataset
+from clipviz.data.image_files import Classes, Descriptions, ImageFileDataset, Progress, given_classes
+from clipviz.data.layout import Layout
+from clipviz.data.manifest import MANIFEST_SUFFIXES, read_manifest
+from clipviz.data.scan import display_name
 from clipviz.errors import unknown
 
 _BIRDS = "birds"
@@ -24,21 +32,30 @@ def load_dataset(
     seed: int = 0,
     n: int | None = None,
     severity: float = 1.0,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    allow_outside: bool = False,
     progress: Progress | None = None,
 ) -> ImageDataset:
     """Load a data set.
 
     Args:
-        spec: "birds" or "birds/DOMAIN", or a folder of images (one that is called birds is "./birds"), or a .npz or
-            .safetensors file of embeddings.
+        spec: "birds" or "birds/DOMAIN"; a benchmark by name ("dtd", "eurosat", "pets", ...; see
+            `clipviz.data.benchmarks`; a folder called so comes first, unless `root` or `download` is given); a folder
+            of images (one that is called birds is "./birds"); a .csv or .parquet manifest; CoOp's split_zhou_*.json;
+            or a .npz or .safetensors file of embeddings.
         split: "train", "val" or "test". A folder without splits gives all images, and says so in `split`.
-        classes: For folders and embeddings: class names, or a text file with one on each line. Birds bring their own.
+        classes: For folders, manifests and embeddings: class names, or a text file with one on each line. Birds and
+            benchmarks bring their own.
         descriptions: A CuPL JSON file, or class name -> sentences.
         templates: One or more patterns with "{}" for the class name.
         seed: Of the images of birds, and of the draw of `n` images.
         n: At most so many images; None for all of a folder, and the default number of birds.
         severity: For birds: strength of the domain's shift; 0 is the source domain.
-        progress: For folders: called with (files opened, files to open).
+        root: For benchmarks: the folder that holds them, see `load_benchmark`; for CoOp's files: that of the images.
+        download: For benchmarks: whether to download what is missing.
+        allow_outside: For manifests: whether images may lie outside the manifest's folder.
+        progress: For image files: called with (files opened, files to open).
 
     Raises:
         ValueError: With one line that says what was wanted, what came and what to do.
@@ -54,34 +71,68 @@ def load_dataset(
         return load_birds(
             domain, split, seed=seed, n=n, severity=severity, descriptions=descriptions, templates=templates
         )
-    folder = os.path.expanduser(text)
-    if text.lower().endswith(FEATURE_SUFFIXES) and os.path.isfile(folder):
-        return read_features(folder, classes=classes, descriptions=descriptions, templates=templates, n=n, seed=seed)
-    if not os.path.isdir(folder):
-        raise _no_folder(text, folder)
-    return ImageFolderDataset(
-        folder,
-        split,
-        classes=classes,
-        descriptions=descriptions,
-        templates=templates,
-        n=n,
-        seed=seed,
-        progress=progress,
-    )
+    texts: dict[str, Any] = {"descriptions": descriptions, "templates": templates, "n": n, "seed": seed}
+    is_folder_of_yours = root is None and not download and os.path.isdir(text)
+    if not is_folder_of_yours and (benchmark := find_benchmark(text)):
+        _refuse_classes(benchmark.title, classes)
+        return load_benchmark(benchmark, split, root=_text_or_none(root), download=download, progress=progress, **texts)
+    path = os.path.expanduser(text)
+    if os.path.isfile(path):
+        if text.lower().endswith(FEATURE_SUFFIXES):
+            return read_features(path, classes=classes, **texts)
+        if text.lower().endswith(MANIFEST_SUFFIXES):
+            layout = read_manifest(path, split, given_classes(classes), allow_outside=allow_outside)
+            return _from_layout(layout, os.path.dirname(os.path.abspath(path)), path, "manifest", progress, texts)
+        if is_coop_split(text):
+            _refuse_classes("a split file", classes)
+            return _load_coop(path, split, _text_or_none(root), progress, texts)
+    if not os.path.isdir(path):
+        raise _no_folder(text, path)
+    return ImageFolderDataset(path, split, classes=classes, progress=progress, **texts)
+
+
+def _load_coop(
+    path: str, split: str, root: str | None, progress: Progress | None, texts: dict[str, Any]
+) -> ImageDataset:
+    """CoOp's split of a benchmark, with the benchmark's names and templates where it is a known one."""
+    layout, folder = read_coop_split(path, split, root)
+    if benchmark := benchmark_of_split_file(path):
+        layout = replace(layout, class_names=tuple(benchmark.spoken(name) for name in layout.class_names))
+        texts = {**texts, "templates": texts["templates"] or benchmark.templates}
+    return _from_layout(layout, folder, path, "split file", progress, texts)
+
+
+def _from_layout(
+    layout: Layout, root: str, path: str, kind: str, progress: Progress | None, texts: dict[str, Any]
+) -> ImageDataset:
+    name = display_name(path)
+    return ImageFileDataset(layout, root, name=name, place=f"the {kind} {name!r}", progress=progress, **texts)
+
+
+def _refuse_classes(what: str, classes: Classes | None) -> None:
+    if classes is not None:
+        raise ValueError(f"{what} brings its own class names: leave the class list out")
+
+
+def _text_or_none(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.path.expanduser(os.fsdecode(path))
 
 
 def _no_folder(text: str, folder: str) -> ValueError:
     if text.lower().endswith(FEATURE_SUFFIXES):
         return ValueError(f"no such file of embeddings: {text!r}; `clipviz embed` writes one from a folder of images")
+    if text.lower().endswith(MANIFEST_SUFFIXES) or is_coop_split(text):
+        return ValueError(f"no such file: {text!r}; give an existing manifest (.csv, .parquet) or split file")
     if os.path.exists(folder):
-        return ValueError(f"{text!r} is a file; give the folder that holds the images")
+        return ValueError(
+            f"{text!r} is a file; give the folder that holds the images, or a .csv, .parquet, .npz or .safetensors file"
+        )
     if os.path.lexists(folder):
         return ValueError(f"{text!r} is a broken symbolic link; give a folder of images")
     if text.startswith((os.sep, ".", "~")):
         return ValueError(f"no such folder: {text!r}; give an existing folder of images, or {_BIRDS!r}")
     from clipviz.birds.domains import DOMAINS
 
-    builtin = [_BIRDS, *(f"{_BIRDS}/{domain}" for domain in DOMAINS)]
+    builtin = [_BIRDS, *(f"{_BIRDS}/{domain}" for domain in DOMAINS), *benchmarks()]
     error = unknown("data set or folder", text, builtin)
     return ValueError(f"{error}, or give the path of an existing folder of images")

@@ -1,0 +1,212 @@
+"""Image files on disk, found in whatever way, as a data set."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipviz.data.base import ImageDataset, Skipped
+from clipviz.data.decode import UnreadableImage, read_image
+from clipviz.data.layout import Layout, read_class_names
+from clipviz.data.scan import display_path
+from clipviz.prompts import (
+    DEFAULT_TEMPLATES,
+    ClassPrompts,
+    check_class_names,
+    read_descriptions,
+    resolve_descriptions,
+)
+
+Descriptions = str | os.PathLike[str] | Mapping[str, Sequence[str]]
+Classes = str | os.PathLike[str] | Sequence[str]
+Progress = Callable[[int, int], None]
+
+CACHE_BYTES = 2**30
+_MOST_THREADS = 8
+
+
+class ImageFileDataset(ImageDataset):
+    """Image files on disk; every one of them was decoded once before the data set is ready.
+
+    What cannot be read is listed in `skipped` and is no part of the data set.
+
+    Args:
+        layout: Which files, of which classes.
+        root: The folder that their display names are relative to.
+        name: What to call the data set.
+        place: Where the images lie, for the message that there is none, such as "the folder 'photos'".
+        descriptions: A CuPL JSON file, or class name -> sentences.
+        templates: One or more patterns with "{}" for the class name.
+        n: At most so many images, drawn at random.
+        seed: Of that draw.
+        cache_bytes: Decoded images are kept in memory up to this size; the rest is decoded at each use.
+        progress: Called with (files opened, files to open).
+
+    Raises:
+        ValueError: If texts and classes do not fit each other, or no image can be read.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        root: str,
+        *,
+        name: str,
+        place: str,
+        descriptions: Descriptions | None = None,
+        templates: str | Sequence[str] | None = None,
+        n: int | None = None,
+        seed: int = 0,
+        cache_bytes: int = CACHE_BYTES,
+        progress: Progress | None = None,
+    ) -> None:
+        check_count(n)
+        self.name, self.split = name, layout.split
+        self.prompts = make_prompts(layout.class_names, templates, descriptions)
+        self.class_names = self.prompts.names
+        self._cache = _PixelCache(cache_bytes)
+        kept, unreadable = self._open_all(layout, root, n, seed, progress)
+        self.skipped = layout.skipped + unreadable
+        if not kept:
+            bad = unreadable or self.skipped
+            raise ValueError(
+                f"no readable image in {place}: all {len(bad)} were skipped, "
+                f"for example {bad[0].path!r}: {bad[0].reason}"
+            )
+        self._paths = [layout.paths[i] for i in kept]
+        self.targets = np.array([layout.targets[i] for i in kept], np.int64)
+        self.names = [display_path(path, root) for path in self._paths]
+
+    def image(self, index: int) -> Image.Image:
+        """Return image `index` as RGB, upright, at its original resolution.
+
+        Raises:
+            RuntimeError: If the file was readable when the data set was made but is not any more.
+        """
+        path = self._paths[index]
+        pixels = self._cache.get(path)
+        if pixels is not None:
+            return Image.fromarray(pixels)
+        try:
+            return read_image(path)
+        except UnreadableImage as error:
+            raise RuntimeError(
+                f"{self.names[index]!r} was readable when {self.name!r} was opened, but not now: {error}"
+            ) from error
+
+    def _open_all(
+        self, layout: Layout, root: str, n: int | None, seed: int, progress: Progress | None
+    ) -> tuple[list[int], list[Skipped]]:
+        """Decode until n are good (all if None); return their sorted positions, and the bad ones."""
+        total = len(layout.paths)
+        order = np.arange(total) if n is None else np.random.default_rng(seed).permutation(total)
+        wanted = total if n is None else min(n, total)
+        kept: list[int] = []
+        unreadable: list[Skipped] = []
+        opened = 0
+        while len(kept) < wanted and opened < total:
+            block = [int(i) for i in order[opened : opened + wanted - len(kept)]]
+            paths = [layout.paths[i] for i in block]
+            reasons = self._open(paths, _shifted(progress, opened, max(wanted, opened + len(block))))
+            for i, path, reason in zip(block, paths, reasons, strict=True):
+                if reason is None:
+                    kept.append(i)
+                else:
+                    unreadable.append(Skipped(display_path(path, root), reason))
+            opened += len(block)
+        return sorted(kept), unreadable
+
+    def _open(self, paths: Sequence[str], progress: Progress) -> list[str | None]:
+        """Decode files in threads (Pillow releases the interpreter lock); a reason or None for each."""
+        reasons: list[str | None] = []
+        pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
+        try:
+            with warnings.catch_warnings():
+                # Pillow's remarks on odd but readable files, and on sizes that read_image judges itself
+                warnings.simplefilter("ignore")
+                for reason in pool.map(self._open_one, paths):
+                    reasons.append(reason)
+                    progress(len(reasons), len(paths))
+        finally:  # after Ctrl-C, files in line are not opened any more
+            pool.shutdown(cancel_futures=True)
+        return reasons
+
+    def _open_one(self, path: str) -> str | None:
+        try:
+            image = read_image(path)
+        except UnreadableImage as error:
+            return str(error)
+        self._cache.offer(path, image)
+        return None
+
+
+class _PixelCache:
+    """Decoded images by path, up to a number of bytes; what came first stays.
+
+    An epoch uses every image once in random order, where replacing the least recently used one gains nothing.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._pixels: dict[str, NDArray[np.uint8]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, path: str) -> NDArray[np.uint8] | None:
+        return self._pixels.get(path)
+
+    def offer(self, path: str, image: Image.Image) -> None:
+        size = 3 * image.width * image.height
+        with self._lock:
+            if size > self._budget:
+                return
+            self._budget -= size
+        self._pixels[path] = np.asarray(image)
+
+    def __reduce__(self) -> tuple[type[_PixelCache], tuple[int]]:
+        # A copy in another process stays empty: sending the pixels costs more than decoding them again
+        return _PixelCache, (0,)
+
+
+def _shifted(progress: Progress | None, start: int, total: int) -> Progress:
+    if progress is None:
+        return lambda done, of: None
+    return lambda done, of: progress(start + done, total)
+
+
+def check_count(n: int | None) -> None:
+    """Refuse a number of images below 1."""
+    if n is not None and n < 1:
+        raise ValueError(f"n, the number of images, wants at least 1, got {n}")
+
+
+def given_classes(classes: Classes | None) -> tuple[str, ...] | None:
+    """Class names that a user gave, as a list or as a text file with one on each line; None if there are none."""
+    if classes is None:
+        return None
+    if isinstance(classes, str | os.PathLike):
+        return read_class_names(classes)
+    names = tuple(classes)
+    check_class_names(names)
+    return names
+
+
+def make_prompts(
+    class_names: tuple[str, ...], templates: str | Sequence[str] | None, descriptions: Descriptions | None
+) -> ClassPrompts:
+    """Put the texts together; without class names the descriptions name the classes."""
+    expected = class_names or None
+    if descriptions is None:
+        described = {}
+    elif isinstance(descriptions, str | os.PathLike):
+        described = read_descriptions(descriptions, expected)
+    else:
+        described = resolve_descriptions(descriptions, expected)
+    patterns = (templates,) if isinstance(templates, str) else tuple(templates or DEFAULT_TEMPLATES)
+    return ClassPrompts(class_names or tuple(described), patterns, described)

@@ -1,0 +1,201 @@
+"""Manifests: a table that says which images there are, and what they show.
+
+A `.csv` or `.parquet` file with the columns
+
+    path     relative to the folder of the manifest; absolute ones and ".." only if allowed
+    label    the class name, or a number where a class list says what it means; empty = unlabelled      optional
+    split    train, val or test                                                                         optional
+
+Other columns are passed over.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from clipviz.data.base import UNLABELLED, Skipped
+from clipviz.data.layout import ALL, SPLIT_FOLDERS, SPLITS, Layout, NoSuchSplit
+from clipviz.data.scan import display_name
+from clipviz.errors import choose
+from clipviz.prompts import check_class_names, normalize_name
+
+MANIFEST_SUFFIXES = (".csv", ".parquet")
+
+
+def read_manifest(
+    path: str, split: str, classes: Sequence[str] | None = None, *, allow_outside: bool = False
+) -> Layout:
+    """Read which images a manifest lists.
+
+    Args:
+        path: The .csv (UTF-8) or .parquet file.
+        split: "train", "val" or "test"; without a column `split` all images are given.
+        classes: Names and order of the classes; None takes the labels, sorted, of all splits together.
+        allow_outside: Whether images may lie outside the manifest's folder, where a manifest made by somebody else
+            could name any file of yours.
+
+    Raises:
+        NoSuchSplit: If the manifest has splits, but not this one.
+        ValueError: If it cannot be read, lacks the column `path`, lists nothing, or leaves its folder unasked.
+    """
+    choose("split", split, (*SPLITS, ALL))
+    source = f"manifest {display_name(path)!r}"
+    table = _read_table(path, source)
+    labels = _labels(table, source)
+    class_names, class_of = _class_names(labels, classes, source)
+    used, rows = _rows_of_split(table, split, source)
+    targets = [class_of.get(labels[i], UNLABELLED) for i in rows]
+    folder = os.path.dirname(os.path.abspath(path))
+    return _layout(folder, [table["path"].iloc[i] for i in rows], targets, used, class_names, source, allow_outside)
+
+
+def _read_table(path: str, source: str) -> pd.DataFrame:
+    """Read the table with its columns named in lower case."""
+    try:
+        if path.lower().endswith(".parquet"):
+            table = pd.read_parquet(path)
+        else:  # as text: a class may be called "NA" or "007"
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    except OSError as error:
+        raise ValueError(f"{source}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # both parsers raise many kinds for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{source}: is no table ({type(error).__name__}: {reason}); wanted Parquet, or UTF-8 text that begins with "
+            "the line path,label"
+        ) from error
+    table.columns = [str(column).strip().lower() for column in table.columns]
+    for column in ("path", "label", "split"):
+        if list(table.columns).count(column) > 1:
+            raise ValueError(f"{source}: has the column {column!r} twice")
+    if "path" not in table.columns:
+        held = ", ".join(repr(column) for column in list(table.columns)[:10]) or "none"
+        raise ValueError(f"{source}: wanted the columns path and (if known) label, found {held}")
+    if not len(table):
+        raise ValueError(f"{source}: lists no image; it has its header only")
+    return table
+
+
+def _labels(table: pd.DataFrame, source: str) -> list[str | None]:
+    """One text for each row; None where it is unlabelled."""
+    if "label" not in table.columns:
+        return [None] * len(table)
+    labels: list[str | None] = []
+    for row, value in enumerate(table["label"]):
+        try:
+            labels.append(_label(value))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{source}: row {row + 1} has the label {repr(value)[:80]}; labels are text or whole numbers"
+            ) from error
+    return labels
+
+
+def _label(value: Any) -> str | None:
+    """A cell as text, None if it is empty."""
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, bytes) or value != int(value):
+        raise ValueError
+    return str(int(value))
+
+
+def _class_names(
+    labels: Sequence[str | None], classes: Sequence[str] | None, source: str
+) -> tuple[tuple[str, ...], dict[str | None, int]]:
+    """Return the class names, and the class index of every label that occurs; no label has none."""
+    found = sorted({label for label in labels if label is not None})
+    are_numbers = bool(found) and all(label.isdecimal() for label in found)
+    if classes is None and are_numbers:
+        raise ValueError(
+            f"{source}: its labels are numbers ({', '.join(found[:3])}, ...), which say nothing to a text tower; "
+            "give a class list with one name a line, number 0 first"
+        )
+    if classes is None:
+        check_class_names(found, source)
+        return tuple(found), {label: i for i, label in enumerate(found)}
+    by_name = {normalize_name(name): i for i, name in enumerate(classes)}
+    by_number = {str(i): i for i in range(len(classes))} if are_numbers else {}
+    class_of: dict[str | None, int] = {
+        label: by_name.get(normalize_name(label), by_number.get(label, UNLABELLED)) for label in found
+    }
+    unknown = [label for label, target in class_of.items() if target == UNLABELLED]
+    if unknown:
+        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+        listed = ", ".join(repr(label) for label in unknown[:10])
+        raise ValueError(f"{source}: labels that are not in the class list: {listed}{more}; add them to the list")
+    return tuple(classes), class_of
+
+
+def _rows_of_split(table: pd.DataFrame, split: str, source: str) -> tuple[str, list[int]]:
+    """Return the split that is used and the positions of its rows; a test split may be called val."""
+    if "split" not in table.columns or split == ALL:
+        return ALL, list(range(len(table)))
+    cells = [str(value).strip().lower() for value in table["split"]]
+    if unknown := sorted(set(cells) - SPLIT_FOLDERS.keys()):
+        raise ValueError(f"{source}: the column split wants train, val or test, got {unknown[0]!r}")
+    splits = [SPLIT_FOLDERS[cell] for cell in cells]
+    used = "val" if split == "test" and "test" not in splits and "val" in splits else split
+    if used not in splits:
+        raise NoSuchSplit(f"{source}: has no split {split!r}; it has {', '.join(sorted(set(splits)))}")
+    return used, [i for i, name in enumerate(splits) if name == used]
+
+
+def _layout(
+    folder: str,
+    cells: Sequence[Any],
+    targets: Sequence[int],
+    split: str,
+    class_names: tuple[str, ...],
+    source: str,
+    allow_outside: bool,
+) -> Layout:
+    """Turn cells into paths; every image once."""
+    layout = Layout(split, class_names, [], [], [])
+    is_inside = _Inside(folder)
+    outside: list[str] = []
+    seen: set[str] = set()
+    for cell, target in zip(cells, targets, strict=True):
+        text = cell.strip() if isinstance(cell, str) else ""
+        if not text or "\0" in text:
+            layout.skipped.append(Skipped(repr(cell)[:80], "the manifest names no file here"))
+            continue
+        path = os.path.normpath(os.path.join(folder, text))
+        if path in seen:
+            layout.skipped.append(Skipped(display_name(text), "listed more than once"))
+        elif not allow_outside and not is_inside(path):
+            outside.append(text)
+        else:
+            layout.paths.append(path)
+            layout.targets.append(target)
+        seen.add(path)
+    if outside:
+        raise ValueError(
+            f"{source}: {len(outside)} of its images lie outside its folder, for example {outside[0]!r}; put them "
+            "below it, or allow it if you trust this file (allow_outside=True, --allow-outside)"
+        )
+    return layout
+
+
+class _Inside:
+    """Whether a path, with all links followed, lies below a folder; each parent is looked up once."""
+
+    def __init__(self, folder: str) -> None:
+        self._root = os.path.realpath(folder)
+        self._parents: dict[str, str] = {}
+
+    def __call__(self, path: str) -> bool:
+        parent = os.path.dirname(path)
+        if parent not in self._parents:
+            self._parents[parent] = os.path.realpath(parent)
+        real = os.path.join(self._parents[parent], os.path.basename(path))
+        if os.path.islink(real):
+            real = os.path.realpath(real)
+        return real.startswith(os.path.join(self._root, ""))
