@@ -16,6 +16,7 @@ from clipviz.data.loader import eval_views
 from clipviz.data.views import eval_parts, eval_view
 from clipviz.events import UNLABELLED, Gallery, Predictions, Probe
 from clipviz.methods.base import Method
+from clipviz.ops import normalize
 
 THUMBNAIL = 64
 """Side of an example in pixels."""
@@ -59,13 +60,41 @@ def predict(method: Method, dataset: ImageDataset, batch_size: int = 256) -> Pre
     """Class probabilities of every image of a dataset, on its whole (centre-cropped) view.
 
     Returns:
-        index (n,), probs (n, C) on the CPU, target (n,).
+        index (n,), probs (n, C) and embeddings (n, E) on the CPU, target (n,).
     """
-    probs = []
-    with undisturbed(method):
+    probs, embeddings = [], []
+    with undisturbed(method), _seen_embeddings(method) as seen:
         for views in _views(method, dataset, batch_size):
+            seen.clear()
             probs.append(method.view_logits(views).softmax(-1).cpu())
-    return Predictions(torch.arange(len(dataset)), torch.cat(probs), torch.from_numpy(dataset.targets.copy()))
+            outputs = [views.weak] if isinstance(dataset, FeatureDataset) else seen
+            # A tower may also have looked at crops; those of the images come in as many rows as there are images.
+            embeddings += [normalize(rows.float()).half().cpu() for rows in outputs if len(rows) == len(probs[-1])][:1]
+    complete = len(embeddings) == len(probs)
+    return Predictions(
+        torch.arange(len(dataset)),
+        torch.cat(probs),
+        torch.from_numpy(dataset.targets.copy()),
+        torch.cat(embeddings) if complete else None,
+    )
+
+
+@contextmanager
+def _seen_embeddings(method: Method) -> Iterator[list[Tensor]]:
+    """Collect what the image tower puts out meanwhile, (B, E) for each pass: no second look is needed."""
+    seen: list[Tensor] = []
+
+    def keep(module: torch.nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 2:
+            seen.append(output)
+
+    tower = method.backbone.visual
+    handle = tower.register_forward_hook(keep) if isinstance(tower, torch.nn.Module) else None
+    try:
+        yield seen
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def branch_accuracies(

@@ -18,6 +18,21 @@ UNLABELLED = -1
 
 
 @dataclass(frozen=True)
+class CropVotes:
+    """What each crop says, enough to weigh the crops anew.
+
+    Attributes:
+        similarity: (B, K) cosine of each crop to its image.
+        logits: (B, K, C) scaled logits of each crop alone, by the frozen classifier.
+        gram: (B, K, K) cosines among the crops of an image, for the norm of their weighted mean.
+    """
+
+    similarity: Tensor
+    logits: Tensor
+    gram: Tensor
+
+
+@dataclass(frozen=True)
 class PseudoLabels:
     """The guesses of a method for one batch, and where they come from.
 
@@ -27,6 +42,7 @@ class PseudoLabels:
         weights: (B,) float, multiplier of each sample's loss term.
         sources: name -> (B, C) float scaled logits of the classifiers that were mixed.
         crop_weights: (B, K) float, softmax relevance of each crop; None for methods without crops.
+        crop_votes: what each crop says alone; None for methods without crops.
         metrics: name -> (B,) float diagnostics, averaged over an epoch ("lambda_2", "edge_density").
     """
 
@@ -36,6 +52,7 @@ class PseudoLabels:
     sources: Mapping[str, Tensor] = field(default_factory=dict)
     crop_weights: Tensor | None = None
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    crop_votes: CropVotes | None = None
 
 
 @dataclass(frozen=True)
@@ -63,11 +80,14 @@ class Predictions:
         index: (n,) int64.
         probs: (n, C) float.
         target: (n,) int64, -1 unlabelled.
+        embeddings: (n, E) float16, unit norm, the image tower's own, as they fell off on the way to `probs`; None where
+            there are none.
     """
 
     index: Tensor
     probs: Tensor
     target: Tensor
+    embeddings: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, RunStarted, StepFinished
+from clipviz.events import EpochFinished, Event, Listener, Predictions, Probe, RunFinished, RunStarted, StepFinished
 from clipviz.ops import margin
 from clipviz.trace import TABLES, Trace
 
 MAX_SOURCE_LOGITS = 10_000_000
 """Source logits of the last epoch are kept up to so many numbers per source (20 MB of float16)."""
+
+MAX_EMBEDDED = 512
+"""The embeddings of so many evaluation images are kept, spread evenly, at every epoch (float16)."""
 
 
 def record(events: Iterable[Event], *listeners: Listener) -> Trace:
@@ -139,6 +142,10 @@ class Recorder:
             return
         rows = {"index": _numpy(event.index), "target": _numpy(event.target)}
         rows.update((name, _numpy(logits).astype(np.float16)) for name, logits in event.pseudo.sources.items())
+        votes = event.pseudo.crop_votes
+        if votes is not None and numbers * votes.logits.shape[1] <= MAX_SOURCE_LOGITS:
+            rows["crop_similarity"], rows["crop_gram"] = _numpy(votes.similarity), _numpy(votes.gram)
+            rows["crop_logits"] = _numpy(votes.logits).astype(np.float16)
         for name, values in rows.items():
             self._sources.setdefault(name, []).append(values)
 
@@ -160,10 +167,21 @@ class Recorder:
                     }
                 )
             )
+            self._keep_embeddings(event.predictions)
         for kind, maps in event.explanation.items():
             self._growing.setdefault(f"probe/{kind}", []).append(_numpy(maps).astype(np.float32))
         for name, classifier in event.snapshot.items():
             self._growing.setdefault(f"snapshot/{name}", []).append(_numpy(classifier).astype(np.float32))
+
+    def _keep_embeddings(self, predictions: Predictions) -> None:
+        """Where the images are, of so many as fit: at every epoch, so that they can be seen to move."""
+        if predictions.embeddings is None:
+            return
+        n = len(predictions.embeddings)
+        chosen = np.unique(np.linspace(0, n - 1, min(n, MAX_EMBEDDED)).round().astype(int))
+        self._fixed["embeddings/index"] = _numpy(predictions.index)[chosen]
+        self._fixed["embeddings/target"] = _numpy(predictions.target)[chosen]
+        self._growing.setdefault("embeddings/images", []).append(_numpy(predictions.embeddings)[chosen])
 
     def _run_finished(self, event: RunFinished) -> None:
         self.meta.update(status=event.status, seconds=round(event.seconds, 3))
@@ -194,7 +212,9 @@ class Recorder:
 def _grows(name: str) -> bool:
     """Whether an array has one entry per epoch."""
     fixed = ("probe/images", "probe/index", "probe/target", "probe/parts")
-    return name.startswith("snapshot/") or (name.startswith("probe/") and name not in fixed)
+    return (
+        name == "embeddings/images" or name.startswith("snapshot/") or (name.startswith("probe/") and name not in fixed)
+    )
 
 
 def _probe_arrays(prefix: str, probe: Probe) -> dict[str, np.ndarray]:

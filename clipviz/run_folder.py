@@ -116,8 +116,10 @@ def _known_to(adaptation: Adaptation, trace: Trace) -> Trace:
     keeps_sources = len(tables["samples"]) > 0 and tables["samples"]["epoch"].max() == last_begun
     arrays = {}
     for name, array in trace.arrays.items():
-        is_fixed = name in ("probe/images", "probe/index", "probe/target", "probe/parts")
-        if name.startswith("snapshot/") or (name.startswith("probe/") and not is_fixed):
+        is_fixed = name in (
+            "probe/images", "probe/index", "probe/target", "probe/parts", "embeddings/index", "embeddings/target"
+        )  # fmt: skip
+        if name == "embeddings/images" or name.startswith("snapshot/") or (name.startswith("probe/") and not is_fixed):
             arrays[name] = array[: epoch + 1]
         elif name.startswith("sources/") and keeps_sources:
             arrays[name] = array[:n_guesses] if n_guesses else array

@@ -100,7 +100,10 @@ class Trace:
             uint8, `probe/<kind>` (E1,P,h,w) float, `snapshot/<name>` (E1,C,D), `sources/index` and
             `sources/target` (n,), `sources/<name>` (n,C) scaled logits of the last epoch, `gallery/...` with
             G in the place of P, `gallery/probs` and `gallery/branch/<name>` (G,C), `examples/images` (X,h,w,3)
-            uint8 and `examples/label` (X,), the images most surely called a class. Any of them may be absent.
+            uint8 and `examples/label` (X,), the images most surely called a class, `embeddings/images` (E1,m,D)
+            float16 of m evaluation images with `embeddings/index` and `embeddings/target` (m,), and of methods
+            with crops `sources/crop_similarity` (n,K), `sources/crop_logits` (n,K,C), `sources/crop_gram`
+            (n,K,K) of the last epoch. Any of them may be absent.
         meta: JSON-able facts: method, model, data, split, seed, class_names, settings, versions, ...
     """
 

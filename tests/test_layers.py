@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, str] = {
     "data": "errors events ops backbone prompts",
     "birds": "errors ops tower backbone prompts data",
     "methods": "errors events ops ncut backbone prompts data",
-    "evaluate": "events data methods",
+    "evaluate": "events ops data methods",
     "saliency": "errors ops ncut backbone data birds methods evaluate",
     "looker": "data methods evaluate saliency",
     "loop": "events data methods evaluate",

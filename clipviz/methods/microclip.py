@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from clipviz.backbone import Backbone, ImageTokens
 from clipviz.data.base import Views
-from clipviz.events import PseudoLabels
+from clipviz.events import CropVotes, PseudoLabels
 from clipviz.methods.base import (
     AdaptConfig,
     Method,
@@ -290,7 +290,12 @@ class MicroCLIP(Method):
         probs = (scale * dka_similarity(static, dynamic, self.config.gamma)).softmax(-1)
         confidence, labels = probs.max(-1)
         sources = {"static": scale * static, "dynamic": scale * dynamic}
-        return PseudoLabels(labels, probs, torch.ones_like(confidence), sources, crop_weights, metrics)
+        votes = CropVotes(
+            torch.einsum("bke,be->bk", crops, tokens.cls),
+            scale * class_logits(crops, self.static_classifier),
+            crops @ crops.mT,
+        )
+        return PseudoLabels(labels, probs, torch.ones_like(confidence), sources, crop_weights, metrics, votes)
 
     def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
         """Eq. (6) on the strong view."""
