@@ -49,16 +49,20 @@ def backbone_of(model: Model) -> Backbone:
     """The backbone of a method, or the backbone itself.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if it is neither, or if it knows embeddings instead of images.
     """
-    if isinstance(model, Backbone):
-        return model
-    if isinstance(model, Method):
-        return model.backbone
-    raise ValueError(
-        f"saliency wants a Backbone (load_backbone) or a method (METHODS[name](backbone, prompts)), "
-        f"got {type(model).__name__}"
-    )
+    backbone = model.backbone if isinstance(model, Method) else model
+    if not isinstance(backbone, Backbone):
+        raise ValueError(
+            f"saliency wants a Backbone (load_backbone) or a method (METHODS[name](backbone, prompts)), "
+            f"got {type(model).__name__}"
+        )
+    if backbone.image_size == 0:
+        raise ValueError(
+            f"saliency wants images, but {backbone.name!r} holds their embeddings only; "
+            "load the images themselves, and the model that embeds them with load_backbone"
+        )
+    return backbone
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor
 from towers import NAMES, TEXT, Known, hook_count, make_backbone
 
 from clipviz.backbone import Backbone
+from clipviz.data.features import FeatureBackbone
 from clipviz.methods import METHODS
 from clipviz.methods.base import Method
 from clipviz.prompts import ClassPrompts
@@ -286,6 +287,8 @@ def test_bad_input(kind: str, arguments: dict[str, object], message: str, microc
 def test_bad_models_and_images(tiny_backbone: Backbone, microclip: Method, images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"wants a Backbone .* got CLIP"):
         saliency(tiny_backbone.model, images, "soap")
+    with pytest.raises(ValueError, match="'bank' holds their embeddings only"):
+        saliency(FeatureBackbone(8, 100.0, "bank"), images, "soap")
     with pytest.raises(ValueError, match=r"wants images \(B, 3, 32, 32\)"):
         saliency(microclip, images[0], "soap")
     with pytest.raises(ValueError, match="B >= 1"):
