@@ -110,13 +110,13 @@ def test_it_says_what_birds_are_and_how_to_repeat_the_run(report):
 
 
 def test_chance_is_called_chance(tmp_path):
-    traces = synthetic_comparison(epochs=1, **{**SMALL, "n_classes": 24})
+    traces = synthetic_comparison(epochs=1, **{**SMALL, "n_classes": 24})[::4]
     for trace in traces:
         last = trace.epochs["metric"] == "accuracy"
         trace.epochs.loc[last, "value"] = 0.05
     text = Page(write(tmp_path, traces)).text
     assert "guessing among 24 classes gives 4.2 %" in text
-    assert "No better than guessing (4.2 %) in the end: zero-shot, descriptions, NtUA, DPA, microCLIP." in text
+    assert "No better than guessing (4.2 %) in the end: zero-shot, microCLIP." in text
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_about_chance_is_within_two_standard_errors(accuracy, n_classes, n_image
 
 
 def test_without_labels_accuracy_says_so_and_the_other_views_stay(tmp_path):
-    report = write(tmp_path, synthetic_comparison(epochs=2, labelled=False, **SMALL))
+    report = write(tmp_path, synthetic_comparison(epochs=2, labelled=False, **SMALL)[::4])
     text = Page(report).text
     assert "no labels" in text
     assert "accuracy cannot be measured" in text
@@ -158,7 +158,7 @@ def test_summary_counts_by_hand():
 
 
 def test_hostile_names_are_letters_everywhere(tmp_path):
-    traces = synthetic_comparison(epochs=2, n_images=60, n_eval=40, n_probe=3, class_names=HOSTILE)
+    traces = synthetic_comparison(epochs=2, n_images=60, n_eval=40, n_probe=3, class_names=HOSTILE)[::4]
     for trace in traces:
         trace.meta["data"] = trace.meta["eval_data"] = "<script>alert(3)</script>"
         trace.meta["command"] = "clipviz adapt --data '<img src=y onerror=alert(4)>'"
