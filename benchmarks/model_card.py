@@ -121,6 +121,7 @@ def card(folder: Path, images: int) -> str:
         text=MODEL_CONFIG["text_cfg"],
         parameters=parameters / 1e6,
         made=made,
+        note=made.get("note", ""),
         shifted=100 * made["shifted"],
         distance=MIN_DISTANCE,
         images=images,
