@@ -252,6 +252,20 @@ def load_backbone(name: str, pretrained: str | None = None, device: str | torch.
     return backbone.requires_grad_(False).eval()
 
 
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model, without the model: texts -> (L, T) token ids.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    import open_clip
+
+    try:
+        return open_clip.get_tokenizer(_source(name, None))
+    except Exception as error:
+        raise ValueError(f"could not load the tokenizer of {name!r}: {_reason(error)}") from error
+
+
 def _source(name: str, pretrained: str | None) -> str:
     """What open_clip calls a model, after refusing what it would stumble over."""
     import open_clip

@@ -1,4 +1,4 @@
-"""Command line: `clipviz demo | adapt | report | compare`.
+"""Command line: `clipviz demo | adapt | embed | describe | report | compare`.
 
 Exit 0: done. Exit 2 and one line on stderr: a mistake of the user's (what was wanted, what came, what to do); `--debug`
 shows the traceback. Exit 1: the run itself failed. Exit 130: stopped by Ctrl-C, with everything up to there saved.
@@ -76,13 +76,36 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
     embed.add_argument("--out", required=True, metavar="FILE", help=".npz or .safetensors")
 
+    describe = commands.add_parser(
+        "describe", help="write the file of class descriptions, fill it by a language model, or check it"
+    )
+    describe.add_argument("--data", metavar="SPEC", help="data set whose classes are described")
+    describe.add_argument("--classes", metavar="FILE", help="class names, one a line")
+    describe.add_argument("--root", metavar="DIR", help="folder of the benchmarks; default: $CLIPVIZ_DATA, else data")
+    what = describe.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", metavar="FILE.json", help="file to write; what is filled in already is kept")
+    what.add_argument("--check", metavar="FILE.json", help="say everything about a file, and write nothing")
+    describe.add_argument("--model", metavar="NAME", help="--check: count what its text tower cuts; default: ViT-B-32")
+    describe.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible, up to /v1; default: $OPENAI_BASE_URL")
+    describe.add_argument("--llm", metavar="NAME", help="language model there; default: $OPENAI_MODEL")
+    describe.add_argument("--sentences", type=_positive, default=20, metavar="N", help="a class; default: %(default)s")
+    describe.add_argument("--kind", metavar="NOUN", help="what the classes are kinds of, such as bird")
+    describe.add_argument("--yes", action="store_true", help="make the calls without asking")
+
     report = commands.add_parser("report", help="write one HTML page from run folders")
     report.add_argument("runs", nargs="+", metavar="RUN_DIR")
     report.add_argument("--out", required=True, metavar="FILE.html")
 
     compare = commands.add_parser("compare", help="print the results of run folders as one table")
     compare.add_argument("runs", nargs="+", metavar="RUN_DIR")
-    for command in (demo, adapt, embed, report, compare):  # there too, where one adds it to a command that failed
+    for command in (
+        demo,
+        adapt,
+        embed,
+        describe,
+        report,
+        compare,
+    ):  # there too, where one adds it to a command that failed
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     return parser
 

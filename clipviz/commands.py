@@ -25,6 +25,8 @@ from clipviz.data.embed import embed_dataset
 from clipviz.data.feature_files import FEATURE_SUFFIXES, write_features
 from clipviz.data.features import FeatureDataset
 from clipviz.data.layout import NoSuchSplit
+from clipviz.describe_command import describe as describe  # the command of that name
+from clipviz.descriptions import check_descriptions
 from clipviz.errors import choose
 from clipviz.evaluate import accuracy, predict, spread_probe
 from clipviz.events import Event, RunStarted, StepFinished
@@ -58,6 +60,8 @@ def adapt(args: argparse.Namespace) -> None:
     notes += teacher_notes
     for dataset in {id(data): data, id(evaluation): evaluation}.values():
         notes += _skipped_note(dataset)
+    if args.descriptions is not None:
+        notes += _description_notes(data, loaded)
     method = build_method(
         args.method,
         backbone,
@@ -234,6 +238,13 @@ def _skipped_note(dataset: ImageDataset, shown: int = 5) -> list[str]:
     names = "; ".join(f"{s.path!r}: {s.reason}" for s in dataset.skipped[:shown])
     more = f"; and {len(dataset.skipped) - shown} more" if len(dataset.skipped) > shown else ""
     return [f"skipped {len(dataset.skipped)} files: {names}{more}"]
+
+
+def _description_notes(data: ImageDataset, backbone: Backbone | None) -> list[str]:
+    """One line about descriptions that are cut or do not name their class; none if all is well."""
+    tokenizer = backbone.tokenizer if backbone is not None else None
+    check = check_descriptions(data.prompts.descriptions, data.class_names, tokenizer)
+    return [f"descriptions: {check.counts()}; {'; '.join(notices)}"] if (notices := check.notices()) else []
 
 
 def _device(name: str | None) -> torch.device:

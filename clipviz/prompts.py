@@ -143,8 +143,22 @@ def read_descriptions(
         ValueError: If the file cannot be read or is no JSON object, or with ONE line that lists every
             missing, extra and ambiguous key, empty list and thing that is no sentence.
     """
-    source = f"descriptions file {os.fspath(path)!r}"
-    return resolve_descriptions(_read_json_object(Path(path), source), class_names, source)
+    source, pairs = description_pairs(path)
+    return resolve_descriptions(pairs, class_names, source)
+
+
+def description_pairs(
+    descriptions: str | os.PathLike[str] | Mapping[str, Any],
+) -> tuple[str, list[tuple[str, Any]]]:
+    """Return the name of a source of descriptions and its entries in order, unchecked.
+
+    Raises:
+        ValueError: If a file cannot be read or is no JSON object.
+    """
+    if isinstance(descriptions, Mapping):
+        return "descriptions", list(descriptions.items())
+    source = f"descriptions file {os.fsdecode(descriptions)!r}"
+    return source, _read_json_object(Path(os.fsdecode(descriptions)), source)
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -184,15 +198,22 @@ def resolve_descriptions(
         ValueError: With one line that lists all problems, as in `read_descriptions`.
     """
     pairs = list(descriptions.items() if isinstance(descriptions, Mapping) else descriptions)
+    problems = description_problems(pairs, class_names)
+    if problems:
+        raise ValueError(f"{source}: {'; '.join(problems)}")
+    by_name = {normalize_name(key): sentences for key, sentences in pairs}
+    classes = [key.strip() for key, _ in pairs] if class_names is None else list(class_names)
+    return {name: tuple(sentence.strip() for sentence in by_name[normalize_name(name)]) for name in classes}
+
+
+def description_problems(pairs: Sequence[tuple[str, Any]], class_names: Sequence[str] | None = None) -> list[str]:
+    """Say everything that keeps descriptions from being used, one phrase each; nothing if they are good."""
     by_name: dict[str, list[tuple[str, Any]]] = defaultdict(list)
     for key, sentences in pairs:
         by_name[normalize_name(key)].append((key, sentences))
     classes = [key.strip() for key, _ in pairs] if class_names is None else list(class_names)
     problems = _key_problems(by_name, classes)
-    problems += [problem for key, sentences in pairs if (problem := _sentences_problem(key, sentences))]
-    if problems:
-        raise ValueError(f"{source}: {'; '.join(problems)}")
-    return {name: tuple(sentence.strip() for sentence in by_name[normalize_name(name)][0][1]) for name in classes}
+    return problems + [problem for key, sentences in pairs if (problem := _sentences_problem(key, sentences))]
 
 
 def _key_problems(by_name: Mapping[str, list[tuple[str, Any]]], classes: Sequence[str]) -> list[str]:

@@ -27,6 +27,8 @@ MAY_IMPORT: dict[str, str] = {
     "tower": "errors ops",
     "backbone": "errors ops tower",
     "prompts": "errors",
+    "descriptions": "prompts",
+    "describe": "files prompts",
     "data": "errors events ops backbone prompts",
     "birds": "errors ops tower backbone prompts data",
     "methods": "errors events ops ncut backbone prompts data",
@@ -47,7 +49,9 @@ MAY_IMPORT: dict[str, str] = {
     # on top of both
     "run_folder": "loop checkpoint trace",
     "run": "events data methods evaluate looker loop recorder run_folder trace",
-    "commands": "errors files events data birds backbone methods evaluate loop build run trace report",
+    "describe_command": "files backbone data describe descriptions",
+    "commands": "errors files events data birds backbone methods evaluate loop build run trace report descriptions "
+    "describe_command",
     "cli": "commands",
 }
 # Imports inside a function that go up, each with its reason.

@@ -1,0 +1,268 @@
+"""Descriptions by a language model: a file with every class in it, filled by an OpenAI-compatible endpoint.
+
+One call for each class that has no sentences yet. The file is written after every answer, so a run that was broken off
+goes on where it was. The key is read from the environment only, is sent to the endpoint and nowhere else (redirects are
+refused), and is never written down.
+"""
+
+from __future__ import annotations
+
+import email.message
+import http.client
+import json
+import re
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from clipviz.files import write_json
+from clipviz.prompts import description_pairs, normalize_name, spoken_name
+
+BASE_URL_VARIABLE = "OPENAI_BASE_URL"
+KEY_VARIABLE = "OPENAI_API_KEY"
+MODEL_VARIABLE = "OPENAI_MODEL"
+
+QUESTION = (
+    "Write {n} English sentences that describe what {kind} looks like in a photograph, as a help to tell it from "
+    "similar classes. Each sentence must name {name!r}, stay below 40 words and speak of visible features only (shape, color, "
+    "pattern, parts, size, surroundings). Answer with a JSON list of {n} strings and nothing else."
+)
+_LARGEST_ANSWER = 2**20
+_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the language model is, and how patient to be.
+
+    Attributes:
+        url: Base of the interface, up to and with "/v1".
+        model: Name of the language model.
+        key: Secret for the header "Authorization"; None sends none.
+        timeout: Seconds for one call.
+        tries: Calls for one class before giving up.
+        pause: Seconds after the first failure; twice as long after each further one.
+    """
+
+    url: str
+    model: str
+    key: str | None = None
+    timeout: float = 120.0
+    tries: int = 5
+    pause: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no address of a web server: urllib would open files, too."""
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                f"the endpoint must be an http(s) address such as http://localhost:8000/v1, got {self.url!r}"
+            )
+        if not self.model:
+            raise ValueError(f"the endpoint {self.url} needs the name of its language model (--llm, ${MODEL_VARIABLE})")
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"{self.model} at {self.url}"
+
+
+class Unanswered(ValueError):
+    """The endpoint gave no usable answer; the text is the reason, one line.
+
+    Args:
+        reason: Of one line.
+        wait: Seconds after which the endpoint wants to be asked again; None if it does not say.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class _Refused(Unanswered):
+    """The endpoint will say the same whenever it is asked."""
+
+
+def open_skeleton(path: Path, class_names: Sequence[str]) -> dict[str, list[str]]:
+    """Read a description file that may be filled in part, and bring it to the classes.
+
+    Args:
+        path: May be missing.
+        class_names: The classes it shall have.
+
+    Returns:
+        Class name -> its sentences, an empty list where there are none.
+
+    Raises:
+        ValueError: If there is a file that is not such a one, or describes other classes.
+    """
+    if not path.exists():
+        return {name: [] for name in class_names}
+    source, pairs = description_pairs(path)
+    held = {normalize_name(key): sentences for key, sentences in pairs}
+    if extra := [key for key, _ in pairs if normalize_name(key) not in {normalize_name(name) for name in class_names}]:
+        shown = ", ".join(repr(key) for key in extra[:5])
+        raise ValueError(f"{source} describes other classes ({shown}); choose another --out")
+    filled = {name: held.get(normalize_name(name), []) for name in class_names}
+    for name, sentences in filled.items():
+        if not isinstance(sentences, list) or not all(isinstance(text, str) for text in sentences):
+            raise ValueError(f"{source}: {name!r} wants a list of sentences; mend the file or choose another --out")
+    return filled
+
+
+def fill(
+    path: Path,
+    filled: Mapping[str, Sequence[str]],
+    endpoint: Endpoint,
+    *,
+    n: int = 20,
+    kind: str | None = None,
+    progress: Callable[[str, int], None] = lambda name, n: None,
+) -> dict[str, list[str]]:
+    """Ask for the sentences of every class that has none, and write the file after every answer.
+
+    Args:
+        path: Where the file goes.
+        filled: What is known already, as of `open_skeleton`.
+        endpoint: Whom to ask.
+        n: Sentences to ask for.
+        kind: What the classes are kinds of, such as "bird".
+        progress: Called with the class and the number of its sentences.
+
+    Returns:
+        Class name -> sentences.
+
+    Raises:
+        ValueError: If the endpoint refuses (at once), or classes stay without sentences (at the end).
+    """
+    result = {name: list(sentences) for name, sentences in filled.items()}
+    failed: dict[str, str] = {}
+    for name in [name for name, sentences in result.items() if not sentences]:
+        try:
+            result[name] = ask(endpoint, name, n, kind)
+        except _Refused as error:
+            raise ValueError(f"{endpoint} refuses: {error}; what was answered so far is in {path}") from error
+        except Unanswered as error:
+            failed[name] = str(error)
+        write_json(path, result)
+        progress(name, len(result[name]))
+    if failed:
+        name, reason = next(iter(failed.items()))
+        raise ValueError(
+            f"{len(failed)} of {len(result)} classes got no sentences, for example {name!r}: {reason}; "
+            "the others are saved, the same command asks for the rest"
+        )
+    return result
+
+
+def ask(endpoint: Endpoint, name: str, n: int, kind: str | None) -> list[str]:
+    """Ask for the sentences of one class, again after a failure that may pass.
+
+    Raises:
+        Unanswered: If no try gave any sentence.
+    """
+    spoken = spoken_name(name)
+    question = QUESTION.format(n=n, name=spoken, kind=f"{spoken!r}, a kind of {kind}," if kind else repr(spoken))
+    pause = endpoint.pause
+    for attempt in range(1, endpoint.tries + 1):
+        try:
+            sentences = sentences_of(_call(endpoint, question))
+            if sentences:
+                return sentences[:n]
+            raise Unanswered("the answer holds no sentence")
+        except _Refused:
+            raise
+        except Unanswered as error:
+            if attempt == endpoint.tries:
+                raise
+            time.sleep(pause if error.wait is None else error.wait)
+            pause *= 2
+    raise AssertionError("the last attempt returns or raises")
+
+
+def sentences_of(answer: str) -> list[str]:
+    """The sentences in an answer: a JSON list, whatever stands around it, else one a line; none twice."""
+    found: Iterable[Any] = answer.splitlines()
+    if (start := answer.find("[")) >= 0:
+        try:
+            found, _ = json.JSONDecoder().raw_decode(answer[start:])
+        except (ValueError, RecursionError):
+            found = answer.splitlines()
+    texts = [" ".join(text.encode(errors="ignore").decode().split()) for text in found if isinstance(text, str)]
+    texts = [re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", text) for text in texts]
+    return list(dict.fromkeys(text for text in texts if " " in text))
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would take the key to another server."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+def _call(endpoint: Endpoint, question: str) -> str:
+    """One call; returns the text of the answer."""
+    body = {"model": endpoint.model, "messages": [{"role": "user", "content": question}], "temperature": 0.7}
+    headers = {"Content-Type": "application/json"} | (
+        {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+    )
+    address = f"{endpoint.url.rstrip('/')}/chat/completions"
+    request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
+    try:
+        with _OPENER.open(request, timeout=endpoint.timeout) as response:
+            raw = response.read(_LARGEST_ANSWER + 1)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise _http_failure(error) from error
+    except (OSError, http.client.HTTPException) as error:  # no connection, a time-out, half an answer
+        reason = getattr(error, "reason", error)
+        raise Unanswered(f"no answer from {endpoint.url} ({_line(reason) or type(error).__name__})") from error
+    return _content(raw)
+
+
+def _http_failure(error: urllib.error.HTTPError) -> Unanswered:
+    try:
+        said = _line(error.read(2000).decode(errors="replace"))
+    except OSError:
+        said = ""
+    if error.code not in _RETRIED:
+        return _Refused(f"HTTP {error.code} {said}".strip())
+    return Unanswered(f"HTTP {error.code} {said}".strip(), _seconds(error.headers))
+
+
+def _seconds(headers: email.message.Message) -> float | None:
+    """How long the server asks to wait, within reason; None if it does not say."""
+    text = headers.get("Retry-After", "")
+    return min(float(text), 60.0) if re.fullmatch(r"\d+(\.\d+)?", text) else None
+
+
+def _content(raw: bytes) -> str:
+    if len(raw) > _LARGEST_ANSWER:
+        raise Unanswered(f"the answer is longer than {_LARGEST_ANSWER} bytes")
+    try:
+        content = json.loads(raw)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        raise Unanswered(f"the answer is no chat completion ({type(error).__name__})") from error
+    if not isinstance(content, str):
+        raise Unanswered("the answer holds no text")
+    return content
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())[:200]

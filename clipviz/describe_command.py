@@ -1,0 +1,74 @@
+"""`clipviz describe`: the file of descriptions, as a skeleton, filled by a language model, or checked."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from clipviz.backbone import load_tokenizer
+from clipviz.data import load_dataset
+from clipviz.data.image_files import given_classes
+from clipviz.describe import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL_VARIABLE, Endpoint, fill, open_skeleton
+from clipviz.descriptions import check_descriptions
+from clipviz.files import prepare_folder, write_json
+
+
+def describe(args: argparse.Namespace) -> None:
+    """`clipviz describe`: the file of descriptions: a skeleton, filled where there is an endpoint, or checked."""
+    if args.check is not None:
+        names = _class_names(args) if args.data or args.classes else None
+        check = check_descriptions(args.check, names, load_tokenizer(args.model or "ViT-B-32")).require()
+        print(check.report())
+        return
+    names = _class_names(args)
+    out = Path(args.out)
+    if out.suffix.lower() != ".json":
+        raise ValueError(f"descriptions go into a .json file, got {args.out!r}")
+    prepare_folder(out.parent)
+    filled = open_skeleton(out, names)
+    write_json(out, filled)
+    empty = [name for name, sentences in filled.items() if not sentences]
+    url = args.endpoint or os.environ.get(BASE_URL_VARIABLE)
+    if not empty:
+        print(f"{out}: all {len(filled)} classes have their sentences")
+    elif not url:
+        print(
+            f"wrote {out}: {len(empty)} of {len(filled)} classes have no sentences yet; put some into each list, or "
+            f"name an OpenAI-compatible endpoint (--endpoint, ${BASE_URL_VARIABLE}) that does"
+        )
+    else:
+        endpoint = Endpoint(url, args.llm or os.environ.get(MODEL_VARIABLE, ""), os.environ.get(KEY_VARIABLE))
+        _confirm(endpoint, len(empty), args.sentences, args.yes)
+        done = fill(out, filled, endpoint, n=args.sentences, kind=args.kind, progress=_tell)
+        print(check_descriptions(done, names).report().replace("descriptions", f"wrote {out}", 1))
+
+
+def _class_names(args: argparse.Namespace) -> tuple[str, ...]:
+    """The classes of --data, of which one image is opened, or those of --classes."""
+    if args.data is None:
+        names = given_classes(args.classes)
+        if names is None:
+            raise ValueError("which classes? give --data SPEC or --classes FILE (one name a line)")
+        return names
+    data = load_dataset(args.data, classes=args.classes, root=args.root, n=1)
+    if not data.class_names:
+        raise ValueError(f"the class names of {args.data} are not known; give --classes FILE (one a line)")
+    return data.class_names
+
+
+def _confirm(endpoint: Endpoint, calls: int, n: int, yes: bool) -> None:
+    """Say what it costs; go on only if that is wanted."""
+    cost = f"{calls} calls to {endpoint}, {n} sentences each: about {calls * (100 + 30 * n):,} tokens"
+    if yes:
+        print(cost)
+        return
+    if not sys.stdin.isatty():
+        raise ValueError(f"{cost}; add --yes to make them")
+    if input(f"{cost}. Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ValueError("no call was made; the file has a list for each class to be filled by hand")
+
+
+def _tell(name: str, n: int) -> None:
+    print(f"{name}: {n} sentences" if n else f"{name}: no answer", flush=True)

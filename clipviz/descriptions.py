@@ -1,0 +1,135 @@
+"""What is to be said about a file of descriptions: everything that is wrong with it at once, and what is merely odd.
+
+A file in CuPL's format can be read by a text tower only if every class has its sentences. Beyond that, sentences that
+are longer than the tower reads are cut without notice, and a sentence that does not name its class is often the
+beginning of an answer that was split in the wrong place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from clipviz.prompts import description_pairs, description_problems, normalize_name
+
+_BATCH = 512
+
+
+class DescriptionCheck(NamedTuple):
+    """What a file of descriptions holds.
+
+    Attributes:
+        source: Its name, for messages.
+        problems: What makes it unusable, one phrase each: missing, extra and ambiguous keys, empty lists, ...
+        n_classes: Keys with sentences.
+        n_sentences: Sentences of all keys.
+        fewest: Least number of sentences of a key that has any.
+        most: Largest number.
+        context: Tokens that the text tower reads; None if no tokenizer was given.
+        cut: (key, sentence) of those that are longer.
+        nameless: (key, sentence) of those that do not contain their class's name.
+    """
+
+    source: str
+    problems: tuple[str, ...]
+    n_classes: int
+    n_sentences: int
+    fewest: int
+    most: int
+    context: int | None
+    cut: tuple[tuple[str, str], ...]
+    nameless: tuple[tuple[str, str], ...]
+
+    def counts(self) -> str:
+        """How many sentences there are."""
+        if not self.n_sentences:
+            return "no sentence at all"
+        mean = self.n_sentences / self.n_classes
+        return (
+            f"{self.n_sentences} sentences for {self.n_classes} classes, {self.fewest} to {self.most} for one "
+            f"(mean {mean:.1f})"
+        )
+
+    def notices(self) -> list[str]:
+        """What is odd but no error."""
+        found = []
+        if self.cut:
+            share = 100 * len(self.cut) / self.n_sentences
+            found.append(
+                f"{len(self.cut)} ({share:.1f} %) are longer than the {self.context} tokens that the text tower reads "
+                f"and are cut, {_example(self.cut)}"
+            )
+        if self.nameless:
+            share = 100 * len(self.nameless) / self.n_sentences
+            found.append(f"{len(self.nameless)} ({share:.1f} %) do not name their class, {_example(self.nameless)}")
+        return found
+
+    def report(self) -> str:
+        """All of it in one line."""
+        return f"{self.source}: {'; '.join([*self.problems, self.counts(), *self.notices()])}"
+
+    def require(self) -> DescriptionCheck:
+        """Return itself.
+
+        Raises:
+            ValueError: If there are problems, with the whole report in one line.
+        """
+        if self.problems:
+            raise ValueError(self.report())
+        return self
+
+
+def check_descriptions(
+    descriptions: str | os.PathLike[str] | Mapping[str, Sequence[str]],
+    class_names: Sequence[str] | None = None,
+    tokenizer: Callable[..., Any] | None = None,
+) -> DescriptionCheck:
+    """Look at descriptions without using them.
+
+    Args:
+        descriptions: A CuPL JSON file, or class name -> sentences.
+        class_names: The classes that it must describe; None takes its keys.
+        tokenizer: Texts and `context_length` -> (L, T) token ids, as open_clip's; None leaves the lengths out.
+
+    Raises:
+        ValueError: If the file is no JSON object of UTF-8 text; everything else is reported.
+    """
+    source, pairs = description_pairs(descriptions)
+    lists = [
+        (key, [text.strip() for text in sentences if isinstance(text, str) and text.strip()])
+        for key, sentences in pairs
+        if isinstance(sentences, list | tuple)
+    ]
+    sentences = [(key, text) for key, texts in lists for text in texts]
+    counts = [len(texts) for _, texts in lists if texts] or [0]
+    context = None if tokenizer is None else int(getattr(tokenizer, "context_length", 77))
+    return DescriptionCheck(
+        source,
+        tuple(description_problems(pairs, class_names)),
+        sum(1 for _, texts in lists if texts),
+        len(sentences),
+        min(counts),
+        max(counts),
+        context,
+        () if tokenizer is None or context is None else tuple(_cut(sentences, tokenizer, context)),
+        tuple((key, text) for key, text in sentences if normalize_name(key) not in normalize_name(text)),
+    )
+
+
+def _cut(sentences: Sequence[tuple[str, str]], tokenizer: Callable[..., Any], context: int) -> list[tuple[str, str]]:
+    """Those with more tokens than `context`: with twice the room, something stands behind it that is no padding."""
+    found = []
+    padding = tokenizer([""], context_length=2 * context)[0, -1]
+    for start in range(0, len(sentences), _BATCH):
+        batch = sentences[start : start + _BATCH]
+        ids = tokenizer([text for _, text in batch], context_length=2 * context)
+        too_long = (ids[:, context:] != padding).any(1).tolist()
+        found += [pair for pair, is_cut in zip(batch, too_long, strict=True) if is_cut]
+    return found
+
+
+def _example(pairs: Sequence[tuple[str, str]]) -> str:
+    key, text = pairs[0]
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return f"for example of {key!r}: {shown!r}"
