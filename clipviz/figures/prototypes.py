@@ -57,17 +57,39 @@ class PrototypePaths(NamedTuple):
     explained: np.ndarray
 
 
-def prototype_paths_info(trace: Trace) -> PrototypePaths:
-    """Joint PCA of the stored class vectors over all epochs."""
+class Plane(NamedTuple):
+    """A plane in the embedding space: points (...,D) are seen at (points - center) @ directions.
+
+    `center` (D,), `directions` (D,2) orthonormal, `explained` (2,) their shares of the variance in [0, 1].
+    """
+
+    center: np.ndarray
+    directions: np.ndarray
+    explained: np.ndarray
+
+    def place(self, points: np.ndarray) -> np.ndarray:
+        """Points (...,D) in the plane, (...,2)."""
+        return (points - self.center) @ self.directions
+
+
+def prototype_plane(trace: Trace) -> Plane | None:
+    """The main plane of the stored class vectors of all epochs; None without any."""
     snapshots = finite_snapshots(trace)
     if not snapshots:
-        return PrototypePaths([], {}, np.zeros(2))
+        return None
     points = np.concatenate([array.reshape(-1, array.shape[-1]) for array in snapshots.values()])
     center = points.mean(0)
-    directions, explained = _main_directions(points - center)
-    paths = {name: (array - center) @ directions for name, array in snapshots.items()}
+    return Plane(center, *_main_directions(points - center))
+
+
+def prototype_paths_info(trace: Trace) -> PrototypePaths:
+    """Joint PCA of the stored class vectors over all epochs."""
+    snapshots, plane = finite_snapshots(trace), prototype_plane(trace)
+    if plane is None:
+        return PrototypePaths([], {}, np.zeros(2))
+    paths = {name: plane.place(array) for name, array in snapshots.items()}
     n_classes = next(iter(snapshots.values())).shape[1]
-    return PrototypePaths([class_name(trace.class_names, i) for i in range(n_classes)], paths, explained)
+    return PrototypePaths([class_name(trace.class_names, i) for i in range(n_classes)], paths, plane.explained)
 
 
 def _main_directions(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,8 @@ for _name in ("anywidget", "ipywidgets"):  # the views are an extra: a script or
 
 from clipviz.widgets.explorer import SaliencyExplorer  # noqa: E402
 from clipviz.widgets.live import LiveMonitor  # noqa: E402
+from clipviz.widgets.playground import DKAPlayground  # noqa: E402
+from clipviz.widgets.prototypes import PrototypeExplorer  # noqa: E402
 from clipviz.widgets.state import ViewState  # noqa: E402
 
-__all__ = ["LiveMonitor", "SaliencyExplorer", "ViewState"]
+__all__ = ["DKAPlayground", "LiveMonitor", "PrototypeExplorer", "SaliencyExplorer", "ViewState"]

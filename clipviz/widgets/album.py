@@ -39,7 +39,7 @@ class Album:
 
     def __init__(self, trace: Trace, looker: Any = None) -> None:
         self.trace, self.looker = trace, looker
-        self._train = "eval" if trace.meta.get("accuracy_is") == "transductive" else "train"
+        self.train_split = "eval" if trace.meta.get("accuracy_is") == "transductive" else "train"
         self._probe = self._places("probe", self._probe_split())
         self._gallery = self._places("gallery", "eval")
         self._frames: dict[int, pd.DataFrame] = {}
@@ -49,7 +49,7 @@ class Album:
         index, target = self.trace.arrays.get("probe/index"), self.trace.arrays.get("probe/target")
         if index is None or target is None or (target < 0).all():
             return "probe"
-        for split, table in (("eval", self.trace.predictions), (self._train, self.trace.samples)):
+        for split, table in (("eval", self.trace.predictions), (self.train_split, self.trace.samples)):
             known = table.drop_duplicates("index").set_index("index")["target"].reindex(index)
             if known.notna().all() and (known.to_numpy() == target).all():
                 return split
@@ -190,7 +190,7 @@ class Album:
         rows = self.trace.samples[self.trace.samples["epoch"] == max(0, epoch)]
         labels = np.stack([rows[f"{name}_label"].to_numpy() for name in source_names(self.trace)], 1)
         apart = rows[(labels != labels[:, :1]).any(1)].sort_values("margin")
-        return [f"{self._train}/{index}" for index in apart["index"]]
+        return [f"{self.train_split}/{index}" for index in apart["index"]]
 
 
 def same_classes(traces: Sequence[Trace]) -> None:

@@ -75,3 +75,13 @@ class MatrixCanvas(anywidget.AnyWidget):
             self.names = [shorten(name, 60) for name in names]
             self.counts = counts.astype(np.uint32).tobytes()
             self.title = title
+
+
+class ChartCanvas(anywidget.AnyWidget):
+    """One `clipviz.widgets.charts.Chart`."""
+
+    _esm = source("common.js", "chart.js")
+    _css = source("widgets.css")
+
+    spec = traitlets.Dict().tag(sync=True)
+    width = traitlets.Int(440).tag(sync=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,9 @@ class Chart:
         y_range: (low, high); None fits the data.
         ticks: (value, text) pairs of the x axis; empty for numbers.
         marks: x positions of dotted vertical lines, with their text.
+        names: whether `ticks` are names, which are set in two rows to have room, with half a step left and right.
         empty: what to say while there is nothing to draw.
+        height: in pixels, in the browser.
     """
 
     title: str
@@ -63,8 +65,9 @@ class Chart:
     y_range: tuple[float, float] | None = None
     ticks: Sequence[tuple[float, str]] = ()
     marks: Sequence[tuple[float, str]] = ()
+    names: bool = False
     empty: str = "nothing yet"
-    height: int = field(default=170)
+    height: int = 170
 
     def to_json(self) -> dict[str, Any]:
         """For the browser: plain lists, four digits, gaps as None."""
@@ -76,6 +79,7 @@ class Chart:
             "yRange": list(self.y_range) if self.y_range else None,
             "ticks": [[float(value), text] for value, text in self.ticks],
             "marks": [[float(value), text] for value, text in self.marks],
+            "names": self.names,
             "empty": self.empty,
             "height": self.height,
             "series": [
@@ -111,7 +115,12 @@ class Chart:
             axes.annotate(text, (value, 1), xycoords=("data", "axes fraction"), fontsize=7.5, ha="left", va="top",
                           xytext=(3, 0), textcoords="offset points", parse_math=False)  # fmt: skip
         if self.ticks:
-            axes.set_xticks([value for value, _ in self.ticks], [text for _, text in self.ticks])
+            texts = [("\n" if self.names and i % 2 else "") + text for i, (_, text) in enumerate(self.ticks)]
+            axes.set_xticks([value for value, _ in self.ticks], texts)
+            for label in axes.get_xticklabels():
+                label.set_parse_math(False)
+        if self.names:
+            axes.set_xlim(-0.5, len(self.ticks) - 0.5)
         if self.y_range:
             axes.set_ylim(*self.y_range)
         legend = axes.legend(fontsize=7, framealpha=0.85, edgecolor="none", loc="best", handlelength=2.4)

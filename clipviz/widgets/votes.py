@@ -10,6 +10,39 @@ from clipviz.trace import Trace
 
 
 @dataclass(frozen=True)
+class Crops:
+    """What each crop says alone.
+
+    Attributes:
+        similarity: (n, K) float32, cosine of each crop to its image.
+        logits: (n, K, C) float32, scaled logits of each crop.
+        gram: (n, K, K) float32, cosines among the crops of an image.
+        temperature: that the run weighed them by.
+    """
+
+    similarity: np.ndarray
+    logits: np.ndarray
+    gram: np.ndarray
+    temperature: float
+
+    def weights(self, temperature: float) -> np.ndarray:
+        """(n, K) softmax of similarity / temperature."""
+        scaled = self.similarity / temperature
+        weights = np.exp(scaled - scaled.max(1, keepdims=True))
+        return weights / weights.sum(1, keepdims=True)
+
+    def composite_logits(self, temperature: float) -> np.ndarray:
+        """(n, C) logits of the normalized weighted mean of the crops, without the crops themselves.
+
+        With g_k the crops and t a class, all of unit norm, and w the weights: cos(sum_k w_k g_k, t) =
+        sum_k w_k (g_k . t) / m with m^2 = w^T G w and G the cosines among the crops.
+        """
+        weights = self.weights(temperature)
+        norm = np.sqrt(np.einsum("nk,nkl,nl->n", weights, self.gram, weights))
+        return np.einsum("nk,nkc->nc", weights, self.logits) / norm[:, None]
+
+
+@dataclass(frozen=True)
 class Votes:
     """Scaled logits of two sources for n images of one epoch.
 
@@ -19,7 +52,8 @@ class Votes:
         second: (n, C) float32.
         index: (n,) int64, positions in the training images.
         target: (n,) int64, -1 unlabelled; for measuring only.
-        gamma: of the run, where it has one.
+        gamma: of the run, None where it mixes otherwise.
+        crops: what `first` was made from, None where it was not, or was too much to keep.
     """
 
     sources: tuple[str, str]
@@ -28,6 +62,7 @@ class Votes:
     index: np.ndarray
     target: np.ndarray
     gamma: float | None
+    crops: Crops | None = None
 
     @classmethod
     def of(cls, trace: Trace) -> Votes | None:
@@ -39,16 +74,39 @@ class Votes:
         index = trace.arrays.get("sources/index", np.arange(len(first)))
         target = trace.arrays.get("sources/target", np.full(len(first), -1))
         gamma = trace.meta.get("gamma")
-        return cls((names[0], names[1]), first, second, index, target, None if gamma is None else float(gamma))
+        return cls(
+            (names[0], names[1]),
+            first,
+            second,
+            index,
+            target,
+            None if gamma is None else float(gamma),
+            _crops(trace, len(first)),
+        )
 
-    def labels(self, gamma: float) -> np.ndarray:
+    def first_logits(self, temperature: float | None = None) -> np.ndarray:
+        """(n, C) logits of the first source, with its crops weighed by another temperature than the run's."""
+        if temperature is None or self.crops is None:
+            return self.first
+        return self.crops.composite_logits(temperature)
+
+    def labels(self, gamma: float, temperature: float | None = None) -> np.ndarray:
         """(n,) argmax of gamma * first + (1 - gamma) * second."""
-        return (gamma * self.first + (1 - gamma) * self.second).argmax(1)
+        return (gamma * self.first_logits(temperature) + (1 - gamma) * self.second).argmax(1)
 
     def accuracy(self, labels: np.ndarray) -> float | None:
         """Share of the labelled images whose label is right; None without targets."""
         known = self.target >= 0
         return float((labels[known] == self.target[known]).mean()) if known.any() else None
+
+
+def _crops(trace: Trace, n: int) -> Crops | None:
+    parts = [trace.arrays.get(f"sources/crop_{name}") for name in ("similarity", "logits", "gram")]
+    if any(part is None or len(part) != n for part in parts):
+        return None
+    similarity, logits, gram = (np.asarray(part, dtype=np.float32) for part in parts)
+    settings = (trace.meta.get("settings") or {}).get("method") or {}
+    return Crops(similarity, logits, gram, float(settings.get("crop_temperature", 1.0)))
 
 
 def compare(votes: Votes, labels: np.ndarray, reference: np.ndarray) -> str:

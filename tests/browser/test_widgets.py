@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import nbformat
 from playwright.sync_api import Locator, Page, expect
 
 SETUP = """
@@ -20,7 +21,7 @@ from clipviz.widgets import *
 data = ToyDataset(32)
 method = METHODS["microclip"](make_tiny_backbone(), data.prompts)
 config = AdaptConfig(epochs=EPOCHS, batch_size=4, lr=1e-3)
-run = Run(method, data, config, eval_dataset=data, probe=spread_probe(data, 32, 6))
+run = Run(method, data, config, eval_dataset=data, probe=spread_probe(data, 32, 32))
 run.listeners.append(lambda event: time.sleep(PAUSE) if isinstance(event, StepFinished) else None)
 """
 
@@ -40,7 +41,7 @@ def button_named(page: Page, name: str) -> Locator:
     return page.locator(".jp-OutputArea").get_by_role("button", name=re.compile(rf"^\W*{name}$"))
 
 
-def slider(page: Page, name: str) -> Locator:
+def slider(page: Page | Locator, name: str) -> Locator:
     return page.locator(".widget-hslider", has_text=name).locator(".noUi-handle")
 
 
@@ -67,7 +68,7 @@ def test_live_monitor_obeys_its_buttons(lab, page, run_all):
     expect(headline).to_contain_text("running")
     expect(headline).to_contain_text(re.compile(r"[2-9] of 50 epochs done"))
     expect(page.locator(".clipviz-chart > svg")).to_have_count(4)
-    expect(page.locator(".clipviz-probe canvas")).to_have_count(12)
+    expect(page.locator(".clipviz-probe canvas")).to_have_count(24)
     what_if = page.get_by_text(re.compile("instead of 0.50"))
     slider(page, "gamma").focus()
     for _ in range(5):
@@ -123,3 +124,90 @@ def wait_for_another(page: Page, i: int, before: str) -> None:
 
 def canvas_bytes(page: Page, i: int) -> str:
     return page.locator(".clipviz-panels canvas").nth(i).evaluate("canvas => canvas.toDataURL()")
+
+
+def test_prototype_explorer_from_a_lasso_to_a_map(lab, page, run_all):
+    cells = [setup(), "trace = run.fit()", "explorer = PrototypeExplorer(trace, run)\nexplorer"]
+    run_all(lab.write("prototypes.ipynb", *cells))
+    plane = page.locator(".clipviz-scatter canvas")
+    expect(page.locator(".clipviz-scatter .clipviz-legend")).to_contain_text("learned_classifier")
+    box = plane.bounding_box()
+    corners = [(50, 12), (548, 12), (548, 398), (50, 398), (50, 14)]
+    page.mouse.move(box["x"] + corners[0][0], box["y"] + corners[0][1])
+    page.mouse.down()
+    for x, y in corners[1:]:
+        page.mouse.move(box["x"] + x, box["y"] + y, steps=4)
+    page.mouse.up()
+    expect(page.locator(".clipviz-scatter .clipviz-readout")).to_contain_text("32 points chosen")
+    thumbs = page.locator(".clipviz-thumb")
+    expect(thumbs).to_have_count(32)
+    expect(page.locator(".clipviz-panels canvas")).to_have_count(2)
+    thumbs.nth(2).click()
+    expect(page.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("microCLIP, epoch 1")
+    expect(page.locator(".clipviz-panels figcaption").nth(1)).to_have_text("SOAP attention")
+    slider(page, "epoch").first.focus()
+    page.keyboard.press("Home")
+    expect(page.locator(".clipviz-scatter .clipviz-caption")).to_contain_text("before training")
+    plane.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.locator(".clipviz-scatter .clipviz-readout")).to_contain_text("learned_classifier: “red square”")
+    expect(page.get_by_text(re.compile("images chosen, "))).to_be_visible()
+
+
+def test_playground_mixes_and_cuts_while_the_sliders_move(lab, page, run_all):
+    mixing = (
+        "from synthetic import synthetic_trace\nDKAPlayground(synthetic_trace(n_classes=8, epochs=2, n_images=200))"
+    )
+    cutting = "cut = DKAPlayground(run.fit(), run, state=ViewState(selected=('eval/0',)))\ncut"
+    run_all(lab.write("playground.ipynb", setup(), mixing, cutting))
+    mix, cut = page.locator(".jp-OutputArea-output", has_text="crop temp").all()
+    expect(mix.get_by_text(re.compile(r"^0 of 200 pseudo-labels differ"))).to_be_visible()
+    slider(mix, "gamma").focus()
+    page.keyboard.press("End")
+    expect(mix.get_by_text(re.compile(r"^[1-9]\d* of 200 pseudo-labels differ"))).to_be_visible()
+    expect(mix.locator(".clipviz-chart text", has_text="slider")).to_be_visible()
+    expect(cut.locator(".clipviz-panels canvas")).to_have_count(4)
+    before = cut.locator(".clipviz-overlay .clipviz-caption").inner_text()
+    cut.get_by_label("rule").select_option("mean")
+    expect(cut.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("mean: ")
+    slider(cut, "tau").focus()
+    page.keyboard.press("End")
+    expect(cut.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("tau 200, dot, mean: 100 % of the patches")
+    assert "std" in before
+
+
+def test_a_reopened_notebook_without_a_kernel_shows_pictures(lab, page, run_all):
+    shows = [
+        "monitor = LiveMonitor(run)\nmonitor",
+        "trace = run.start().wait()\ntime.sleep(2)",
+        "SaliencyExplorer(trace, run)",
+        "PrototypeExplorer(trace, run)",
+        "DKAPlayground(trace, run)",
+    ]
+    run_all(lab.write("reopened.ipynb", setup(), *shows))
+    expect(page.locator(".clipviz-headline")).to_contain_text("finished")
+    expect(page.locator(".clipviz-overlay")).to_have_count(3)
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    saved = lab.root / "reopened.ipynb"
+    page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
+    notebook = nbformat.read(saved, as_version=4)
+    assert saved.stat().st_size < 1_000_000
+    assert "widgets" not in notebook.metadata
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    texts = [output["data"]["text/plain"] for output in outputs]
+    assert texts == [
+        "LiveMonitor(microclip on toy)",
+        "SaliencyExplorer(microCLIP)",
+        "PrototypeExplorer(microCLIP)",
+        "DKAPlayground(microclip)",
+    ]
+    alts = [output["metadata"]["image/jpeg"]["alt"] for output in outputs]
+    assert "finished" in alts[0]  # the monitor was shown before the run began
+    page.evaluate("window.jupyterapp.serviceManager.sessions.shutdownAll()")
+    page.goto(f"{lab.url}/lab/tree/reopened.ipynb?reset")
+    pictures = page.locator(".jp-RenderedImage img")
+    expect(pictures).to_have_count(4)
+    widths = pictures.evaluate_all("images => images.map(image => image.naturalWidth)")
+    assert min(widths) >= 480
+    expect(page.locator(".clipviz")).to_have_count(0)

@@ -160,11 +160,11 @@ function chart(spec, width = 340) {
     box.append(make("p", { class: "clipviz-empty" }, spec.empty));
     return box;
   }
-  const [left, right, top, bottom] = [46, 8, 8, 34];
+  const [left, right, top, bottom] = [46, 8, 8, spec.names ? 46 : 34];
   const height = spec.height;
   const root = makeSvg("svg", { viewBox: `0 0 ${width} ${height}`, width, height });
   const isBars = spec.kind === "bars";
-  const pad = isBars ? 0.5 : 0;
+  const pad = isBars || spec.names ? 0.5 : 0;
   let [x0, x1] = [Math.min(...xs) - pad, Math.max(...xs) + pad];
   if (x0 === x1) [x0, x1] = [x0 - 0.5, x1 + 0.5];
   let [y0, y1] = spec.yRange || yExtent(spec.series);
@@ -199,7 +199,7 @@ function drawAxes(root, spec, a) {
     root.append(makeSvg("line", { x1: a.left, x2: a.width - a.right, y1: a.py(y), y2: a.py(y), class: "clipviz-grid" }));
     root.append(label(a.left - 5, a.py(y) + 3.5, written(y), "end"));
   }
-  for (const [x, text] of ticks) root.append(label(a.px(x), floor + 13, text, "middle"));
+  ticks.forEach(([x, text], i) => root.append(label(a.px(x), floor + 13 + (spec.names && i % 2 ? 12 : 0), text, "middle")));
   root.append(makeSvg("path", { d: `M${a.left},${a.top}V${floor}H${a.width - a.right}`, class: "clipviz-axis" }));
   root.append(label((a.left + a.width - a.right) / 2, a.height - 5, spec.xLabel, "middle"));
   const middle = (a.top + floor) / 2;

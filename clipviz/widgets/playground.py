@@ -1,0 +1,312 @@
+"""DKAPlayground: what another mixture of the sources would have labelled, and what another cut would have kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import traitlets
+from matplotlib.figure import Figure
+
+from clipviz.figures._style import BLACK, BLUE, ORANGE, VERMILLION, bare, class_name, shorten
+from clipviz.figures.saliency import unit_range
+from clipviz.trace import Trace
+from clipviz.widgets.album import Album
+from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, OverlayCanvas
+from clipviz.widgets.charts import Chart, Series
+from clipviz.widgets.images import jpeg, laid_over, sheet, to_bytes
+from clipviz.widgets.inspector import NAMES
+from clipviz.widgets.state import ViewState
+from clipviz.widgets.view import View
+from clipviz.widgets.votes import Votes, compare
+
+_SHOWN = 30
+_TOP = 6
+_CURVE_POINTS = 21
+_CURVE_IMAGES = 2000
+"""The curve over gamma is drawn from so many images, spread evenly, so that it follows the sliders at once."""
+
+_NO_VOTES = "This trace does not hold the logits of exactly two sources."
+_TAU_RANGES = {"cosine": (0.0, 1.0, 0.01), "dot": (0.0, 200.0, 0.5)}
+_CUT_KINDS = ("ncut", "fiedler", "soap")
+
+
+class DKAPlayground(View):
+    """Mixes the stored votes of the last epoch again, while the sliders move.
+
+    It shows what another gamma or crop temperature would have labelled, not what training with it would have led to.
+    With a model, the normalized cut of the chosen image is computed again for another tau, affinity and rule.
+
+    Args:
+        trace: of a method with two sources, such as microCLIP.
+        model: a `Run` or `clipviz.looker.Looker`, to show images and to cut them; or None.
+        state: shared with other views; `selected` is the image whose votes are shown.
+
+    Attributes:
+        gamma: share of the first source.
+        temperature: of the softmax over crops.
+        result: what changes, in a sentence.
+        tau, affinity, rule: of the cut.
+    """
+
+    def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:
+        self.state = state or ViewState(epoch=trace.final_epoch)
+        self.votes = Votes.of(trace)
+        self.album = Album(trace, getattr(model, "looker", model))
+        self.names = trace.class_names
+        self._reference = np.zeros(0, np.int64)
+        self._labels = self._reference
+        self._changed: list[str] = []
+        self._charts: dict[str, Chart] = {}
+        self._cut: list[tuple[str, np.ndarray]] = []
+        self._make_controls()
+        self._make_cut_controls(trace)
+        self.state.observe(lambda _: self._image_chosen(), "selected")
+        if self.votes is not None:
+            self._reference = self.votes.labels(self._own_gamma)
+            self._mix()
+        self._image_chosen()
+
+    def __repr__(self) -> str:
+        return f"DKAPlayground({shorten(self.album.trace.method, 40)})"
+
+    @property
+    def _own_gamma(self) -> float:
+        return 0.5 if self.votes is None or self.votes.gamma is None else self.votes.gamma
+
+    # ------------------------------------------------------------------------------------------- controls
+
+    def _make_controls(self) -> None:
+        crops = self.votes.crops if self.votes else None
+        self.gamma = ipywidgets.FloatSlider(self._own_gamma, min=0, max=1, step=0.01, description="gamma")
+        self.temperature = ipywidgets.FloatLogSlider(
+            crops.temperature if crops else 1.0, base=10, min=-2.5, max=0.5, step=0.05,
+            description="crop temp.", readout_format=".3g",
+        )  # fmt: skip
+        self.temperature.layout.display = "flex" if crops else "none"
+        self.result = ipywidgets.Label(_NO_VOTES if self.votes is None else "")
+        self.what_if, self.ballot = ChartCanvas(), ChartCanvas()
+        self.gallery = GalleryCanvas(empty="No pseudo-label of an image that can be shown changes.")
+        traitlets.dlink((self.state, "selected"), (self.gallery, "selected"), transform=list)
+        self.gallery.observe(lambda change: setattr(self.state, "selected", tuple(change["new"])), "selected")
+        for slider in (self.gamma, self.temperature):
+            slider.observe(lambda _: self._mix(), "value")
+        row = {"flex_flow": "row wrap"}
+        self._mixing = [
+            ipywidgets.HBox([self.gamma, self.temperature], layout=row),
+            self.result,
+            ipywidgets.HBox([self.what_if, self.ballot], layout=row),
+            self.gallery,
+        ]
+
+    def _make_cut_controls(self, trace: Trace) -> None:
+        own = (trace.meta.get("settings") or {}).get("method") or {}
+        affinity = str(own.get("affinity"))
+        affinity = affinity if affinity in _TAU_RANGES else "cosine"
+        low, high, step = _TAU_RANGES[affinity]
+        tau = min(max(float(own.get("tau", 0.2)), low), high)
+        self.tau = ipywidgets.FloatSlider(tau, min=low, max=high, step=step, description="tau")
+        self.affinity = ipywidgets.Dropdown(options=list(_TAU_RANGES), value=affinity, description="affinity")
+        rule = own.get("mask_rule") if own.get("mask_rule") in ("std", "mean") else "std"
+        self.rule = ipywidgets.Dropdown(options=["std", "mean"], value=rule, description="rule")
+        self.affinity.observe(lambda _: self._affinity_chosen(), "value")
+        for control in (self.tau, self.rule):
+            control.observe(lambda _: self._cut_again(), "value")
+        self.cut = OverlayCanvas(empty="Choose an image to cut it.")
+        heading = ipywidgets.HTML("<b>Normalized cut of the chosen image, by the current model</b>")
+        controls = ipywidgets.HBox([self.tau, self.affinity, self.rule], layout={"flex_flow": "row wrap"})
+        cutting = ipywidgets.VBox([heading, controls, self.cut])
+        cutting.layout.display = "flex" if self._can_cut else "none"
+        self.widget = ipywidgets.VBox([*self._mixing, cutting])
+
+    @property
+    def _can_cut(self) -> bool:
+        return self.album.looker is not None and "ncut" in self.album.looker.kinds
+
+    def _affinity_chosen(self) -> None:
+        low, high, step = _TAU_RANGES[self.affinity.value]
+        with self.tau.hold_trait_notifications():
+            self.tau.value = min(max(self.tau.value, low), high)
+            self.tau.min, self.tau.max, self.tau.step = low, high, step
+        self._cut_again()
+
+    # ------------------------------------------------------------------------------------------- mixing
+
+    def _mix(self) -> None:
+        """Labels, sentence, charts and changed images for the sliders' rule."""
+        votes = self.votes
+        if votes is None:
+            return
+        temperature = self._temperature
+        self._labels = votes.labels(self.gamma.value, temperature)
+        hypothetical = "" if votes.gamma is not None else "; this method mixes otherwise, so this is hypothetical"
+        self.result.value = f"{compare(votes, self._labels, self._reference)}{hypothetical}"
+        self._show("what_if", self._curve(votes, temperature))
+        self._show_ballot()
+        self._fill_gallery(votes)
+
+    @property
+    def _temperature(self) -> float | None:
+        """The slider's, or None where it stands at the run's own: then the stored logits are exact."""
+        crops = self.votes.crops if self.votes else None
+        return (
+            None if crops is None or np.isclose(self.temperature.value, crops.temperature) else self.temperature.value
+        )
+
+    def _curve(self, votes: Votes, temperature: float | None) -> Chart:
+        """Changed labels and accuracy against gamma, at the slider's crop temperature."""
+        n = len(votes.index)
+        some = np.unique(np.linspace(0, n - 1, min(n, _CURVE_IMAGES)).astype(int))
+        first, second = votes.first_logits(temperature)[some], votes.second[some]
+        gammas = np.linspace(0, 1, _CURVE_POINTS)
+        labels = [(gamma * first + (1 - gamma) * second).argmax(1) for gamma in gammas]
+        changed = [100 * float((row != self._reference[some]).mean()) for row in labels]
+        series = [Series("labels that differ from the run's", VERMILLION, list(gammas), changed, "dash")]
+        known = votes.target[some] >= 0
+        if known.any():
+            right = [100 * float((row == votes.target[some])[known].mean()) for row in labels]
+            series.append(Series("right (for measuring only)", BLUE, list(gammas), right))
+        marks = [(self._own_gamma, "this run" if votes.gamma is not None else "reference")]
+        if abs(self.gamma.value - self._own_gamma) > 0.005:
+            marks.append((self.gamma.value, "slider"))
+        first_name, second_name = (shorten(name, 14) for name in votes.sources)
+        x_label = f"gamma (0: only {second_name}; 1: only {first_name})"
+        return Chart("Pseudo-labels of the last epoch", x_label, "% of the images", series, marks=marks)
+
+    def _show_ballot(self) -> None:
+        """The votes on the chosen image: probabilities of each source alone, and of their mixture."""
+        votes, row = self.votes, self._row()
+        title = "Votes on the chosen image"
+        if votes is None or row is None:
+            self._show("ballot", Chart(title, "class", "probability", empty="Choose an image that was learned from."))
+            return
+        first, second = votes.first_logits(self._temperature)[row], votes.second[row]
+        mixed = self.gamma.value * first + (1 - self.gamma.value) * second
+        top = np.argsort(-np.maximum(np.maximum(_softmax(first), _softmax(second)), _softmax(mixed)))[:_TOP]
+        x = list(map(float, range(len(top))))
+        looks = [(votes.sources[0], ORANGE, "square", first), (votes.sources[1], BLUE, "diamond", second)]
+        looks.append((f"mixed, gamma {self.gamma.value:.2f}", BLACK, "cross", mixed))
+        series = [
+            Series(name, color, x, [float(p) for p in _softmax(logits)[top]], "none", symbol)
+            for name, color, symbol, logits in looks
+        ]
+        ticks = [
+            (float(i), ("✓ " if label == votes.target[row] else "") + shorten(class_name(self.names, int(label)), 20))
+            for i, label in enumerate(top)
+        ]
+        named = shorten(class_name(self.names, int(self._labels[row])), 30)
+        chart = Chart(f"{title}: {named}", "class", "probability", series, y_range=(0, 1), ticks=ticks, names=True)
+        self._show("ballot", chart)
+
+    def _row(self) -> int | None:
+        """Row of the chosen image among the votes."""
+        if self.votes is None or not self.state.selected:
+            return None
+        split, index = self.state.selected[0].split("/")
+        if split != self.album.train_split:
+            return None
+        found = np.flatnonzero(self.votes.index == int(index))
+        return int(found[0]) if len(found) else None
+
+    def _show(self, name: str, chart: Chart) -> None:
+        self._charts[name] = chart
+        getattr(self, name).spec = chart.to_json()
+
+    def _fill_gallery(self, votes: Votes) -> None:
+        """The images whose label the rule changes; while it changes none, those that the sources disagree on."""
+        moved = np.flatnonzero(self._labels != self._reference)
+        if not len(moved):
+            moved = np.flatnonzero(votes.first.argmax(1) != votes.second.argmax(1))
+        rows = [row for row in moved.tolist() if self.album.has(self._id(row))][:_SHOWN]
+        self._changed = [self._id(row) for row in rows]
+        self.gallery.fill(
+            self._changed, [self._change(votes, row) for row in rows], [self.album.pixels(i) for i in self._changed]
+        )
+
+    def _id(self, row: int) -> str:
+        assert self.votes is not None
+        return f"{self.album.train_split}/{int(self.votes.index[row])}"
+
+    def _change(self, votes: Votes, row: int) -> str:
+        labels = (self._reference[row], self._labels[row])
+        before, now = (shorten(class_name(self.names, int(label)), 26) for label in labels)
+        target = int(votes.target[row])
+        text = now if before == now else f"{before} → {now}"
+        return text if target < 0 else f"{text}, is {shorten(class_name(self.names, target), 26)}"
+
+    # ------------------------------------------------------------------------------------------- cutting
+
+    def _image_chosen(self) -> None:
+        self._show_ballot()
+        self._cut_again()
+
+    def _cut_again(self) -> None:
+        """Mask, Fiedler vector and attention of the chosen image for the controls' rule."""
+        image = self.state.selected[0] if self.state.selected else None
+        self._cut, title = [], "Cut"
+        pixels = self.album.pixels(image) if image is not None and self.album.has(image) else None
+        looker = self.album.looker
+        if pixels is not None and self._can_cut and pixels.shape[0] == looker.image_size:
+            options = {"tau": self.tau.value, "affinity": self.affinity.value, "mask_rule": self.rule.value}
+            for kind in _CUT_KINDS:
+                known = {name: value for name, value in options.items() if name in looker.options(kind)}
+                self._cut.append((kind, unit_range(looker.saliency(pixels, kind, **known)[None])[0]))
+            kept = float(self._cut[0][1].mean())
+            rule = f"tau {self.tau.value:g}, {self.affinity.value}, {self.rule.value}"
+            title = f"{rule}: {100 * kept:.0f} % of the patches kept"
+        shown = [{"title": image or "", "label": "the chosen image", "shape": [0, 0], "mask": False}]
+        shown += [
+            {"title": NAMES[kind], "label": f"{NAMES[kind]} of the chosen image", "shape": list(values.shape),
+             "mask": kind == "ncut"}
+            for kind, values in self._cut
+        ]  # fmt: skip
+        with self.cut.hold_sync():
+            self.cut.image = jpeg(pixels, 92) if pixels is not None and self._cut else b""
+            self.cut.rows = [{"title": title, "panels": shown}]
+            self.cut.maps = b"".join(to_bytes(values) for _, values in self._cut)
+
+    # ------------------------------------------------------------------------------------------- picture
+
+    @property
+    def alt(self) -> str:
+        """The rule and what it changes."""
+        return f"{self!r}: gamma {self.gamma.value:.2f}: {self.result.value}."
+
+    def draw(self) -> Figure:
+        """Both charts, the images that change, and the cut of the chosen one."""
+        shown = self._changed[: 2 * COLUMNS]
+        strips = 0.72 * -(-len(shown) // COLUMNS) + 0.25 * bool(shown)
+        height = 3.3 + strips + 1.75 * bool(self._cut)
+        figure = Figure(figsize=(7.2, height), dpi=100)
+        headline = f"gamma {self.gamma.value:.2f}: {self.result.value}"
+        plain: dict[str, Any] = {"va": "top", "weight": "bold", "fontsize": 8.5, "parse_math": False}
+        figure.text(0.01, 1 - 0.06 / height, shorten(headline, 110), **plain)
+        grid = {"left": 0.075, "right": 0.985, "top": 1 - 0.6 / height, "bottom": 1 - 2.65 / height, "wspace": 0.2}
+        for axes, name in zip(figure.subplots(1, 2, gridspec_kw=grid), ("what_if", "ballot"), strict=True):
+            self._charts.get(name, Chart("Pseudo-labels of the last epoch", "gamma", "%", empty=_NO_VOTES)).draw(axes)
+        top = 1 - 3.3 / height
+        if shown:
+            figure.text(0.01, top, "Images it is about", fontsize=9, weight="bold", va="top")
+            top -= 0.22 / height
+            pixels = sheet([self.album.pixels(image) for image in shown], 72, COLUMNS)
+            tall = 0.72 * len(pixels) / 72 / height
+            bare(figure.add_axes((0, top - tall, 1, tall))).imshow(pixels, aspect="auto")
+            top -= tall
+        if self._cut:
+            self._draw_cut(figure, top - 0.05 / height, height)
+        return figure
+
+    def _draw_cut(self, figure: Figure, top: float, height: float) -> None:
+        pixels = self.album.pixels(self.state.selected[0])
+        figure.text(0.01, top, self.cut.rows[0]["title"], fontsize=9, weight="bold", va="top")
+        tiles = [pixels, *(laid_over(pixels, values, 128, is_mask=kind == "ncut") for kind, values in self._cut)]
+        axes = bare(figure.add_axes((0.01, top - 1.52 / height, 0.74, 1.3 / height)))
+        axes.imshow(sheet(tiles, 128, len(tiles)), aspect="auto", interpolation="bilinear")
+        for i, name in enumerate(["image", *(NAMES[kind] for kind, _ in self._cut)]):
+            figure.text(0.01 + 0.185 * i, top - 1.54 / height, name, fontsize=7, va="top")
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exp = np.exp(logits - logits.max())
+    return exp / exp.sum()

@@ -1,0 +1,208 @@
+"""PrototypeExplorer: class vectors and images in one plane, from points to images to saliency."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anywidget
+import ipywidgets
+import numpy as np
+import traitlets
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from clipviz.figures._style import bare, shorten
+from clipviz.trace import Trace
+from clipviz.widgets.canvases import COLUMNS, GalleryCanvas
+from clipviz.widgets.explorer import PAGE, draw_row
+from clipviz.widgets.images import sheet
+from clipviz.widgets.inspector import Inspector
+from clipviz.widgets.scene import IMAGES, LOOKS, MARK_COLORS, RIGHT, UNKNOWN, WRONG, Scene
+from clipviz.widgets.state import ViewState
+from clipviz.widgets.view import View, source
+
+MOST_CHOSEN = 500
+_MARK_NAMES = {
+    UNKNOWN: "images",
+    RIGHT: "images, right (for measuring only)",
+    WRONG: "images, wrong (for measuring only)",
+}
+_SHAPES = {"diamond": "D", "square": "s", "triangle": "^", "circle": "o"}
+
+
+class ScatterCanvas(anywidget.AnyWidget):
+    """Points by epoch; `chosen` holds the positions of at most 500 of the `n_chosen` points of a lasso or a click."""
+
+    _esm = source("common.js", "scatter.js")
+    _css = source("widgets.css")
+
+    places = traitlets.Bytes().tag(sync=True)
+    group = traitlets.Bytes().tag(sync=True)
+    label = traitlets.Bytes().tag(sync=True)
+    marks = traitlets.Bytes().tag(sync=True)
+    n_epochs = traitlets.Int(1).tag(sync=True)
+    epoch = traitlets.Int(-1).tag(sync=True)
+    groups: traitlets.List = traitlets.List().tag(sync=True)
+    names: traitlets.List = traitlets.List().tag(sync=True)
+    axes: traitlets.List = traitlets.List(["first direction", "second direction"]).tag(sync=True)
+    chosen: traitlets.List = traitlets.List().tag(sync=True)
+    n_chosen = traitlets.Int(0).tag(sync=True)
+    title = traitlets.Unicode("").tag(sync=True)
+
+
+class PrototypeExplorer(View):
+    """Class vectors and, where the trace holds their embeddings, images, in the main plane of all class vectors.
+
+    The plane is the same at every epoch. A lasso or a click chooses images (of a class vector: the images it is given),
+    which show below with their saliency.
+
+    Args:
+        trace: the run.
+        model: a `Run` or `clipviz.looker.Looker`, to show images and kinds that the trace does not hold; or None.
+        state: shared with other views.
+
+    Attributes:
+        scatter: the canvas.
+        gallery: the chosen images.
+        inspector: the first of them with its maps.
+    """
+
+    def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:
+        self.state = state or ViewState(epoch=trace.final_epoch)
+        self.scene = Scene.of(trace)
+        self.inspector = Inspector([trace], [model], self.state)
+        self.gallery = GalleryCanvas(empty="Draw around points, or click one, to see its images.")
+        self._ids: list[str] = []
+        self.scatter = self._make_scatter()
+        self.play = ipywidgets.Play(min=-1, max=self.inspector.epoch.max, value=self.state.epoch, interval=700)
+        ipywidgets.jslink((self.play, "value"), (self.inspector.epoch, "value"))
+        self.count = ipywidgets.Label("no images chosen")
+        bar = ipywidgets.HBox([self.play, self.inspector.epoch, self.count], layout={"flex_flow": "row wrap"})
+        self.gallery.layout = {"flex": "1 1 320px", "min_width": "240px"}
+        middle = ipywidgets.HBox([self.scatter, self.gallery], layout={"flex_flow": "row wrap"})
+        self.widget = ipywidgets.VBox([bar, middle, self.inspector.widget])
+        traitlets.dlink((self.state, "epoch"), (self.scatter, "epoch"))
+        traitlets.dlink((self.state, "selected"), (self.gallery, "selected"), transform=list)
+        self.gallery.observe(lambda change: setattr(self.state, "selected", tuple(change["new"])), "selected")
+        self.scatter.observe(lambda _: self._points_chosen(), "chosen")
+        self.state.observe(lambda _: self._title(), "epoch")
+        self._title()
+
+    def __repr__(self) -> str:
+        return f"PrototypeExplorer({', '.join(shorten(label, 30) for label in self.inspector.albums)})"
+
+    def _make_scatter(self) -> ScatterCanvas:
+        scene = self.scene
+        looks = [{"name": shorten(name, 40), "color": color, "symbol": symbol} for name, color, symbol in self._looks()]
+        shares = [f"{share:.0%} of the variance of the class vectors" for share in scene.explained]
+        return ScatterCanvas(
+            places=scene.places.tobytes(),
+            group=scene.group.astype(np.uint8).tobytes(),
+            label=scene.label.astype(np.int32).tobytes(),
+            marks=scene.marks.astype(np.uint8).tobytes(),
+            n_epochs=len(scene.places),
+            epoch=self.state.epoch,
+            groups=looks,
+            names=[shorten(name, 60) for name in scene.names],
+            axes=[f"first direction ({shares[0]})", f"second direction ({shares[1]})"],
+            layout={"flex": "0 0 570px"},
+        )
+
+    def _looks(self) -> list[tuple[str, str, str]]:
+        return [
+            (name, MARK_COLORS[UNKNOWN], "circle") if name == IMAGES else (name, *LOOKS[i % len(LOOKS)])
+            for i, name in enumerate(self.scene.groups)
+        ]
+
+    def _title(self) -> None:
+        epoch = self.state.epoch
+        self.scatter.title = "before training" if epoch < 0 else f"after epoch {epoch}"
+
+    def _points_chosen(self) -> None:
+        """From points to images: their own, or those that a class vector is given."""
+        scene, album = self.scene, self.inspector.album
+        chosen = np.array([i for i in self.scatter.chosen if 0 <= i < len(scene.index)], dtype=np.int64)
+        images = scene.index[chosen[scene.is_image[chosen]]] if len(chosen) else chosen
+        if len(images) == 0 and len(chosen):
+            frame = album.frame(self.state.epoch)
+            images = frame.index[frame["prediction"].isin(scene.label[chosen])].to_numpy()
+        self._ids = [f"eval/{index}" for index in images if album.has(f"eval/{index}")]
+        shown = self._ids[:PAGE]
+        self.gallery.fill(
+            shown,
+            [album.caption(image, self.state.epoch) for image in shown],
+            [album.pixels(image) for image in shown],
+        )
+        hidden = len(images) - len(self._ids)
+        self.count.value = f"{len(images)} images chosen, {len(shown)} shown" + (
+            f"; the pixels of {hidden} are not in the trace, give a run to see them" if hidden else ""
+        )
+        if shown:
+            self.state.selected = (shown[0],)
+
+    # ------------------------------------------------------------------------------------------- picture
+
+    @property
+    def alt(self) -> str:
+        """What is drawn, and what is chosen."""
+        n_images = int(self.scene.is_image.sum())
+        n_vectors = len(self.scene.index) - n_images
+        return (
+            f"{self!r}: {n_vectors} class vectors and {n_images} images in one plane, {self.scatter.title}; "
+            f"{self.count.value}."
+        )
+
+    def draw(self) -> Figure:
+        """The plane at the current epoch, and below it the chosen images."""
+        n_rows, shown = len(self.inspector.rows), self._ids[:COLUMNS]
+        height = 4.6 + 0.75 * bool(shown) + 1.9 * n_rows
+        figure = Figure(figsize=(7.2, height), dpi=100)
+        axes = figure.add_axes((0.1, 1 - 4.05 / height, 0.87, 3.65 / height))
+        self._draw_plane(axes)
+        top = 1 - 4.6 / height
+        if shown:
+            strip = sheet([self.inspector.album.pixels(image) for image in shown], 72, COLUMNS)
+            bare(figure.add_axes((0, top - 0.72 / height, 1, 0.72 / height))).imshow(strip, aspect="auto")
+            top -= 0.75 / height
+        for row in self.inspector.rows:
+            draw_row(figure, self.inspector, row, top - 0.06 / height, height)
+            top -= 1.9 / height
+        return figure
+
+    def _draw_plane(self, axes: Axes) -> None:
+        scene = self.scene
+        axes.set_title(f"Class vectors and images, {self.scatter.title}", fontsize=10, loc="left", weight="bold")
+        axes.set_xlabel(self.scatter.axes[0], fontsize=8)
+        axes.set_ylabel(self.scatter.axes[1], fontsize=8)
+        axes.tick_params(labelsize=7.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        if not len(scene.index):
+            axes.text(0.5, 0.5, "This trace holds no class vectors.", ha="center", transform=axes.transAxes)
+            return
+        at = min(max(self.state.epoch + 1, 0), len(scene.places) - 1)
+        places, marks = scene.places[at], scene.marks[at]
+        for mark, name in _MARK_NAMES.items():
+            points = places[scene.is_image & (marks == mark)]
+            if len(points):
+                size = 12 if len(points) < 3000 else 2
+                shape = "x" if mark == WRONG else "o"
+                axes.scatter(
+                    points[:, 0],
+                    points[:, 1],
+                    s=size,
+                    c=MARK_COLORS[mark],
+                    marker=shape,
+                    linewidths=0.7,
+                    alpha=0.6,
+                    label=name,
+                )
+        for i, (name, color, symbol) in enumerate(self._looks()):
+            mine = scene.group == i
+            if name == IMAGES:
+                continue
+            path = scene.places[: at + 1, mine]
+            axes.plot(path[..., 0], path[..., 1], color=color, linewidth=0.8, alpha=0.7)
+            look: dict[str, Any] = {"marker": _SHAPES[symbol], "edgecolors": "black", "linewidths": 0.5}
+            axes.scatter(places[mine, 0], places[mine, 1], s=26, c=color, label=shorten(name, 40), **look)
+        for entry in axes.legend(fontsize=7, framealpha=0.85, edgecolor="none").get_texts():
+            entry.set_parse_math(False)
