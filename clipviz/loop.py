@@ -30,6 +30,9 @@ from clipviz.events import (
 )
 from clipviz.methods.base import AdaptConfig, Batches, Method
 
+MEASURED = 200_000
+"""Larger evaluation sets are measured before and after training only, smaller ones after every epoch as well."""
+
 
 def adapt(
     method: Method,
@@ -175,10 +178,10 @@ class Adaptation:
         """What the steps of an epoch add up to."""
         columns = {name: torch.cat(values) for name, values in self.books.items()}
         self.books = {}
-        guesses = columns.pop("labels", None), columns.pop("targets", None)
+        labels, targets = columns.pop("labels", None), columns.pop("targets", None)
         metrics = {name: float(values.mean()) for name, values in sorted(columns.items())}
-        if guesses[0] is not None and guesses[1] is not None and self.dataset.has_targets:
-            metrics["pseudo_label_accuracy"] = accuracy(*guesses)
+        if labels is not None and targets is not None and self.dataset.has_targets:
+            metrics["pseudo_label_accuracy"] = accuracy(labels, targets)
         return metrics
 
     def _measured(self, epoch: int) -> EpochFinished:
@@ -188,7 +191,7 @@ class Adaptation:
             return replace(self._before, epoch=epoch, metrics={**self._before.metrics, **metrics})
         metrics.update(self.method.diagnostics())
         predictions = None
-        if self.eval_dataset is not None:
+        if self.eval_dataset is not None and (epoch in (-1, self.n_epochs - 1) or len(self.eval_dataset) <= MEASURED):
             self._evaluated = self._evaluated or evaluation_inputs(self.method, self.eval_dataset)
             predictions = predict(self.method, self._evaluated)
             if self.eval_dataset.has_targets:
