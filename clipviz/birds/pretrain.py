@@ -245,10 +245,8 @@ def place_loss(logits: Tensor, cover: Tensor, plan: Tensor) -> Tensor:
     off = F.cross_entropy(
         logits.transpose(1, 2), torch.full_like(cover, background, dtype=torch.long), reduction="none"
     )
-    inside, outside = (cover >= 0.5).float(), (cover <= 0.05).float()
-    return 0.5 * sum(
-        (loss * on_it).sum() / on_it.sum().clamp(min=1.0) for loss, on_it in ((on, inside), (off, outside))
-    )
+    kinds = ((on, (cover >= 0.5).float()), (off, (cover <= 0.05).float()))
+    return torch.stack([(loss * shown).sum() / shown.sum().clamp(min=1.0) for loss, shown in kinds]).mean()
 
 
 def losses(

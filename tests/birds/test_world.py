@@ -48,7 +48,7 @@ def test_the_pool_that_pretraining_renders_is_such_a_sample(tmp_path, monkeypatc
     assert min(slow_distance(code) for code in codes) >= MIN_DISTANCE
 
 
-def _render_nothing(bounds, codes, config, path):
+def _render_nothing(bounds, **options):
     assert bounds[1] > bounds[0]
 
 
