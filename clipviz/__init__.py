@@ -3,7 +3,7 @@
 The map, lowest first; a module imports only from those before it (`tests/test_layers.py`):
 
     ops, ncut | backbone | prompts, data, birds | methods | events, evaluate, saliency | loop, run    with torch
-    trace | figures | report                                                                          without torch
+    trace | figures | widgets, report                                                                 without torch
     recorder                                                                                          joins the two
     cli                                                                                               the command line
 
@@ -21,7 +21,11 @@ _HOME = {
     "METHODS": "methods",
     "AdaptConfig": "methods.base",
     "ClassPrompts": "prompts",
+    "DKAPlayground": "widgets",
+    "LiveMonitor": "widgets",
+    "PrototypeExplorer": "widgets",
     "Run": "run",
+    "SaliencyExplorer": "widgets",
     "Trace": "trace",
     "adapt": "loop",
     "load_backbone": "backbone",
@@ -36,7 +40,11 @@ __all__ = [
     "METHODS",
     "AdaptConfig",
     "ClassPrompts",
+    "DKAPlayground",
+    "LiveMonitor",
+    "PrototypeExplorer",
     "Run",
+    "SaliencyExplorer",
     "Trace",
     "adapt",
     "load_backbone",
@@ -59,6 +67,7 @@ if TYPE_CHECKING:
     from clipviz.report import write_report
     from clipviz.run import Run
     from clipviz.trace import Trace
+    from clipviz.widgets import DKAPlayground, LiveMonitor, PrototypeExplorer, SaliencyExplorer
 
 
 def __getattr__(name: str) -> Any:

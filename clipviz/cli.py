@@ -1,4 +1,4 @@
-"""Command line: `clipviz demo | adapt | embed | describe | report | compare`.
+"""Command line: `clipviz demo | adapt | embed | describe | report | compare | lab`.
 
 Exit 0: done. Exit 2 and one line on stderr: a mistake of the user's (what was wanted, what came, what to do); `--debug`
 shows the traceback. Exit 1: the run itself failed. Exit 130: stopped by Ctrl-C, with everything up to there saved.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from clipviz import __version__
@@ -98,6 +98,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser("compare", help="print the results of run folders as one table")
     compare.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    lab = commands.add_parser("lab", help="open the tutorials in JupyterLab")
+    lab.add_argument("--out", default="clipviz-notebooks", metavar="DIR", help="their copy, default: %(default)s")
+    lab.add_argument("--port", type=_positive, metavar="N", help="default: JupyterLab's own choice")
+    lab.add_argument("--no-browser", action="store_true", help="only serve; the address is printed")
     for command in (
         demo,
         adapt,
@@ -105,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
         describe,
         report,
         compare,
+        lab,
     ):  # there too, where one adds it to a command that failed
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     return parser
@@ -133,10 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from clipviz import commands
-
     try:
-        getattr(commands, args.command)(args)
+        _command(args.command)(args)
     except KeyboardInterrupt:
         return _fail("stopped; what was done is saved", 130)
     except (ValueError, OSError) as error:
@@ -148,6 +151,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(f"{error}; the checkpoint of the last whole epoch is kept", 1)
     return 0
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], None]:
+    if name == "lab":  # the one that needs no torch
+        from clipviz.lab import lab
+
+        return lab
+    from clipviz import commands
+
+    command: Callable[[argparse.Namespace], None] = getattr(commands, name)
+    return command
 
 
 def _fail(message: str, status: int) -> int:

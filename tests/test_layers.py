@@ -52,7 +52,8 @@ MAY_IMPORT: dict[str, str] = {
     "describe_command": "files backbone data describe descriptions",
     "commands": "errors files events data birds backbone methods evaluate loop build run trace report descriptions "
     "describe_command",
-    "cli": "commands",
+    "lab": "files",
+    "cli": "commands lab",
 }
 # Imports inside a function that go up, each with its reason.
 UPWARDS = {("data/loading.py", "birds")}  # a data set is looked up by name; the renderer is loaded on demand

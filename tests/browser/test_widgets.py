@@ -173,7 +173,7 @@ def test_playground_mixes_and_cuts_while_the_sliders_move(lab, page, run_all):
     expect(cut.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("mean: ")
     slider(cut, "tau").focus()
     page.keyboard.press("End")
-    expect(cut.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("tau 200, dot, mean: 100 % of the patches")
+    expect(cut.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("tau 200, dot, mean: ")
     assert "std" in before
 
 

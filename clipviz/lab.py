@@ -1,0 +1,66 @@
+"""`clipviz lab`: the tutorials in JupyterLab, in a copy of their own."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from clipviz.files import prepare_folder
+
+_NEEDED = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget")
+
+
+def lab(args: argparse.Namespace) -> None:
+    """`clipviz lab`: copy the notebooks that are not there yet, then run JupyterLab until it is stopped.
+
+    Raises:
+        ValueError: if JupyterLab or the notebooks are not installed, the folder cannot be written to, or JupyterLab fails.
+    """
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"clipviz lab needs {', '.join(missing)}, not installed here; pip install clipviz[lab]")
+    source = notebooks_folder()
+    folder = prepare_folder(args.out)
+    copied = copy_notebooks(source, folder)
+    print(f"{copied} notebooks copied to {folder}" if copied else f"the notebooks are in {folder}, as you left them")
+    options = [f"--ServerApp.root_dir={folder.resolve()}"]
+    options += ["--no-browser"] if args.no_browser else []
+    options += [f"--port={args.port}"] if args.port else []
+    status = run_jupyter(options)
+    if status:
+        raise ValueError(f"JupyterLab ended with status {status}; its own message is above")
+
+
+def notebooks_folder() -> Path:
+    """Where the notebooks are: in the installed package, or beside it in a clone.
+
+    Raises:
+        ValueError: if they are in neither.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "notebooks", package.parent / "notebooks"):
+        if any(folder.glob("*.ipynb")):
+            return folder
+    raise ValueError(f"no notebooks in {package} or beside it; install clipviz again, or run it from a clone")
+
+
+def copy_notebooks(source: Path, folder: Path) -> int:
+    """Copy the notebooks that `folder` does not hold, so that nobody's own work is overwritten; returns how many."""
+    new = [path for path in sorted(source.glob("*.ipynb")) if not (folder / path.name).exists()]
+    for path in new:
+        shutil.copyfile(path, folder / path.name)
+    return len(new)
+
+
+def run_jupyter(options: list[str]) -> int:
+    """Run JupyterLab of this very Python; Ctrl-C is answered by it, which asks back. Returns its status."""
+    process = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options])
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # the terminal sent it to both; JupyterLab decides
