@@ -43,7 +43,7 @@ def test_the_pool_that_pretraining_renders_is_such_a_sample(tmp_path, monkeypatc
 
     config = pretrain.PretrainConfig(pool=4000)
     monkeypatch.setattr(pretrain, "_render_chunk", _render_nothing)
-    _, codes = pretrain.render_pool(config, tmp_path, workers=1)
+    codes = pretrain.render_pool(config, tmp_path, workers=1).codes
     assert codes.shape == (4000, len(ATTRIBUTES))
     assert min(slow_distance(code) for code in codes) >= MIN_DISTANCE
 
