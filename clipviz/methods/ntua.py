@@ -127,7 +127,7 @@ BENCHMARKS: dict[str, tuple[float, float, int]] = {
 
 PRESETS: dict[str, NtUAConfig] = {
     "default": NtUAConfig(),
-    "official": NtUAConfig(text="templates"),
+    "paper": NtUAConfig(text="templates"),
     "birds": NtUAConfig(),
     **{
         name: NtUAConfig(
@@ -216,6 +216,7 @@ class NtUA(Method):
     adjustable = ("alpha", "beta")
 
     classifier: Tensor
+    keys: Tensor
     values: Tensor
     labels: Tensor
     weights: Tensor
@@ -244,11 +245,14 @@ class NtUA(Method):
         self.teacher = None if teacher is None else Teacher(teacher, sentences)
         self._oracle_index = oracle_index
         c, e = self.classifier.shape
-        self.keys = nn.Parameter(self.classifier.new_zeros(0, e), requires_grad=self.trains)
-        for name, shape in (("values", (0, c)), ("weights", (0,)), ("cache_views", (0, 1, e))):
-            self.register_buffer(name, self.classifier.new_zeros(shape))
-        for name in ("student", "teacher_probs"):
+        if self.trains:
+            self.register_parameter("keys", nn.Parameter(self.classifier.new_zeros(0, e)))
+        else:
+            self.register_buffer("keys", self.classifier.new_zeros(0, e))
+        for name in ("values", "student", "teacher_probs"):
             self.register_buffer(name, self.classifier.new_zeros(0, c))
+        for name, shape in (("weights", (0,)), ("cache_views", (0, 1, e))):
+            self.register_buffer(name, self.classifier.new_zeros(shape))
         for name in ("labels", "cache_index"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64, device=self.classifier.device))
 
@@ -381,8 +385,7 @@ class NtUA(Method):
 
     def _prototypes(self) -> Tensor:
         """Class means of eq. (6), (C, E) unit norm; zero for classes without an entry."""
-        sums = self.keys.new_zeros(len(self.class_names), self.keys.shape[1])
-        return normalize(sums.index_add(0, self.labels, self.weights[:, None] * self.keys))
+        return normalize(self.values.T @ self.keys)
 
     def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
         """Eq. (6) on cached views."""

@@ -54,7 +54,7 @@ class WCAConfig:
 
 PRESETS: dict[str, WCAConfig] = {
     "default": WCAConfig(),
-    "official": WCAConfig(crops=60),
+    "paper": WCAConfig(crops=60),
     "birds": WCAConfig(crops=8, crop_scale=(0.7, 1.0)),
 }
 
@@ -104,7 +104,6 @@ class WCA(Method):
     presets = PRESETS
     trains: ClassVar[bool] = False
     adapts_tower: ClassVar[bool] = False
-    adjustable = ("temperature",)
 
     classifier: Tensor
 

@@ -9,6 +9,7 @@ from clipviz.loop import adapt
 from clipviz.methods.ntua import NtUAConfig, cache_logits
 from clipviz.methods.tip_adapter import TipAdapter
 from clipviz.ops import class_logits
+from clipviz.run import Run
 
 
 def test_every_entry_counts_the_same_and_nothing_trains():
@@ -25,6 +26,17 @@ def test_every_entry_counts_the_same_and_nothing_trains():
     assert torch.equal(method.logits(embeddings), expected)
     zero_shot = class_logits(embeddings, dataset.classifier, 20.0)[method.cache_index]
     assert torch.equal(method.labels, zero_shot.argmax(-1))
+
+
+def test_a_finished_run_is_taken_up_with_its_cache(tmp_path):
+    dataset = clusters()
+    first, second = (TipAdapter(dataset.backbone(), dataset.prompts, NtUAConfig(shots=4)) for _ in range(2))
+    run = Run(first, dataset, eval_dataset=dataset, folder=tmp_path)
+    run.fit()
+    again = Run(second, dataset, eval_dataset=dataset, folder=tmp_path)
+    assert again.restore()
+    again.fit()
+    assert torch.equal(second.logits(dataset.rows(slice(9))), first.logits(dataset.rows(slice(9))))
 
 
 def test_a_teacher_is_refused(tiny_backbone):
