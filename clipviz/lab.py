@@ -18,7 +18,8 @@ def lab(args: argparse.Namespace) -> None:
     """`clipviz lab`: copy the notebooks that are not there yet, then run JupyterLab until it is stopped.
 
     Raises:
-        ValueError: if JupyterLab or the notebooks are not installed, the folder cannot be written to, or JupyterLab fails.
+        ValueError: if JupyterLab or the notebooks are not installed, the folder cannot be written to, or JupyterLab
+            fails.
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:

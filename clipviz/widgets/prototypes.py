@@ -203,6 +203,8 @@ class PrototypeExplorer(View):
             path = scene.places[: at + 1, mine]
             axes.plot(path[..., 0], path[..., 1], color=color, linewidth=0.8, alpha=0.7)
             look: dict[str, Any] = {"marker": _SHAPES[symbol], "edgecolors": "black", "linewidths": 0.5}
-            axes.scatter(places[mine, 0], places[mine, 1], s=26, c=color, label=shorten(name, 40), **look)
+            axes.scatter(
+                places[mine, 0], places[mine, 1], s=max(12, 52 - 26 * i), c=color, label=shorten(name, 40), **look
+            )
         for entry in axes.legend(fontsize=7, framealpha=0.85, edgecolor="none").get_texts():
             entry.set_parse_math(False)

@@ -155,6 +155,7 @@ function hatching(root, color, hatch) {
 function chart(spec, width = 340) {
   const box = make("figure", { class: "clipviz-chart", role: "img", "aria-label": spec.title });
   box.append(make("figcaption", {}, spec.title));
+  box.style.width = `${width}px`;
   const xs = spec.series.flatMap((s) => s.x);
   if (!xs.length) {
     box.append(make("p", { class: "clipviz-empty" }, spec.empty));

@@ -28,7 +28,7 @@ function render({ model, el }) {
         picture,
         make("span", {}, captions[i]),
       );
-      cell.style.width = `${side}px`;
+      cell.style.width = `${side + 24}px`;
       cell.addEventListener("click", (event) => choose(i, event.ctrlKey || event.metaKey || event.shiftKey));
       return cell;
     });
@@ -58,7 +58,7 @@ function render({ model, el }) {
   };
 
   grid.addEventListener("keydown", (event) => {
-    const perRow = Math.max(1, Math.floor(grid.clientWidth / (model.get("side") + 8)));
+    const perRow = Math.max(1, Math.floor(grid.clientWidth / (model.get("side") + 24 + 4 + 8)));
     const last = grid.children.length - 1;
     const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: perRow, ArrowUp: -perRow };
     if (event.key in steps) focus(Math.min(last, Math.max(0, focused + steps[event.key])));

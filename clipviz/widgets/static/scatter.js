@@ -90,7 +90,7 @@ function render({ model, el }) {
       context.fillStyle = look.color;
       context.strokeStyle = "#222";
       context.lineWidth = 0.7;
-      shape(look.symbol, ...at(i), 4);
+      shape(look.symbol, ...at(i), Math.max(2.5, 5.5 - 2 * group[i])); // so that one does not hide the other
       context.fill();
       context.stroke();
     }
@@ -172,7 +172,7 @@ function render({ model, el }) {
   };
   const say = () => {
     const count = model.get("n_chosen");
-    const picked = count ? `${count} points chosen. ` : "Draw around points, or click one; wheel: zoom, double click: all. ";
+    const picked = count ? `${count} ${count === 1 ? "point" : "points"} chosen. ` : "Draw around points, or click one; wheel: zoom, double click: all. ";
     readout.textContent = n ? picked + (hover >= 0 ? describe(hover) : "") : "This trace holds no class vectors.";
   };
 

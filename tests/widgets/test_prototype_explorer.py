@@ -1,0 +1,140 @@
+"""PrototypeExplorer without a browser: one plane for all epochs, from points to images, fifty thousand of them."""
+
+from __future__ import annotations
+
+import base64
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import synthetic_trace
+from widget_helpers import HOSTILE
+
+from clipviz.trace import Trace
+from clipviz.widgets import PrototypeExplorer, SaliencyExplorer, ViewState
+from clipviz.widgets.scene import RIGHT, UNKNOWN, WRONG, Scene
+
+
+@pytest.fixture
+def run(make_run):
+    run = make_run(n=24)
+    run.fit()
+    return run
+
+
+def test_the_plane_is_the_same_at_every_epoch_and_exact(run):
+    trace = run.trace
+    scene = Scene.of(trace)
+    vectors = np.concatenate([trace.arrays[f"snapshot/{name}"] for name in scene.groups[:-1]], axis=1).astype(float)
+    points = vectors.reshape(-1, vectors.shape[-1])
+    center = points.mean(0)
+    directions = np.linalg.svd(points - center, full_matrices=False)[2][:2].T
+    images = trace.arrays["embeddings/images"].astype(float)
+    expected = (np.concatenate([vectors, images], axis=1) - center) @ directions
+    signs = np.sign((expected * scene.places).sum((0, 1)))
+    np.testing.assert_allclose(scene.places, expected * signs, atol=1e-5)
+    assert scene.groups == ["learned_classifier", "static_classifier", "images"]
+    assert scene.places.shape == (4, 3 + 3 + 24, 2)
+
+
+def test_marks_are_those_of_the_epoch(run):
+    scene = Scene.of(run.trace)
+    for place in range(4):
+        rows = run.trace.predictions.query(f"epoch == {place - 1}").set_index("index")
+        is_right = (rows["prediction"] == rows["target"]).reindex(scene.index[scene.is_image])
+        np.testing.assert_array_equal(scene.marks[place, scene.is_image], np.where(is_right, RIGHT, WRONG))
+    assert (scene.marks[:, ~scene.is_image] == UNKNOWN).all()
+
+
+def test_a_lasso_shows_its_images_and_their_maps(run):
+    explorer = PrototypeExplorer(run.trace, run)
+    explorer.scatter.chosen = [0, 10, 12]  # a class vector among them does not count
+    ids = [f"eval/{explorer.scene.index[i]}" for i in (10, 12)]
+    assert explorer.gallery.ids == ids
+    assert explorer.state.selected == (ids[0],)
+    assert explorer.count.value == "2 images chosen, 2 shown"
+    explorer.gallery.selected = [ids[1]]
+    assert explorer.inspector.rows[0].panels[0].title == ids[1]
+    assert explorer.inspector.rows[0].panels[1].values is not None
+
+
+def test_a_class_vector_shows_the_images_that_are_called_so(run):
+    explorer = PrototypeExplorer(run.trace, run)
+    predictions = run.trace.predictions.query("epoch == 2")
+    label = int(predictions["prediction"].mode()[0])
+    explorer.scatter.chosen = [label]
+    called = predictions[predictions["prediction"] == label]["index"]
+    assert sorted(explorer.gallery.ids) == sorted(f"eval/{index}" for index in called)
+
+
+def test_pixels_that_the_trace_lacks_are_told(run):
+    explorer = PrototypeExplorer(run.trace)
+    explorer.scatter.chosen = [int(i) for i in np.flatnonzero(explorer.scene.is_image)]
+    assert "are not in the trace, give a run to see them" in explorer.count.value
+
+
+def test_the_epoch_moves_the_points_and_linked_views(run):
+    state = ViewState(epoch=2)
+    explorer, other = PrototypeExplorer(run.trace, run, state=state), SaliencyExplorer(run.trace, run, state=state)
+    explorer.inspector.epoch.value = -1
+    assert explorer.scatter.epoch == -1
+    assert explorer.scatter.title == "before training"
+    assert other.inspector.epoch.value == -1
+    before = explorer.picture()
+    explorer.inspector.epoch.value = 2
+    assert explorer.picture() != before
+
+
+def large_trace(n=50_000, n_epochs=3):
+    rng = np.random.default_rng(0)
+    trace = synthetic_trace(n_classes=100, epochs=n_epochs - 1, n_images=200, n_eval=200)
+    embeddings = rng.normal(size=(n_epochs, n, 32)).astype(np.float16)
+    trace.arrays["embeddings/images"] = embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    trace.arrays["embeddings/index"], trace.arrays["embeddings/target"] = np.arange(n), np.arange(n) % 100
+    rows = [
+        {"epoch": epoch, "index": np.arange(n), "prediction": np.arange(n) % 97, "confidence": np.float32(0.5),
+         "target": np.arange(n) % 100}
+        for epoch in range(-1, n_epochs - 1)
+    ]  # fmt: skip
+    trace.predictions = pd.concat([pd.DataFrame(row) for row in rows], ignore_index=True)
+    return trace
+
+
+def test_fifty_thousand_points_stay_usable():
+    trace = large_trace()
+    explorer = PrototypeExplorer(trace)
+    assert len(explorer.scatter.places) == 3 * 50_200 * 2 * 4
+    begun = time.perf_counter()
+    for epoch in (-1, 0, 1):
+        explorer.inspector.epoch.value = epoch
+    explorer.scatter.chosen = list(range(200, 700))
+    assert time.perf_counter() - begun < 3.0  # generous, for a machine with other work
+    assert 5_000 < len(explorer.picture()) <= 60_000
+    assert "50000 images" in explorer.alt
+
+
+def test_bundle_has_a_picture_and_a_text_that_never_changes():
+    explorer = PrototypeExplorer(synthetic_trace(n_classes=8, epochs=2, n_images=40, n_eval=30))
+    data, metadata = explorer._repr_mimebundle_()
+    assert data["text/plain"] == "PrototypeExplorer(microCLIP)"
+    assert 8_000 < len(base64.b64decode(data["image/jpeg"])) <= 60_000
+    assert "16 class vectors" in metadata["image/jpeg"]["alt"]
+
+
+def test_hostile_names_no_labels_and_nothing_at_all():
+    names = [f"{HOSTILE} {i}" for i in range(500)]
+    trace = synthetic_trace(epochs=1, n_images=50, n_eval=50, class_names=names, labelled=False)
+    explorer = PrototypeExplorer(trace)
+    assert all(len(name) <= 60 and "\n" not in name for name in explorer.scatter.names)
+    assert not explorer.scene.marks.any()
+    assert len(explorer.picture()) > 5_000
+    empty = PrototypeExplorer(Trace())
+    assert empty.scatter.places == b""
+    assert len(empty.picture()) > 1_000
+
+
+def test_nonsense_from_the_browser_is_ignored(run):
+    explorer = PrototypeExplorer(run.trace, run)
+    explorer.scatter.chosen = [10**9, -5]
+    assert explorer.gallery.ids == []
