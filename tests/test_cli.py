@@ -422,7 +422,7 @@ def test_the_progress_line_counts_on_a_terminal_only(monkeypatch, capfd):
     import torch
 
     from clipviz.commands import Progress
-    from clipviz.events import PseudoLabels, RunStarted, StepFinished
+    from clipviz.events import PseudoLabels, RunFinished, RunStarted, StepFinished
 
     def watch():
         progress = Progress()
@@ -430,6 +430,7 @@ def test_the_progress_line_counts_on_a_terminal_only(monkeypatch, capfd):
         for step in range(2):
             guesses = PseudoLabels(torch.zeros(4), torch.ones(4, 1), torch.ones(4))
             progress(StepFinished(0, step, torch.arange(4), torch.zeros(4), guesses, {}))
+        progress(RunFinished("finished", 1.0, None))
         return capfd.readouterr()
 
     assert watch() == ("", "")
