@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,10 @@ def copy_notebooks(source: Path, folder: Path) -> int:
 
 def run_jupyter(options: list[str]) -> int:
     """Run JupyterLab of this very Python; Ctrl-C is answered by it, which asks back. Returns its status."""
-    process = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options])
+    # The extension that shows pictures of widgets that are gone is installed with a wheel; a clone holds it here.
+    extensions = [str(Path(__file__).parent / "widgets" / "jupyter"), os.environ.get("JUPYTER_PATH", "")]
+    environment = {**os.environ, "JUPYTER_PATH": os.pathsep.join(filter(None, extensions))}
+    process = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=environment)
     while True:
         try:
             return process.wait()

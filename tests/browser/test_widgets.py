@@ -206,8 +206,9 @@ def test_a_reopened_notebook_without_a_kernel_shows_pictures(lab, page, run_all)
     assert "finished" in alts[0]  # the monitor was shown before the run began
     page.evaluate("window.jupyterapp.serviceManager.sessions.shutdownAll()")
     page.goto(f"{lab.url}/lab/tree/reopened.ipynb?reset")
-    pictures = page.locator(".jp-RenderedImage img")
+    pictures = page.locator(".jp-OutputArea img[alt*='(microclip'], .jp-OutputArea img[alt*='(microCLIP']")
     expect(pictures).to_have_count(4)
+    expect(page.get_by_text("model not found")).to_have_count(0)
     widths = pictures.evaluate_all("images => images.map(image => image.naturalWidth)")
     assert min(widths) >= 480
     expect(page.locator(".clipviz")).to_have_count(0)
