@@ -102,7 +102,7 @@ def caption(code: np.ndarray, rng: np.random.Generator) -> str:
     return _articles(_CAPTIONS[rng.integers(len(_CAPTIONS))].format(bird=bird, parts=parts))
 
 
-def descriptions(species: Species, sentences: int = 8, parts: int = 4) -> tuple[str, ...]:
+def descriptions(species: Species, sentences: int = 12, parts: int = 5) -> tuple[str, ...]:
     """Descriptions of a species, as a language model would give: some parts in every sentence, all over the sentences.
 
     Args:

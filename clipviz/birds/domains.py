@@ -54,13 +54,13 @@ def _cluttered_background(side: int, rng: np.random.Generator, severity: float) 
     base = FOLIAGE[rng.integers(len(FOLIAGE))].astype(np.float32)
     noise = 0.6 * _smooth_noise(side, 7, rng, 3) + 0.4 * _smooth_noise(side, 28, rng, 3)
     texture = np.clip(base * (0.5 + 1.1 * noise) + 0.15 * (noise - 0.5), 0, 1)
-    background = plain + min(1.0, 0.5 * severity) * (texture - plain)
+    background = plain + min(1.0, 0.55 * severity) * (texture - plain)
     canvas = Canvas(background.astype(np.float32))
     for _ in range(round(3 * severity)):
         (x0, y0), (x1, y1) = rng.uniform(0, side, (2, 2))
         brown = np.array([0.30, 0.22, 0.14]) * rng.uniform(0.7, 1.4)
         canvas.paint(capsule(x0, -y0, x1, -y1, rng.uniform(0.8, 2.5)), brown, 0)
-    for _ in range(round(9 * severity)):
+    for _ in range(round(10 * severity)):
         canvas.paint(*_leaf(side, rng), 0)
     return canvas.rgb
 
@@ -69,7 +69,7 @@ def _occlude(rgb: np.ndarray, parts: np.ndarray, rng: np.random.Generator, sever
     """Leaves in front of the bird; what they hide is no longer a visible part."""
     canvas = Canvas(rgb)
     canvas.parts = parts
-    for _ in range(rng.poisson(2.5 * severity)):
+    for _ in range(rng.poisson(2.8 * severity)):
         canvas.paint(*_leaf(rgb.shape[0], rng), 0)
 
 
@@ -79,22 +79,22 @@ def _night(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.nda
     x, y = rng.uniform(0.25, 0.75, 2) * side
     grid = np.arange(side, dtype=np.float32)
     glow = np.exp(-((grid[None] - x) ** 2 + (grid[:, None] - y) ** 2) / (0.5 * side) ** 2)[..., None]
-    level = np.exp(-severity * (0.95 - 0.4 * glow)) * np.array([0.85, 0.95, 1.15], dtype=np.float32) ** severity
+    level = np.exp(-severity * (1.19 - 0.5 * glow)) * np.array([0.85, 0.95, 1.15], dtype=np.float32) ** severity
     gray = rgb.mean(-1, keepdims=True)
     dark = (rgb + min(0.9, 0.25 * severity) * (gray - rgb)) * level
-    return dark + rng.normal(0.0, 0.02 * severity, rgb.shape).astype(np.float32)
+    return dark + rng.normal(0.0, 0.025 * severity, rgb.shape).astype(np.float32)
 
 
 def _fog(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndarray:
     """Contrast lost towards a pale veil of uneven density."""
-    density = 1.0 - np.exp(-severity * (0.95 + 0.7 * (_smooth_noise(rgb.shape[0], 4, rng) - 0.5)))
+    density = 1.0 - np.exp(-severity * (1.14 + 0.84 * (_smooth_noise(rgb.shape[0], 4, rng) - 0.5)))
     veil = rng.uniform(0.70, 0.85) * np.array([0.97, 1.0, 1.02], dtype=np.float32)
     return rgb + density * (veil - rgb)
 
 
 def _blur(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndarray:
     """Out of focus."""
-    radius = severity * rng.uniform(1.6, 2.8) * rgb.shape[0] / IMAGE_SIDE
+    radius = severity * rng.uniform(2.1, 3.6) * rgb.shape[0] / IMAGE_SIDE
     image = Image.fromarray(_to_uint8(rgb)).filter(ImageFilter.GaussianBlur(radius))
     return np.asarray(image, dtype=np.float32) / 255.0
 
@@ -121,7 +121,7 @@ def render_image(
 
     Args:
         code: (A,) attribute indices.
-        domain: one of `DOMAINS` or `VALIDATION_DOMAIN`; "mix" applies two different shifts at 0.6 of the severity.
+        domain: one of `DOMAINS` or `VALIDATION_DOMAIN`; "mix" applies two different shifts at 0.7 of the severity.
         rng: source of randomness; the same state gives the same pixels.
         severity: strength of the shift, at least 0.
         side: pixels.
@@ -137,10 +137,10 @@ def render_image(
         raise ValueError(f"severity must be at least 0, got {severity}")
     shifts = {domain: severity}
     if domain == "mix":
-        shifts = {str(name): 0.6 * severity for name in rng.choice(SHIFTS, 2, replace=False)}
+        shifts = {str(name): 0.7 * severity for name in rng.choice(SHIFTS, 2, replace=False)}
     clutter = shifts.get("clutter", 0.0)
     background = _cluttered_background(side, rng, clutter) if clutter else _plain_background(side, rng)
-    pose = sample_pose(rng, size=1.0 / (1.0 + 0.55 * shifts.get("small", 0.0)))
+    pose = sample_pose(rng, size=1.0 / (1.0 + 0.6 * shifts.get("small", 0.0)))
     parts = draw_bird(background, code, pose)
     if clutter:
         _occlude(background, parts, rng, clutter)
