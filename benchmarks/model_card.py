@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from clipviz import METHODS, load_backbone
-from clipviz.backbone import BUNDLED, Backbone
+from clipviz.backbone import Backbone
 from clipviz.birds.captions import attribute_prompts
 from clipviz.birds.dataset import BirdsDataset
 from clipviz.birds.domains import DOMAINS, VALIDATION_DOMAIN, render_image
@@ -30,6 +30,7 @@ from clipviz.data.views import eval_view
 from clipviz.evaluate import accuracy, predict
 from clipviz.methods.microclip import PRESETS, MicroCLIP, crop_composite
 from clipviz.ops import class_logits, normalize
+from clipviz.weights import BUNDLED
 
 CARD = BUNDLED.parent / "MODEL_CARD.md"
 TEMPLATE = Path(__file__).with_suffix(".md")

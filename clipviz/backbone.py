@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from pickle import UnpicklingError
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from clipviz.errors import choose
 from clipviz.ops import normalize
 from clipviz.tower import short_last_block, value_path
+from clipviz.weights import at_once, check_activation, explained, is_script_archive, missing, quietly, source_of
 
 
 class ImageTokens(NamedTuple):
@@ -80,7 +76,10 @@ class Backbone(nn.Module):
     def embed_dim(self) -> int:
         """E, the width of the joint embedding space."""
         proj = getattr(self.visual, "proj", None)
-        return int(proj.shape[1]) if isinstance(proj, Tensor) else int(self.visual.output_dim)
+        if isinstance(proj, Tensor):
+            return int(proj.shape[1])
+        width = getattr(self.visual, "output_dim", None)  # timm's towers do not say: then the other tower does
+        return int(width) if width is not None else int(self.embed_text(["a"]).shape[1])
 
     @property
     def width(self) -> int:
@@ -202,12 +201,6 @@ class Backbone(nn.Module):
         return torch.cat(rows)
 
 
-BUNDLED = Path(__file__).parent / "birds" / "model"
-"""The embedded default: an ordinary open_clip model folder (config and safetensors)."""
-
-_CONFIG_FILE = "open_clip_config.json"
-
-
 def load_backbone(name: str, pretrained: str | None = None, device: str | torch.device | None = None) -> Backbone:
     """Load a CLIP model.
 
@@ -227,21 +220,29 @@ def load_backbone(name: str, pretrained: str | None = None, device: str | torch.
     """
     import open_clip
 
-    source = _source(name, pretrained)
+    source = source_of(name, pretrained)
     is_random = pretrained is None and ":" not in source
+    archive = pretrained if pretrained is not None and is_script_archive(pretrained) else None
+    if archive is not None:
+        check_activation(name, archive, wants_quick=True)
     try:
-        with _without_random_weights_message():
+        with quietly(), at_once():
+            if ":" not in source:
+                open_clip.get_tokenizer(source)  # the sooner to fail, where the model need not be fetched for it
             model, _, _ = open_clip.create_model_and_transforms(
                 source,
-                pretrained=pretrained,
+                pretrained=None if archive else pretrained,
                 device=device or "cpu",
                 weights_only=True,
-                require_pretrained=not is_random,
+                require_pretrained=not is_random and archive is None,
             )
+            if archive is not None:
+                model.load_state_dict(open_clip.load_openai_model(archive, "fp32", "cpu").state_dict())
             tokenizer = open_clip.get_tokenizer(source)
     except Exception as error:  # a damaged file raises whatever the parser that meets it raises
         weights = f" with weights {pretrained!r}" if pretrained else ""
-        raise ValueError(f"could not load model {name!r}{weights}: {_reason(error)}") from error
+        reason = missing(name, pretrained, error) or explained(error)
+        raise ValueError(f"could not load model {name!r}{weights}: {reason}") from error
     if is_random:
         warnings.warn(
             f"{name!r} has random weights and knows nothing; name pretrained weights (a tag or a file) to change that",
@@ -260,79 +261,10 @@ def load_tokenizer(name: str) -> Any:
     """
     import open_clip
 
+    source = source_of(name, None)
     try:
-        return open_clip.get_tokenizer(_source(name, None))
+        with quietly(), at_once():
+            return open_clip.get_tokenizer(source)
     except Exception as error:
-        raise ValueError(f"could not load the tokenizer of {name!r}: {_reason(error)}") from error
-
-
-def _source(name: str, pretrained: str | None) -> str:
-    """What open_clip calls a model, after refusing what it would stumble over."""
-    import open_clip
-
-    is_folder = (Path(name) / _CONFIG_FILE).is_file()
-    if pretrained is not None and (name == "birds" or is_folder):
-        raise ValueError(f"the model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
-    if name == "birds":
-        return f"local-dir:{BUNDLED}"
-    if is_folder:
-        return f"local-dir:{name}"
-    if ":" in name:
-        return name
-    choose("model", name, ("birds", *open_clip.list_models()))
-    _check_pretrained(name, pretrained)
-    return name
-
-
-def _check_pretrained(name: str, pretrained: str | None) -> None:
-    """Refuse a tag or file that does not exist, or would be loaded with the wrong activation."""
-    import open_clip
-
-    if pretrained is None or Path(pretrained).is_file():
-        return
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if not tags or Path(pretrained).suffix in {".safetensors", ".pt", ".pth", ".bin"}:
-        known = f"one of the tags {', '.join(tags)}" if tags else f"leave it out: {name} has no pretrained tags"
-        raise ValueError(f"no such weights file: {pretrained!r}; give an existing file or {known}")
-    choose(f"pretrained tag for {name}", pretrained, tags)
-    wants_quick = bool((open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu", False))
-    has_quick = bool((open_clip.get_model_config(name) or {}).get("quick_gelu", False))
-    if wants_quick != has_quick:
-        other = f"{name}-quickgelu" if wants_quick else name.removesuffix("-quickgelu")
-        raise ValueError(
-            f"the weights {pretrained!r} were trained with {'QuickGELU' if wants_quick else 'GELU'} but {name!r} uses "
-            f"{'QuickGELU' if has_quick else 'GELU'}; use the architecture {other!r}"
-        )
-
-
-def _reason(error: Exception) -> str:
-    """One line of an error from the depths of a loader."""
-    if isinstance(error, UnpicklingError):
-        return (
-            "the file is pickled and holds more than tensors, so it is not opened; save its state_dict as .safetensors"
-        )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, RuntimeError) and len(lines) > 1 and "state_dict" in lines[0]:
-        return f"the weights do not fit this architecture ({lines[1]})"
-    first = lines[0] if lines else "no reason given"
-    if isinstance(error, RuntimeError | OSError | ValueError):
-        return first
-    return f"damaged, or not a file of weights ({type(error).__name__}: {first})"
-
-
-@contextmanager
-def _without_random_weights_message() -> Iterator[None]:
-    """Keep open_clip's note on random weights from the root logger: `load_backbone` gives a Python warning instead."""
-    root = logging.getLogger()
-    before = list(root.handlers)
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "initialized randomly" not in record.getMessage()
-
-    root.addFilter(is_other)
-    try:
-        yield
-    finally:
-        root.removeFilter(is_other)
-        for handler in set(root.handlers) - set(before):  # logging.warning() installs one
-            root.removeHandler(handler)
+        reason = missing(name, None, error) or explained(error)
+        raise ValueError(f"could not load the tokenizer of {name!r}: {reason}") from error

@@ -29,8 +29,8 @@ MODEL_VARIABLE = "OPENAI_MODEL"
 
 QUESTION = (
     "Write {n} English sentences that describe what {kind} looks like in a photograph, as a help to tell it from "
-    "similar classes. Each sentence must name {name!r}, stay below 40 words and speak of visible features only (shape, color, "
-    "pattern, parts, size, surroundings). Answer with a JSON list of {n} strings and nothing else."
+    "similar classes. Each sentence must name {name!r}, stay below 40 words and speak of visible features only (shape, "
+    "color, pattern, parts, size, surroundings). Answer with a JSON list of {n} strings and nothing else."
 )
 _LARGEST_ANSWER = 2**20
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})

@@ -1,0 +1,174 @@
+"""Where weights come from, and what to say when they do not: names, tags, files, activations, the hub.
+
+Nothing here knows what a backbone is; `clipviz.backbone.load_backbone` puts it together.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+
+from clipviz.errors import choose
+
+BUNDLED = Path(__file__).parent / "birds" / "model"
+"""The embedded default: an ordinary open_clip model folder (config and safetensors)."""
+
+_CONFIG_FILE = "open_clip_config.json"
+
+
+def source_of(name: str, pretrained: str | None) -> str:
+    """What open_clip calls a model, after refusing what it would stumble over."""
+    import open_clip
+
+    is_folder = (Path(name) / _CONFIG_FILE).is_file()
+    if pretrained is not None and (name == "birds" or is_folder):
+        raise ValueError(f"the model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
+    if name == "birds":
+        return f"local-dir:{BUNDLED}"
+    if is_folder:
+        return f"local-dir:{name}"
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return name
+    if Path(name).is_dir():
+        raise ValueError(
+            f"the folder {name!r} is no model: it holds no {_CONFIG_FILE} (and open_clip_model.safetensors); give a "
+            "folder with both, or the name of an architecture"
+        )
+    if Path(name).is_file():
+        raise ValueError(
+            f"{name!r} is a file; the model is an architecture such as ViT-B-32, and the file its pretrained weights "
+            "(pretrained=FILE, --pretrained FILE)"
+        )
+    choose("model", name, ("birds", *open_clip.list_models()))
+    _check_pretrained(name, pretrained)
+    return name
+
+
+def _check_pretrained(name: str, pretrained: str | None) -> None:
+    """Refuse a tag or file that does not exist, or would be loaded with the wrong activation."""
+    import open_clip
+
+    if pretrained is None or Path(pretrained).is_file():
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not tags or Path(pretrained).suffix in {".safetensors", ".pt", ".pth", ".bin"}:
+        known = f"one of the tags {', '.join(tags)}" if tags else f"leave it out: {name} has no pretrained tags"
+        raise ValueError(f"no such weights file: {pretrained!r}; give an existing file or {known}")
+    choose(f"pretrained tag for {name}", pretrained, tags)
+    wants_quick = bool((open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu", False))
+    check_activation(name, pretrained, wants_quick)
+
+
+def check_activation(name: str, pretrained: str, wants_quick: bool) -> None:
+    """Refuse weights that were trained with another activation: the model would run, and be worse."""
+    import open_clip
+
+    has_quick = bool((open_clip.get_model_config(name) or {}).get("quick_gelu", False))
+    if wants_quick != has_quick:
+        other = f"{name}-quickgelu" if wants_quick else name.removesuffix("-quickgelu")
+        raise ValueError(
+            f"the weights {pretrained!r} were trained with {'QuickGELU' if wants_quick else 'GELU'} but {name!r} uses "
+            f"{'QuickGELU' if has_quick else 'GELU'}; use the architecture {other!r}"
+        )
+
+
+def missing(name: str, pretrained: str | None, error: Exception) -> str | None:
+    """What to do about a file or package that is not on this machine; None if that is not the trouble."""
+    import open_clip
+
+    text = str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"its tokenizer needs the package {error.name}: pip install {error.name}"
+    if not any(sign in text for sign in ("Failed to download", "offline mode", "couldn't connect", "Hub")):
+        return None
+    if name.startswith("hf-hub:"):
+        return (
+            "it is not on this machine and could not be downloaded; put its open_clip_config.json and "
+            "open_clip_model.safetensors into a folder and give that folder as the model"
+        )
+    if pretrained is None:
+        return (
+            "its tokenizer is not on this machine and could not be downloaded; put it with open_clip_config.json and "
+            "open_clip_model.safetensors into a folder and give that folder as the model"
+        )
+    repository = (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("hf_hub", "").strip("/")
+    where = f" (open_clip_model.safetensors of the hub's {repository})" if repository else ""
+    return (
+        f"the weights are not on this machine and could not be downloaded; get their file{where} and give its path "
+        "instead of the tag"
+    )
+
+
+def explained(error: Exception) -> str:
+    """One line of an error from the depths of a loader."""
+    if isinstance(error, UnpicklingError):
+        return (
+            "the file is pickled and holds more than tensors, so it is not opened; save its state_dict as .safetensors"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, RuntimeError) and len(lines) > 1 and "state_dict" in lines[0]:
+        return f"the weights do not fit this architecture ({lines[1]})"
+    first = lines[0] if lines else "no reason given"
+    if isinstance(error, RuntimeError | OSError | ValueError):
+        return first
+    return f"damaged, or not a file of weights ({type(error).__name__}: {first})"
+
+
+def is_script_archive(path: str) -> bool:
+    """Whether a file is a TorchScript archive, as OpenAI published its models: a zip file with code in it."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return any(name.endswith("constants.pkl") for name in file.namelist())
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return False
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep open_clip's and the hub's notes from the log: `load_backbone` says the same in a warning or an error."""
+    root, hub = logging.getLogger(), logging.getLogger("huggingface_hub")
+    handlers, level = list(root.handlers), hub.level
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not any(note in record.getMessage() for note in ("initialized randomly", "Failed to download"))
+
+    root.addFilter(is_other)
+    hub.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_other)
+        hub.setLevel(level)
+        for handler in set(root.handlers) - set(handlers):  # logging.warning() installs one
+            root.removeHandler(handler)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Without a network, take what is in the cache: the hub would try each file for half a minute first."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _is_reachable(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _is_reachable(address: str) -> bool:
+    """Whether a server's name can be looked up; through a proxy only the proxy knows."""
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(address).hostname, None)
+    except OSError:
+        return False
+    return True
