@@ -8,11 +8,14 @@ bird covers, m the mean of u weighted by c, and s the learned logit scale:
       + 4    mean_a CE(s e . t_a, value_a)               attribute term: one prompt per value of attribute a
       + 2.8  mean_a CE(s pool_c(u . t_a), value_a)       the same on patches, pooled by c times their own softmax
                                                          (patch-aligned contrastive training, Mukhoti et al., 2023)
-      + 0.4  CLIP(m, t_caption) + 1.6 mean_a CE(s m . t_a, value_a)
+      + 0.8  CLIP(m, t_caption) + 3.2 mean_a CE(s m . t_a, value_a)
       + 1    mean_i CE(s u_i . t_place, place_i)         place: the bird's plan where it is, else "background"
+      + 2    mean_ij hinge(cos(p_i, p_j))                pairs of tokens p before the projection: at least 0.6 alike
+                                                         within bird and within background, at most 0 across
 
-The last three give the patch tokens words, as large CLIPs have: microCLIP's [FG] token lives on them. The place of the
-bird must be told: left free, a small tower keeps what it knows about the bird in the idle patches of the background.
+The last four give the patch tokens words, as large CLIPs have: microCLIP's [FG] token lives on them. The place of the
+bird must be told: left free, a small tower keeps what it knows about the bird in the idle patches of the background,
+and the likeness of two patches, which NCut cuts by, is mostly that of their positions.
 Plain contrastive learning alone is slow to find small parts; the attribute term is still language supervision, and
 the evaluation species and their near neighbours never occur.
 """
@@ -249,6 +252,23 @@ def place_loss(logits: Tensor, cover: Tensor, plan: Tensor) -> Tensor:
     return torch.stack([(loss * shown).sum() / shown.sum().clamp(min=1.0) for loss, shown in kinds]).mean()
 
 
+def pair_loss(tokens: Tensor, cover: Tensor) -> Tensor:
+    """Pairs of patches: alike if both show the bird or both the background, unalike if one does and the other does not.
+
+    Args:
+        tokens: (B, N, W) float, unit norm.
+        cover: (B, N) float, share of the patch that the bird covers.
+    """
+    cosine = tokens @ tokens.transpose(1, 2)
+    inside, outside = (cover >= 0.5).float(), (cover <= 0.05).float()
+    kinds = ((inside, inside, 0.6 - cosine), (outside, outside, 0.6 - cosine), (inside, outside, cosine))
+    terms = []
+    for one, other, excess in kinds:
+        pairs = one[:, :, None] * other[:, None, :]
+        terms.append((pairs * excess.relu()).sum() / pairs.sum().clamp(min=1.0))
+    return torch.stack(terms).mean()
+
+
 def losses(
     model: Any, tokenizer: Any, batch: TrainBatch, backbone: Backbone, device: torch.device
 ) -> dict[str, Tensor]:
@@ -259,7 +279,8 @@ def losses(
     with torch.autocast(device.type, torch.bfloat16), short_last_block(model.visual) as inputs:
         text = normalize(model.encode_text(tokenizer(texts).to(device)).float())
         cls = normalize(backbone.embed(images).float())
-        projected = value_path(model.visual, inputs[0]) @ model.visual.proj
+        tokens = value_path(model.visual, inputs[0])
+        projected = tokens @ model.visual.proj
     captions, prompts, background = text.split([len(images), int(CARDINALITIES.sum()), 1])
     scale = model.logit_scale.exp().clamp(max=100.0)
     patches = normalize(projected.float())
@@ -271,8 +292,9 @@ def losses(
         "caption": clip_loss(cls, captions, scale),
         "attribute": 4.0 * attribute_loss(scale * cls @ prompts.T, codes),
         "patch": 2.8 * attribute_loss(scale * (weight * similarity).sum(1), codes),
-        "bird": 0.4 * clip_loss(bird, captions, scale) + 1.6 * attribute_loss(scale * bird @ prompts.T, codes),
+        "bird": 0.8 * clip_loss(bird, captions, scale) + 3.2 * attribute_loss(scale * bird @ prompts.T, codes),
         "place": place_loss(scale * place, cover, codes[:, 0]),
+        "pair": 2.0 * pair_loss(normalize(tokens.float()), cover),
     }
 
 
@@ -341,12 +363,20 @@ def export(model: Any, folder: Path, config: PretrainConfig) -> None:
     save_file(weights, folder / "open_clip_model.safetensors", metadata={"pretraining": json.dumps(asdict(config))})
 
 
-def pretrain(config: PretrainConfig, folder: Path, device: str = "cpu", save_every: int = 250) -> Any:
-    """Train, log to `log.csv`, checkpoint every `save_every` steps, export to `folder/model`; resumes by itself."""
+def pretrain(
+    config: PretrainConfig, folder: Path, device: str = "cpu", save_every: int = 250, init: Path | None = None
+) -> Any:
+    """Train, log to `log.csv`, checkpoint every `save_every` steps, export to `folder/model`; resumes by itself.
+
+    `init` is an exported model folder to begin from, instead of random weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pool = render_pool(config, folder)
     torch.manual_seed(config.seed)
     model, tokenizer = build_model()
+    if init is not None:
+        weights = load_file(init / "open_clip_model.safetensors")
+        model.load_state_dict({name: value.float() for name, value in weights.items()})
     model.to(device)
     backbone = Backbone(model, tokenizer, PREPROCESS_CONFIG["mean"], PREPROCESS_CONFIG["std"], "birds").to(device)
     optimizer = _optimizer(model, config)
@@ -377,10 +407,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m clipviz.birds.pretrain", description="Pretrain the bundled CLIP.")
     parser.add_argument("--out", type=Path, required=True, help="working folder: pool, checkpoint, log, model/")
     parser.add_argument("--steps", type=int, default=PretrainConfig.steps)
+    parser.add_argument("--lr", type=float, default=PretrainConfig.lr)
+    parser.add_argument("--init", type=Path, help="exported model folder to begin from")
     parser.add_argument("--seed", type=int, default=PretrainConfig.seed)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    pretrain(PretrainConfig(steps=args.steps, seed=args.seed), args.out, args.device)
+    config = PretrainConfig(steps=args.steps, lr=args.lr, seed=args.seed)
+    pretrain(config, args.out, args.device, init=args.init)
 
 
 if __name__ == "__main__":

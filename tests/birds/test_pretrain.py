@@ -90,6 +90,14 @@ def test_the_exported_folder_is_a_model_like_any_other(with_pool, tmp_path):
     assert config["model_cfg"] == SMALL
 
 
+def test_training_can_begin_from_an_exported_model(with_pool, tmp_path):
+    first = pretrain(replace(CONFIG, steps=2), tmp_path / "first", save_every=100)
+    frozen = replace(CONFIG, steps=1, lr=0.0)
+    second = pretrain(frozen, tmp_path / "second", save_every=100, init=tmp_path / "first" / "model")
+    for (name, value), other in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, other, atol=2e-3, rtol=1e-3, msg=name)  # it went through fp16
+
+
 def test_the_loss_falls(with_pool, tmp_path):
     config = replace(CONFIG, steps=30, batch_size=16, lr=3e-3)
     losses = []
@@ -108,7 +116,7 @@ def test_the_loss_falls(with_pool, tmp_path):
     assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
     rows = list(csv.reader((tmp_path / "log.csv").open()))
     assert [row[0] for row in rows] == ["0", "25"]
-    assert sum(map(float, rows[0][1:6])) == pytest.approx(losses[0], rel=1e-3)
+    assert sum(map(float, rows[0][1:7])) == pytest.approx(losses[0], rel=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------- data
@@ -183,6 +191,25 @@ def test_the_place_loss_is_that_of_a_slow_loop():
     expected = 0.5 * (sum(inside) / len(inside) + sum(outside) / len(outside))
     torch.testing.assert_close(module.place_loss(logits, cover, plan), expected)
     assert module.place_loss(logits, torch.full_like(cover, 0.3), plan) == 0  # nothing but edges
+
+
+def test_the_pair_loss_is_that_of_a_slow_loop():
+    generator = torch.Generator().manual_seed(1)
+    tokens = F.normalize(torch.randn(2, 5, 3, generator=generator), dim=-1)
+    cover = torch.tensor([[1.0, 0.7, 0.3, 0.0, 0.01], [0.0, 0.0, 0.9, 0.5, 0.2]])
+    terms = {"bird": [], "background": [], "across": []}
+    for b in range(2):
+        for i in range(5):
+            for j in range(5):
+                cosine = float(tokens[b, i] @ tokens[b, j])
+                if cover[b, i] >= 0.5 and cover[b, j] >= 0.5:
+                    terms["bird"].append(max(0.0, 0.6 - cosine))
+                elif cover[b, i] <= 0.05 and cover[b, j] <= 0.05:
+                    terms["background"].append(max(0.0, 0.6 - cosine))
+                elif cover[b, i] >= 0.5 and cover[b, j] <= 0.05:
+                    terms["across"].append(max(0.0, cosine))
+    expected = np.mean([np.mean(values) for values in terms.values()])
+    assert module.pair_loss(tokens, cover).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_contrastive_loss_is_that_of_a_slow_loop():
