@@ -6,19 +6,27 @@ moments.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from clipviz.loop import Adaptation, versions
+from clipviz.methods.base import Method
+from clipviz.prompts import ClassPrompts
+
+FORMAT = "clipviz-checkpoint-2"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def _identity(adaptation: Adaptation) -> dict[str, Any]:
@@ -29,6 +37,7 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
         "model": method.backbone.name,
         "frozen weights": method.backbone.fingerprint(),
         "class_names": list(method.class_names),
+        "prompts or descriptions": _texts_digest(adaptation.dataset.prompts),
         "settings": json.loads(json.dumps(adaptation.settings)),
         "data": adaptation.dataset.name,
         "split": adaptation.dataset.split,
@@ -37,6 +46,12 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
         "schedule": {key: value for key, value in asdict(adaptation.config).items() if key != "workers"},
         "seed": adaptation.seed,
     }
+
+
+def _texts_digest(prompts: ClassPrompts) -> str:
+    """A short hash of everything that is said about the classes."""
+    texts = [[*prompts.template_sentences(name), *prompts.description_sentences(name)] for name in prompts.names]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 class DamagedCheckpoint(ValueError):
@@ -57,13 +72,14 @@ def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
             tensors[f"optimizer/{key}/{names[parameter]}"] = torch.as_tensor(value).contiguous()
     tensors.update((f"books/{name}", torch.cat(values)) for name, values in adaptation.books.items())
     metadata = {
-        "format": "clipviz-checkpoint-1",
+        "format": FORMAT,
         "epoch": str(adaptation.epoch),
         "steps_in_epoch": str(adaptation.steps_in_epoch),
         "identity": json.dumps(_identity(adaptation)),
         "adjusted": json.dumps({name: getattr(method.config, name) for name in method.adjustable}),
         "versions": json.dumps(versions()),
     }
+    metadata["digest"] = _digest(tensors, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -79,18 +95,10 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
     """Restore what `save_checkpoint` wrote.
 
     Raises:
-        ValueError: if the file is damaged, or belongs to another method, model, class set or schedule.
+        DamagedCheckpoint: if the file is not what was written.
+        ValueError: if it belongs to another method, model, class set or schedule.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise DamagedCheckpoint(
-            f"cannot read checkpoint {path}: {error}; delete it to start at the beginning"
-        ) from error
-    if metadata.get("format") != "clipviz-checkpoint-1":
-        raise ValueError(f"{path} is not a clipviz checkpoint; use another folder")
+    metadata, tensors = _read(path)
     wanted, got = _identity(adaptation), json.loads(metadata["identity"])
     for key, value in wanted.items():
         if got.get(key) != value:
@@ -98,24 +106,61 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
                 f"checkpoint {path} belongs to another run: {key} was {_short(got.get(key))}, "
                 f"now it is {_short(value)}; use the same arguments as when it was written, or another folder"
             )
-    prefix = "method/"
-    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    parts = {kind: _below(kind, tensors) for kind in ("method", "optimizer", "books")}
     with torch.no_grad():
-        adaptation.method.load_trainable_state(state)
-    optimizer = adaptation.optimizer
-    for name, parameter in adaptation.method.named_parameters() if optimizer else ():
-        moments = {
-            key: tensors[f"optimizer/{key}/{name}"].to("cpu" if key == "step" else parameter.device)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"optimizer/{key}/{name}" in tensors
-        }
-        if moments and optimizer is not None:
-            optimizer.state[parameter] = moments
+        adaptation.method.load_trainable_state(parts["method"])
+    if adaptation.optimizer is not None:
+        _restore_moments(path, adaptation.method, adaptation.optimizer, parts["optimizer"])
     if adjusted := json.loads(metadata["adjusted"]):  # constants that were changed while the run went on
         adaptation.method.config = adaptation.method.adjusted(**adjusted)
-    books = {name.removeprefix("books/"): [t] for name, t in tensors.items() if name.startswith("books/")}
-    adaptation.books = books
+    adaptation.books = {name: [tensor] for name, tensor in parts["books"].items()}
     adaptation.epoch, adaptation.steps_in_epoch = int(metadata["epoch"]), int(metadata["steps_in_epoch"])
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors, bit by bit those that were written: safetensors alone does not notice a flipped bit."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except Exception as error:  # parsers of foreign bytes raise what they like
+        raise DamagedCheckpoint(
+            f"cannot read checkpoint {path}: {' '.join(str(error).split())}; delete it to start at the beginning"
+        ) from error
+    if not metadata.get("format", "").startswith("clipviz-checkpoint-"):
+        raise ValueError(f"{path} is not a clipviz checkpoint; use another folder")
+    if metadata["format"] != FORMAT:
+        raise ValueError(f"{path} is of another version of clipviz ({metadata['format']}); use another folder")
+    if metadata.pop("digest", None) != _digest(tensors, metadata):
+        raise DamagedCheckpoint(f"checkpoint {path} is not what was saved; delete it to start at the beginning")
+    return metadata, tensors
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of everything in a checkpoint."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _below(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{kind}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{kind}/")}
+
+
+def _restore_moments(path: Path, method: Method, optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Give AdamW what it knew of each parameter."""
+    for name, parameter in method.named_parameters():
+        state = {key: moments[f"{key}/{name}"] for key in _MOMENTS if f"{key}/{name}" in moments}
+        if any(tensor.shape not in (parameter.shape, ()) for tensor in state.values()):
+            raise ValueError(
+                f"checkpoint {path} does not fit: the moments of {name} have another shape; use another folder"
+            )
+        if state:
+            optimizer.state[parameter] = {
+                key: tensor.to("cpu" if key == "step" else parameter.device) for key, tensor in state.items()
+            }
 
 
 def _short(value: object) -> str:

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, str] = {
     "saliency": "errors ops ncut backbone data birds methods evaluate",
     "looker": "data methods evaluate saliency",
     "loop": "events data methods evaluate",
-    "checkpoint": "loop",
+    "checkpoint": "methods loop prompts",
     "build": "errors backbone data methods",
     "ladder": "events backbone data methods evaluate loop",
     # the stem without torch

@@ -15,6 +15,7 @@ from clipviz.events import EpochFinished, StepFinished
 from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.zero_shot import Descriptions, ZeroShot
+from clipviz.prompts import ClassPrompts
 from clipviz.run import CHECKPOINT, Run
 from clipviz.run_folder import PREVIOUS
 from clipviz.trace import Trace
@@ -270,6 +271,15 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_backbone, checkpoint, diffe
         load_checkpoint(checkpoint, adaptation)
     assert_same_bits(before, method_state(adaptation.method))
     assert adaptation.epoch == 0
+
+
+def test_a_checkpoint_of_other_descriptions_is_refused(tiny_backbone, checkpoint):
+    run = make_run(None, tiny_backbone)
+    names = run.adaptation.dataset.class_names
+    said = {name: ("It is square.",) for name in names}
+    run.adaptation.dataset.prompts = ClassPrompts(names, ("a photo of a {}.", "a {}."), said)
+    with pytest.raises(ValueError, match="belongs to another run: prompts or descriptions was"):
+        load_checkpoint(checkpoint, run.adaptation)
 
 
 @pytest.mark.parametrize("difference", ["name", "split", "class_names"])
