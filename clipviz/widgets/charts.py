@@ -89,7 +89,7 @@ class Chart:
                     "dash": series.dash,
                     "symbol": series.symbol,
                     "hatch": series.hatch,
-                    "x": short(series.x),
+                    "x": short(series.x, 7),
                     "y": short(series.y),
                 }
                 for series in self.series
@@ -143,6 +143,8 @@ class Chart:
             below = below + height
 
 
-def short(values: Iterable[float | None]) -> list[float | None]:
-    """Numbers with four significant digits, so that messages stay small; not finite becomes None (JSON has no NaN)."""
-    return [None if value is None or not math.isfinite(value) else float(f"{float(value):.4g}") for value in values]
+def short(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
+    """Numbers with few digits, so that messages stay small; not finite becomes None (JSON has no NaN)."""
+    return [
+        None if value is None or not math.isfinite(value) else float(f"{float(value):.{digits}g}") for value in values
+    ]

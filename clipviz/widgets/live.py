@@ -110,6 +110,12 @@ class LiveMonitor(View):
     def __repr__(self) -> str:
         return f"LiveMonitor({self.run.method.name} on {shorten(self.run.adaptation.dataset.name, 40)})"
 
+    def close(self) -> None:
+        """Stop listening to the run, which goes on, and give up the widgets."""
+        if self in self.run.listeners:
+            self.run.listeners.remove(self)
+        super().close()
+
     # ------------------------------------------------------------------------------------------- the run's side
 
     def __call__(self, event: Event) -> None:
@@ -240,18 +246,24 @@ class LiveMonitor(View):
         kinds = event.explanation
         if kinds:
             name = kind if kind in kinds else next(iter(kinds))
-            self._probe_maps = (name, unit_range(array(kinds[name]))[:_MOST_PROBES])
+            self._probe_maps = (name, unit_range(array(kinds[name]))[self._shown_probes()])
             self.canvas.shape = list(self._probe_maps[1].shape)
             self.canvas.maps = to_bytes(self._probe_maps[1])
         self._show_what_if()
+
+    def _shown_probes(self) -> np.ndarray:
+        """Places of the probe images that are shown, spread evenly where there are many."""
+        started = self.watch.started
+        return _spread(len(started.probe.index) if started and started.probe else 0, _MOST_PROBES)
 
     def _take_probe_images(self) -> None:
         started = self.watch.started
         if started is None or started.probe is None or len(self._probe_images):
             return
-        pixels = array(started.probe.images)[:_MOST_PROBES].transpose(0, 2, 3, 1)
+        pixels = array(started.probe.images)[self._shown_probes()].transpose(0, 2, 3, 1)
         self._probe_images = (pixels * 255 + 0.5).astype(np.uint8)
-        self.canvas.captions = [shorten(name, 60) for name in probe_captions(started)[:_MOST_PROBES]]
+        captions = probe_captions(started)
+        self.canvas.captions = [shorten(captions[i], 60) for i in self._shown_probes()]
         self.canvas.sheet = jpeg(sheet(list(self._probe_images), _SIDE, max(1, len(self._probe_images))))
 
     def _set_chart(self, name: str, chart: Chart) -> None:
@@ -316,6 +328,11 @@ class LiveMonitor(View):
             self._handles.clear()
 
 
+def _spread(n: int, most: int) -> np.ndarray:
+    """At most so many of n places, evenly."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.zeros(0, int)
+
+
 def _draw_probe(
     figure: Figure,
     images: np.ndarray,
@@ -325,15 +342,14 @@ def _draw_probe(
     height: float,
 ) -> None:
     """At most eight images over their maps, along the lower edge; one picture, because axes are slow."""
-    n = min(len(images), 8)
+    shown = _spread(len(images), 8)
     figure.text(0.01, 1.72 / height, title or "Probe images", fontsize=9, weight="bold", va="center")
-    rows = [sheet(list(images[:n]), _SIDE, 8)]
+    rows = [sheet([images[i] for i in shown], _SIDE, 8)]
     if maps is not None:
-        overlays = [laid_over(images[i], maps[1][i], _SIDE, is_mask=maps[0] == "ncut") for i in range(n)]
+        overlays = [laid_over(images[i], maps[1][i], _SIDE, is_mask=maps[0] == "ncut") for i in shown]
         rows.append(sheet(overlays, _SIDE, 8))
     axes = bare(figure.add_axes((0.01, 0.18 / height, 0.98, 1.44 / height)))
     axes.imshow(np.concatenate(rows), aspect="auto", interpolation="bilinear")
-    for i in range(n):
-        figure.text(
-            0.01 + 0.98 * i / 8, 0.14 / height, shorten(captions[i], 16), fontsize=6.5, va="top", parse_math=False
-        )
+    for place, i in enumerate(shown):
+        left = 0.01 + 0.98 * place / 8
+        figure.text(left, 0.14 / height, shorten(captions[i], 16), fontsize=6.5, va="top", parse_math=False)

@@ -36,7 +36,7 @@ READY = """name => {
 }"""
 RUN_ALL = """() => Promise.race([
     window.jupyterapp.commands.execute('notebook:run-all-cells'),
-    new Promise((_, reject) => setTimeout(() => reject(new Error('cells still run after 120 s')), 120000)),
+    new Promise((_, reject) => setTimeout(() => reject(new Error('cells still run after 280 s')), 280000)),
 ])"""
 
 

@@ -27,8 +27,12 @@ function render({ model, el }) {
     if (spec.series) slots[name].replaceChildren(chart(spec));
   };
 
+  let turn = 0;
+
   const drawProbe = async () => {
+    const mine = ++turn;
     const bitmap = await bitmapOf(model, "sheet");
+    if (mine !== turn) return;
     if (!bitmap) return probe.replaceChildren();
     const side = model.get("side");
     const captions = model.get("captions");
@@ -53,7 +57,7 @@ function render({ model, el }) {
     drawChart(name);
     return listen(model, [name], () => drawChart(name));
   });
-  stops.push(listen(model, ["frame"], draw), listen(model, ["maps", "sheet"], drawProbe));
+  stops.push(listen(model, ["frame"], draw), listen(model, ["maps", "sheet"], later(drawProbe)));
   return () => stops.forEach((stop) => stop());
 }
 

@@ -4,8 +4,12 @@ function render({ model, el }) {
   const root = make("div", { class: "clipviz clipviz-overlay", "aria-live": "polite" });
   el.append(root);
 
+  let turn = 0;
+
   const draw = async () => {
+    const mine = ++turn;
     const bitmap = await bitmapOf(model, "image");
+    if (mine !== turn) return; // a newer image was asked for meanwhile
     const rows = model.get("rows");
     const side = model.get("side");
     const colors = bytesOf(model, "colors");
