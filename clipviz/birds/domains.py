@@ -79,7 +79,7 @@ def _night(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.nda
     x, y = rng.uniform(0.25, 0.75, 2) * side
     grid = np.arange(side, dtype=np.float32)
     glow = np.exp(-((grid[None] - x) ** 2 + (grid[:, None] - y) ** 2) / (0.5 * side) ** 2)[..., None]
-    level = np.exp(-severity * (1.19 - 0.5 * glow)) * np.array([0.85, 0.95, 1.15], dtype=np.float32) ** severity
+    level = np.exp(-severity * (1.28 - 0.54 * glow)) * np.array([0.85, 0.95, 1.15], dtype=np.float32) ** severity
     gray = rgb.mean(-1, keepdims=True)
     dark = (rgb + min(0.9, 0.25 * severity) * (gray - rgb)) * level
     return dark + rng.normal(0.0, 0.025 * severity, rgb.shape).astype(np.float32)
