@@ -205,10 +205,7 @@ class Method(nn.Module, ABC):
         return {}
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Trainable parameters for AdamW; default: one group with the given decay on everything.
-
-        A group may name an `lr_scale`, its learning rate as a multiple of the schedule's.
-        """
+        """Trainable parameters for AdamW; default: one group with the given decay on everything."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "weight_decay": weight_decay}]
 
     def trainable_state(self) -> dict[str, Tensor]:
@@ -249,14 +246,12 @@ class Method(nn.Module, ABC):
 def unfreeze_norms(visual: nn.Module) -> list[str]:
     """Make the LayerNorm (and BatchNorm) parameters of an image tower trainable.
 
-    The rule of the official code: every parameter whose name contains "ln" or "bn"; 39,936 numbers in a ViT-B. Towers
-    of timm call theirs "norm".
+    The rule of the official code: every parameter whose name contains "ln" or "bn"; 39,936 numbers in a ViT-B.
 
     Returns:
         The names.
     """
-    everything = [name for name, _ in visual.named_parameters()]
-    names = [name for name in everything if "ln" in name or "bn" in name] or [n for n in everything if "norm" in n]
+    names = [name for name, _ in visual.named_parameters() if "ln" in name or "bn" in name]
     for name, parameter in visual.named_parameters():
         if name in names:
             parameter.requires_grad_(True)

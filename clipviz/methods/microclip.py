@@ -60,7 +60,6 @@ class MicroCLIPConfig:
         crop_scale: side of a crop as a share of the short side of the image.
         crop_temperature: of the softmax in eq. (4).
         fairness_weight: multiplier of the fairness term.
-        soap_lr_scale: learning rate of the three SOAP matrices, as a multiple of the schedule's.
         soap: False replaces the [FG] embedding by CLS everywhere, the ablation "without SOAP".
         tau: threshold of the patch graph.
         affinity: what the threshold is applied to, raw dot products or cosines.
@@ -75,7 +74,6 @@ class MicroCLIPConfig:
     crop_scale: tuple[float, float] = (0.5, 0.9)
     crop_temperature: float = 1.0
     fairness_weight: float = 1.0
-    soap_lr_scale: float = 1.0
     soap: bool = True
     tau: float = 0.2
     affinity: AffinityKind = "dot"
@@ -253,15 +251,6 @@ class MicroCLIP(Method):
     def settings(self) -> dict[str, Any]:
         """The configuration."""
         return asdict(self.config)
-
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """LayerNorms and classifier; the SOAP matrices with a learning rate of their own."""
-        soap = [self.w_query, self.w_key, self.w_value] if self.config.soap else []
-        others = [p for p in self.parameters() if p.requires_grad and not any(p is matrix for matrix in soap)]
-        groups = [{"params": others, "weight_decay": weight_decay}]
-        if soap:
-            groups.append({"params": soap, "weight_decay": weight_decay, "lr_scale": self.config.soap_lr_scale})
-        return groups
 
     def foreground(self, patches: Tensor) -> Foreground:
         """NCut, query and SOAP on the patches (B, N, W) of a batch, eqs. (1)-(3)."""
