@@ -43,6 +43,7 @@ DEMO_EPOCHS = {"dpa": 5, "microclip": 6}
 """Fewer than recommended, so that the demo takes three minutes; methods that are not named keep their own number."""
 
 PROBE = 12
+_SKIPPED_SHOWN = 5
 
 
 # ------------------------------------------------------------------------------------------------- adapt
@@ -60,8 +61,9 @@ def adapt(args: argparse.Namespace) -> None:
     evaluation = _eval_dataset(args, data)
     teacher, teacher_notes = _load_backbone(args.teacher, args.teacher_pretrained, args.device)
     notes += teacher_notes
-    for dataset in {id(data): data, id(evaluation): evaluation}.values():
-        notes += _skipped_note(dataset)
+    notes += _skipped_note(data, out / "trace" / "skipped.parquet")
+    if evaluation is not data:
+        notes += _skipped_note(evaluation)
     if args.descriptions is not None:
         notes += _description_notes(data, loaded)
     method = build_method(
@@ -233,13 +235,18 @@ def _eval_dataset(args: argparse.Namespace, data: ImageDataset) -> ImageDataset:
         return data  # measured on the images it learns from, and named so
 
 
-def _skipped_note(dataset: ImageDataset, shown: int = 5) -> list[str]:
-    """One line about the files that could not be read; none where all could."""
+def _skipped_note(dataset: ImageDataset, listed_in: Path | None = None) -> list[str]:
+    """One line about the files that could not be read; none where all could.
+
+    Names them all, or a few of them if the others are listed in a file.
+    """
     if not dataset.skipped:
         return []
+    n = len(dataset.skipped)
+    shown = n if listed_in is None else _SKIPPED_SHOWN
     names = "; ".join(f"{s.path!r}: {s.reason}" for s in dataset.skipped[:shown])
-    more = f"; and {len(dataset.skipped) - shown} more" if len(dataset.skipped) > shown else ""
-    return [f"skipped {len(dataset.skipped)} files: {names}{more}"]
+    more = f"; and {n - shown} more, all listed in {listed_in}" if n > shown else ""
+    return [f"skipped {n} files: {names}{more}"]
 
 
 def _description_notes(data: ImageDataset, backbone: Backbone | None) -> list[str]:

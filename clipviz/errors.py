@@ -28,6 +28,12 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {kind} {name!r}{hint} Choose from {shown}{more}")
 
 
+def one_line(error: object, limit: int = 200) -> str:
+    """What an error of another library says, in one line that is not too long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 def choose(kind: str, name: str, choices: Iterable[str]) -> str:
     """Return `name` if it is one of `choices`.
 

@@ -25,7 +25,7 @@ from clipviz.data.base import ImageDataset
 from clipviz.data.image_files import Descriptions, ImageFileDataset, Progress, check_count, make_prompts
 from clipviz.data.layout import ALL, SPLITS, Layout, NoSuchSplit
 from clipviz.data.scan import find_images, list_folder
-from clipviz.errors import choose
+from clipviz.errors import choose, one_line
 
 ROOT_VARIABLE = "CLIPVIZ_DATA"
 """Environment variable with the folder of all benchmarks; without it, that is data/."""
@@ -237,7 +237,7 @@ def _make_sure(benchmark: Benchmark, root: str, split: str, download: bool) -> N
         try:
             _construct(benchmark, root, split, download=True)
         except Exception as error:  # no network, no space, a changed file: torchvision raises what it meets
-            raise ValueError(f"{benchmark.title} could not be downloaded: {_line(error)}") from error
+            raise ValueError(f"{benchmark.title} could not be downloaded: {one_line(error)}") from error
         return
     load = "; give the folder that has it (root=, --root)"
     load += ", or let it be downloaded (download=True, --download)" if benchmark.downloads else ""
@@ -262,13 +262,9 @@ def _read(benchmark: Benchmark, root: str, split: str) -> Any:
         raise ValueError(f"{benchmark.title} needs the package {error.name}: pip install {error.name}") from error
     except Exception as error:  # damaged lists make it raise KeyError, IndexError, UnpicklingError, ...
         raise ValueError(
-            f"{benchmark.title} in {root!r} is incomplete or damaged ({type(error).__name__}: {_line(error)}); "
+            f"{benchmark.title} in {root!r} is incomplete or damaged ({type(error).__name__}: {one_line(error)}); "
             f"it wants {benchmark.put}"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _arrays(benchmark: Benchmark, root: str, split: str) -> tuple[NDArray[np.uint8], list[int], tuple[str, ...]]:
@@ -319,7 +315,7 @@ def _sun_partition(pairs: list[tuple[str, int]], folder: str, split: str) -> tup
         with open(os.path.join(folder, file), encoding="utf-8") as lines:
             listed = {os.path.join(folder, *line.strip().strip("/").split("/")) for line in lines if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the list {file} of SUN397 cannot be read: {_line(error)}") from error
+        raise ValueError(f"the list {file} of SUN397 cannot be read: {one_line(error)}") from error
     return f"official {split} (partition 1)", [pair for pair in pairs if pair[0] in listed]
 
 

@@ -15,21 +15,22 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from clipviz.data.features import DEFAULT_LOGIT_SCALE, FeatureDataset
 from clipviz.data.image_files import Classes, Descriptions, given_classes, make_prompts
+from clipviz.errors import one_line
 
 FEATURE_SUFFIXES = (".npz", ".safetensors")
+_MOST_CLASSES = 1_000_000
 
 
 def read_features(
@@ -73,7 +74,7 @@ def read_features(
         targets=labels,
         class_names=prompts.names if prompts else names,
         classifier=classifier,
-        logit_scale=float(arrays.get("logit_scale", DEFAULT_LOGIT_SCALE)),
+        logit_scale=_number("logit_scale", arrays.get("logit_scale", DEFAULT_LOGIT_SCALE), name),
         model=str(arrays.get("model", "features")),
         prompts=prompts,
     )
@@ -84,11 +85,20 @@ def read_features(
     return dataset
 
 
+def _number(what: str, value: Any, source: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{source}: {what} must be one number ({one_line(error)})") from error
+
+
 def _numbered(labels: Tensor | None, classifier: Tensor | None) -> list[str]:
     """Names for classes that have none: as many as the classifier has rows, or as the labels tell."""
     if classifier is not None:
         return [f"class {i}" for i in range(len(classifier))]
-    return [] if labels is None or not len(labels) else [f"class {i}" for i in range(int(labels.max()) + 1)]
+    if labels is None or not labels.numel():
+        return []
+    return [f"class {i}" for i in range(min(int(labels.max()) + 1, _MOST_CLASSES))]  # more are refused as labels
 
 
 def _read_npz(name: str) -> dict[str, Any]:
@@ -96,8 +106,8 @@ def _read_npz(name: str) -> dict[str, Any]:
     try:
         with np.load(name, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"cannot read features from {name!r}: {error}") from error
+    except Exception as error:  # zip, zlib and numpy raise many kinds for a damaged file
+        raise ValueError(f"cannot read features from {name!r}: {one_line(error)}") from error
     out: dict[str, Any] = {}
     for key, array in arrays.items():
         if array.dtype.kind in "US":
@@ -116,8 +126,8 @@ def _read_safetensors(name: str) -> dict[str, Any]:
             out: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         if "class_names" in metadata:
             out["class_names"] = [str(item) for item in json.loads(metadata["class_names"])]
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"cannot read features from {name!r}: {error}") from error
+    except Exception as error:  # the parsers of the file and of its metadata raise many kinds
+        raise ValueError(f"cannot read features from {name!r}: {one_line(error)}") from error
     return out | {key: metadata[key] for key in ("model", "logit_scale") if key in metadata}
 
 

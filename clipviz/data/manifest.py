@@ -21,7 +21,7 @@ import pandas as pd
 from clipviz.data.base import UNLABELLED, Skipped
 from clipviz.data.layout import ALL, SPLIT_FOLDERS, SPLITS, Layout, NoSuchSplit
 from clipviz.data.scan import display_name
-from clipviz.errors import choose
+from clipviz.errors import choose, one_line
 from clipviz.prompts import check_class_names, normalize_name
 
 MANIFEST_SUFFIXES = (".csv", ".parquet")
@@ -62,12 +62,11 @@ def _read_table(path: str, source: str) -> pd.DataFrame:
         else:  # as text: a class may be called "NA" or "007"
             table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
     except OSError as error:
-        raise ValueError(f"{source}: cannot be read ({error.strerror or error})") from error
+        raise ValueError(f"{source}: cannot be read ({error.strerror or one_line(error)})") from error
     except Exception as error:  # both parsers raise many kinds for a damaged file
-        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{source}: is no table ({type(error).__name__}: {reason}); wanted Parquet, or UTF-8 text that begins with "
-            "the line path,label"
+            f"{source}: is no table ({type(error).__name__}: {one_line(error)}); wanted Parquet, or UTF-8 text "
+            "that begins with the line path,label"
         ) from error
     table.columns = [str(column).strip().lower() for column in table.columns]
     for column in ("path", "label", "split"):
