@@ -156,6 +156,8 @@ def test_a_method_runs_on_such_a_tower_or_refuses_it_before_any_work(towers, nam
             METHODS[name](backbone, data.prompts)
         return
     method = METHODS[name](backbone, data.prompts)
+    if method.trains and method.adapts_tower:
+        assert any(parameter.requires_grad for parameter in method.backbone.visual.parameters())
     events = list(adapt(method, data, config, eval_dataset=data))
     steps = [event for event in events if isinstance(event, StepFinished)]
     assert len(steps) == (2 if method.trains else len(steps))

@@ -246,12 +246,14 @@ class Method(nn.Module, ABC):
 def unfreeze_norms(visual: nn.Module) -> list[str]:
     """Make the LayerNorm (and BatchNorm) parameters of an image tower trainable.
 
-    The rule of the official code: every parameter whose name contains "ln" or "bn"; 39,936 numbers in a ViT-B.
+    The rule of the official code: every parameter whose name contains "ln" or "bn"; 39,936 numbers in a ViT-B. Towers
+    of timm call theirs "norm".
 
     Returns:
         The names.
     """
-    names = [name for name, _ in visual.named_parameters() if "ln" in name or "bn" in name]
+    everything = [name for name, _ in visual.named_parameters()]
+    names = [name for name in everything if "ln" in name or "bn" in name] or [n for n in everything if "norm" in n]
     for name, parameter in visual.named_parameters():
         if name in names:
             parameter.requires_grad_(True)
