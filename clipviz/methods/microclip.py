@@ -94,7 +94,7 @@ PRESETS: dict[str, MicroCLIPConfig] = {
     "default": MicroCLIPConfig(),
     "official": MicroCLIPConfig(),
     "birds": MicroCLIPConfig(
-        crops=4, crop_scale=(0.7, 1.0), affinity="cosine", tau=0.4, fill=(123, 117, 104), schedule=AdaptConfig(lr=1e-3)
+        crops=4, crop_scale=(0.7, 1.0), affinity="cosine", tau=0.4, fill=(123, 117, 104), schedule=AdaptConfig(lr=2e-3)
     ),
 }
 
