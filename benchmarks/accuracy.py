@@ -80,7 +80,7 @@ def study(args: argparse.Namespace) -> None:
             method = build_method(name, backbone, data, constants=parse_constants(args.set))
             config = _schedule(method, args)
             key = {
-                **{"method": name, "domain": domain, "seed": seed, "images": args.images},
+                **{"method": args.label or name, "domain": domain, "seed": seed, "images": args.images},
                 **{"test_images": args.test_images, "epochs": config.epochs if method.trains else 0},
                 **{"lr": config.lr if method.trains else 0.0, "settings": _short_hash(method.settings)},
                 "model": backbone.fingerprint(),
@@ -88,7 +88,8 @@ def study(args: argparse.Namespace) -> None:
             if _key_of(key) not in done:
                 row = {**key, **run(method, data, evaluation, config, seed)}
                 _append(args.runs, row)
-                print(f"{name} {domain} {seed}: {100 * row['accuracy']:.1f} %, {row['seconds']:.0f} s", flush=True)
+                took = f"{100 * row['accuracy']:.1f} %, {row['seconds']:.0f} s"
+                print(f"{key['method']} {domain} {seed}: {took}", flush=True)
 
 
 def _schedule(method: Method, args: argparse.Namespace) -> AdaptConfig:
@@ -240,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, help="of methods that train; default: what they recommend")
     parser.add_argument("--lr", type=float, help="likewise")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant, with one method")
+    parser.add_argument("--label", help="what to call the method in the tables, for a variant made by --set")
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--workers", type=int, default=0, help="processes that make views, default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
