@@ -78,7 +78,7 @@ class PretrainConfig:
         seed: of everything.
     """
 
-    steps: int = 4500
+    steps: int = 7300
     batch_size: int = 128
     lr: float = 1.5e-3
     warmup: int = 200
