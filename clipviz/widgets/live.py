@@ -102,6 +102,8 @@ class LiveMonitor(View):
         self._make_controls()
         self.pump = Pump(self._pumped, rate, self._has_moved, lambda: run.status in _OVER, clock)
         run.listeners.append(self)
+        if len(self._trace.epochs):  # it began, or ended, unwatched
+            self._draw_trace()
         self.state.observe(lambda _: self.refresh(), "kind")
         self.refresh()
         if run.status not in ("ready", *_OVER):
@@ -213,8 +215,8 @@ class LiveMonitor(View):
             self.watch.sample_losses()
             with self.canvas.hold_sync():
                 self._take_epoch()
-                self._set_chart("losses", self.watch.losses(self._trace))
-                self._set_chart("decisions", self.watch.decisions(self._trace))
+                self._set_chart("losses", self.watch.losses())
+                self._set_chart("decisions", self.watch.decisions())
                 self.canvas.frame = self._frame(status)
             self._enable(status)
 
@@ -241,8 +243,7 @@ class LiveMonitor(View):
         self._drawn["epoch"] = (event.epoch, kind, self.watch.finished is None)
         if self.watch.finished is not None:
             self._trace = self.run.trace
-        self._set_chart("labels", pseudo_label_chart(self._trace))
-        self._set_chart("paths", path_chart(self._trace))
+        self._draw_trace()
         kinds = event.explanation
         if kinds:
             name = kind if kind in kinds else next(iter(kinds))
@@ -250,6 +251,12 @@ class LiveMonitor(View):
             self.canvas.shape = list(self._probe_maps[1].shape)
             self.canvas.maps = to_bytes(self._probe_maps[1])
         self._show_what_if()
+
+    def _draw_trace(self) -> None:
+        """The charts of what is recorded."""
+        self.watch.take_trace(self._trace)
+        self._set_chart("labels", pseudo_label_chart(self._trace))
+        self._set_chart("paths", path_chart(self._trace))
 
     def _shown_probes(self) -> np.ndarray:
         """Places of the probe images that are shown, spread evenly where there are many."""

@@ -53,6 +53,7 @@ class Watch:
         self._rested = 0.0
         self._resting_since: float | None = None
         self._losses: list[tuple[int, dict[str, float]]] = []
+        self.take_trace(Trace())
 
     def take(self, event: Event) -> None:
         """Note an event; tensors are not read here, so that no device is waited for."""
@@ -164,9 +165,14 @@ class Watch:
         if len(self._losses) > _MOST_POINTS:
             self._losses = self._losses[::2]
 
-    def losses(self, trace: Trace) -> Chart:
+    def take_trace(self, trace: Trace) -> None:
+        """Read what is recorded: once per epoch, because tables take their time and frames must not."""
+        self._exact = figures.loss_terms_info(trace).terms
+        self._decided = figures.source_decisions_info(trace)
+
+    def losses(self) -> Chart:
         """Loss terms: exact up to the last whole epoch, sampled after it."""
-        exact = figures.loss_terms_info(trace).terms
+        exact = self._exact
         known_until = max((steps[-1] for steps, _ in exact.values() if len(steps)), default=-1)
         sampled = [(step, terms) for step, terms in self._losses if step > known_until]
         names = list(exact) or list(sampled[0][1] if sampled else ())
@@ -179,9 +185,9 @@ class Watch:
             series.append(Series("loss = their sum" if name == "loss" else name, color, x, y, dash))
         return Chart("Losses", "step", "loss", series, empty="The first step will show here.")
 
-    def decisions(self, trace: Trace) -> Chart:
+    def decisions(self) -> Chart:
         """Who decided the pseudo-labels, per epoch, and in the newest batch."""
-        info = figures.source_decisions_info(trace)
+        info = self._decided
         now = self.batch_decisions() if self.finished is None else {}
         kinds = list(now or info.decided) if self.sources or len(info.sources) > 1 else []
         epochs = [int(epoch) for epoch in info.epochs]

@@ -130,7 +130,7 @@ def wait_for_server(url: str, server: subprocess.Popen[bytes], log: Path, second
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[sync_api.Browser]:
     assert CHROMIUM, "no Chromium found; apt-get install -y --no-install-recommends chromium fonts-dejavu-core"
-    sync_api.expect.set_options(timeout=30_000)
+    sync_api.expect.set_options(timeout=60_000)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -146,7 +146,7 @@ def is_error(message: sync_api.ConsoleMessage) -> bool:
 def page(chromium: sync_api.Browser, request: pytest.FixtureRequest) -> Iterator[sync_api.Page]:
     """A page that fails its test on any console error and on any request that leaves the machine."""
     page = chromium.new_page(viewport={"width": 1400, "height": 1500})
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(90_000)
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if is_error(message) else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -171,7 +171,7 @@ def run_all(page: sync_api.Page) -> Callable[[str], None]:
     def run(url: str) -> None:
         page.goto(url)
         name = url.split("/")[-1].split("?")[0]
-        page.wait_for_function(READY, arg=name, timeout=90_000)
+        page.wait_for_function(READY, arg=name, timeout=180_000)
         page.evaluate(RUN_ALL)
 
     return run

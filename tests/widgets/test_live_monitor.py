@@ -135,6 +135,15 @@ def test_fit_in_the_caller_works_with_the_same_monitor(make_run):
     assert monitor.canvas.frame["headline"].startswith("finished")
 
 
+def test_a_run_that_was_not_watched_shows_what_it_recorded(make_run):
+    run = make_run()
+    run.fit()
+    monitor = LiveMonitor(run)
+    assert monitor.canvas.losses["series"][0]["x"] == list(range(12))
+    assert monitor.canvas.labels["series"]
+    assert "finished" in monitor.canvas.frame["headline"]
+
+
 def test_a_failure_is_shown_and_raised(make_run):
     def broken(event):
         if isinstance(event, StepFinished) and event.step == 2:
@@ -236,18 +245,18 @@ def test_memory_stays_flat_over_a_hundred_refreshes(make_run):
     monitor = LiveMonitor(run)
     run.fit()
 
-    def use():
-        for i in range(100):
+    def use(times):
+        for i in range(times):
             monitor.gamma.value = i / 100
             monitor.refresh()
         monitor._repr_mimebundle_()
         gc.collect()
 
-    use()
+    use(10)
     tracemalloc.start()
-    use()
+    use(10)
     before = tracemalloc.get_traced_memory()[0]
-    use()
+    use(100)
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert grown < 100_000
