@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="adapt the bundled CLIP to shifted birds and write a report")
     demo.add_argument("--out", default="clipviz-demo", metavar="DIR", help="default: %(default)s")
-    demo.add_argument("--domain", default="clutter", metavar="NAME", help="shifted domain, default: %(default)s")
+    demo.add_argument("--domain", default="fog", metavar="NAME", help="shifted domain, default: %(default)s")
     demo.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each method that trains")
     demo.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
     demo.add_argument("--methods", metavar="A,B", help="default: all")
