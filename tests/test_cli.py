@@ -415,7 +415,7 @@ def test_a_tiny_demo_writes_its_table_and_its_report(tmp_path, monkeypatch, capf
 def test_the_demo_has_all_methods_by_default():
     args = cli.build_parser().parse_args(["demo"])
     assert args.methods is None
-    assert args.domain == "clutter"
+    assert args.domain == "fog"
 
 
 def test_the_progress_line_counts_on_a_terminal_only(monkeypatch, capfd):
