@@ -8,10 +8,10 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -44,6 +44,8 @@ DEMO_EPOCHS = {"dpa": 5, "microclip": 6}
 
 PROBE = 12
 _SKIPPED_SHOWN = 5
+
+T = TypeVar("T")
 
 
 # ------------------------------------------------------------------------------------------------- adapt
@@ -104,14 +106,17 @@ def run_one(
     begun = time.perf_counter()
     probe = spread_probe(evaluation, method.backbone.image_size, PROBE)
     run = Run(method, data, config, eval_dataset=evaluation, probe=probe, seed=seed, folder=out, listeners=[Progress()])
-    if resume and not run.restore():
-        notes = [*notes, f"nothing to resume in {out}: starting at the beginning"]
+    if resume:
+        restored, said = _told(run.restore)
+        notes = [*notes, *said] if restored else [*notes, f"nothing to resume in {out}: starting at the beginning"]
     for note in notes:
         print(note, file=sys.stderr)
     (out / "results.json").unlink(missing_ok=True)
     command = shlex.join(["clipviz", *sys.argv[1:]])
     write_json(out / "config.json", {"command": command, **_settings(run)})
-    if zero_shot is None:
+    if "zero_shot_accuracy" in run.recorder.meta:  # of a run that goes on: its tower is an adapted one by now
+        zero_shot = run.recorder.meta["zero_shot_accuracy"]
+    elif zero_shot is None:
         zero_shot = zero_shot_accuracy(method.backbone, evaluation) if method.name != "zero_shot" else None
     run.recorder.meta.update(command=command, zero_shot_accuracy=zero_shot)
     trace = run.fit()
@@ -181,10 +186,15 @@ def _load_backbone(name: str | None, pretrained: str | None, device: str | None)
         if pretrained is not None:
             raise ValueError(f"the weights {pretrained!r} need an architecture; name the model, too")
         return None, []
+    return _told(load_backbone, name, pretrained, _device(device))
+
+
+def _told(function: Callable[..., T], *arguments: Any) -> tuple[T, list[str]]:
+    """What a function returns, and its warnings to the user, which are lines of ours here."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        backbone = load_backbone(name, pretrained, _device(device))
-    return backbone, [str(w.message) for w in caught if w.category is UserWarning]
+        result = function(*arguments)
+    return result, [str(w.message) for w in caught if w.category is UserWarning]
 
 
 def _backbone_for(data: ImageDataset, loaded: Backbone | None) -> Backbone:

@@ -173,7 +173,10 @@ def _read_json_object(path: Path, source: str) -> _Pairs:
     except UnicodeDecodeError as error:
         raise ValueError(f"{source}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source}: is not valid JSON ({error})") from error
+        raise ValueError(
+            f"{source}: is not valid JSON ({error}); wanted an object, class name -> list of sentences "
+            "(`clipviz describe` writes one to fill in)"
+        ) from error
     if not isinstance(content, _Pairs):
         raise ValueError(f"{source}: wanted a JSON object, class name -> list of sentences; got {_json_type(content)}")
     return content

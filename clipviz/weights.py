@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
-from clipviz.errors import choose
+from clipviz.errors import choose, one_line
 
 BUNDLED = Path(__file__).parent / "birds" / "model"
 """The embedded default: an ordinary open_clip model folder (config and safetensors)."""
@@ -114,7 +114,11 @@ def explained(error: Exception) -> str:
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, RuntimeError) and len(lines) > 1 and "state_dict" in lines[0]:
-        return f"the weights do not fit this architecture ({lines[1]})"
+        more = f"; {len(lines) - 2} more such lines" if len(lines) > 2 else ""
+        return (
+            f"the weights do not fit this architecture ({one_line(lines[1], 150)}{more}); name the architecture "
+            "that they belong to"
+        )
     first = lines[0] if lines else "no reason given"
     if isinstance(error, RuntimeError | OSError | ValueError):
         return first

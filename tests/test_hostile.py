@@ -433,6 +433,20 @@ def test_a_full_disk_leaves_no_half_written_file(photos, tmp_path):
     assert cli.main(adapt(photos, out, "--epochs", 1, "--resume", method="microclip")) == 0
 
 
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(photos, tmp_path, capfd):
+    out = tmp_path / "run"
+    arguments = adapt(photos, out, "--epochs", 2, method="microclip")
+    assert cli.main(arguments) == 0
+    first = Trace.load(out)
+    newest = out / "checkpoint.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    capfd.readouterr()
+    assert cli.main([*arguments, "--resume"]) == 0
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("cannot read checkpoint")]
+    assert line.endswith("going on from the one before it")
+    assert [found for found in differences(Trace.load(out), first) if found != "meta command"] == []
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(photos, tmp_path):
     out, whole = tmp_path / "run", tmp_path / "whole"
     process = in_shell(photos, out, stdout=subprocess.DEVNULL)

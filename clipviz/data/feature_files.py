@@ -107,7 +107,9 @@ def _read_npz(name: str) -> dict[str, Any]:
         with np.load(name, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except Exception as error:  # zip, zlib and numpy raise many kinds for a damaged file
-        raise ValueError(f"cannot read features from {name!r}: {one_line(error)}") from error
+        pickled = "it holds Python objects, which are never unpickled; save arrays of numbers"
+        reason = pickled if "allow_pickle" in str(error) else one_line(error)
+        raise ValueError(f"cannot read features from {name!r}: {reason}") from error
     out: dict[str, Any] = {}
     for key, array in arrays.items():
         if array.dtype.kind in "US":

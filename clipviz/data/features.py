@@ -180,7 +180,10 @@ class FeatureBackbone(Backbone):
 
     def require_patches(self, purpose: str) -> None:
         """Refuse, with the reason."""
-        raise ValueError(f"{purpose} needs images, but {self.name!r} holds their embeddings only")
+        raise ValueError(
+            f"{purpose} needs images, but {self.name!r} holds their embeddings only; give the folder of images, or use "
+            "zero_shot, tip_adapter, ntua or dpa"
+        )
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings are what comes in; images are refused."""
