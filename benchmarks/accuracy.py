@@ -4,8 +4,8 @@ Finished runs are appended to `results/accuracy_runs.csv` and never done twice, 
 on with; `results/accuracy.csv` is the summary of all of them. `--markdown` prints that as the README shows it.
 
 A seed sets the images of both splits, the order of training and all views, so methods are compared in pairs: the same
-seed is the same images for all. The last epoch is the result. Hyperparameters were chosen on the domain "dusk" with
-seeds from 100 on, which no reported run uses: `--domains dusk --seeds 3 --first-seed 100`.
+seed is the same images for all. The last epoch is the result. What was tuned was tuned on the domain "dusk" with seeds
+from 100 on, which no reported run uses: `--domains dusk --seeds 3 --first-seed 100`.
 """
 
 from __future__ import annotations
@@ -214,8 +214,9 @@ def _caption(runs: pd.DataFrame) -> str:
     return (
         f"Top-1 % on {test} unseen test images after adapting to {n} unlabelled images of the same domain: mean of "
         f"{seeds} seeds ± half the 95 % interval (Student's t). The difference is taken seed by seed on the same "
-        f"images. Hyperparameters were chosen on another domain ({VALIDATION_DOMAIN}) with other seeds; no target "
-        "label is used in training, and the last epoch is the result. Pseudo-labels: share of right ones in the last "
+        f"images. microCLIP's learning rate and tau were chosen on another domain ({VALIDATION_DOMAIN}) with other "
+        "seeds, all other constants are the presets as first written; no target label is used in training, and the "
+        "last epoch is the result. Pseudo-labels: share of right ones in the last "
         "epoch, for tip_adapter and ntua of the cached images only. Seconds: one adaptation, rendering and measuring "
         "aside."
     )
