@@ -224,7 +224,23 @@ def _dataset(args: argparse.Namespace, notes: list[str]) -> ImageDataset:
 
 def _data_options(args: argparse.Namespace) -> dict[str, Any]:
     names = ("classes", "descriptions", "root", "download", "allow_outside")
-    return {name: getattr(args, name) for name in names}
+    return {**{name: getattr(args, name) for name in names}, "progress": _opening()}
+
+
+def _opening() -> Callable[[int, int], None]:
+    """A progress line for opening many files; silent when stderr is no terminal."""
+    bar: tqdm[Any] | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(desc="opening images", unit="img", disable=None, leave=False, dynamic_ncols=True)
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return show
 
 
 def _eval_dataset(args: argparse.Namespace, data: ImageDataset) -> ImageDataset:
