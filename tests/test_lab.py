@@ -41,9 +41,7 @@ def test_without_jupyterlab_one_line_says_what_to_install(started, monkeypatch, 
     monkeypatch.setattr(lab, "find_spec", lambda name: None if name == "jupyterlab" else object())
     assert main(["lab", "--out", str(tmp_path / "mine")]) == 2
     error = capsys.readouterr().err
-    assert error == (
-        "clipviz: error: clipviz lab needs jupyterlab, not installed here; pip install clipviz[lab]\n"
-    )
+    assert error == "clipviz: error: clipviz lab needs jupyterlab, not installed here; pip install clipviz[lab]\n"
     assert not (tmp_path / "mine").exists()
     assert started == []
 
