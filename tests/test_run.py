@@ -276,7 +276,7 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_backbone, checkpoint, diffe
 def test_a_checkpoint_of_other_descriptions_is_refused(tiny_backbone, checkpoint):
     run = make_run(None, tiny_backbone)
     names = run.adaptation.dataset.class_names
-    said = {name: ("It is square.",) for name in names}
+    said = dict.fromkeys(names, ("It is square.",))
     run.adaptation.dataset.prompts = ClassPrompts(names, ("a photo of a {}.", "a {}."), said)
     with pytest.raises(ValueError, match="belongs to another run: prompts or descriptions was"):
         load_checkpoint(checkpoint, run.adaptation)
