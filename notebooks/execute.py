@@ -24,8 +24,16 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parent
-TIMEOUT = 300
+TIMEOUT = 1800
 """Seconds a cell may take."""
+
+LAST_PICTURES = """
+import threading
+for thread in threading.enumerate():
+    if thread.name == "clipviz view":
+        thread.join(60)
+"""
+"""A live view leaves the picture of its end in the notebook; the kernel stays until it is drawn."""
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -55,6 +63,7 @@ def execute(notebook: NotebookNode, folder: Path = FOLDER) -> NotebookNode:
         CellExecutionError: if a cell fails.
     """
     fresh = copy.deepcopy(notebook)
+    fresh.cells.append(nbformat.v4.new_code_cell(LAST_PICTURES))
     fresh.metadata = nbformat.from_dict(METADATA)
     client = NotebookClient(
         fresh,
@@ -66,6 +75,7 @@ def execute(notebook: NotebookNode, folder: Path = FOLDER) -> NotebookNode:
         coalesce_streams=True,
     )
     client.execute()
+    fresh.cells.pop()
     return clean(fresh)
 
 
