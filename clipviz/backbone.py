@@ -226,7 +226,7 @@ def load_backbone(name: str, pretrained: str | None = None, device: str | torch.
     if archive is not None:
         check_activation(name, archive, wants_quick=True)
     try:
-        with quietly(), at_once():
+        with quietly(), at_once(source, pretrained):
             if ":" not in source:
                 open_clip.get_tokenizer(source)  # the sooner to fail, where the model need not be fetched for it
             model, _, _ = open_clip.create_model_and_transforms(
@@ -263,7 +263,7 @@ def load_tokenizer(name: str) -> Any:
 
     source = source_of(name, None)
     try:
-        with quietly(), at_once():
+        with quietly(), at_once(source):
             return open_clip.get_tokenizer(source)
     except Exception as error:
         reason = missing(name, None, error) or explained(error)

@@ -154,9 +154,24 @@ def quietly() -> Iterator[None]:
             root.removeHandler(handler)
 
 
+def asks_hub(source: str, pretrained: str | None) -> bool:
+    """Whether a model takes something from the hub, or from its cache: weights by tag, or a tokenizer."""
+    import open_clip
+
+    if ":" in source:
+        return source.startswith("hf-hub:")
+    if pretrained is not None and not Path(pretrained).is_file():
+        return True
+    text = (open_clip.get_model_config(source) or {}).get("text_cfg", {})
+    return bool(text.keys() & {"hf_tokenizer_name", "hf_model_name"})
+
+
 @contextmanager
-def at_once() -> Iterator[None]:
+def at_once(source: str, pretrained: str | None = None) -> Iterator[None]:
     """Without a network, take what is in the cache: the hub would try each file for half a minute first."""
+    if not asks_hub(source, pretrained):
+        yield
+        return
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

@@ -280,6 +280,16 @@ def test_without_network_a_sentence_says_where_to_put_the_file(offline, argument
     assert (captured.out, captured.err) == ("", "")  # neither retries nor logs of the hub
 
 
+def test_a_model_of_this_machine_asks_nobody(monkeypatch, quick):
+    def fail(*args, **options):
+        raise AssertionError("no name needs to be looked up for a local file")
+
+    monkeypatch.setattr("socket.getaddrinfo", fail)
+    load_backbone("birds")
+    load_backbone("test-openai-quickgelu", str(quick[0] / "same.safetensors"))
+    load_tokenizer("ViT-B-32")
+
+
 def test_a_tokenizer_that_needs_a_package_says_which(monkeypatch, offline):
     monkeypatch.setitem(sys.modules, "transformers", None)
     for load in (load_backbone, load_tokenizer):
