@@ -71,7 +71,7 @@ def test_severity_and_domain_reach_the_pixels():
 def test_prompts_come_from_the_attributes_or_from_the_user(tmp_path):
     data = BirdsDataset("source", "train", n=1)
     assert data.prompts.descriptions_given
-    assert len(data.prompts.description_sentences("red-capped finch")) == 8
+    assert len(data.prompts.description_sentences("red-capped finch")) == 12
     own = {name: [f"{name} is a bird."] for name in data.class_names}
     assert BirdsDataset("source", "train", n=1, descriptions=own).prompts.description_sentences("red-capped finch") == (
         "red-capped finch is a bird.",
