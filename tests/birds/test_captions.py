@@ -46,7 +46,7 @@ def test_every_class_has_several_sentences_all_of_them_true():
         assert len(sentences) == len(set(sentences)) == 12
         for sentence in sentences:
             named = mentions(sentence)
-            assert len(named) == 4, sentence
+            assert len(named) == 5, sentence
             assert all(species.values[attribute] == value for attribute, value in named), sentence
             assert species.name in sentence
 
