@@ -427,8 +427,9 @@ def photos(tmp_path):
 
 def in_shell(photos, out, *extra, **options):
     arguments = adapt(photos, out, "--epochs", 3, "--batch-size", 4, *extra, method="microclip")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in conftest.py: bits depend on the number of threads
     return subprocess.Popen(
-        [sys.executable, "-m", "clipviz.cli", *arguments], stderr=subprocess.PIPE, text=True, **options
+        [sys.executable, "-m", "clipviz.cli", *arguments], stderr=subprocess.PIPE, text=True, env=environment, **options
     )
 
 
