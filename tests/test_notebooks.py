@@ -1,0 +1,254 @@
+"""The committed notebooks: small, whole, honest about their outputs; their exercises know right from wrong."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NAMES = (
+    "01_quickstart", "02_zero_shot", "03_pseudo_labels", "04_ntua", "05_dpa", "06_microclip", "07_saliency_lab",
+    "08_your_data",
+)  # fmt: skip
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("execute_notebooks", FOLDER / "execute.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+execute = load_script()
+
+
+def read(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def code_cells(name: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in read(name).cells if cell.cell_type == "code"]
+
+
+def outputs(name: str) -> list[nbformat.NotebookNode]:
+    return [output for cell in code_cells(name) for output in cell.outputs]
+
+
+def pictures(name: str) -> list[tuple[bytes, dict]]:
+    """Decoded pictures with their metadata."""
+    found = []
+    for output in outputs(name):
+        for kind, data in output.get("data", {}).items():
+            if kind.startswith("image/"):
+                found.append((base64.b64decode(data), output.metadata.get(kind, {})))
+    return found
+
+
+def test_there_are_exactly_these_notebooks():
+    assert tuple(sorted(path.stem for path in FOLDER.glob("*.ipynb"))) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestFile:
+    def test_is_valid_and_under_a_megabyte(self, name):
+        path = FOLDER / f"{name}.ipynb"
+        nbformat.validate(read(name))
+        assert path.stat().st_size < 1_000_000
+
+    def test_holds_no_widget_state_and_no_trace_of_a_machine(self, name):
+        notebook = read(name)
+        assert notebook.metadata == execute.METADATA
+        assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+        kinds = {kind for output in outputs(name) for kind in output.get("data", {})}
+        assert kinds <= {"text/plain", "image/png", "image/jpeg"}
+
+    def test_tells_no_absolute_path(self, name):
+        texts = [cell.source for cell in read(name).cells]
+        texts += [line for cell in code_cells(name) for line in execute.readable(cell)]
+        roots = re.compile(r"(?<![\w.:/])/(work|tmp|home|root|Users|usr|var|mnt|content)\b|[A-Z]:\\")
+        assert [text for text in texts if roots.search(text)] == []
+
+    def test_every_code_cell_was_executed_once_in_order_and_none_failed(self, name):
+        counts = [cell.execution_count for cell in code_cells(name)]
+        assert counts == list(range(1, len(counts) + 1))
+        assert [output for output in outputs(name) if output.output_type == "error"] == []
+        assert [output for output in outputs(name) if output.get("name") == "stderr"] == []
+
+    def test_cell_ids_are_words_and_unique(self, name):
+        ids = [cell.id for cell in read(name).cells]
+        assert len(set(ids)) == len(ids)
+        assert [cell_id for cell_id in ids if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cell_id)] == []
+
+    def test_every_claim_it_prints_is_true(self, name):
+        lines = [line for cell in code_cells(name) for line in execute.readable(cell)]
+        assert [line for line in lines if re.search(r"\bFalse\b", line) and "labelled: False" not in line] == []
+
+    def test_pictures_fit_the_page_and_most_of_them_have_words(self, name):
+        found = pictures(name)
+        assert len(found) >= 4
+        assert max(Image.open(io.BytesIO(data)).width for data, _ in found) <= 900
+        assert [metadata for _, metadata in found if not metadata.get("alt")] == []
+
+    def test_says_what_you_learn_shows_a_widget_and_leads_on(self, name):
+        notebook = read(name)
+        text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+        assert "**You will learn**" in notebook.cells[0].source
+        assert "What the paper" in text
+        assert "clipviz.widgets" in code
+        links = re.findall(r"\]\(((?!http)[^)#]+)", text)
+        assert links
+        assert [link for link in links if not (FOLDER / link).is_file()] == []
+
+
+def test_readme_names_every_notebook_and_its_links_lead_somewhere():
+    text = (FOLDER / "README.md").read_text()
+    links = re.findall(r"\]\(((?!http)[^)#]+)", text)
+    assert set(links) >= {f"{name}.ipynb" for name in NAMES}
+    assert [link for link in links if not (FOLDER / link).is_file()] == []
+
+
+# --------------------------------------------------------------------------------------------------- exercises
+
+
+def exercise(name: str, number: int) -> tuple[str, str, str]:
+    """The unanswered cell, the cell that checks, and the solution folded underneath."""
+    cells = {cell.id: cell for cell in read(name).cells}
+    solution = cells[f"exercise-{number}-solution"].source
+    assert solution.startswith("<details>")
+    (code,) = re.findall(r"```python\n(.*?)```", solution, re.S)
+    return cells[f"exercise-{number}-answer"].source, cells[f"exercise-{number}-check"].source, code
+
+
+def verdict(name: str, number: int, answer: str, capsys) -> str:
+    """What the check prints about an answer, in a namespace that holds nothing but torch and the answer."""
+    _, check, _ = exercise(name, number)
+    namespace: dict = {}
+    exec("import torch", namespace)
+    exec(answer, namespace)
+    capsys.readouterr()
+    exec(check, namespace)
+    return capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_exercise_accepts_its_solution(name, number, capsys):
+    assert verdict(name, number, exercise(name, number)[2], capsys).startswith("Right.")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_exercise_refuses_the_empty_answer_with_a_hint(name, number, capsys):
+    said = verdict(name, number, exercise(name, number)[0], capsys)
+    assert said.startswith("Not yet: ")
+    assert len(said) > 30
+
+
+WRONG = [
+    ("01_quickstart", 1, "def accuracy_at(trace, epoch):\n    t = trace.predictions\n"
+     "    return (t['prediction'] == t['target']).mean()", "rows of the epoch"),
+    ("01_quickstart", 1, "def accuracy_at(trace, epoch):\n    t = trace.predictions\n    t = t[t['epoch'] == epoch]\n"
+     "    return 100 * (t['prediction'] == t['target']).mean()", "between 0 and 1"),
+    ("01_quickstart", 2, "uses = {'a', 'b', 'c'}", "supervised"),
+    ("01_quickstart", 2, "uses = {'a', 'c', 'd'}", "last epoch"),
+    ("01_quickstart", 2, "uses = {'a', 'c', 'x'}", "letters"),
+    ("02_zero_shot", 1, "def class_vector(s):\n    return s.mean(0)", "length is not 1"),
+    ("02_zero_shot", 1, "def class_vector(s):\n    return s.mean(1)", "shape"),
+    ("02_zero_shot", 2, "probability = 0.5125", "multiply them by the scale"),
+    ("03_pseudo_labels", 1, "def ece(c, r):\n    return sum(abs(c[(c * 10).astype(int) == b].mean() - "
+     "r[(c * 10).astype(int) == b].mean()) for b in (1, 5, 9)) / 3", "number of guesses"),
+    ("03_pseudo_labels", 2, "share = 0.1", "minimise"),
+    ("04_ntua", 1, "def cache(f, F, V, alpha, beta):\n    return torch.exp(-beta * (1 - f @ F.T)) @ V", "alpha"),
+    ("04_ntua", 1, "def cache(f, F, V, alpha, beta):\n    return alpha * torch.exp(beta * (1 - f @ F.T)) @ V", "minus"),
+    ("04_ntua", 1, "def cache(f, F, V, alpha, beta):\n    return f @ F.T", "(3, 4)"),
+    ("04_ntua", 2, "share = 0.0183", "1 - cosine"),
+    ("05_dpa", 1, "def prototypes(f, y, Z):\n    return torch.stack([f[y == c].mean(0) for c in range(4)])", "class 2"),
+    ("05_dpa", 1, "def prototypes(f, y, Z):\n    return torch.stack([f[y == c].mean(0) if (y == c).any() else Z[c] "
+     "for c in range(4)])", "lengths"),
+    ("05_dpa", 2, "omega = 0.55", "mixed probability"),
+    ("05_dpa", 2, "omega = 0.25", "class 0"),
+    ("06_microclip", 1, "def stable_mask(f):\n    f = f * f[f.abs().argmax()].sign()\n    return f > f.mean()",
+     "f.std()"),
+    ("06_microclip", 2, "gamma = 3 / 7", "weighs the static"),
+    ("07_saliency_lab", 1, "def hit(s, r):\n    return r.flatten()[s.argmax()]", "one bool"),
+    ("07_saliency_lab", 1, "def hit(s, r):\n    return False", "lies inside"),
+    ("07_saliency_lab", 2, "mass = 3", "1/64"),
+    ("08_your_data", 1, "descriptions = {'red-capped finch': ['A finch.']}", "white eyed owl"),
+    ("08_your_data", 2, "command = 'clipviz adapt microclip --model ViT-B-32 --pretrained openai --data photos "
+     "--out runs/a'", "should go on"),
+    ("08_your_data", 2, "command = 'clipviz adapt microclip --resume'", "is missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "number", "answer", "hint"), WRONG)
+def test_exercise_refuses_a_wrong_answer_with_its_hint(name, number, answer, hint, capsys):
+    said = verdict(name, number, answer, capsys)
+    assert said.startswith("Not yet: ")
+    assert hint in said
+
+
+# --------------------------------------------------------------------------------------------------- the script
+
+
+def tiny(*sources: str) -> nbformat.NotebookNode:
+    cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def test_executing_gives_outputs_without_state_times_or_widgets(tmp_path):
+    fresh = execute.execute(
+        tiny("import ipywidgets\nipywidgets.IntSlider(3)", "print('a')\nprint('b')", "1 + 1"), tmp_path
+    )
+    assert [execute.readable(cell) for cell in fresh.cells[1:]] == [["a", "b"], ["[text/plain]", "2"]]
+    assert [cell.execution_count for cell in fresh.cells] == [1, 2, 3]
+    assert fresh.metadata == execute.METADATA
+    assert all(cell.metadata == {} for cell in fresh.cells)
+    assert set(fresh.cells[0].outputs[0].data) == {"text/plain"}
+
+
+def with_output(text: str, picture: str) -> nbformat.NotebookNode:
+    notebook = tiny("x")
+    data = {"text/plain": text, "image/png": picture}
+    notebook.cells[0].outputs = [nbformat.v4.new_output("display_data", data=data)]
+    return notebook
+
+
+def test_differences_are_those_that_a_reader_reads():
+    assert execute.differences(with_output("7 of 9", "AAAA"), with_output("7 of 9", "BBBB")) == []
+    changed = execute.differences(with_output("7 of 9", "AAAA"), with_output("6 of 9", "AAAA"))
+    assert "-7 of 9" in changed
+    assert "+6 of 9" in changed
+
+
+def test_check_fails_and_writes_nothing_where_an_output_changed(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "01_tiny.ipynb"
+    stale = tiny("print('new')")
+    stale.cells[0].outputs = [nbformat.v4.new_output("stream", name="stdout", text="old\n")]
+    nbformat.write(stale, path)
+    before = path.read_bytes()
+    monkeypatch.setattr(execute, "FOLDER", tmp_path)
+    assert execute.main(["--check"]) == 1
+    assert "-old" in capsys.readouterr().out
+    assert path.read_bytes() == before
+    assert execute.main([]) == 0
+    assert execute.main(["--check", "01"]) == 0
+
+
+def test_check_fails_where_a_cell_fails(tmp_path, monkeypatch, capsys):
+    nbformat.write(tiny("1 / 0"), tmp_path / "01_tiny.ipynb")
+    monkeypatch.setattr(execute, "FOLDER", tmp_path)
+    assert execute.main(["--check"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(SystemExit, match="01_quickstart"):
+        execute.notebooks(["99"])
