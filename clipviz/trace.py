@@ -234,7 +234,7 @@ def _table_bytes(name: str, table: pd.DataFrame) -> bytes:
     table = table.assign(**{column: table[column].map(_storable) for column in text})
     buffer = io.BytesIO()
     try:
-        pq.write_table(pa.Table.from_pandas(table, preserve_index=False), buffer, compression="zstd")
+        pq.write_table(pa.Table.from_pandas(table, preserve_index=False, nthreads=1), buffer, compression="zstd")
     except (pa.ArrowException, TypeError) as error:
         raise ValueError(f"table {name!r} cannot be stored: {error}") from error
     return buffer.getvalue()
@@ -396,9 +396,14 @@ def _parse_meta(content: bytes) -> dict[str, Any]:
 
 def _parse_table(directory: Path, name: str, content: bytes) -> pd.DataFrame:
     path = directory / f"{name}.parquet"
-    table = _parse(path, content, lambda raw: pq.read_table(io.BytesIO(raw)).to_pandas())
+    table = _parse(path, content, _read_table)
     _check_columns(str(path), name, table)
     return table
+
+
+def _read_table(content: bytes) -> pd.DataFrame:
+    # In this thread: a pool that is still starting when a short script ends aborts the whole process.
+    return pq.read_table(io.BytesIO(content), use_threads=False).to_pandas(use_threads=False)
 
 
 def _parse_arrays(content: bytes) -> dict[str, np.ndarray]:
