@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from clipviz import __version__
@@ -154,13 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], None]:
-    if name == "lab":  # the one that needs no torch
-        from clipviz.lab import lab
-
-        return lab
-    from clipviz import commands
-
-    command: Callable[[argparse.Namespace], None] = getattr(commands, name)
+    module = import_module(f"clipviz.commands.{name}")  # one at a time: only some of them need torch
+    command: Callable[[argparse.Namespace], None] = getattr(module, name)
     return command
 
 

@@ -99,7 +99,10 @@ def test_a_labelled_folder_gives_a_complete_run_folder(photos, tmp_path, capfd):
     assert config["settings"]["schedule"]["batch_size"] == 4
     assert config["class_names"] == list(trace.class_names)
     captured = capfd.readouterr()
-    assert re.search(r"microclip .*photos \(all\)", captured.out)
+    images, header, row = captured.out.splitlines()
+    assert images.endswith("photos (all), measured on the same images")
+    assert row.split()[:2] == ["microclip", "birds"]
+    assert re.split("  +", header)[-4:] == ["gain", "pseudo-labels %", "zero-shot %", "seconds"]
     assert len(captured.err.splitlines()) == 1  # no progress line: this is not a terminal
     assert "skipped 1 files: 'red square/broken.jpg'" in captured.err
 
@@ -316,7 +319,7 @@ def test_ctrl_c_is_status_130_in_one_line(photos, tmp_path, capfd, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("clipviz.commands.run_one", interrupted)
+    monkeypatch.setattr("clipviz.commands.adapt.run_one", interrupted)
     (photos / "red square" / "broken.jpg").unlink()
     assert cli.main(adapt(data=photos, out=tmp_path / "run")) == 130
     assert len(capfd.readouterr().err.splitlines()) == 1
@@ -359,8 +362,11 @@ def test_report_and_compare_read_run_folders(photos, tmp_path, capfd):
     capfd.readouterr()
     assert cli.main(["compare", *runs]) == 0
     table = capfd.readouterr().out
-    assert re.search(r"zero_shot .*photos", table)
-    assert re.search(r"descriptions .*photos", table)
+    images, header, *rows = table.splitlines()
+    assert images == f"{photos} (all), measured on the same images"
+    assert header.split()[:4] == ["run", "method", "model", "seed"]
+    assert [row.split()[:3] for row in rows] == [[run, Path(run).name, "birds"] for run in runs]
+    assert rows[0].split()[6] == "+0.0"  # what zero_shot gains over itself
     assert cli.main(["report", *runs, "--out", str(tmp_path / "page.html")]) == 0
     html = (tmp_path / "page.html").read_text()
     assert "descriptions" in html
@@ -378,17 +384,30 @@ def test_runs_on_different_data_are_not_compared(photos, tmp_path, capfd):
     other.write_text(json.dumps({**json.loads(other.read_text()), "data": "birds/fog"}))
     capfd.readouterr()
     assert cli.main(["compare", str(tmp_path / "run0"), str(tmp_path / "run1")]) == 2
-    assert "cannot be compared" in capfd.readouterr().err
-    other.write_text("{")
-    assert cli.main(["compare", str(tmp_path / "run1")]) == 2
-    assert "is not JSON" in capfd.readouterr().err
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "cannot be compared in one table" in line
+    assert f"{tmp_path / 'run0'}: {photos} (all), measured on the same images; " in line
+    assert f"{tmp_path / 'run1'}: birds/fog (all), measured on {photos} (all)" in line
+    other.write_text(json.dumps({**json.loads(other.read_text()), "data": str(photos), "split": "CoOp train"}))
+    assert cli.main(["compare", str(tmp_path / "run0"), str(tmp_path / "run1")]) == 2
+    assert "(CoOp train), measured on" in capfd.readouterr().err
+    for content, message in (("{", "is not JSON"), ("[]", "lacks method"), ('{"method": "dpa"}', "lacks model, seed")):
+        other.write_text(content)
+        assert cli.main(["compare", str(tmp_path / "run1")]) == 2
+        assert message in capfd.readouterr().err
+
+
+def test_compare_needs_no_torch(tmp_path):
+    check = "import sys, clipviz.commands.compare, clipviz.commands.report; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 # ------------------------------------------------------------------------------------------------- demo
 
 
 def test_a_tiny_demo_writes_its_table_and_its_report(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("clipviz.commands.DEMO_IMAGES", {"train": 24, "test": 24})
+    monkeypatch.setattr("clipviz.commands.demo.DEMO_IMAGES", {"train": 24, "test": 24})
     out = tmp_path / "demo"
     methods = ["zero_shot", "descriptions", "microclip"]
     assert (
@@ -409,7 +428,7 @@ def test_a_tiny_demo_writes_its_table_and_its_report(tmp_path, monkeypatch, capf
     captured = capfd.readouterr()
     assert captured.err == ""
     assert "open" in captured.out
-    assert [line.split()[0] for line in captured.out.splitlines()[1:4]] == methods
+    assert [line.split()[0] for line in captured.out.splitlines()[2:5]] == methods
 
 
 def test_the_demo_has_all_methods_by_default():
@@ -421,7 +440,7 @@ def test_the_demo_has_all_methods_by_default():
 def test_the_progress_line_counts_on_a_terminal_only(monkeypatch, capfd):
     import torch
 
-    from clipviz.commands import Progress
+    from clipviz.commands.progress import Progress
     from clipviz.events import PseudoLabels, RunFinished, RunStarted, StepFinished
 
     def watch():

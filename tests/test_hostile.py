@@ -33,7 +33,7 @@ from tiny import TINY, ToyDataset, differences, make_tiny_backbone, microclip
 from clipviz import cli
 from clipviz.backbone import load_backbone
 from clipviz.checkpoint import _digest, load_checkpoint, save_checkpoint
-from clipviz.commands import _opening
+from clipviz.commands.progress import opening
 from clipviz.data import load_dataset
 from clipviz.data.decode import UnreadableImage, read_image
 from clipviz.data.scan import display_name
@@ -408,7 +408,7 @@ def test_a_pickle_under_any_name_is_refused_and_not_opened(tmp_path, name, load)
 def test_opening_counts_on_a_terminal_only(capfd, monkeypatch):
     for is_terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)  # noqa: B023 (used at once)
-        show = _opening()
+        show = opening()
         for done, total in ((1, 3), (2, 3), (3, 3)):
             show(done, total)
         shown = capfd.readouterr()

@@ -50,11 +50,9 @@ MAY_IMPORT: dict[str, str] = {
     # on top of both
     "run_folder": "loop checkpoint trace",
     "run": "events data methods evaluate looker loop recorder run_folder trace",
-    "describe_command": "files backbone data describe descriptions",
     "commands": "errors files events data birds backbone methods evaluate loop build run trace report descriptions "
-    "describe_command",
-    "lab": "files",
-    "cli": "commands lab",
+    "describe",
+    "cli": "",
 }
 # Imports inside a function that go up, each with its reason.
 UPWARDS = {("data/loading.py", "birds")}  # a data set is looked up by name; the renderer is loaded on demand

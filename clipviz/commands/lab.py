@@ -43,7 +43,7 @@ def notebooks_folder() -> Path:
     Raises:
         ValueError: if they are in neither.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "notebooks", package.parent / "notebooks"):
         if any(folder.glob("*.ipynb")):
             return folder
@@ -61,7 +61,7 @@ def copy_notebooks(source: Path, folder: Path) -> int:
 def run_jupyter(options: list[str]) -> int:
     """Run JupyterLab of this very Python; Ctrl-C is answered by it, which asks back. Returns its status."""
     # The extension that shows pictures of widgets that are gone is installed with a wheel; a clone holds it here.
-    extensions = [str(Path(__file__).parent / "widgets" / "jupyter"), os.environ.get("JUPYTER_PATH", "")]
+    extensions = [str(Path(__file__).parents[1] / "widgets" / "jupyter"), os.environ.get("JUPYTER_PATH", "")]
     environment = {**os.environ, "JUPYTER_PATH": os.pathsep.join(filter(None, extensions))}
     process = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=environment)
     while True:

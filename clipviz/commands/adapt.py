@@ -1,0 +1,116 @@
+"""`clipviz adapt`: one method on one data set into one run folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clipviz.build import build_method, parse_constants
+from clipviz.commands.inputs import (
+    backbone_for,
+    description_notes,
+    load_model,
+    open_data,
+    open_eval_data,
+    skipped_note,
+    told,
+)
+from clipviz.commands.progress import Progress
+from clipviz.commands.results import results_of, zero_shot_accuracy
+from clipviz.commands.table import summary
+from clipviz.data.base import ImageDataset
+from clipviz.errors import choose
+from clipviz.evaluate import spread_probe
+from clipviz.events import RunStarted
+from clipviz.files import prepare_folder, write_json
+from clipviz.methods import METHODS, AdaptConfig, Method
+from clipviz.run import CHECKPOINT, Run
+from clipviz.trace import Trace
+
+PROBE = 12
+
+
+def adapt(args: argparse.Namespace) -> None:
+    """`clipviz adapt`: one method on one dataset into one run folder."""
+    choose("method", args.method, METHODS)
+    out = prepare_folder(args.out)
+    if (out / CHECKPOINT).exists() and not args.resume:
+        raise ValueError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
+    loaded, notes = load_model(args.model, args.pretrained, args.device)
+    data = open_data(args, notes)
+    backbone = backbone_for(data, loaded)
+    evaluation = open_eval_data(args, data)
+    teacher, teacher_notes = load_model(args.teacher, args.teacher_pretrained, args.device)
+    notes += teacher_notes
+    notes += skipped_note(data, out / "trace" / "skipped.parquet")
+    if evaluation is not data:
+        notes += skipped_note(evaluation)
+    if args.descriptions is not None:
+        notes += description_notes(data, loaded)
+    method = build_method(
+        args.method,
+        backbone,
+        data,
+        preset=args.preset,
+        constants=parse_constants(args.set),
+        teacher=teacher,
+        allow_labels=args.allow_labels,
+    )
+    given = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = replace(method.schedule, workers=args.workers, **changes)
+    run_one(method, data, evaluation, config, args.seed, out, resume=args.resume, notes=notes)
+    results = json.loads((out / "results.json").read_text())
+    print(summary([results]))
+    if results["accuracy"] is None:
+        print("accuracy is not known: the images have no labels")
+
+
+def run_one(
+    method: Method,
+    data: ImageDataset,
+    evaluation: ImageDataset,
+    config: AdaptConfig,
+    seed: int,
+    out: Path,
+    *,
+    resume: bool = False,
+    zero_shot: float | None = None,
+    notes: Sequence[str] = (),
+) -> Trace:
+    """Run a method into a folder, with config.json before and results.json after; returns the trace.
+
+    `notes` go to stderr once nothing can be refused any more, so that an error is the only line there.
+    """
+    begun = time.perf_counter()
+    probe = spread_probe(evaluation, method.backbone.image_size, PROBE)
+    run = Run(method, data, config, eval_dataset=evaluation, probe=probe, seed=seed, folder=out, listeners=[Progress()])
+    if resume:
+        restored, said = told(run.restore)
+        notes = [*notes, *said] if restored else [*notes, f"nothing to resume in {out}: starting at the beginning"]
+    for note in notes:
+        print(note, file=sys.stderr)
+    (out / "results.json").unlink(missing_ok=True)
+    command = shlex.join(["clipviz", *sys.argv[1:]])
+    write_json(out / "config.json", {"command": command, **_settings(run)})
+    if "zero_shot_accuracy" in run.recorder.meta:  # of a run that goes on: its tower is an adapted one by now
+        zero_shot = run.recorder.meta["zero_shot_accuracy"]
+    elif zero_shot is None:
+        zero_shot = zero_shot_accuracy(method.backbone, evaluation) if method.name != "zero_shot" else None
+    run.recorder.meta.update(command=command, zero_shot_accuracy=zero_shot)
+    trace = run.fit()
+    write_json(out / "results.json", results_of(trace, zero_shot, time.perf_counter() - begun))
+    return trace
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    started = next(iter(run.adaptation))
+    assert isinstance(started, RunStarted)
+    return {**started.meta, "class_names": list(started.class_names), "n_images": started.n_images}

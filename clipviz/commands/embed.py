@@ -1,0 +1,38 @@
+"""`clipviz embed`: images to a file of embeddings."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from clipviz.commands.inputs import backbone_for, data_options, load_model, skipped_note
+from clipviz.data import load_dataset
+from clipviz.data.embed import embed_dataset
+from clipviz.data.feature_files import FEATURE_SUFFIXES, write_features
+from clipviz.data.features import FeatureDataset
+from clipviz.files import prepare_folder
+from clipviz.methods.base import prompt_sentences, text_classifier
+
+
+def embed(args: argparse.Namespace) -> None:
+    """`clipviz embed`: images to embeddings, with labels, class names and a text classifier where they are known."""
+    out = Path(args.out)
+    if out.suffix.lower() not in FEATURE_SUFFIXES:
+        raise ValueError(f"--out wants a .npz or .safetensors file, got {args.out!r}")
+    prepare_folder(out.parent)
+    loaded, notes = load_model(args.model, args.pretrained, args.device)
+    data = load_dataset(args.data, args.split, seed=args.seed, **data_options(args))
+    if isinstance(data, FeatureDataset):
+        raise ValueError(f"{args.data} holds embeddings already; give images")
+    backbone = backbone_for(data, loaded)
+    for note in [*notes, *skipped_note(data)]:
+        print(note, file=sys.stderr)
+    classifier = None
+    if data.class_names:
+        classifier = text_classifier(backbone, prompt_sentences(data.prompts, "descriptions"))
+    features = embed_dataset(backbone, data, classifier)
+    write_features(out, features)
+    n, width = features.embeddings.shape
+    classes = f", classifier of {len(data.class_names)} classes" if data.class_names else ""
+    print(f"wrote {out}: {n} embeddings of width {width}{classes}")

@@ -1,0 +1,120 @@
+"""From the arguments of a command to models, data sets, and what their user should know about them."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from clipviz.backbone import Backbone, load_backbone
+from clipviz.commands.progress import opening
+from clipviz.data import load_dataset
+from clipviz.data.base import ImageDataset
+from clipviz.data.features import FeatureDataset
+from clipviz.data.layout import NoSuchSplit
+from clipviz.descriptions import check_descriptions
+
+_SKIPPED_SHOWN = 5
+
+T = TypeVar("T")
+
+
+def load_model(name: str | None, pretrained: str | None, device: str | None) -> tuple[Backbone | None, list[str]]:
+    """A model if one is named, and what the user should know about it."""
+    if name is None:
+        if pretrained is not None:
+            raise ValueError(f"the weights {pretrained!r} need an architecture; name the model, too")
+        return None, []
+    return told(load_backbone, name, pretrained, _device(device))
+
+
+def told(function: Callable[..., T], *arguments: Any) -> tuple[T, list[str]]:
+    """What a function returns, and its warnings to the user, which are lines of ours here."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        result = function(*arguments)
+    return result, [str(w.message) for w in caught if w.category is UserWarning]
+
+
+def backbone_for(data: ImageDataset, loaded: Backbone | None) -> Backbone:
+    """What looks at the data: the model, or, where the data are embeddings, their classifier or its text tower."""
+    if isinstance(data, FeatureDataset):
+        return data.backbone(loaded)
+    if loaded is None:
+        raise ValueError(f"{data.name} needs a model to look at it; give --model birds, or an open_clip architecture")
+    return loaded
+
+
+def open_data(args: argparse.Namespace, notes: list[str]) -> ImageDataset:
+    """The images of --data to learn from, or all of them; their class names are known afterwards."""
+    data = load_dataset(args.data, "train", seed=args.seed, **data_options(args))
+    if data.class_names:
+        return data
+    if args.model != "birds":
+        raise ValueError(
+            f"{args.data} has no class folders, so its class names are not known; give --classes FILE (one a line), "
+            "--descriptions FILE, or a classes.txt in the folder"
+        )
+    from clipviz.birds.world import SPECIES
+
+    notes.append("no class names given: using the 24 bird species of the bundled model")
+    args.classes = [species.name for species in SPECIES]
+    return load_dataset(args.data, "train", seed=args.seed, **data_options(args))
+
+
+def data_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a command that are arguments of `load_dataset`."""
+    names = ("classes", "descriptions", "root", "download", "allow_outside")
+    return {**{name: getattr(args, name) for name in names}, "progress": opening()}
+
+
+def open_eval_data(args: argparse.Namespace, data: ImageDataset) -> ImageDataset:
+    """What --eval-data says; else the test split of the data; else, transductively, the data itself."""
+    if args.eval_data is not None:
+        evaluation = load_dataset(args.eval_data, "test", seed=args.seed, **data_options(args))
+        if evaluation.has_pixels != data.has_pixels:
+            raise ValueError("--data and --eval-data must both be images or both be embeddings")
+        if evaluation.class_names != data.class_names:
+            raise ValueError(
+                f"--eval-data {args.eval_data} has other classes than --data {args.data} "
+                f"({len(evaluation.class_names)} against {len(data.class_names)}); both need the same class names"
+            )
+        return evaluation
+    try:
+        return load_dataset(args.data, "test", seed=args.seed, **data_options(args)) if data.split != "all" else data
+    except NoSuchSplit:
+        return data  # measured on the images it learns from, and named so
+
+
+def skipped_note(dataset: ImageDataset, listed_in: Path | None = None) -> list[str]:
+    """One line about the files that could not be read; none where all could.
+
+    Names them all, or a few of them if the others are listed in a file.
+    """
+    if not dataset.skipped:
+        return []
+    n = len(dataset.skipped)
+    shown = n if listed_in is None else _SKIPPED_SHOWN
+    names = "; ".join(f"{s.path!r}: {s.reason}" for s in dataset.skipped[:shown])
+    more = f"; and {n - shown} more, all listed in {listed_in}" if n > shown else ""
+    return [f"skipped {n} files: {names}{more}"]
+
+
+def description_notes(data: ImageDataset, backbone: Backbone | None) -> list[str]:
+    """One line about descriptions that are cut or do not name their class; none if all is well."""
+    tokenizer = backbone.tokenizer if backbone is not None else None
+    check = check_descriptions(data.prompts.descriptions, data.class_names, tokenizer)
+    return [f"descriptions: {check.counts()}; {'; '.join(notices)}"] if (notices := check.notices()) else []
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try --device cpu") from error
+    return device

@@ -1,0 +1,93 @@
+"""Results of runs as text: one table for runs that were measured on the same images, never for others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clipviz.errors import one_line
+
+_SHOWN = (
+    "method", "model", "seed", "epochs", "accuracy", "pseudo_label_accuracy", "zero_shot_accuracy", "seconds",
+    "data", "split", "eval_data", "eval_split",
+)  # fmt: skip
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """The results of a run folder.
+
+    Raises:
+        ValueError: if there are none, or they are none of clipviz's.
+    """
+    path = run / "results.json"
+    if not path.is_file():
+        raise ValueError(f"{run} holds no results.json; give the folder of a finished run")
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({one_line(error)}); repeat the run") from error
+    missing = [key for key in _SHOWN if key not in row] if isinstance(row, dict) else list(_SHOWN)
+    if missing:
+        raise ValueError(f"{path} is no result of a clipviz run: it lacks {', '.join(missing)}; repeat the run")
+    return dict(row)
+
+
+def measured_on(row: dict[str, Any]) -> str:
+    """The images that a run learned from, and those that it was measured on."""
+    learned, measured = (f"{one_line(row[name])} ({row[split]})" for name, split in
+                         (("data", "split"), ("eval_data", "eval_split")))  # fmt: skip
+    return f"{learned}, measured on {'the same images' if measured == learned else measured}"
+
+
+def check_same_images(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Refuse results on different images or splits: their accuracies say nothing about each other.
+
+    Raises:
+        ValueError: with the runs on each.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, row in zip(names, rows, strict=True):
+        groups.setdefault(measured_on(row), []).append(name)
+    if len(groups) > 1:
+        listed = "; ".join(f"{', '.join(runs)}: {images}" for images, runs in groups.items())
+        raise ValueError(
+            f"runs on different images or splits cannot be compared in one table ({listed}); "
+            "give only those that were measured on the same"
+        )
+
+
+def summary(rows: Sequence[dict[str, Any]], runs: Sequence[str] | None = None) -> str:
+    """Results on the same images: a line that names them, and an aligned table.
+
+    Accuracies are in percent, "-" where there is none; gain is that over the zero-shot accuracy of the same model.
+    """
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f}"
+
+    def gain(row: dict[str, Any]) -> str:
+        pair = row["accuracy"], row["zero_shot_accuracy"]
+        return "-" if None in pair else f"{100 * (pair[0] - pair[1]):+.1f}"
+
+    columns = {
+        **({"run": list(runs)} if runs is not None else {}),
+        **{name: [str(row[name]) for row in rows] for name in ("method", "model", "seed", "epochs")},
+        "accuracy %": [percent(row["accuracy"]) for row in rows],
+        "gain": [gain(row) for row in rows],
+        "pseudo-labels %": [percent(row["pseudo_label_accuracy"]) for row in rows],
+        "zero-shot %": [percent(row["zero_shot_accuracy"]) for row in rows],
+        "seconds": [f"{row['seconds']:.0f}" for row in rows],
+    }
+    return f"{measured_on(rows[0])}\n{_aligned(columns)}"
+
+
+def _aligned(columns: dict[str, list[str]]) -> str:
+    """Columns with two spaces between them; names to the left, numbers to the right."""
+    cells = []
+    for name, values in columns.items():
+        width = max(map(len, (name, *values)))
+        justify = str.ljust if name in ("run", "method", "model") else str.rjust
+        cells.append([justify(text, width) for text in (name, *values)])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*cells, strict=True))
