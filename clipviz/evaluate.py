@@ -14,12 +14,9 @@ from clipviz.data.embed import embed_dataset
 from clipviz.data.features import FeatureDataset
 from clipviz.data.loader import eval_views
 from clipviz.data.views import eval_parts, eval_view
-from clipviz.events import UNLABELLED, Gallery, Predictions, Probe
+from clipviz.events import UNLABELLED, Predictions, Probe
 from clipviz.methods.base import Method
 from clipviz.ops import normalize
-
-THUMBNAIL = 64
-"""Side of an example in pixels."""
 
 
 @contextmanager
@@ -157,64 +154,3 @@ def spread_probe(dataset: ImageDataset, size: int, n: int = 12) -> Probe | None:
     order = np.argsort(dataset.targets, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int))]
     return probe_images(dataset, chosen, size)
-
-
-def instructive(predictions: Predictions, n: int = 12) -> np.ndarray:
-    """Positions of the images to learn from: the most confident mistakes, at most two per confused pair of classes.
-
-    Without targets: the images with the least confidence.
-
-    Args:
-        predictions: of the whole evaluation set.
-        n: at most so many.
-    """
-    confidence, labels = (t.numpy() for t in predictions.probs.max(-1))
-    target = predictions.target.numpy()
-    known = target != UNLABELLED
-    if not known.any():
-        return np.argsort(confidence, kind="stable")[:n]
-    wrong = np.flatnonzero(known & (labels != target))
-    chosen: list[int] = []
-    seen: dict[tuple[int, int], int] = {}
-    for i in wrong[np.argsort(-confidence[wrong], kind="stable")]:
-        pair = (int(target[i]), int(labels[i]))
-        seen[pair] = seen.get(pair, 0) + 1
-        if seen[pair] <= 2:
-            chosen.append(int(i))
-    return np.array(chosen[:n], dtype=np.int64)
-
-
-def gallery(method: Method, dataset: ImageDataset, predictions: Predictions, n: int = 12) -> Gallery | None:
-    """The instructive images with the final model's saliency; None where there is nothing to show."""
-    if not dataset.has_pixels:
-        return None
-    index = instructive(predictions, n)
-    if len(index) == 0:
-        return None
-    probe = probe_images(dataset, index, method.backbone.image_size)
-    images = probe.images.to(method.backbone.device)
-    with undisturbed(method):
-        explanation = {kind: value.cpu() for kind, value in method.explain(images).items()}
-        branches = {name: logits.softmax(-1).cpu() for name, logits in method.branches(images).items()}
-    examples = surest_examples(predictions, index)
-    thumbnails = probe_images(dataset, examples, THUMBNAIL).images if len(examples) else None
-    labels = predictions.probs[torch.from_numpy(examples)].argmax(-1)
-    return Gallery(probe, predictions.probs[torch.from_numpy(index)], explanation, branches, thumbnails, labels)
-
-
-def surest_examples(predictions: Predictions, index: np.ndarray) -> np.ndarray:
-    """What the model takes for the classes in question: for each of them the other image most surely called so.
-
-    Args:
-        predictions: of the whole evaluation set.
-        index: (G,) positions of the gallery; their two top classes are in question, and their true ones.
-
-    Returns:
-        Positions in the evaluation set, at most one per class; classes that no other image is called have none.
-    """
-    confidence, labels = (t.numpy() for t in predictions.probs.max(-1))
-    top = predictions.probs[torch.from_numpy(index)].topk(min(2, predictions.probs.shape[1]))[1].numpy()
-    classes = np.unique(np.concatenate([top.ravel(), predictions.target.numpy()[index]]))
-    others = np.setdiff1d(np.arange(len(labels)), index)
-    called = [others[labels[others] == label] for label in classes]
-    return np.array([rows[confidence[rows].argmax()] for rows in called if len(rows)], dtype=np.int64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,6 +90,30 @@ class Predictions:
     embeddings: Tensor | None = None
 
 
+class SentenceSimilarity(NamedTuple):
+    """A sentence of class `label` and its cosine with image `place` of the gallery, in [-1, 1]."""
+
+    place: int
+    label: int
+    sentence: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class CacheVotes:
+    """The cache entries that weigh most for each image, the heaviest first.
+
+    Attributes:
+        index: (G, k) int64, positions in the training data.
+        labels: (G, k) int64, the class each entry votes for.
+        votes: (G, k) float, what it adds to that class's logit.
+    """
+
+    index: Tensor
+    labels: Tensor
+    votes: Tensor
+
+
 @dataclass(frozen=True)
 class Gallery:
     """The most instructive evaluation images after training: confidently wrong, or least sure where labels are missing.
@@ -101,6 +125,9 @@ class Gallery:
         branches: name -> (G, C) float probabilities of parts of the inference path, each on its own.
         examples: thumbnails of the images that are most surely called each class the gallery speaks of.
         example_labels: (X,) int64, the class that each example is called.
+        sentences: what is said about the classes in question, and how like the image it is.
+        votes: of methods with a cache, on the CPU.
+        voters: (G, k, 3, h, w) float in [0, 1], thumbnails of the entries in `votes`.
     """
 
     probe: Probe
@@ -109,6 +136,9 @@ class Gallery:
     branches: Mapping[str, Tensor] = field(default_factory=dict)
     examples: Tensor | None = None
     example_labels: Tensor | None = None
+    sentences: tuple[SentenceSimilarity, ...] = ()
+    votes: CacheVotes | None = None
+    voters: Tensor | None = None
 
 
 @dataclass(frozen=True)

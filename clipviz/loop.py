@@ -15,7 +15,7 @@ from torch import Tensor
 from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
 from clipviz.data.features import FeatureDataset, FeatureLoader
 from clipviz.data.loader import ViewLoader
-from clipviz.evaluate import accuracy, branch_accuracies, evaluation_inputs, gallery, predict, undisturbed
+from clipviz.evaluate import accuracy, branch_accuracies, evaluation_inputs, predict, undisturbed
 from clipviz.events import (
     UNLABELLED,
     EpochFinished,
@@ -28,6 +28,7 @@ from clipviz.events import (
     RunStarted,
     StepFinished,
 )
+from clipviz.gallery import gallery
 from clipviz.methods.base import AdaptConfig, Batches, Method
 
 MEASURED = 200_000
@@ -213,7 +214,8 @@ class Adaptation:
         """The instructive images; `predictions` are missing where a run is taken up after its last epoch."""
         if self.eval_dataset is None:
             return None
-        return gallery(self.method, self.eval_dataset, predictions or predict(self.method, self.eval_dataset))
+        predictions = predictions or predict(self.method, self.eval_dataset)
+        return gallery(self.method, self.eval_dataset, predictions, train_dataset=self.dataset)
 
     def _started(self) -> RunStarted:
         method, data, evaluation = self.method, self.dataset, self.eval_dataset

@@ -200,6 +200,12 @@ class Recorder:
         if gallery.examples is not None and gallery.example_labels is not None:
             self._fixed["examples/images"] = _pixels(gallery.examples)
             self._fixed["examples/label"] = _numpy(gallery.example_labels)
+        self.meta["gallery_sentences"] = [list(row) for row in gallery.sentences]
+        if (votes := gallery.votes) is not None:
+            for name, values in {"index": votes.index, "labels": votes.labels, "votes": votes.votes}.items():
+                self._fixed[f"cache/{name}"] = _numpy(values)
+        if gallery.voters is not None:
+            self._fixed["cache/images"] = np.stack([_pixels(images) for images in gallery.voters])
 
     def _flush_steps(self) -> None:
         """Read the loss values off the device: once per epoch, not once per step."""

@@ -103,8 +103,11 @@ class Trace:
             uint8 and `examples/label` (X,), the images most surely called a class, `embeddings/images` (E1,m,D)
             float16 of m evaluation images with `embeddings/index` and `embeddings/target` (m,), and of methods
             with crops `sources/crop_similarity` (n,K), `sources/crop_logits` (n,K,C), `sources/crop_gram`
-            (n,K,K) of the last epoch. Any of them may be absent.
-        meta: JSON-able facts: method, model, data, split, seed, class_names, settings, versions, ...
+            (n,K,K) of the last epoch, and of methods with a cache its k heaviest entries for each gallery image:
+            `cache/index` (positions in training), `cache/labels`, `cache/votes` (G,k) and `cache/images`
+            (G,k,h,w,3) uint8. Any of them may be absent.
+        meta: JSON-able facts: method, model, data, split, seed, class_names, settings, versions, ..., and
+            `gallery_sentences`: [position in the gallery, class, sentence, cosine] of the nearest sentences.
     """
 
     steps: pd.DataFrame = field(default_factory=partial(empty_table, "steps"))

@@ -13,14 +13,13 @@ from clipviz.data.views import eval_view
 from clipviz.evaluate import (
     accuracy,
     branch_accuracies,
-    gallery,
-    instructive,
     predict,
     probe_images,
     spread_probe,
     undisturbed,
 )
 from clipviz.events import Predictions
+from clipviz.gallery import gallery, instructive
 from clipviz.methods.zero_shot import ZeroShot
 
 

@@ -53,7 +53,8 @@ from clipviz.figures.sources import (
     source_decisions_info,
 )
 from clipviz.figures.suspects import draw_suspects, suspects, suspects_info
-from clipviz.figures.why import draw_why_wrong, why_wrong, why_wrong_info
+from clipviz.figures.why import why_wrong_info
+from clipviz.figures.why_page import draw_why_wrong, why_wrong
 
 __all__ = [
     "MethodStyle",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, Views
 from clipviz.data.features import FeatureBackbone
-from clipviz.events import PseudoLabels
+from clipviz.events import CacheVotes, PseudoLabels
 from clipviz.ops import class_logits, normalize
 from clipviz.prompts import ClassPrompts
 
@@ -113,6 +113,7 @@ class Method(nn.Module, ABC):
                 "give images, or use zero_shot, tip_adapter, ntua or dpa"
             )
         self.backbone = backbone.trainable_copy() if self.trains and self.adapts_tower else backbone
+        self.prompts = prompts
         self.class_names = tuple(prompts.names)
 
     @classmethod
@@ -175,6 +176,15 @@ class Method(nn.Module, ABC):
     def baselines(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of classifiers that training does not change, measured once: name -> (B, C)."""
         return {}
+
+    @property
+    def sentences(self) -> list[tuple[str, ...]]:
+        """For each class what its text classifier is made of; default: its descriptions."""
+        return prompt_sentences(self.prompts, "descriptions")
+
+    def cache_votes(self, images: Tensor, n: int) -> CacheVotes | None:
+        """The n cache entries that weigh most for each image (B, 3, S, S), for methods that have a cache."""
+        return None
 
     def diagnostics(self) -> dict[str, float]:
         """Numbers about the state, recorded with every epoch."""

@@ -219,7 +219,7 @@ class DPA(Method):
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: DPAConfig | None = None) -> None:
         super().__init__(backbone, prompts)
         self.config: DPAConfig = config or self.default_config(backbone)
-        text = text_classifier(backbone, prompt_sentences(prompts, self.config.text))
+        text = text_classifier(backbone, self.sentences)
         self.text_prototypes = nn.Parameter(text)
         self.register_buffer("image_prototypes", text.clone())
         self.register_buffer("bank_embeddings", text.new_zeros(0, text.shape[1]))
@@ -233,6 +233,11 @@ class DPA(Method):
     def schedule(self) -> AdaptConfig:
         """The preset's schedule."""
         return self.config.schedule
+
+    @property
+    def sentences(self) -> list[tuple[str, ...]]:
+        """Descriptions or filled templates, whichever the preset says."""
+        return prompt_sentences(self.prompts, self.config.text)
 
     @property
     def needs(self) -> ViewNeeds:

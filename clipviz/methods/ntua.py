@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, Views
 from clipviz.data.features import FeatureBackbone
-from clipviz.events import PseudoLabels
+from clipviz.events import CacheVotes, PseudoLabels
 from clipviz.methods.base import (
     AdaptConfig,
     Method,
@@ -240,9 +240,8 @@ class NtUA(Method):
             raise ValueError(f"a teacher wants to see images, but {backbone.name!r} holds their embeddings only")
         if (self.config.selection == "oracle_balanced") != (oracle_index is not None):
             raise ValueError("oracle_index and selection='oracle_balanced' go together; give both or neither")
-        sentences = prompt_sentences(prompts, self.config.text)
-        self.register_buffer("classifier", text_classifier(backbone, sentences))
-        self.teacher = None if teacher is None else Teacher(teacher, sentences)
+        self.register_buffer("classifier", text_classifier(backbone, self.sentences))
+        self.teacher = None if teacher is None else Teacher(teacher, self.sentences)
         self._oracle_index = oracle_index
         c, e = self.classifier.shape
         if self.trains:
@@ -260,6 +259,11 @@ class NtUA(Method):
     def schedule(self) -> AdaptConfig:
         """The preset's schedule."""
         return self.config.schedule
+
+    @property
+    def sentences(self) -> list[tuple[str, ...]]:
+        """Descriptions or filled templates, whichever the preset says."""
+        return prompt_sentences(self.prompts, self.config.text)
 
     @property
     def needs(self) -> ViewNeeds:
@@ -417,6 +421,13 @@ class NtUA(Method):
             "zero_shot": class_logits(embeddings, self.classifier, self.backbone.logit_scale),
             "cache": cache_logits(embeddings, self.keys, self.values, self.config.alpha, self.config.beta),
         }
+
+    def cache_votes(self, images: Tensor, n: int) -> CacheVotes:
+        """The terms of eq. (5) apart: what each entry adds to the logit of its own class."""
+        affinity = embed(self.backbone, images) @ self.keys.T
+        votes = self.config.alpha * (-self.config.beta * (1.0 - affinity)).exp() * self.values.amax(1)
+        top, rows = votes.topk(min(n, len(self.keys)))
+        return CacheVotes(self.cache_index[rows].cpu(), self.labels[rows].cpu(), top.cpu())
 
     def baselines(self, images: Tensor) -> dict[str, Tensor]:
         """A larger teacher's own zero-shot; a cache that stays below it is no use if the teacher can be run."""

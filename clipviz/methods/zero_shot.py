@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from clipviz.backbone import Backbone
 from clipviz.data.features import FeatureBackbone
-from clipviz.methods.base import ZeroShotMethod, text_classifier
+from clipviz.methods.base import ZeroShotMethod, prompt_sentences, text_classifier
 from clipviz.prompts import ClassPrompts
 
 
@@ -21,8 +21,12 @@ class ZeroShot(ZeroShotMethod):
     name = "zero_shot"
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts) -> None:
-        sentences = [prompts.template_sentences(name) for name in prompts.names]
-        super().__init__(backbone, prompts, text_classifier(backbone, sentences))
+        super().__init__(backbone, prompts, text_classifier(backbone, prompt_sentences(prompts, "templates")))
+
+    @property
+    def sentences(self) -> list[tuple[str, ...]]:
+        """The filled templates."""
+        return prompt_sentences(self.prompts, "templates")
 
 
 class Descriptions(ZeroShotMethod):
@@ -36,5 +40,4 @@ class Descriptions(ZeroShotMethod):
                 f"descriptions needs a text tower, but {backbone.name!r} brings one classifier and no sentences; "
                 "use zero_shot, or give the model and the descriptions"
             )
-        sentences = [prompts.description_sentences(name) for name in prompts.names]
-        super().__init__(backbone, prompts, text_classifier(backbone, sentences))
+        super().__init__(backbone, prompts, text_classifier(backbone, prompt_sentences(prompts, "descriptions")))

@@ -377,7 +377,21 @@ def test_why_wrong_gathers_votes_examples_and_history():
         "examples/label": np.array([0, 1]),
     }
     rows = predictions([(-1, 8, 2, 0.4, 2), (0, 8, 1, 0.7, 2), (0, 3, 1, 0.9, 0)])
-    info = figures.why_wrong_info(trace(arrays=arrays, predictions=rows), position=1, n_classes=2)
+    said = [[0, 0, "An ant.", 0.3], [1, 1, "A bee.", 0.5], [1, 1, "It hums.", 0.4], [1, 2, "A cat.", 0.1]]
+    arrays["cache/labels"] = np.array([[0, 0], [2, 1]])
+    arrays["cache/votes"] = np.array([[1.0, 0.5], [0.75, 0.25]])
+    meta = {**trace().meta, "gallery_sentences": said}
+    full = Trace(predictions=rows, arrays=arrays, meta=meta)
+    info = figures.why_wrong_info(full, position=1, n_classes=2)
+    assert [(voter.name, voter.vote, voter.image) for voter in info.voters] == [
+        ("cat", 0.75, None),
+        ("bee", 0.25, None),
+    ]
+    assert [(s.name, s.is_target, s.nearest) for s in info.sentences] == [
+        ("bee", False, [("A bee.", 0.5), ("It hums.", 0.4)]), ("cat", True, [("A cat.", 0.1)])
+    ]  # fmt: skip
+    drawn = {text.get_text() for text in figures.draw_why_wrong(info).texts}
+    assert {"cat +0.75", "0.40  It hums.", "✓ cat"} <= drawn
     assert (info.number, info.target) == (8, "cat")
     assert [vote.name for vote in info.votes] == ["bee", "ant", "cat"]
     assert info.votes[2].probs == {"method": 0.1, "cls": 0.4}

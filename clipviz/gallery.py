@@ -1,0 +1,160 @@
+"""The instructive images of a finished run, and what can be said about each: maps, votes, sentences, cache entries."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipviz.data.base import ImageDataset
+from clipviz.evaluate import probe_images, undisturbed
+from clipviz.events import UNLABELLED, CacheVotes, Gallery, Predictions, SentenceSimilarity
+from clipviz.methods.base import Method, embed, sentence_embeddings
+
+THUMBNAIL = 64
+"""Side of an example in pixels."""
+
+SENTENCES = 2
+"""Descriptions kept of each class in question."""
+
+NEIGHBORS = 5
+"""Cache entries kept of each image."""
+
+
+def gallery(
+    method: Method,
+    dataset: ImageDataset,
+    predictions: Predictions,
+    n: int = 12,
+    train_dataset: ImageDataset | None = None,
+) -> Gallery | None:
+    """The instructive images with the final model's saliency; None where there is nothing to show.
+
+    Args:
+        method: the trained one.
+        dataset: the evaluation images.
+        predictions: of all of them.
+        n: at most so many images.
+        train_dataset: where the entries of a cache come from, for their thumbnails.
+    """
+    if not dataset.has_pixels:
+        return None
+    index = instructive(predictions, n)
+    if len(index) == 0:
+        return None
+    probe = probe_images(dataset, index, method.backbone.image_size)
+    images = probe.images.to(method.backbone.device)
+    probs = predictions.probs[torch.from_numpy(index)]
+    with undisturbed(method):
+        explanation = {kind: value.cpu() for kind, value in method.explain(images).items()}
+        branches = {name: logits.softmax(-1).cpu() for name, logits in method.branches(images).items()}
+        sentences = nearest_sentences(method, images, classes_in_question(probs, probe.target))
+        votes = method.cache_votes(images, NEIGHBORS)
+    examples = surest_examples(predictions, index)
+    return Gallery(
+        probe,
+        probs,
+        explanation,
+        branches,
+        _thumbnails(dataset, examples),
+        predictions.probs[torch.from_numpy(examples)].argmax(-1),
+        sentences,
+        votes,
+        None if votes is None or train_dataset is None else _voters(train_dataset, votes),
+    )
+
+
+def _thumbnails(dataset: ImageDataset, index: np.ndarray) -> Tensor | None:
+    """(X, 3, 64, 64) in [0, 1] of some images."""
+    return probe_images(dataset, index, THUMBNAIL).images if len(index) else None
+
+
+def _voters(dataset: ImageDataset, votes: CacheVotes) -> Tensor | None:
+    """(G, k, 3, 64, 64): the images behind the cache entries; None where the cache came from embeddings."""
+    if not dataset.has_pixels:
+        return None
+    unique, places = np.unique(votes.index.numpy(), return_inverse=True)
+    pictures = _thumbnails(dataset, unique)
+    return None if pictures is None else pictures[torch.from_numpy(places.reshape(votes.index.shape))]
+
+
+def classes_in_question(probs: Tensor, target: Tensor) -> list[list[int]]:
+    """For each image the class it is called, and its true one (the runner-up where that is the same or not known).
+
+    Args:
+        probs: (G, C) float.
+        target: (G,) int64, -1 unlabelled.
+    """
+    top = probs.topk(min(2, probs.shape[1]))[1].tolist()
+    return [
+        [first, true] if true not in (UNLABELLED, first) else [first, *rest]
+        for (first, *rest), true in zip(top, target.tolist(), strict=True)
+    ]
+
+
+def nearest_sentences(
+    method: Method, images: Tensor, classes: list[list[int]], n: int = SENTENCES
+) -> tuple[SentenceSimilarity, ...]:
+    """The descriptions of some classes that are most like an image, by the cosine of the adapted CLS embedding.
+
+    A classifier is the mean of its sentences, so these are the ones that pull an image to a class the hardest.
+
+    Args:
+        method: its image tower and text tower embed.
+        images: (G, 3, S, S) float in [0, 1].
+        classes: for each image the classes whose sentences are compared.
+        n: sentences of each class.
+    """
+    wanted = sorted({label for labels in classes for label in labels})
+    texts = method.sentences
+    rows = dict(zip(wanted, sentence_embeddings(method.backbone, [texts[label] for label in wanted]), strict=True))
+    found = []
+    for place, (embedding, labels) in enumerate(zip(embed(method.backbone, images), classes, strict=True)):
+        for label in labels:
+            similarity, order = (rows[label] @ embedding).sort(descending=True, stable=True)
+            for value, i in zip(similarity[:n].tolist(), order[:n].tolist(), strict=True):
+                found.append(SentenceSimilarity(place, label, texts[label][i], value))
+    return tuple(found)
+
+
+def instructive(predictions: Predictions, n: int = 12) -> np.ndarray:
+    """Positions of the images to learn from: the most confident mistakes, at most two per confused pair of classes.
+
+    Without targets: the images with the least confidence.
+
+    Args:
+        predictions: of the whole evaluation set.
+        n: at most so many.
+    """
+    confidence, labels = (t.numpy() for t in predictions.probs.max(-1))
+    target = predictions.target.numpy()
+    known = target != UNLABELLED
+    if not known.any():
+        return np.argsort(confidence, kind="stable")[:n]
+    wrong = np.flatnonzero(known & (labels != target))
+    chosen: list[int] = []
+    seen: dict[tuple[int, int], int] = {}
+    for i in wrong[np.argsort(-confidence[wrong], kind="stable")]:
+        pair = (int(target[i]), int(labels[i]))
+        seen[pair] = seen.get(pair, 0) + 1
+        if seen[pair] <= 2:
+            chosen.append(int(i))
+    return np.array(chosen[:n], dtype=np.int64)
+
+
+def surest_examples(predictions: Predictions, index: np.ndarray) -> np.ndarray:
+    """What the model takes for the classes in question: for each of them the other image most surely called so.
+
+    Args:
+        predictions: of the whole evaluation set.
+        index: (G,) positions of the gallery; their two top classes are in question, and their true ones.
+
+    Returns:
+        Positions in the evaluation set, at most one per class; classes that no other image is called have none.
+    """
+    confidence, labels = (t.numpy() for t in predictions.probs.max(-1))
+    top = predictions.probs[torch.from_numpy(index)].topk(min(2, predictions.probs.shape[1]))[1].numpy()
+    classes = np.unique(np.concatenate([top.ravel(), predictions.target.numpy()[index]]))
+    others = np.setdiff1d(np.arange(len(labels)), index)
+    called = [others[labels[others] == label] for label in classes]
+    return np.array([rows[confidence[rows].argmax()] for rows in called if len(rows)], dtype=np.int64)
