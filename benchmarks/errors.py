@@ -68,6 +68,7 @@ COMMANDS = {
     "weights cut off": "adapt zero_shot --model RN50 --pretrained cut.safetensors --data photos --out run",
     "weights that are pickled code": "adapt zero_shot --model RN50 --pretrained code.pt --data photos --out run",
     "weights with another activation": "adapt zero_shot --model ViT-B-32 --pretrained openai --data photos --out run",
+    "file of OpenAI's weights": "adapt zero_shot --model RN50 --pretrained rn50.openai.pt --data photos --out run",
     "weights that are not here": "adapt zero_shot --model ViT-B-32 --pretrained laion2b_e16 --data photos --out run",
     "hub model that is not on this machine": "adapt zero_shot --model hf-hub:someone/clip --data photos --out run",
     "unknown tag": "adapt zero_shot --model ViT-B-32 --pretrained laion --data photos --out run",
@@ -117,6 +118,7 @@ def make_inputs() -> None:
 def _make_weights() -> None:
     save_file({"visual.proj": torch.zeros(4, 4)}, "other.safetensors")
     Path("cut.safetensors").write_bytes(Path("other.safetensors").read_bytes()[:20])
+    save_file({"visual.proj": torch.zeros(4, 4)}, "rn50.openai.pt")
     Path("code.pt").write_bytes(pickle.dumps(os.getcwd))
 
 

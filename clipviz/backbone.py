@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from clipviz.ops import normalize
 from clipviz.tower import short_last_block, value_path
-from clipviz.weights import at_once, check_activation, explained, is_script_archive, missing, quietly, source_of
+from clipviz.weights import at_once, explained, is_script_archive, missing, quietly, rounding_notice, source_of
 
 
 class ImageTokens(NamedTuple):
@@ -223,8 +223,6 @@ def load_backbone(name: str, pretrained: str | None = None, device: str | torch.
     source = source_of(name, pretrained)
     is_random = pretrained is None and ":" not in source
     archive = pretrained if pretrained is not None and is_script_archive(pretrained) else None
-    if archive is not None:
-        check_activation(name, archive, wants_quick=True)
     try:
         with quietly(), at_once(source, pretrained):
             if ":" not in source:
@@ -248,6 +246,8 @@ def load_backbone(name: str, pretrained: str | None = None, device: str | torch.
             f"{name!r} has random weights and knows nothing; name pretrained weights (a tag or a file) to change that",
             stacklevel=2,
         )
+    if pretrained is not None and archive is None and (notice := rounding_notice(name, pretrained, model.visual)):
+        warnings.warn(notice, stacklevel=2)
     cfg = open_clip.get_model_preprocess_cfg(model)
     backbone = Backbone(model, tokenizer, cfg["mean"], cfg["std"], name).to(device or "cpu")
     return backbone.requires_grad_(False).eval()

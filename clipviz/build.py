@@ -75,6 +75,9 @@ def parse_constants(assignments: Sequence[str]) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a list"}
+
+
 def _value(method: str, config: Any, name: str, text: str) -> Any:
     """The value of a constant, of the type it has."""
     if config is None:
@@ -94,4 +97,7 @@ def _value(method: str, config: Any, name: str, text: str) -> Any:
         return float(value)
     if now is None or type(value) is type(now):
         return value
-    raise ValueError(f"{name} of {method} is {json.dumps(now)} by default, so {text!r} is no value for it")
+    raise ValueError(
+        f"{name} of {method} wants {_KINDS.get(type(now), 'a value')} such as {json.dumps(now)}, its default; "
+        f"got {text!r}"
+    )

@@ -1,7 +1,8 @@
 """Command line: `clipviz demo | adapt | embed | describe | report | compare | lab`.
 
 Exit 0: done. Exit 2 and one line on stderr: a mistake of the user's (what was wanted, what came, what to do); `--debug`
-shows the traceback. Exit 1: the run itself failed. Exit 130: stopped by Ctrl-C, with everything up to there saved.
+shows the traceback. Exit 1: the run itself failed, or clipviz did, and then with its traceback. Exit 130: stopped by
+Ctrl-C, with everything up to there saved.
 Torch is imported by the commands that need it, so `--help` is instant.
 """
 
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("stopped; what was done is saved", 130)
     except (ValueError, OSError) as error:
-        if args.debug:
+        if args.debug or not _is_about_the_input(error):
             raise
         return _fail(str(error) or type(error).__name__, 2)
     except FloatingPointError as error:
@@ -160,6 +161,18 @@ def _command(name: str) -> Callable[[argparse.Namespace], None]:
     return command
 
 
+def _is_about_the_input(error: Exception) -> bool:
+    """Whether an error was raised by clipviz for its user to read, or by the system (no space, no permission).
+
+    A ValueError from the depths of another library is a mistake of ours: it keeps its traceback and status 1.
+    """
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
+    return isinstance(error, OSError) or module.partition(".")[0] == "clipviz"
+
+
 def _fail(message: str, status: int) -> int:
     print(f"clipviz: error: {_one_line(message)}", file=sys.stderr)
     return status
@@ -170,15 +183,16 @@ def _one_line(message: str) -> str:
 
 
 def _positive(text: str) -> int:
-    value = _natural(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"wanted a whole number of at least 1, got {text!r}")
-    return value
+    return _whole_number(text, 1)
 
 
 def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"wanted a whole number of at least 0, got {text!r}")
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"wanted a whole number of at least {least}, got {text!r}")
     return int(text)
 
 

@@ -8,19 +8,20 @@ from collections.abc import Iterable
 _MOST_CHOICES_SHOWN = 30
 
 
-def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
+def unknown(kind: str, name: object, choices: Iterable[str], also: Iterable[str] = ()) -> ValueError:
     """Build the error for a name that is not among `choices`; the caller raises it.
 
     Args:
         kind: What the name should have been, for the message: "model", "method", ...
         name: What came. It is quoted, so newlines and markup in it stay on one line.
         choices: The valid names, in the order to show them.
+        also: Others that may have been meant; they are not listed.
 
     Returns:
         A `ValueError` with one line of text.
     """
     valid = list(choices)
-    by_lower = {choice.lower(): choice for choice in valid}
+    by_lower = {choice.lower(): choice for choice in (*also, *valid)}
     nearest = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
     hint = f"; did you mean {by_lower[nearest[0]]!r}?" if nearest else "."
     shown = ", ".join(repr(choice) for choice in valid[:_MOST_CHOICES_SHOWN])

@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
+
+import torch
 
 from clipviz.errors import choose, one_line
 
@@ -55,7 +58,11 @@ def _check_pretrained(name: str, pretrained: str | None) -> None:
     """Refuse a tag or file that does not exist, or would be loaded with the wrong activation."""
     import open_clip
 
-    if pretrained is None or Path(pretrained).is_file():
+    if pretrained is None:
+        return
+    if Path(pretrained).is_file():
+        if _is_for_quickgelu(pretrained):
+            check_activation(name, pretrained, wants_quick=True)
         return
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not tags or Path(pretrained).suffix in {".safetensors", ".pt", ".pth", ".bin"}:
@@ -77,6 +84,32 @@ def check_activation(name: str, pretrained: str, wants_quick: bool) -> None:
             f"the weights {pretrained!r} were trained with {'QuickGELU' if wants_quick else 'GELU'} but {name!r} uses "
             f"{'QuickGELU' if has_quick else 'GELU'}; use the architecture {other!r}"
         )
+
+
+def _is_for_quickgelu(path: str) -> bool:
+    """Whether a file of weights says that it wants QuickGELU: as OpenAI's archive, or by its name."""
+    return is_script_archive(path) or any(sign in Path(path).name.lower() for sign in ("openai", "quickgelu"))
+
+
+def rounding_notice(name: str, path: str, visual: Any) -> str | None:
+    """What to say of a file whose weights are rounded to half precision, as OpenAI's are, with GELU; else None.
+
+    A file of weights does not hold the activation, and others round theirs, too, so it is no more than a notice.
+    """
+    import open_clip
+
+    quick = f"{name}-quickgelu"
+    weights = [parameter for parameter in visual.parameters() if parameter.ndim > 1]
+    if (
+        not Path(path).is_file()
+        or quick not in open_clip.list_models()
+        or not all(torch.equal(w, w.half().to(w.dtype)) for w in weights)
+    ):
+        return None
+    return (
+        f"the weights {path!r} are rounded to half precision, as OpenAI's are; if they are OpenAI's, or were trained "
+        f"from those, they want QuickGELU: use the architecture {quick!r}"
+    )
 
 
 def missing(name: str, pretrained: str | None, error: Exception) -> str | None:
@@ -113,6 +146,11 @@ def explained(error: Exception) -> str:
             "the file is pickled and holds more than tensors, so it is not opened; save its state_dict as .safetensors"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "input_resolution" in str(error):
+        return (
+            "this is the state_dict of OpenAI's archive, with sizes among the weights; give the archive itself (.pt), "
+            "and an architecture with QuickGELU, such as ViT-B-32-quickgelu"
+        )
     if isinstance(error, RuntimeError) and len(lines) > 1 and "state_dict" in lines[0]:
         more = f"; {len(lines) - 2} more such lines" if len(lines) > 2 else ""
         return (

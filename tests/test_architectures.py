@@ -226,6 +226,39 @@ def test_an_archive_of_openai_is_refused_for_another_activation(quick):
         load_backbone("test-openai", str(quick[0] / "archive.pt"))
 
 
+def test_a_file_that_says_openai_is_refused_for_another_activation(quick, tmp_path):
+    """A safetensors file or a plain state dict does not hold the activation; its name may tell."""
+    model = quick[1]
+    torch.save(model.state_dict(), tmp_path / "vit_clip.openai.pt")
+    save_file(model.state_dict(), tmp_path / "tiny-QuickGELU.safetensors")
+    for name in ("vit_clip.openai.pt", "tiny-QuickGELU.safetensors"):
+        with pytest.raises(ValueError, match=r"trained with QuickGELU but 'test-openai' uses GELU.*use the archi"):
+            load_backbone("test-openai", str(tmp_path / name))
+        load_backbone("test-openai-quickgelu", str(tmp_path / name))
+
+
+def test_weights_that_look_like_openais_get_a_notice(quick, tmp_path):
+    """Nothing but their rounding gives them away, and others round theirs, too."""
+    folder, model = quick
+    with pytest.warns(UserWarning, match=r"rounded to half precision, as OpenAI's are.*'test-openai-quickgelu'"):
+        load_backbone("test-openai", str(folder / "same.safetensors"))
+    other = {key: tensor * 1.0001 for key, tensor in model.state_dict().items()}
+    save_file(other, tmp_path / "trained.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_backbone("test-openai", str(tmp_path / "trained.safetensors"))
+        load_backbone("test-openai-quickgelu", str(folder / "same.safetensors"))
+
+
+def test_the_state_dict_of_an_archive_is_explained(quick, tmp_path):
+    """As it comes out of OpenAI's archive, it has numbers in it that no architecture has."""
+    state = {**quick[1].state_dict(), "input_resolution": torch.tensor(32)}
+    torch.save(state, tmp_path / "clip.pt")
+    for name in ("test-openai", "test-openai-quickgelu"):
+        with pytest.raises(ValueError, match=r"state_dict of OpenAI's archive.*give the archive itself"):
+            load_backbone(name, str(tmp_path / "clip.pt"))
+
+
 def test_an_archive_that_does_not_fit_or_is_damaged_is_refused(quick, tmp_path, configs):
     archive = quick[0] / "archive.pt"
     with pytest.raises(ValueError, match="do not fit this architecture") as error:

@@ -42,7 +42,7 @@ def test_the_bundled_model_has_presets_of_its_own(tiny_backbone, monkeypatch):
         ("dpa", {"preset": "dtt"}, "did you mean 'dtd'"),
         ("dpa", {"constants": {"b": "1"}}, "unknown constant of dpa 'b'"),
         ("dpa", {"constants": {"schedule": "1"}}, "unknown constant of dpa 'schedule'"),
-        ("dpa", {"constants": {"a": "much"}}, "a of dpa is 0.5 by default, so 'much' is no value"),
+        ("dpa", {"constants": {"a": "much"}}, r"a of dpa wants a number such as 0\.5, its default; got 'much'"),
         ("dpa", {"constants": {"a": "2"}}, r"a must be in \[0, 1\]"),
         ("ntua", {"constants": {"selection": "best"}}, "unknown selection of ntua 'best'"),
         ("ntua", {"constants": {"selection": "oracle_balanced"}}, "--allow-labels"),

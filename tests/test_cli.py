@@ -304,6 +304,31 @@ def test_random_weights_are_told_in_one_line_of_our_own(photos, tmp_path, archit
     assert done.stderr.startswith("'cli-resnet' has random weights")
 
 
+def test_an_error_that_is_nobodys_mistake_but_ours_keeps_its_traceback(photos, tmp_path, monkeypatch):
+    """A ValueError from the depths of another library tells a user nothing."""
+    monkeypatch.setattr("clipviz.commands.adapt.spread_probe", lambda *_: json.loads("no json"))
+    with pytest.raises(json.JSONDecodeError):
+        cli.main(adapt(data=photos, out=tmp_path / "run"))
+
+
+def test_a_full_disk_is_no_mistake_of_ours(photos, tmp_path, monkeypatch, capfd):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("clipviz.run_folder.save_checkpoint", full)
+    assert cli.main(adapt(data=photos, out=tmp_path / "run")) == 2
+    assert "No space left on device" in capfd.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("option", "least"), [("--epochs", 1), ("--seed", 0)])
+def test_a_number_that_is_none_names_its_least(option, least, capsys):
+    for value in ("many", "-1", "1.5"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(adapt(f"{option}={value}"))
+        assert stop.value.code == 2
+        assert f"wanted a whole number of at least {least}, got {value!r}" in capsys.readouterr().err
+
+
 def test_a_loss_that_explodes_is_status_1_in_one_line(photos, tmp_path, capfd, monkeypatch):
     from clipviz.methods.microclip import MicroCLIP
 

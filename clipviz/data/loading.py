@@ -118,6 +118,16 @@ def _text_or_none(path: str | os.PathLike[str] | None) -> str | None:
     return None if path is None else os.path.expanduser(os.fsdecode(path))
 
 
+def _folders_beside(path: str) -> list[str]:
+    """The folders that a misspelt one may have meant."""
+    parent = os.path.dirname(path)
+    try:
+        with os.scandir(parent or ".") as entries:
+            return [display_name(os.path.join(parent, entry.name)) for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
+
+
 def _no_folder(text: str, folder: str) -> ValueError:
     if text.lower().endswith(FEATURE_SUFFIXES):
         return ValueError(f"no such file of embeddings: {text!r}; `clipviz embed` writes one from a folder of images")
@@ -134,5 +144,5 @@ def _no_folder(text: str, folder: str) -> ValueError:
     from clipviz.birds.domains import DOMAINS
 
     builtin = [_BIRDS, *(f"{_BIRDS}/{domain}" for domain in DOMAINS), *benchmarks()]
-    error = unknown("data set or folder", text, builtin)
+    error = unknown("data set or folder", text, builtin, also=_folders_beside(folder))
     return ValueError(f"{error}, or give the path of an existing folder of images")

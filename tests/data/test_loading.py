@@ -65,3 +65,14 @@ def test_what_cannot_be_loaded_gets_one_helpful_line(tmp_path, save_image, monke
         load_dataset(spec)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_folder_is_recognized(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "2024").mkdir(parents=True)
+    with pytest.raises(ValueError, match="'phtoos'; did you mean 'photos'"):
+        load_dataset("phtoos")
+    with pytest.raises(ValueError, match="did you mean 'photos/2024'"):
+        load_dataset("photos/2042")
+    with pytest.raises(ValueError, match="unknown data set or folder 'nowhere/2024'"):
+        load_dataset("nowhere/2024")
