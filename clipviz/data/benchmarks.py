@@ -3,7 +3,8 @@
 What is known of each benchmark stands in `benchmarks.json`. Its templates are those of the CLIP paper (openai/CLIP,
 data/prompts.md), after the single one of CoOp and Tip-Adapter where that is another; names that do not read as words
 are CLIP's or CoOp's. `files` says what must be below the root, `splits` what torchvision calls train, val and test;
-those without splits give all images. Nothing is downloaded unless asked for.
+those without splits give all images. Nothing is downloaded unless asked for. CUB-200 and RESISC45, which torchvision
+lacks, are read by `clipviz.data.lists`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from PIL import Image
 from clipviz.data.base import ImageDataset
 from clipviz.data.image_files import Descriptions, ImageFileDataset, Progress, check_count, make_prompts
 from clipviz.data.layout import ALL, SPLITS, Layout, NoSuchSplit
+from clipviz.data.lists import read_cub, read_resisc45
 from clipviz.data.scan import find_images, list_folder
 from clipviz.errors import choose, one_line
 
@@ -48,8 +50,8 @@ class Benchmark:
     Attributes:
         name: Its key.
         title: Its name as printed.
-        reader: "files" (torchvision lists them), "folders" (of classes), "arrays" (torchvision loads all pixels) or
-            "split file" (there is no other source than CoOp's file).
+        reader: "files" (torchvision lists them), "folders" (of classes), "arrays" (torchvision loads all pixels), "own
+            lists" (`clipviz.data.lists` reads them) or "split file" (there is no other source than CoOp's file).
         templates: The first is the one to use where one is asked for.
         also: Other spellings of the key, in lower case and without signs.
         torchvision: Its class in `torchvision.datasets`.
@@ -212,7 +214,8 @@ def load_benchmark(
             seed=seed,
             **texts,
         )
-    layout = _folders(benchmark, folder) if benchmark.reader == "folders" else _files(benchmark, folder, official)
+    read = {"folders": _folders, "files": _files, "own lists": _own_lists}[benchmark.reader]
+    layout = read(benchmark, folder, official)
     place = f"{benchmark.title} in {folder!r}"
     return ImageFileDataset(
         layout, folder, name=benchmark.name, place=place, n=n, seed=seed, progress=progress, **texts
@@ -319,7 +322,25 @@ def _sun_partition(pairs: list[tuple[str, int]], folder: str, split: str) -> tup
     return f"official {split} (partition 1)", [pair for pair in pairs if pair[0] in listed]
 
 
-def _folders(benchmark: Benchmark, root: str) -> Layout:
+def _own_lists(benchmark: Benchmark, root: str, split: str) -> Layout:
+    """What the published lists of a benchmark say, with its names as they are spoken."""
+    folder = os.path.join(root, benchmark.files)
+    try:
+        layout = (
+            read_cub(os.path.dirname(folder), split) if benchmark.name == "cub200" else read_resisc45(folder, split)
+        )
+    except NoSuchSplit:
+        raise
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{benchmark.title} in {root!r} is incomplete or damaged ({one_line(error)}); it wants {benchmark.put}"
+        ) from error
+    if not layout.paths:
+        raise ValueError(f"{benchmark.title}: there is no image in {folder!r}; it wants {benchmark.put}")
+    return replace(layout, class_names=tuple(benchmark.spoken(name) for name in layout.class_names))
+
+
+def _folders(benchmark: Benchmark, root: str, split: str) -> Layout:
     """Images by class folder, for benchmarks that come without splits."""
     base = os.path.join(root, benchmark.files)
     folders = [name for name in list_folder(base).folders if name not in benchmark.drop]

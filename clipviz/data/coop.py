@@ -14,7 +14,7 @@ from typing import Any
 
 from clipviz.data.base import Skipped
 from clipviz.data.layout import SPLITS, Layout, NoSuchSplit
-from clipviz.data.scan import display_name
+from clipviz.data.scan import display_name, inside
 from clipviz.errors import choose
 from clipviz.prompts import check_class_names
 
@@ -50,12 +50,12 @@ def read_coop_split(path: str, split: str, root: str | None = None) -> tuple[Lay
     folder = _image_folder(path, splits[split], root, source)
     layout = Layout(f"CoOp {split}", class_names, [], [], [])
     for name, target, _ in splits[split]:
-        full = os.path.normpath(os.path.join(folder, name))
-        if full.startswith(os.path.join(os.path.normpath(folder), "")) and "\0" not in full:
-            layout.paths.append(full)
-            layout.targets.append(target)
-        else:
+        full = inside(folder, name)
+        if full is None:
             layout.skipped.append(Skipped(display_name(name), "lies outside the folder of images"))
+            continue
+        layout.paths.append(full)
+        layout.targets.append(target)
     return layout, folder
 
 

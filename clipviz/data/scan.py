@@ -58,6 +58,12 @@ def display_path(path: str, root: str) -> str:
     return display_name(os.path.relpath(path, root))
 
 
+def inside(folder: str, name: str) -> str | None:
+    """The path of a file that a list names, or None if it would lie outside its folder."""
+    path = os.path.normpath(os.path.join(folder, name))
+    return path if path.startswith(os.path.join(os.path.normpath(folder), "")) and "\0" not in path else None
+
+
 def list_folder(path: str) -> Listing:
     """List one folder.
 

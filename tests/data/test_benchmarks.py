@@ -114,6 +114,25 @@ def fashion(root, save):
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, n) + labels)
 
 
+def cub(root, save):
+    names = ["001.Black_footed_Albatross/b_1.jpg", "001.Black_footed_Albatross/b_2.jpg", "002.Laysan_Albatross/l_1.jpg"]
+    for name in names:
+        save(f"CUB_200_2011/images/{name}")
+    folder = root / "CUB_200_2011"
+    text(folder / "classes.txt", "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n")
+    text(folder / "images.txt", "".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
+    text(folder / "image_class_labels.txt", "1 1\n2 1\n3 2\n")
+    text(folder / "train_test_split.txt", "1 0\n2 1\n3 0\n")
+
+
+def resisc(root, save):
+    for name in ("airplane/airplane_001", "airplane/airplane_002", "golf_course/golf_course_001"):
+        save(f"NWPU-RESISC45/{name}.jpg")
+    text(root / "resisc45-train.txt", "golf_course_001.jpg\nairplane_002.jpg\n")
+    for split in ("val", "test"):
+        text(root / f"resisc45-{split}.txt", "airplane_001.jpg\n")
+
+
 def cifar(folder, key, names):
     def build(root, save):
         base = root / folder
@@ -150,6 +169,10 @@ CASES = {
               ("red and white circle 20 kph speed limit",)),
     "fashion_mnist": (fashion, [("train", "official train", [0, 9, 1]), ("test", "official test", [0, 9])],
                       ("t-shirt or top", "trouser")),
+    "cub200": (cub, [("train", "official train", [0]), ("test", "official test", [0, 1])],
+               ("Black footed Albatross", "Laysan Albatross")),
+    "resisc45": (resisc, [("train", "torchgeo train", [0, 1]), ("val", "torchgeo val", [0]),
+                          ("test", "torchgeo test", [0])], ("airplane", "golf course")),
     "cifar10": (cifar("cifar-10-batches-py", "labels", BATCHES),
                 [("train", "official train", [0, 2] * 5), ("test", "official test", [2, 1, 0])], ("airplane",)),
     "cifar100": (cifar("cifar-100-python", "fine_labels", {"train": [1, 0], "test": [2]}),
@@ -208,7 +231,7 @@ def test_a_missing_benchmark_says_where_to_put_it_and_nothing_is_made_or_loaded(
         load_dataset(name, root=root)
     message = str(error.value)
     assert str(root / benchmarks()[name].files) in message
-    assert ("--download" in message) == (name != "stanford_cars")
+    assert ("--download" in message) == (name not in ("stanford_cars", "cub200", "resisc45"))
     assert "\n" not in message
     assert not root.exists()
 
@@ -280,6 +303,56 @@ def test_split_names_tell_which_split_of_which_kind(build):
         load_dataset("sun397", "val", root=root)
 
 
+def test_resisc45_without_lists_is_all_images(build):
+    root = build("resisc45")
+    (root / "resisc45-val.txt").unlink()
+    with pytest.raises(NoSuchSplit, match=r"no resisc45-val\.txt .*it has resisc45-train\.txt, resisc45-test\.txt"):
+        load_dataset("resisc45", "val", root=root)
+    for split in ("train", "test"):  # beside the folder or in it
+        (root / f"resisc45-{split}.txt").rename(root / "NWPU-RESISC45" / f"resisc45-{split}.txt")
+    assert load_dataset("resisc45", "train", root=root).split == "torchgeo train"
+    for split in ("train", "test"):
+        (root / "NWPU-RESISC45" / f"resisc45-{split}.txt").unlink()
+    dataset = load_dataset("resisc45", root=root)
+    assert (dataset.split, dataset.targets.tolist()) == ("all", [0, 0, 1])
+
+
+def test_images_of_a_list_that_are_not_there_or_not_below_it_are_skipped(build):
+    root = build("resisc45")
+    text(root / "resisc45-train.txt", "airplane_002.jpg\nairplane_700.jpg\n")
+    dataset = load_dataset("resisc45", root=root)
+    assert len(dataset) == 1
+    assert [(s.path, s.reason) for s in dataset.skipped] == [("airplane_700.jpg", "in the list, but not in the folder")]
+    build("cub200")
+    text(root / "CUB_200_2011/images.txt", "1 ../../secret.jpg\n2 001.Black_footed_Albatross/b_2.jpg\n3 gone/l_1.jpg\n")
+    with pytest.raises(ValueError, match="no readable image in CUB-200-2011"):
+        load_dataset("cub200", "test", root=root)
+    assert load_dataset("cub200", "train", root=root).skipped == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("images.txt", None, r"damaged \(images\.txt cannot be read"),
+        ("images.txt", "one two\n", r"line 1 of images\.txt is 'one two', wanted a new number and a text"),
+        ("images.txt", "1 a\n1 b\n", r"line 2 of images\.txt"),
+        ("images.txt", "", "there is no image in"),
+        ("classes.txt", "1 001.Black_footed_Albatross\n", r"image 3 of images\.txt has no class"),
+        ("train_test_split.txt", "1 0\n", r"image 2 of images\.txt has no class of classes\.txt, or no split"),
+        ("image_class_labels.txt", b"\xff", r"image_class_labels\.txt cannot be read"),
+    ],
+)
+def test_a_damaged_list_of_cub_is_one_line(build, file, content, message):
+    path = build("cub200") / "CUB_200_2011" / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message) as error:
+        load_dataset("cub200", "test", root=path.parents[1])
+    assert "\n" not in str(error.value)
+    assert "it wants the folder CUB_200_2011" in str(error.value)
+
+
 def test_a_split_that_a_benchmark_lacks_is_named(build):
     with pytest.raises(NoSuchSplit, match="Food-101 has no official 'val' split; it has train, test"):
         load_dataset("food101", "val", root=build("food101"))
@@ -298,6 +371,7 @@ def test_a_part_of_the_images_is_drawn_by_seed(build):
     ("spec", "name"),
     [("DTD", "dtd"), ("Flowers102", "flowers102"), ("pets", "oxford_iiit_pet"), ("oxford-iiit-pet", "oxford_iiit_pet"),
      ("OxfordIIITPet", "oxford_iiit_pet"), ("CIFAR-10", "cifar10"), ("aircraft", "fgvc_aircraft"), ("SUN397", "sun397"),
+     ("CUB-200-2011", "cub200"), ("cub", "cub200"), ("NWPU-RESISC45", "resisc45"), ("resisc45", "resisc45"),
      ("./dtd", None), ("dtd/", None), ("dtd.npz", None), ("photos", None)],
 )  # fmt: skip
 def test_usual_spellings_are_understood(spec, name):

@@ -1,0 +1,118 @@
+"""Two benchmarks that torchvision does not read: CUB-200-2011 and NWPU-RESISC45, from the files as they are published.
+
+torchgeo reads RESISC45, but brings lightning, kornia, rasterio and geopandas for a list of file names; Hugging Face
+datasets reads re-packed copies that others made of both, whose splits differ. The published files are two folders and
+a few lines of text, so they are read here:
+
+    CUB_200_2011/images/001.Black_footed_Albatross/*.jpg      NWPU-RESISC45/airplane/airplane_001.jpg ...
+    CUB_200_2011/classes.txt             1 001.Black_foot...  resisc45-train.txt, -val.txt, -test.txt beside it or in it
+    CUB_200_2011/images.txt              1 001.Black_foot...     airplane_002.jpg
+    CUB_200_2011/image_class_labels.txt  1 1
+    CUB_200_2011/train_test_split.txt    1 0   (1 = train)
+"""
+
+from __future__ import annotations
+
+import os
+
+from clipviz.data.base import Skipped
+from clipviz.data.layout import ALL, SPLITS, Layout, NoSuchSplit
+from clipviz.data.scan import display_name, find_images, inside, list_folder
+from clipviz.errors import one_line
+
+
+def read_cub(folder: str, split: str) -> Layout:
+    """CUB-200-2011's own training or test split.
+
+    Args:
+        folder: CUB_200_2011.
+        split: "train" or "test".
+
+    Raises:
+        ValueError: if a list is missing or damaged, with its first bad line.
+    """
+    classes, images, labels, in_train = (
+        _numbered(os.path.join(folder, f"{name}.txt"))
+        for name in ("classes", "images", "image_class_labels", "train_test_split")
+    )
+    order = {number: target for target, number in enumerate(sorted(classes, key=int))}
+    names = tuple(classes[number].partition(".")[2] or classes[number] for number in order)
+    layout = Layout(f"official {split}", names, [], [], [])
+    wanted = "1" if split == "train" else "0"
+    for number, name in images.items():
+        if number not in in_train or labels.get(number) not in order:
+            raise ValueError(f"image {number} of images.txt has no class of classes.txt, or no split")
+        if in_train[number] != wanted:
+            continue
+        path = inside(os.path.join(folder, "images"), name)
+        if path is None:
+            layout.skipped.append(Skipped(display_name(name), "lies outside the folder of images"))
+            continue
+        layout.paths.append(path)
+        layout.targets.append(order[labels[number]])
+    return layout
+
+
+def _numbered(path: str) -> dict[str, str]:
+    """Lines of a number and a text."""
+    found: dict[str, str] = {}
+    for line, text in enumerate(_lines(path), 1):
+        number, _, rest = text.partition(" ")
+        if not number.isdecimal() or not rest or number in found:
+            raise ValueError(
+                f"line {line} of {os.path.basename(path)} is {text[:80]!r}, wanted a new number and a text"
+            )
+        found[number] = rest.strip()
+    return found
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{os.path.basename(path)} cannot be read ({one_line(error)})") from error
+
+
+def read_resisc45(folder: str, split: str) -> Layout:
+    """NWPU-RESISC45 by the lists that torchgeo uses; without them there is no split, and all images are given.
+
+    Args:
+        folder: NWPU-RESISC45.
+        split: "train", "val" or "test".
+
+    Raises:
+        NoSuchSplit: if there are lists, but not this one.
+        ValueError: if a list cannot be read, or there are no class folders.
+    """
+    classes = list_folder(folder).folders
+    trees = [find_images(os.path.join(folder, name), folder) for name in classes]
+    used, listed = _resisc_list(folder, split)
+    layout = Layout(used, tuple(classes), [], [], [skipped for tree in trees for skipped in tree.skipped])
+    missing = dict.fromkeys(listed or ())
+    for target, tree in enumerate(trees):
+        for path in tree.images:
+            name = os.path.basename(path)
+            if listed is None or name in missing:
+                missing.pop(name, None)
+                layout.paths.append(path)
+                layout.targets.append(target)
+    layout.skipped.extend(Skipped(display_name(name), "in the list, but not in the folder") for name in missing)
+    return layout
+
+
+def _resisc_list(folder: str, split: str) -> tuple[str, list[str] | None]:
+    """The name of the split that is used, and the file names in it."""
+    places = [os.path.dirname(os.path.abspath(folder)), folder]
+    lists = {
+        name: path
+        for place in reversed(places)
+        for name in SPLITS
+        if os.path.isfile(path := os.path.join(place, f"resisc45-{name}.txt"))
+    }
+    if not lists or split == ALL:
+        return ALL, None
+    if split not in lists:
+        raise NoSuchSplit(f"NWPU-RESISC45 has no resisc45-{split}.txt in {display_name(places[0])!r}; it has "
+                          f"{', '.join(os.path.basename(path) for path in lists.values())}")  # fmt: skip
+    return f"torchgeo {split}", [line.rpartition("/")[2] for line in _lines(lists[split])]
