@@ -214,11 +214,11 @@ def _caption(runs: pd.DataFrame) -> str:
     return (
         f"Top-1 % on {test} unseen test images after adapting to {n} unlabelled images of the same domain: mean of "
         f"{seeds} seeds ± half the 95 % interval (Student's t). The difference is taken seed by seed on the same "
-        f"images. microCLIP's learning rate and tau were chosen on another domain ({VALIDATION_DOMAIN}) with other "
-        "seeds, all other constants are the presets as first written; no target label is used in training, and the "
-        "last epoch is the result. Pseudo-labels: share of right ones in the last "
-        "epoch, for tip_adapter and ntua of the cached images only. Seconds: one adaptation, rendering and measuring "
-        "aside."
+        f"images. The learning rates of microCLIP and DPA, microCLIP's tau and the beta of NtUA and Tip-Adapter were "
+        f"chosen by accuracy on another domain ({VALIDATION_DOMAIN}) with other seeds, all other constants are the "
+        "presets as first written; no target label is used in training, and the last epoch is the result. "
+        "Pseudo-labels: share of right ones in the last epoch, for tip_adapter and ntua of the cached images only. Seconds: "
+        "one adaptation, rendering and measuring aside."
     )
 
 

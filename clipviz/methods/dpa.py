@@ -107,7 +107,7 @@ BENCHMARKS: dict[str, tuple[float, float, float, float, float, int]] = {
 PRESETS: dict[str, DPAConfig] = {
     "default": DPAConfig(),
     "official": DPAConfig(text="templates"),
-    "birds": DPAConfig(schedule=AdaptConfig(lr=1e-3)),
+    "birds": DPAConfig(schedule=AdaptConfig(lr=2e-3)),
     **{
         name: DPAConfig(a, reg, align, w, text="templates", schedule=AdaptConfig(epochs=epochs, lr=lr))
         for name, (a, reg, align, w, lr, epochs) in BENCHMARKS.items()
