@@ -217,8 +217,8 @@ def _caption(runs: pd.DataFrame) -> str:
         f"images. The learning rates of microCLIP and DPA, microCLIP's tau and the beta of NtUA and Tip-Adapter were "
         f"chosen by accuracy on another domain ({VALIDATION_DOMAIN}) with other seeds, all other constants are the "
         "presets as first written; no target label is used in training, and the last epoch is the result. "
-        "Pseudo-labels: share of right ones in the last epoch, for tip_adapter and ntua of the cached images only. Seconds: "
-        "one adaptation, rendering and measuring aside."
+        "Pseudo-labels: share of right ones in the last epoch, for tip_adapter and ntua of the cached images only. "
+        "Seconds: one adaptation, rendering and measuring aside."
     )
 
 
