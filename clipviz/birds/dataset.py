@@ -19,6 +19,9 @@ from clipviz.prompts import ClassPrompts, read_descriptions
 SIZES = {"train": 2000, "val": 480, "test": 960}
 """Images of a split unless `n` says otherwise."""
 
+CACHE_BYTES = 2**28
+"""Rendered images that a data set keeps: 2,621 of them, more than any split has by default."""
+
 
 class BirdsDataset(ImageDataset):
     """Rendered birds of the 24 evaluation species, evenly spread over them, with part masks.
@@ -31,6 +34,7 @@ class BirdsDataset(ImageDataset):
         severity: strength of the domain's shift, 0 = source.
         descriptions: class name -> sentences, or a CuPL JSON file; default: those that follow from the attributes.
         templates: patterns with "{}"; default: four.
+        cache_bytes: rendered images are kept up to this size, those that came first; the rest is rendered at each use.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class BirdsDataset(ImageDataset):
         severity: float = 1.0,
         descriptions: Mapping[str, Sequence[str]] | str | os.PathLike[str] | None = None,
         templates: Sequence[str] | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         domains = (*DOMAINS, VALIDATION_DOMAIN)
         choose("domain", domain, domains)
@@ -64,13 +69,19 @@ class BirdsDataset(ImageDataset):
         self._key = (seed, list(SIZES).index(split), domains.index(domain))
         self._domain, self._severity = domain, severity
         self._rendered: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._room = cache_bytes
 
     def _render(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        if index not in self._rendered:
-            rng = np.random.default_rng([*self._key, index])
-            code = SPECIES[self.targets[index]].code
-            self._rendered[index] = render_image(code, self._domain, rng, self._severity)
-        return self._rendered[index]
+        kept = self._rendered.get(index)
+        if kept is not None:
+            return kept
+        rng = np.random.default_rng([*self._key, index])
+        made = render_image(SPECIES[self.targets[index]].code, self._domain, rng, self._severity)
+        size = sum(array.nbytes for array in made)
+        if size <= self._room:
+            self._room -= size
+            self._rendered[index] = made
+        return made
 
     def image(self, index: int) -> Image.Image:
         """The picture, 160 x 160 RGB."""

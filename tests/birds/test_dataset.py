@@ -103,3 +103,19 @@ def test_unknown_names_get_the_nearest(arguments, message):
 def test_an_empty_set_is_refused():
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         BirdsDataset("fog", "train", n=0)
+
+
+def test_rendered_images_are_kept_up_to_a_size_and_the_rest_is_rendered_again(monkeypatch):
+    import clipviz.birds.dataset as module
+
+    rendered = []
+    render = module.render_image
+    monkeypatch.setattr(module, "render_image", lambda *a: rendered.append(a) or render(*a))
+    size = 160 * 160 * 4
+    data = BirdsDataset("fog", "train", n=6, cache_bytes=3 * size + 1)
+    first = [(data.image(i).tobytes(), data.parts(i).tobytes()) for i in range(6)]
+    assert len(rendered) == 3 + 2 * 3
+    rendered.clear()
+    assert [(data.image(i).tobytes(), data.parts(i).tobytes()) for i in range(6)] == first
+    assert len(rendered) == 2 * 3
+    assert size * max(SIZES.values()) <= module.CACHE_BYTES
