@@ -133,6 +133,11 @@ def _add_model_and_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--allow-outside", action="store_true", help="let a manifest name images outside its folder")
     command.add_argument("--classes", metavar="FILE", help="class names, one a line, where there are no class folders")
     command.add_argument("--descriptions", metavar="FILE", help="CuPL JSON: class name -> list of sentences")
+    command.add_argument("--cache-dir", metavar="DIR", help="keep decoded images there, for epochs and runs to come")
+    command.add_argument("--cache-gb", type=_gigabytes, default=10.0, metavar="X", help="at most; default: %(default)g")
+    command.add_argument(
+        "--cache-side", type=_positive, default=512, metavar="N", help="their short side there; default: %(default)s"
+    )
     command.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda if there is one")
 
 
@@ -188,6 +193,16 @@ def _positive(text: str) -> int:
 
 def _natural(text: str) -> int:
     return _whole_number(text, 0)
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"wanted a number of gigabytes above 0, got {text!r}")
+    return value
 
 
 def _whole_number(text: str, least: int) -> int:

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, str] = {
     "prompts": "errors",
     "descriptions": "prompts",
     "describe": "files prompts",
-    "data": "errors events ops backbone prompts",
+    "data": "errors files events ops backbone prompts",
     "birds": "errors ops tower backbone prompts data",
     "methods": "errors events ops ncut backbone prompts data",
     "evaluate": "events ops data methods",

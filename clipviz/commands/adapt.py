@@ -15,6 +15,7 @@ from typing import Any
 from clipviz.build import build_method, parse_constants
 from clipviz.commands.inputs import (
     backbone_for,
+    cache_note,
     description_notes,
     load_model,
     open_data,
@@ -52,6 +53,7 @@ def adapt(args: argparse.Namespace) -> None:
     notes += skipped_note(data, out / "trace" / "skipped.parquet")
     if evaluation is not data:
         notes += skipped_note(evaluation)
+    notes += cache_note(args)
     if args.descriptions is not None:
         notes += description_notes(data, loaded)
     method = build_method(

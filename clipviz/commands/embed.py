@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from clipviz.commands.inputs import backbone_for, data_options, load_model, skipped_note
+from clipviz.commands.inputs import backbone_for, cache_note, data_options, load_model, skipped_note
 from clipviz.data import load_dataset
 from clipviz.data.embed import embed_dataset
 from clipviz.data.feature_files import FEATURE_SUFFIXES, write_features
@@ -26,7 +26,7 @@ def embed(args: argparse.Namespace) -> None:
     if isinstance(data, FeatureDataset):
         raise ValueError(f"{args.data} holds embeddings already; give images")
     backbone = backbone_for(data, loaded)
-    for note in [*notes, *skipped_note(data)]:
+    for note in [*notes, *skipped_note(data), *cache_note(args)]:
         print(note, file=sys.stderr)
     classifier = None
     if data.class_names:

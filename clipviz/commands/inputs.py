@@ -16,6 +16,7 @@ from clipviz.data import load_dataset
 from clipviz.data.base import ImageDataset
 from clipviz.data.features import FeatureDataset
 from clipviz.data.layout import NoSuchSplit
+from clipviz.data.pixel_cache import DiskCache
 from clipviz.descriptions import check_descriptions
 
 _SKIPPED_SHOWN = 5
@@ -69,7 +70,16 @@ def open_data(args: argparse.Namespace, notes: list[str]) -> ImageDataset:
 def data_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of a command that are arguments of `load_dataset`."""
     names = ("classes", "descriptions", "root", "download", "allow_outside")
-    return {**{name: getattr(args, name) for name in names}, "progress": opening()}
+    if args.cache_dir is not None and "disk_cache" not in args:  # one for all the images of a command
+        args.disk_cache = DiskCache(args.cache_dir, args.cache_gb, args.cache_side)
+    cache = getattr(args, "disk_cache", None)
+    return {**{name: getattr(args, name) for name in names}, "disk_cache": cache, "progress": opening()}
+
+
+def cache_note(args: argparse.Namespace) -> list[str]:
+    """One line if the cache on disk does not take any more; none otherwise."""
+    cache = getattr(args, "disk_cache", None)
+    return [cache.trouble] if cache is not None and cache.trouble is not None else []
 
 
 def open_eval_data(args: argparse.Namespace, data: ImageDataset) -> ImageDataset:

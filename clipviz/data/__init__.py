@@ -5,11 +5,13 @@ from clipviz.data.features import FeatureDataset
 from clipviz.data.folder import ImageFolderDataset
 from clipviz.data.loader import ViewLoader, as_images, eval_batches
 from clipviz.data.loading import load_dataset
+from clipviz.data.pixel_cache import DiskCache
 from clipviz.data.views import eval_parts, eval_view, make_views
 
 __all__ = [
     "UNLABELLED",
     "Batch",
+    "DiskCache",
     "FeatureDataset",
     "ImageDataset",
     "ImageFolderDataset",

@@ -26,6 +26,7 @@ from clipviz.data.base import ImageDataset
 from clipviz.data.image_files import Descriptions, ImageFileDataset, Progress, check_count, make_prompts
 from clipviz.data.layout import ALL, SPLITS, Layout, NoSuchSplit
 from clipviz.data.lists import read_cub, read_resisc45
+from clipviz.data.pixel_cache import DiskCache
 from clipviz.data.scan import find_images, list_folder
 from clipviz.errors import choose, one_line
 
@@ -173,6 +174,7 @@ def load_benchmark(
     templates: str | Sequence[str] | None = None,
     n: int | None = None,
     seed: int = 0,
+    disk_cache: DiskCache | None = None,
     progress: Progress | None = None,
 ) -> ImageDataset:
     """Load a benchmark from torchvision's layout of its files.
@@ -187,6 +189,7 @@ def load_benchmark(
         templates: Patterns with "{}", instead of the benchmark's own.
         n: At most so many images, drawn at random.
         seed: Of that draw.
+        disk_cache: A place on disk for decoded images.
         progress: Called with (files opened, files to open).
 
     Raises:
@@ -217,9 +220,8 @@ def load_benchmark(
     read = {"folders": _folders, "files": _files, "own lists": _own_lists}[benchmark.reader]
     layout = read(benchmark, folder, official)
     place = f"{benchmark.title} in {folder!r}"
-    return ImageFileDataset(
-        layout, folder, name=benchmark.name, place=place, n=n, seed=seed, progress=progress, **texts
-    )
+    options: dict[str, Any] = {"n": n, "seed": seed, "disk_cache": disk_cache, "progress": progress}
+    return ImageFileDataset(layout, folder, name=benchmark.name, place=place, **options, **texts)
 
 
 def _official(benchmark: Benchmark, split: str) -> str:

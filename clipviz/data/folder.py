@@ -15,6 +15,7 @@ from clipviz.data.image_files import (
     given_classes,
 )
 from clipviz.data.layout import read_layout
+from clipviz.data.pixel_cache import DiskCache
 from clipviz.data.scan import display_name
 
 
@@ -31,6 +32,7 @@ class ImageFolderDataset(ImageFileDataset):
         n: At most so many images, drawn at random.
         seed: Of that draw.
         cache_bytes: Decoded images are kept in memory up to this size; the rest is decoded at each use.
+        disk_cache: A place on disk for them, too; it shrinks large ones.
         progress: Called with (files opened, files to open).
 
     Raises:
@@ -48,6 +50,7 @@ class ImageFolderDataset(ImageFileDataset):
         n: int | None = None,
         seed: int = 0,
         cache_bytes: int = CACHE_BYTES,
+        disk_cache: DiskCache | None = None,
         progress: Progress | None = None,
     ) -> None:
         check_count(n)
@@ -63,5 +66,6 @@ class ImageFolderDataset(ImageFileDataset):
             n=n,
             seed=seed,
             cache_bytes=cache_bytes,
+            disk_cache=disk_cache,
             progress=progress,
         )

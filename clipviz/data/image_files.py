@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from clipviz.data.base import ImageDataset, Skipped
 from clipviz.data.decode import UnreadableImage, read_image
 from clipviz.data.layout import Layout, read_class_names
+from clipviz.data.pixel_cache import DiskCache, MemoryCache
 from clipviz.data.scan import display_path
 from clipviz.prompts import (
     DEFAULT_TEMPLATES,
@@ -47,6 +46,7 @@ class ImageFileDataset(ImageDataset):
         n: At most so many images, drawn at random.
         seed: Of that draw.
         cache_bytes: Decoded images are kept in memory up to this size; the rest is decoded at each use.
+        disk_cache: A place on disk for them, too; it shrinks large ones.
         progress: Called with (files opened, files to open).
 
     Raises:
@@ -65,13 +65,17 @@ class ImageFileDataset(ImageDataset):
         n: int | None = None,
         seed: int = 0,
         cache_bytes: int = CACHE_BYTES,
+        disk_cache: DiskCache | None = None,
         progress: Progress | None = None,
     ) -> None:
         check_count(n)
         self.name, self.split = name, layout.split
         self.prompts = make_prompts(layout.class_names, templates, descriptions)
         self.class_names = self.prompts.names
-        self._cache = _PixelCache(cache_bytes)
+        self._cache = MemoryCache(cache_bytes)
+        self._disk = disk_cache
+        if disk_cache is not None and os.path.realpath(disk_cache.folder).startswith(os.path.realpath(root) + os.sep):
+            raise ValueError(f"the cache {os.fspath(disk_cache.folder)!r} lies among the images; choose another place")
         kept, unreadable = self._open_all(layout, root, n, seed, progress)
         self.skipped = layout.skipped + unreadable
         if not kept:
@@ -85,7 +89,7 @@ class ImageFileDataset(ImageDataset):
         self.names = [display_path(path, root) for path in self._paths]
 
     def image(self, index: int) -> Image.Image:
-        """Return image `index` as RGB, upright, at its original resolution.
+        """Return image `index` as RGB, upright, at its original resolution, or as large as the disk cache keeps it.
 
         Raises:
             RuntimeError: If the file was readable when the data set was made but is not any more.
@@ -95,11 +99,14 @@ class ImageFileDataset(ImageDataset):
         if pixels is not None:
             return Image.fromarray(pixels)
         try:
-            return read_image(path)
+            return self._decode(path)
         except UnreadableImage as error:
             raise RuntimeError(
                 f"{self.names[index]!r} was readable when {self.name!r} was opened, but not now: {error}"
             ) from error
+
+    def _decode(self, path: str) -> Image.Image:
+        return read_image(path) if self._disk is None else self._disk.read(path)
 
     def _open_all(
         self, layout: Layout, root: str, n: int | None, seed: int, progress: Progress | None
@@ -140,38 +147,11 @@ class ImageFileDataset(ImageDataset):
 
     def _open_one(self, path: str) -> str | None:
         try:
-            image = read_image(path)
+            image = self._decode(path)
         except UnreadableImage as error:
             return str(error)
         self._cache.offer(path, image)
         return None
-
-
-class _PixelCache:
-    """Decoded images by path, up to a number of bytes; what came first stays.
-
-    An epoch uses every image once in random order, where replacing the least recently used one gains nothing.
-    """
-
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-        self._pixels: dict[str, NDArray[np.uint8]] = {}
-        self._lock = threading.Lock()
-
-    def get(self, path: str) -> NDArray[np.uint8] | None:
-        return self._pixels.get(path)
-
-    def offer(self, path: str, image: Image.Image) -> None:
-        size = 3 * image.width * image.height
-        with self._lock:
-            if size > self._budget:
-                return
-            self._budget -= size
-        self._pixels[path] = np.asarray(image)
-
-    def __reduce__(self) -> tuple[type[_PixelCache], tuple[int]]:
-        # A copy in another process stays empty: sending the pixels costs more than decoding them again
-        return _PixelCache, (0,)
 
 
 def _shifted(progress: Progress | None, start: int, total: int) -> Progress:

@@ -15,6 +15,7 @@ from clipviz.data.folder import ImageFolderDataset
 from clipviz.data.image_files import Classes, Descriptions, ImageFileDataset, Progress, given_classes
 from clipviz.data.layout import Layout
 from clipviz.data.manifest import MANIFEST_SUFFIXES, read_manifest
+from clipviz.data.pixel_cache import DiskCache
 from clipviz.data.scan import display_name
 from clipviz.errors import unknown
 
@@ -35,6 +36,7 @@ def load_dataset(
     root: str | os.PathLike[str] | None = None,
     download: bool = False,
     allow_outside: bool = False,
+    disk_cache: DiskCache | None = None,
     progress: Progress | None = None,
 ) -> ImageDataset:
     """Load a data set.
@@ -55,6 +57,7 @@ def load_dataset(
         root: For benchmarks: the folder that holds them, see `load_benchmark`; for CoOp's files: that of the images.
         download: For benchmarks: whether to download what is missing.
         allow_outside: For manifests: whether images may lie outside the manifest's folder.
+        disk_cache: For image files: a place on disk for decoded images, see `DiskCache`.
         progress: For image files: called with (files opened, files to open).
 
     Raises:
@@ -72,41 +75,38 @@ def load_dataset(
             domain, split, seed=seed, n=n, severity=severity, descriptions=descriptions, templates=templates
         )
     texts: dict[str, Any] = {"descriptions": descriptions, "templates": templates, "n": n, "seed": seed}
+    files: dict[str, Any] = {"disk_cache": disk_cache, "progress": progress}
     is_folder_of_yours = root is None and not download and os.path.isdir(text)
     if not is_folder_of_yours and (benchmark := find_benchmark(text)):
         _refuse_classes(benchmark.title, classes)
-        return load_benchmark(benchmark, split, root=_text_or_none(root), download=download, progress=progress, **texts)
+        return load_benchmark(benchmark, split, root=_text_or_none(root), download=download, **files, **texts)
     path = os.path.expanduser(text)
     if os.path.isfile(path):
         if text.lower().endswith(FEATURE_SUFFIXES):
             return read_features(path, classes=classes, **texts)
         if text.lower().endswith(MANIFEST_SUFFIXES):
             layout = read_manifest(path, split, given_classes(classes), allow_outside=allow_outside)
-            return _from_layout(layout, os.path.dirname(os.path.abspath(path)), path, "manifest", progress, texts)
+            return _from_layout(layout, os.path.dirname(os.path.abspath(path)), path, "manifest", files | texts)
         if is_coop_split(text):
             _refuse_classes("a split file", classes)
-            return _load_coop(path, split, _text_or_none(root), progress, texts)
+            return _load_coop(path, split, _text_or_none(root), files | texts)
     if not os.path.isdir(path):
         raise _no_folder(text, path)
-    return ImageFolderDataset(path, split, classes=classes, progress=progress, **texts)
+    return ImageFolderDataset(path, split, classes=classes, **files, **texts)
 
 
-def _load_coop(
-    path: str, split: str, root: str | None, progress: Progress | None, texts: dict[str, Any]
-) -> ImageDataset:
+def _load_coop(path: str, split: str, root: str | None, options: dict[str, Any]) -> ImageDataset:
     """CoOp's split of a benchmark, with the benchmark's names and templates where it is a known one."""
     layout, folder = read_coop_split(path, split, root)
     if benchmark := benchmark_of_split_file(path):
         layout = replace(layout, class_names=tuple(benchmark.spoken(name) for name in layout.class_names))
-        texts = {**texts, "templates": texts["templates"] or benchmark.templates}
-    return _from_layout(layout, folder, path, "split file", progress, texts)
+        options = {**options, "templates": options["templates"] or benchmark.templates}
+    return _from_layout(layout, folder, path, "split file", options)
 
 
-def _from_layout(
-    layout: Layout, root: str, path: str, kind: str, progress: Progress | None, texts: dict[str, Any]
-) -> ImageDataset:
+def _from_layout(layout: Layout, root: str, path: str, kind: str, options: dict[str, Any]) -> ImageDataset:
     name = display_name(path)
-    return ImageFileDataset(layout, root, name=name, place=f"the {kind} {name!r}", progress=progress, **texts)
+    return ImageFileDataset(layout, root, name=name, place=f"the {kind} {name!r}", **options)
 
 
 def _refuse_classes(what: str, classes: Classes | None) -> None:
