@@ -59,18 +59,21 @@ def predict(method: Method, dataset: ImageDataset, batch_size: int = 256) -> Pre
     Returns:
         index (n,), probs (n, C) and embeddings (n, E) on the CPU, target (n,).
     """
-    probs, embeddings = [], []
+    probs = torch.empty(len(dataset), len(method.class_names))  # a million times a thousand is 4 GB: never twice
+    done, embeddings = 0, []
     with undisturbed(method), _seen_embeddings(method) as seen:
         for views in _views(method, dataset, batch_size):
             seen.clear()
-            probs.append(method.view_logits(views).softmax(-1).cpu())
+            n = len(views.weak)
+            probs[done : done + n] = method.view_logits(views).softmax(-1).cpu()
+            done += n
             outputs = [views.weak] if isinstance(dataset, FeatureDataset) else seen
             # A tower may also have looked at crops; those of the images come in as many rows as there are images.
-            embeddings += [normalize(rows.float()).half().cpu() for rows in outputs if len(rows) == len(probs[-1])][:1]
-    complete = len(embeddings) == len(probs)
+            embeddings += [normalize(rows.float()).half().cpu() for rows in outputs if len(rows) == n][:1]
+    complete = sum(len(rows) for rows in embeddings) == len(dataset)
     return Predictions(
         torch.arange(len(dataset)),
-        torch.cat(probs),
+        probs,
         torch.from_numpy(dataset.targets.copy()),
         torch.cat(embeddings) if complete else None,
     )

@@ -104,7 +104,7 @@ class Adaptation:
                 method.parameter_groups(self.config.weight_decay), lr=self.config.lr, betas=(0.9, 0.999), eps=1e-8
             )
         self.books: dict[str, list[Tensor]] = {}
-        self._before: EpochFinished | None = None  # the state before training, measured
+        self._before: EpochFinished | None = None  # of a method that does not train: measured once
         self._evaluated: ImageDataset | None = None
 
     def __iter__(self) -> Iterator[Event]:
@@ -188,7 +188,7 @@ class Adaptation:
     def _measured(self, epoch: int) -> EpochFinished:
         """Evaluate and explain the probe; a method that does not train is measured once."""
         metrics = self._close_books()
-        if self._before is not None and not self.method.trains:
+        if self._before is not None:
             return replace(self._before, epoch=epoch, metrics={**self._before.metrics, **metrics})
         metrics.update(self.method.diagnostics())
         predictions = None
@@ -207,7 +207,8 @@ class Adaptation:
             snapshot = {name: value.detach().cpu().clone() for name, value in self.method.snapshot().items()}
         maps = {kind: value.cpu() for kind, value in explanation.items()}
         event = EpochFinished(epoch, metrics, predictions, snapshot, maps)
-        self._before = self._before or event
+        if not self.method.trains:
+            self._before = event
         return event
 
     def _gallery(self, predictions: Predictions | None) -> Gallery | None:
