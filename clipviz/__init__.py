@@ -27,6 +27,7 @@ _HOME = {
     "Run": "run",
     "SaliencyExplorer": "widgets",
     "Trace": "trace",
+    "ViewState": "widgets",
     "adapt": "loop",
     "load_backbone": "backbone",
     "load_dataset": "data",
@@ -46,6 +47,7 @@ __all__ = [
     "Run",
     "SaliencyExplorer",
     "Trace",
+    "ViewState",
     "adapt",
     "load_backbone",
     "load_dataset",
@@ -67,7 +69,7 @@ if TYPE_CHECKING:
     from clipviz.report import write_report
     from clipviz.run import Run
     from clipviz.trace import Trace
-    from clipviz.widgets import DKAPlayground, LiveMonitor, PrototypeExplorer, SaliencyExplorer
+    from clipviz.widgets import DKAPlayground, LiveMonitor, PrototypeExplorer, SaliencyExplorer, ViewState
 
 
 def __getattr__(name: str) -> Any:

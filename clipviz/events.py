@@ -143,7 +143,12 @@ class Gallery:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Before anything is trained."""
+    """Before anything is trained, or before a run that was interrupted goes on.
+
+    Attributes:
+        steps_done: by earlier sessions of the run.
+        seconds: that these took.
+    """
 
     method: str
     meta: Mapping[str, Any]
@@ -152,6 +157,8 @@ class RunStarted:
     n_epochs: int
     n_steps: int
     probe: Probe | None
+    steps_done: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ class EpochFinished:
 
 @dataclass(frozen=True)
 class RunFinished:
-    """The end: status "finished" or "stopped", wall seconds, the instructive images."""
+    """The end: status "finished" or "stopped", wall seconds of all sessions, the instructive images."""
 
     status: str
     seconds: float

@@ -76,6 +76,7 @@ class Adaptation:
         epoch: the epoch that is being done, or the next one; set it (with the state of method and optimizer) to resume.
         steps_in_epoch: steps of it that are done; likewise.
         books: what the steps of the epoch add up to so far; likewise.
+        seconds_before: wall seconds of the sessions before this one; likewise.
         optimizer: AdamW over the method's trainable parameters; None for methods that only guess.
     """
 
@@ -94,6 +95,7 @@ class Adaptation:
         self.settings = method.settings  # as the run began; some may be adjusted on the way
         self.probe = _as_probe(probe)
         self.epoch = self.steps_in_epoch = 0
+        self.seconds_before = 0.0
         self.loader = _loader(method, dataset, self.config, seed)
         self.batches: Batches = self.loader  # what training draws from; a method may bring its own after `prepare`
         self.n_epochs = self.config.epochs if method.trains else 1
@@ -138,7 +140,8 @@ class Adaptation:
             self.epoch, self.steps_in_epoch = epoch + 1, 0
             last = self._measured(epoch)
             yield last
-        yield RunFinished("finished", time.perf_counter() - begun, self._gallery(last.predictions if last else None))
+        found = self._gallery(last.predictions if last else None)
+        yield RunFinished("finished", self.seconds_before + time.perf_counter() - begun, found)
 
     @torch.enable_grad()
     def _learn(self, views: Views, pseudo: PseudoLabels, step: int) -> dict[str, Tensor]:
@@ -238,7 +241,11 @@ class Adaptation:
             "device": str(method.backbone.device),
             "versions": versions(),
         }
-        return RunStarted(method.name, meta, method.class_names, len(data), self.n_epochs, self.n_steps, self.probe)
+        done = self.epoch * len(self.loader) + self.steps_in_epoch
+        return RunStarted(
+            method.name, meta, method.class_names, len(data), self.n_epochs, self.n_steps, self.probe,
+            done, self.seconds_before,
+        )  # fmt: skip
 
 
 def _loader(method: Method, dataset: ImageDataset, config: AdaptConfig, seed: int) -> ViewLoader | FeatureLoader:

@@ -98,7 +98,11 @@ class Recorder:
         meta = dict(event.meta)
         skipped = meta.pop("skipped", [])
         self.meta.update(
-            meta, class_names=list(event.class_names), n_images=event.n_images, status="running", seconds=None
+            meta,
+            class_names=list(event.class_names),
+            n_images=event.n_images,
+            status="running",
+            seconds=event.seconds or None,
         )
         if self._is_resumed:
             return  # probe and skipped files are known

@@ -63,6 +63,7 @@ class Run:
         status: "ready", "running", "paused", "stopped", "finished" or "failed".
         steps_done: optimizer steps since this object began.
         error: what ended a failed run.
+        newest: the newest event of each type, for views that come late.
     """
 
     def __init__(
@@ -86,10 +87,12 @@ class Run:
         self.status = "ready"
         self.steps_done = 0
         self.error: BaseException | None = None
+        self.newest: dict[type[Event], Event] = {}
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # the recorder's: one thread writes, any may read
         self._thread: threading.Thread | None = None
         self._saved = time.monotonic()
+        self._begun: float | None = None
         self._stopping = False
         self._next_step = 0
         self._steps_allowed: int | None = None  # None: any number; 0: paused
@@ -125,6 +128,14 @@ class Run:
         return Looker(self.method, self.adaptation.dataset, self.adaptation.eval_dataset, wait)
 
     @property
+    def seconds(self) -> float:
+        """Wall seconds of all sessions until now; what was done between a checkpoint and a crash is not known."""
+        if self.status not in ("ready", "running", "paused"):
+            return float(self.recorder.meta.get("seconds") or 0.0)
+        now = 0.0 if self._begun is None else time.perf_counter() - self._begun
+        return self.adaptation.seconds_before + now
+
+    @property
     def is_live(self) -> bool:
         """Whether a thread of this run is at work or paused."""
         return self._thread is not None and self._thread.is_alive()
@@ -143,6 +154,7 @@ class Run:
         known = self._disk.restore(self.adaptation) if self._disk else None
         if known is None:
             return False
+        self.adaptation.seconds_before = float(known.meta.get("seconds") or 0.0)
         if len(known.samples):
             self.recorder = Recorder(known)
         return True
@@ -278,7 +290,7 @@ class Run:
             self.error = error  # wait() raises it: a thread has nobody to raise to
 
     def _drive(self) -> None:
-        begun = time.perf_counter()
+        self._begun = time.perf_counter()
         outcome = "failed"
         try:
             self._obey()
@@ -286,7 +298,7 @@ class Run:
                 self._take(event)
                 self._obey()
                 if self._stopping and not isinstance(event, RunFinished):
-                    self._take(RunFinished("stopped", time.perf_counter() - begun, None))
+                    self._take(RunFinished("stopped", self.seconds, None))
                     self._save()
                     outcome = "stopped"
                     return
@@ -296,6 +308,8 @@ class Run:
             raise
         finally:
             self.recorder.meta["status"] = outcome
+            if outcome == "failed":
+                self.recorder.meta["seconds"] = round(self.seconds, 3)
             if self._disk is not None:
                 self._disk.save_trace(self.trace)
                 self._disk.unlock()
@@ -305,6 +319,7 @@ class Run:
     def _take(self, event: Event) -> None:
         with self._lock:
             self.recorder(event)
+        self.newest[type(event)] = event
         if isinstance(event, StepFinished):
             self.steps_done += 1
             self._next_step = event.step + 1
@@ -337,6 +352,7 @@ class Run:
 
     def _save(self) -> None:
         if self._disk is not None:
+            self.recorder.meta["seconds"] = round(self.seconds, 3)
             self._disk.save(self.trace, self.adaptation)
         self._saved = time.monotonic()
 

@@ -108,7 +108,8 @@ def run_one(
         zero_shot = zero_shot_accuracy(method.backbone, evaluation) if method.name != "zero_shot" else None
     run.recorder.meta.update(command=command, zero_shot_accuracy=zero_shot)
     trace = run.fit()
-    write_json(out / "results.json", results_of(trace, zero_shot, time.perf_counter() - begun))
+    seconds = run.adaptation.seconds_before + time.perf_counter() - begun
+    write_json(out / "results.json", results_of(trace, zero_shot, seconds))
     return trace
 
 

@@ -37,7 +37,10 @@ class Progress:
         match event:
             case RunStarted():
                 total = event.n_images * event.n_epochs
-                self._bar = tqdm(total=total, desc=event.method, unit="img", disable=None, dynamic_ncols=True)
+                done = round(total * event.steps_done / event.n_steps)
+                self._bar = tqdm(
+                    total=total, initial=done, desc=event.method, unit="img", disable=None, dynamic_ncols=True
+                )
             case StepFinished() if self._bar is not None:
                 self._bar.update(len(event.index))
             case RunFinished() if self._bar is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ MEASURING = "(for measuring only)"
 _MOST_POINTS = 300
 _MOST_PATHS = 60
 _LOSS_LOOKS = [(VERMILLION, "dash"), (BLUE, "dot"), (GREEN, "dashdot"), (ORANGE, "dash"), (PURPLE, "dot")]
+_PLACES = {RunStarted: "started", StepFinished: "last_step", EpochFinished: "last_epoch", RunFinished: "finished"}
 _SOURCE_LOOKS = [(ORANGE, "/"), (BLUE, "\\"), (PURPLE, "x")]
 
 
@@ -40,6 +41,7 @@ class Watch:
         last_step: the newest step, or None.
         last_epoch: the newest measurement, or None.
         finished: the last event, or None.
+        n_steps: of the whole run, 0 before it started; some methods know it only when they are prepared.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,6 +49,7 @@ class Watch:
         self.last_step: StepFinished | None = None
         self.last_epoch: EpochFinished | None = None
         self.finished: RunFinished | None = None
+        self.n_steps = 0
         self._clock = clock
         self._steps_seen = 0
         self._begun_at: float | None = None
@@ -57,16 +60,19 @@ class Watch:
 
     def take(self, event: Event) -> None:
         """Note an event; tensors are not read here, so that no device is waited for."""
-        match event:
-            case RunStarted():
-                self.started, self._begun_at = event, self._clock()
-            case StepFinished():
-                self.last_step = event
-                self._steps_seen += 1
-            case EpochFinished():
-                self.last_epoch = event
-            case RunFinished():
-                self.finished = event
+        self._note(event)
+        self._steps_seen += isinstance(event, StepFinished)
+
+    def catch_up(self, events: Iterable[Event]) -> None:
+        """Note what a run told before anybody listened; what came since then is newer."""
+        for event in events:
+            if getattr(self, _PLACES[type(event)]) is None:
+                self._note(event)
+
+    def _note(self, event: Event) -> None:
+        setattr(self, _PLACES[type(event)], event)
+        if isinstance(event, RunStarted):
+            self._begun_at, self.n_steps = self._clock(), event.n_steps
 
     def rest(self, is_paused: bool) -> None:
         """Say that the run rests or works, so that pauses do not count as slowness."""
@@ -79,14 +85,18 @@ class Watch:
     # ------------------------------------------------------------------------------------------- progress
 
     @property
-    def n_steps(self) -> int:
-        """Steps of the whole run; 0 before it started."""
-        return self.started.n_steps if self.started else 0
+    def steps_done(self) -> int:
+        """Steps until now, those of earlier sessions included."""
+        if self.last_step is not None:
+            return self.last_step.step + 1
+        return self.started.steps_done if self.started else 0
 
     @property
-    def steps_done(self) -> int:
-        """Steps until now, those before a resumed checkpoint included."""
-        return self.last_step.step + 1 if self.last_step else 0
+    def epochs_done(self) -> int:
+        """Whole epochs until now, those of earlier sessions included."""
+        if self.last_epoch is not None:
+            return self.last_epoch.epoch + 1
+        return self.started.steps_done * self.started.n_epochs // max(1, self.started.n_steps) if self.started else 0
 
     def seconds_left(self) -> float | None:
         """At the mean pace until now, measurements between epochs included, pauses not; None before the first step."""
@@ -96,21 +106,21 @@ class Watch:
         worked = until - self._begun_at - self._rested
         return worked / self._steps_seen * (self.n_steps - self.steps_done)
 
-    def headline(self, status: str) -> str:
-        """Status, steps, epochs and the time left, on one line."""
+    def headline(self, status: str, seconds: float) -> str:
+        """Status, steps, epochs, the time until now and the time left, on one line."""
         if self.started is None:
             return f"{status} · not started" if status == "ready" else status
-        epochs = self.last_epoch.epoch + 1 if self.last_epoch else 0
         parts = [
             status,
             f"step {self.steps_done} of {self.n_steps}",
-            f"{epochs} of {self.started.n_epochs} epochs done",
+            f"{self.epochs_done} of {self.started.n_epochs} epochs done",
         ]
         left = self.seconds_left()
         if self.finished is not None:
             parts.append(f"{clock_time(self.finished.seconds)} in all")
-        elif left is not None and status in ("running", "paused"):
-            parts.append(f"about {clock_time(left)} left")
+        elif status in ("running", "paused"):
+            parts.append(f"{clock_time(seconds)} so far")
+            parts += [] if left is None else [f"about {clock_time(left)} left"]
         return " · ".join(parts)
 
     def batch_lines(self) -> list[str]:

@@ -237,7 +237,7 @@ def test_pauses_do_not_count_as_slowness(make_run):
     now[0] += 1000.0
     assert watch.seconds_left() == pytest.approx(16.0)
     watch.rest(False)
-    assert watch.headline("running").endswith("about 0:16 left")
+    assert watch.headline("running", 1010.0).endswith("16:50 so far · about 0:16 left")
 
 
 def test_memory_stays_flat_over_a_hundred_refreshes(make_run):
@@ -271,3 +271,58 @@ def test_state_chooses_the_kind_of_map(make_run):
     assert set(np.frombuffer(monitor.canvas.maps, np.uint8)) <= {0, 255}
     state.kind = "fiedler"
     assert "Fiedler vector" in monitor.canvas.frame["probe"]
+
+
+def test_a_monitor_that_comes_late_knows_what_happened(make_run):
+    run = make_run(epochs=5)
+    run.step(6)
+    run.start()
+    wait_for(lambda: run.status == "paused" and run.steps_done == 6)
+    monitor = LiveMonitor(run)
+    assert monitor.canvas.frame["headline"].startswith("paused · step 6 of 20 · 1 of 5 epochs done")
+    assert monitor.canvas.frame["progress"] == pytest.approx(0.3)
+    assert monitor.canvas.captions == ["red square", "green square", "blue square"]
+    assert monitor.canvas.shape == [3, 4, 4]
+    monitor.stop.click()
+    run.wait(20)
+    late = LiveMonitor(run)
+    assert late.canvas.frame["headline"].startswith("stopped · step 6 of 20")
+
+
+def test_a_resumed_run_shows_and_counts_its_earlier_sessions(make_run, tmp_path):
+    def stop_after_the_first_epoch(event):
+        if isinstance(event, StepFinished) and event.step == 5:
+            run.stop()
+
+    run = make_run(folder=tmp_path, listeners=[stop_after_the_first_epoch])
+    first = run.fit().meta["seconds"]
+    assert first > 0
+    resumed = make_run(folder=tmp_path)
+    assert resumed.restore()
+    assert resumed.seconds == first
+    monitor = LiveMonitor(resumed)
+    started = []
+
+    def pause_at_the_start(event):
+        if isinstance(event, RunStarted):
+            started.append(event)
+            resumed.pause()
+
+    resumed.listeners.append(pause_at_the_start)
+    resumed.start()
+    wait_for(lambda: resumed.status == "paused")
+    assert (started[0].steps_done, started[0].seconds) == (6, first)
+    monitor.refresh()
+    assert monitor.canvas.frame["headline"].startswith("paused · step 6 of 12 · 1 of 3 epochs done")
+    resumed.resume()
+    trace = resumed.wait(60)
+    assert trace.meta["seconds"] == resumed.seconds > first
+    assert monitor.watch.finished.seconds == pytest.approx(trace.meta["seconds"], abs=1e-3)
+
+
+def test_steps_of_a_method_that_brings_its_own_batches(make_run):
+    run = make_run(method="ntua", n=16)
+    monitor = LiveMonitor(run)
+    run.fit()
+    assert monitor.canvas.frame["progress"] == 1.0
+    assert f"step {run.steps_done} of {run.steps_done} " in monitor.canvas.frame["headline"]
