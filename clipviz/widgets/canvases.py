@@ -27,13 +27,14 @@ class GalleryCanvas(anywidget.AnyWidget):
     columns = traitlets.Int(COLUMNS).tag(sync=True)
     ids: traitlets.List = traitlets.List().tag(sync=True)
     captions: traitlets.List = traitlets.List().tag(sync=True)
-    label = traitlets.Unicode("images").tag(sync=True)
+    label = traitlets.Unicode("").tag(sync=True)
     empty = traitlets.Unicode("No image passes this filter.").tag(sync=True)
     selected: traitlets.List = traitlets.List().tag(sync=True)
 
-    def fill(self, ids: Sequence[str], captions: Sequence[str], images: Sequence[np.ndarray]) -> None:
-        """Show other images, in one message."""
+    def fill(self, ids: Sequence[str], captions: Sequence[str], images: Sequence[np.ndarray], label: str = "") -> None:
+        """Show other images under a heading, in one message."""
         with self.hold_sync():
+            self.label = label
             self.ids = list(ids)
             self.captions = [shorten(caption, 80) for caption in captions]
             self.sheet = jpeg(sheet(images, THUMBNAIL, COLUMNS))
@@ -78,10 +79,9 @@ class MatrixCanvas(anywidget.AnyWidget):
 
 
 class ChartCanvas(anywidget.AnyWidget):
-    """One `clipviz.widgets.charts.Chart`."""
+    """One `clipviz.widgets.charts.Chart`, as wide as there is room."""
 
     _esm = source("common.js", "chart.js")
     _css = source("widgets.css")
 
     spec = traitlets.Dict().tag(sync=True)
-    width = traitlets.Int(440).tag(sync=True)

@@ -123,9 +123,7 @@ class Chart:
             axes.set_xlim(-0.5, len(self.ticks) - 0.5)
         if self.y_range:
             axes.set_ylim(*self.y_range)
-        legend = axes.legend(fontsize=7, framealpha=0.85, edgecolor="none", loc="best", handlelength=2.4)
-        for entry in legend.get_texts():
-            entry.set_parse_math(False)
+        legend_below(axes, 0.6 if self.names else 0.46)
 
     def _draw_lines(self, axes: Axes) -> None:
         for series in self.series:
@@ -141,6 +139,27 @@ class Chart:
             axes.bar(series.x, height, bottom=below, width=0.75, color=series.color, hatch=series.hatch * 2 or None,
                      edgecolor="white", linewidth=0, label=shorten(series.name, 44))  # fmt: skip
             below = below + height
+
+
+def legend_below(axes: Axes, inches: float) -> None:
+    """The legend under the axes, where it covers nothing, in as many columns as its names leave room for.
+
+    Args:
+        axes: whose figure has its final size.
+        inches: from the lower edge of the axes to the legend.
+    """
+    box, figure = axes.get_position(), axes.get_figure(root=True)
+    assert figure is not None
+    width, height = figure.get_size_inches()
+    _, names = axes.get_legend_handles_labels()
+    column = 0.45 + 0.056 * max((len(name) for name in names), default=0)  # inches at 7 points
+    columns = max(1, min(len(names), int(box.width * width / column)))
+    legend = axes.legend(
+        fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -inches / (box.height * height)),
+        ncols=columns, handlelength=2.4, borderaxespad=0, borderpad=0, columnspacing=1.2, labelspacing=0.3,
+    )  # fmt: skip
+    for entry in legend.get_texts():
+        entry.set_parse_math(False)
 
 
 def short(values: Iterable[float | None], digits: int = 4) -> list[float | None]:

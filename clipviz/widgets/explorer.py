@@ -78,7 +78,7 @@ class SaliencyExplorer(View):
         bar = ipywidgets.HBox(
             [self.filter, self.method, self.back, self.next, self.count], layout={"flex_flow": "row wrap"}
         )
-        self.gallery.layout = {"flex": "1 1 420px", "min_width": "300px"}
+        self.gallery.layout = {"flex": "1 1 300px", "min_width": "240px"}
         has_matrix = "one taken for another" in self.inspector.album.filters()
         self.matrix.layout = {"flex": "0 0 430px", "display": "block" if has_matrix else "none"}
         middle = ipywidgets.HBox([self.matrix, self.gallery], layout={"flex_flow": "row wrap"})

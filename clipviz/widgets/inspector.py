@@ -57,6 +57,7 @@ class Inspector:
         traces: runs with the same classes; the first is looked at, another may stand beside it.
         models: for each trace what can answer for it, a `Run` or a `clipviz.looker.Looker`, or None.
         state: shared.
+        with_epoch: whether the slider of epochs is among its controls; else its owner shows it.
 
     Attributes:
         albums: label -> album, in the order of the traces.
@@ -65,7 +66,9 @@ class Inspector:
         widget: controls and canvas.
     """
 
-    def __init__(self, traces: Sequence[Trace], models: Sequence[Any], state: ViewState) -> None:
+    def __init__(
+        self, traces: Sequence[Trace], models: Sequence[Any], state: ViewState, *, with_epoch: bool = True
+    ) -> None:
         same_classes(traces)
         self.state = state
         lookers = [getattr(model, "looker", model) for model in models]
@@ -78,7 +81,7 @@ class Inspector:
         self.rows: list[Row] = []
         self.image: np.ndarray | None = None
         self.canvas = OverlayCanvas()
-        self._make_controls(max(trace.final_epoch for trace in traces))
+        self._make_controls(max(trace.final_epoch for trace in traces), with_epoch)
         self.state.observe(lambda _: self.show(), ["selected", "epoch", "method"])
         self.state.observe(self._take_kind, "kind")
         self.show()
@@ -88,7 +91,7 @@ class Inspector:
         """That of the state's method."""
         return self.albums.get(self.state.method) or next(iter(self.albums.values()))
 
-    def _make_controls(self, final_epoch: int) -> None:
+    def _make_controls(self, final_epoch: int, with_epoch: bool) -> None:
         stored = list(dict.fromkeys(kind for album in self.albums.values() for kind in album.stored_kinds()))
         lookers = [album.looker for album in self.albums.values() if album.looker is not None]
         asked = [kind for looker in lookers for kind in looker.kinds]
@@ -105,11 +108,14 @@ class Inspector:
         for kind, toggle in self.kinds.items():
             toggle.value = kind == self.state.kind
             toggle.observe(lambda change, kind=kind: self._toggled(kind, change["new"]), "value")
-        self.epoch = ipywidgets.IntSlider(min=-1, max=max(-1, final_epoch), description="epoch", continuous_update=True)
+        look: dict[str, Any] = {"layout": {"width": "250px"}, "style": {"description_width": "initial"}}
+        self.epoch = ipywidgets.IntSlider(
+            min=-1, max=max(-1, final_epoch), description="epoch", continuous_update=True, **look
+        )
         self.state.epoch = min(max(self.state.epoch, -1), self.epoch.max)
         traitlets.link((self.state, "epoch"), (self.epoch, "value"))
-        self.opacity = ipywidgets.FloatSlider(0.7, min=0, max=1, step=0.05, description="opacity")
-        self.contour = ipywidgets.Checkbox(False, description="contour at half", indent=False)
+        self.opacity = ipywidgets.FloatSlider(0.7, min=0, max=1, step=0.05, description="opacity", **look)
+        self.contour = ipywidgets.Checkbox(False, description="contour at half", indent=False, layout={"width": "auto"})
         # In the browser, so that they answer at once and without the kernel.
         ipywidgets.jslink((self.opacity, "value"), (self.canvas, "opacity"))
         ipywidgets.jslink((self.contour, "value"), (self.canvas, "contour"))
@@ -124,17 +130,17 @@ class Inspector:
         self.head = ipywidgets.Dropdown(
             options=[("mean", -1), *((str(i), i) for i in range(n_heads))], description="head"
         )
-        for control in (self.beside, self.contrast, self.layer, self.head):
-            control.layout.width = "230px"
+        for control, width in ((self.beside, 230), (self.contrast, 320), (self.layer, 120), (self.head, 120)):
+            control.layout.width, control.style.description_width = f"{width}px", "initial"
             control.observe(lambda _: self.show(), "value")
         self.beside.layout.display = "flex" if len(self.albums) > 1 else "none"
         self._asking = ipywidgets.HBox([self.contrast, self.layer, self.head])
+        row = {"flex_flow": "row wrap"}
+        looks = [*([self.epoch] if with_epoch else []), self.opacity, self.contour, self.beside]
         self.widget = ipywidgets.VBox(
             [
-                ipywidgets.HBox(list(self.kinds.values()), layout={"flex_flow": "row wrap"}),
-                ipywidgets.HBox(
-                    [self.epoch, self.opacity, self.contour, self.beside], layout={"flex_flow": "row wrap"}
-                ),
+                ipywidgets.HBox(list(self.kinds.values()), layout=row),
+                ipywidgets.HBox(looks, layout=row),
                 self._asking,
                 self.canvas,
             ]

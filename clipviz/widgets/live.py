@@ -102,6 +102,7 @@ class LiveMonitor(View):
         self._make_controls()
         self.pump = Pump(self._pumped, rate, self._has_moved, lambda: run.status in _OVER, clock)
         run.listeners.append(self)
+        self.watch.catch_up(list(run.newest.values()))
         if len(self._trace.epochs):  # it began, or ended, unwatched
             self._draw_trace()
         self.state.observe(lambda _: self.refresh(), "kind")
@@ -156,8 +157,9 @@ class LiveMonitor(View):
         self.stop = button("Stop", "stop", "end the run at the next step boundary", self.run.stop)
         gamma = getattr(self.run.method.config, "gamma", None)
         self.gamma = ipywidgets.FloatSlider(
-            0.5 if gamma is None else float(gamma), min=0, max=1, step=0.01, description="gamma", readout_format=".2f"
-        )
+            0.5 if gamma is None else float(gamma), min=0, max=1, step=0.01, description="gamma", readout_format=".2f",
+            style={"description_width": "initial"},
+        )  # fmt: skip
         self.gamma.observe(lambda _: self._show_what_if(), "value")
         self.apply = button("Apply", "check", "use this gamma from the next step on", self._apply)
         self.what_if = ipywidgets.Label()
@@ -211,6 +213,7 @@ class LiveMonitor(View):
         with self._lock:
             self._seen = (self.run.status, self.run.steps_done)
             status = self.watch.finished.status if self.watch.finished else self.run.status
+            self.watch.n_steps = self.run.adaptation.n_steps if self.watch.started else 0
             self.watch.rest(status == "paused")
             self.watch.sample_losses()
             with self.canvas.hold_sync():
@@ -227,7 +230,7 @@ class LiveMonitor(View):
         epoch = self.watch.last_epoch.epoch if self.watch.last_epoch else -1
         when = "before training" if epoch < 0 else f"after epoch {epoch}"
         return {
-            "headline": self.watch.headline(status),
+            "headline": self.watch.headline(status, self.run.seconds),
             "progress": done / total if total else 0.0,
             "now": self.watch.batch_lines(),
             "problem": "" if error is None else f"{type(error).__name__}: {shorten(error, 400)}",
@@ -303,14 +306,14 @@ class LiveMonitor(View):
             frame, charts = self.canvas.frame, dict(self._charts)
             images, maps = self._probe_images, self._probe_maps
         strip = 1.85 if len(images) else 0.0
-        height = 5.3 + strip
+        height = 6.4 + strip
         figure = Figure(figsize=(7.2, height), dpi=100)
         figure.text(0.01, 1 - 0.08 / height, frame["headline"], fontsize=10, weight="bold", va="top")
         for i, line in enumerate([*frame["now"], shorten(frame["problem"], 110)]):
             figure.text(0.01, 1 - (0.31 + 0.2 * i) / height, line, fontsize=8.5, va="top", parse_math=False)
         axes = figure.subplots(
-            2, 2, gridspec_kw={"left": 0.085, "right": 0.985, "top": 1 - 1.1 / height, "wspace": 0.24, "hspace": 0.62,
-                               "bottom": (strip + 0.5) / height},
+            2, 2, gridspec_kw={"left": 0.085, "right": 0.985, "top": 1 - 1.1 / height, "wspace": 0.24, "hspace": 0.76,
+                               "bottom": (strip + 0.98) / height},
         )  # fmt: skip
         for axis, name in zip(axes.flat, ("losses", "labels", "decisions", "paths"), strict=True):
             charts.get(name, Chart("Waiting", "", "")).draw(axis)

@@ -66,7 +66,10 @@ class DKAPlayground(View):
         if self.votes is not None:
             self._reference = self.votes.labels(self._own_gamma)
             self._mix()
-        self._image_chosen()
+        if self._changed and not self.state.selected:
+            self.state.selected = (self._changed[0],)
+        else:
+            self._image_chosen()
 
     def __repr__(self) -> str:
         return f"DKAPlayground({shorten(self.album.trace.method, 40)})"
@@ -79,14 +82,15 @@ class DKAPlayground(View):
 
     def _make_controls(self) -> None:
         crops = self.votes.crops if self.votes else None
-        self.gamma = ipywidgets.FloatSlider(self._own_gamma, min=0, max=1, step=0.01, description="gamma")
+        plain = {"description_width": "initial"}
+        self.gamma = ipywidgets.FloatSlider(self._own_gamma, min=0, max=1, step=0.01, description="gamma", style=plain)
         self.temperature = ipywidgets.FloatLogSlider(
             crops.temperature if crops else 1.0, base=10, min=-2.5, max=0.5, step=0.05,
-            description="crop temp.", readout_format=".3g",
+            description="crop temp.", readout_format=".3g", style=plain,
         )  # fmt: skip
         self.temperature.layout.display = "flex" if crops else "none"
         self.result = ipywidgets.Label(_NO_VOTES if self.votes is None else "")
-        self.what_if, self.ballot = ChartCanvas(), ChartCanvas()
+        self.what_if, self.ballot = (ChartCanvas(layout={"flex": "1 1 350px", "min_width": "0"}) for _ in range(2))
         self.gallery = GalleryCanvas(empty="No pseudo-label of an image that can be shown changes.")
         traitlets.dlink((self.state, "selected"), (self.gallery, "selected"), transform=list)
         self.gallery.observe(lambda change: setattr(self.state, "selected", tuple(change["new"])), "selected")
@@ -106,10 +110,12 @@ class DKAPlayground(View):
         affinity = affinity if affinity in _TAU_RANGES else "cosine"
         low, high, step = _TAU_RANGES[affinity]
         tau = min(max(float(own.get("tau", 0.2)), low), high)
-        self.tau = ipywidgets.FloatSlider(tau, min=low, max=high, step=step, description="tau")
-        self.affinity = ipywidgets.Dropdown(options=list(_TAU_RANGES), value=affinity, description="affinity")
+        plain = {"description_width": "initial"}
+        self.tau = ipywidgets.FloatSlider(tau, min=low, max=high, step=step, description="tau", style=plain)
+        narrow: dict[str, Any] = {"style": plain, "layout": {"width": "150px"}}
+        self.affinity = ipywidgets.Dropdown(options=list(_TAU_RANGES), value=affinity, description="affinity", **narrow)
         rule = own.get("mask_rule") if own.get("mask_rule") in ("std", "mean") else "std"
-        self.rule = ipywidgets.Dropdown(options=["std", "mean"], value=rule, description="rule")
+        self.rule = ipywidgets.Dropdown(options=["std", "mean"], value=rule, description="rule", **narrow)
         self.affinity.observe(lambda _: self._affinity_chosen(), "value")
         for control in (self.tau, self.rule):
             control.observe(lambda _: self._cut_again(), "value")
@@ -192,7 +198,7 @@ class DKAPlayground(View):
             for name, color, symbol, logits in looks
         ]
         ticks = [
-            (float(i), ("✓ " if label == votes.target[row] else "") + shorten(class_name(self.names, int(label)), 20))
+            (float(i), ("✓ " if label == votes.target[row] else "") + shorten(class_name(self.names, int(label)), 16))
             for i, label in enumerate(top)
         ]
         named = shorten(class_name(self.names, int(self._labels[row])), 30)
@@ -215,13 +221,17 @@ class DKAPlayground(View):
 
     def _fill_gallery(self, votes: Votes) -> None:
         """The images whose label the rule changes; while it changes none, those that the sources disagree on."""
-        moved = np.flatnonzero(self._labels != self._reference)
+        moved, label = np.flatnonzero(self._labels != self._reference), "Images whose pseudo-label changes"
         if not len(moved):
+            label = "Images on which the sources disagree"
             moved = np.flatnonzero(votes.first.argmax(1) != votes.second.argmax(1))
         rows = [row for row in moved.tolist() if self.album.has(self._id(row))][:_SHOWN]
         self._changed = [self._id(row) for row in rows]
         self.gallery.fill(
-            self._changed, [self._change(votes, row) for row in rows], [self.album.pixels(i) for i in self._changed]
+            self._changed,
+            [self._change(votes, row) for row in rows],
+            [self.album.pixels(i) for i in self._changed],
+            label,
         )
 
     def _id(self, row: int) -> str:
@@ -277,17 +287,17 @@ class DKAPlayground(View):
         """Both charts, the images that change, and the cut of the chosen one."""
         shown = self._changed[: 2 * COLUMNS]
         strips = 0.72 * -(-len(shown) // COLUMNS) + 0.25 * bool(shown)
-        height = 3.3 + strips + 1.75 * bool(self._cut)
+        height = 3.7 + strips + 1.75 * bool(self._cut)
         figure = Figure(figsize=(7.2, height), dpi=100)
         headline = f"gamma {self.gamma.value:.2f}: {self.result.value}"
         plain: dict[str, Any] = {"va": "top", "weight": "bold", "fontsize": 8.5, "parse_math": False}
         figure.text(0.01, 1 - 0.06 / height, shorten(headline, 110), **plain)
-        grid = {"left": 0.075, "right": 0.985, "top": 1 - 0.6 / height, "bottom": 1 - 2.65 / height, "wspace": 0.2}
+        grid = {"left": 0.075, "right": 0.985, "top": 1 - 0.6 / height, "bottom": 1 - 2.6 / height, "wspace": 0.2}
         for axes, name in zip(figure.subplots(1, 2, gridspec_kw=grid), ("what_if", "ballot"), strict=True):
             self._charts.get(name, Chart("Pseudo-labels of the last epoch", "gamma", "%", empty=_NO_VOTES)).draw(axes)
-        top = 1 - 3.3 / height
+        top = 1 - 3.7 / height
         if shown:
-            figure.text(0.01, top, "Images it is about", fontsize=9, weight="bold", va="top")
+            figure.text(0.01, top, self.gallery.label, fontsize=9, weight="bold", va="top")
             top -= 0.22 / height
             pixels = sheet([self.album.pixels(image) for image in shown], 72, COLUMNS)
             tall = 0.72 * len(pixels) / 72 / height

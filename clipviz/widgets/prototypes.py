@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from clipviz.figures._style import bare, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import COLUMNS, GalleryCanvas
+from clipviz.widgets.charts import legend_below
 from clipviz.widgets.explorer import PAGE, draw_row
 from clipviz.widgets.images import sheet
 from clipviz.widgets.inspector import Inspector
@@ -70,7 +71,7 @@ class PrototypeExplorer(View):
     def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:
         self.state = state or ViewState(epoch=trace.final_epoch)
         self.scene = Scene.of(trace)
-        self.inspector = Inspector([trace], [model], self.state)
+        self.inspector = Inspector([trace], [model], self.state, with_epoch=False)
         self.gallery = GalleryCanvas(empty="Draw around points, or click one, to see its images.")
         self._ids: list[str] = []
         self.scatter = self._make_scatter()
@@ -78,7 +79,7 @@ class PrototypeExplorer(View):
         ipywidgets.jslink((self.play, "value"), (self.inspector.epoch, "value"))
         self.count = ipywidgets.Label("no images chosen")
         bar = ipywidgets.HBox([self.play, self.inspector.epoch, self.count], layout={"flex_flow": "row wrap"})
-        self.gallery.layout = {"flex": "1 1 320px", "min_width": "240px"}
+        self.gallery.layout = {"flex": "1 1 220px", "min_width": "200px"}
         middle = ipywidgets.HBox([self.scatter, self.gallery], layout={"flex_flow": "row wrap"})
         self.widget = ipywidgets.VBox([bar, middle, self.inspector.widget])
         traitlets.dlink((self.state, "epoch"), (self.scatter, "epoch"))
@@ -155,11 +156,11 @@ class PrototypeExplorer(View):
     def draw(self) -> Figure:
         """The plane at the current epoch, and below it the chosen images."""
         n_rows, shown = len(self.inspector.rows), self._ids[:COLUMNS]
-        height = 4.6 + 0.75 * bool(shown) + 1.9 * n_rows
+        height = 4.9 + 0.75 * bool(shown) + 1.9 * n_rows
         figure = Figure(figsize=(7.2, height), dpi=100)
         axes = figure.add_axes((0.1, 1 - 4.05 / height, 0.87, 3.65 / height))
         self._draw_plane(axes)
-        top = 1 - 4.6 / height
+        top = 1 - 4.9 / height
         if shown:
             strip = sheet([self.inspector.album.pixels(image) for image in shown], 72, COLUMNS)
             bare(figure.add_axes((0, top - 0.72 / height, 1, 0.72 / height))).imshow(strip, aspect="auto")
@@ -206,5 +207,4 @@ class PrototypeExplorer(View):
             axes.scatter(
                 places[mine, 0], places[mine, 1], s=max(12, 52 - 26 * i), c=color, label=shorten(name, 40), **look
             )
-        for entry in axes.legend(fontsize=7, framealpha=0.85, edgecolor="none").get_texts():
-            entry.set_parse_math(False)
+        legend_below(axes, 0.46)

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-import nbformat
 import pytest
 
-import clipviz
-
 sync_api = pytest.importorskip("playwright.sync_api")
+from server import Lab, browsing, open_and_run, serving  # noqa: E402
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-TESTS = Path(__file__).parent.parent
-QUIET = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
-READY = """name => {
-    const notebook = window.jupyterapp?.shell?.currentWidget;
-    if (notebook?.context?.path !== name) return false; // the one that an older workspace had open
-    const session = notebook.sessionContext;
-    const kernel = session?.session?.kernel;
-    return session?.isReady && kernel?.connectionStatus === 'connected' && kernel?.status === 'idle';
-}"""
-RUN_ALL = """() => Promise.race([
-    window.jupyterapp.commands.execute('notebook:run-all-cells'),
-    new Promise((_, reject) => setTimeout(() => reject(new Error('cells still run after 280 s')), 280000)),
-])"""
+LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,95 +21,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
-class Lab:
-    """A server and the folder it serves."""
-
-    def __init__(self, url: str, root: Path) -> None:
-        self.url, self.root = url, root
-
-    def write(self, name: str, *cells: str) -> str:
-        """Write a notebook of code cells; returns its address."""
-        notebook = nbformat.v4.new_notebook(
-            cells=[nbformat.v4.new_code_cell(cell, id=f"c{i:02d}") for i, cell in enumerate(cells)],
-            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
-        )
-        nbformat.write(notebook, self.root / name)
-        return f"{self.url}/lab/tree/{name}?reset"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    folder = tmp_path_factory.mktemp("lab")
-    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps(QUIET))
-    root = folder / "root"
-    root.mkdir()
-    port = free_port()
-    environment = {
-        **os.environ,
-        "JUPYTER_CONFIG_DIR": str(folder / "config"),
-        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
-        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
-        "JUPYTER_PATH": str(Path(clipviz.__file__).parent / "widgets" / "jupyter"),
-        "OMP_NUM_THREADS": "1",
-    }
-    options = [
-        "--no-browser",
-        "--allow-root",
-        "--ip=127.0.0.1",
-        f"--port={port}",
-        "--ServerApp.port_retries=0",
-        "--IdentityProvider.token=",
-        f"--ServerApp.root_dir={root}",
-        "--LabApp.expose_app_in_browser=True",
-    ]
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options],
-            env=environment, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for_server(f"{url}/api/status", server, folder / "server.log")
-            yield Lab(url, root)
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait(10)
-
-
-def wait_for_server(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            assert server.poll() is None, f"JupyterLab ended:\n{log.read_text()[-2000:]}"
-            time.sleep(0.2)
-    raise AssertionError(f"JupyterLab did not answer in {seconds} s:\n{log.read_text()[-2000:]}")
+    with serving(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[sync_api.Browser]:
-    assert CHROMIUM, "no Chromium found; apt-get install -y --no-install-recommends chromium fonts-dejavu-core"
     sync_api.expect.set_options(timeout=60_000)
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with browsing() as browser:
         yield browser
-        browser.close()
 
 
 def is_error(message: sync_api.ConsoleMessage) -> bool:
@@ -161,17 +58,7 @@ def page(chromium: sync_api.Browser, request: pytest.FixtureRequest) -> Iterator
         page.close()
 
 
-LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
-
-
 @pytest.fixture
 def run_all(page: sync_api.Page) -> Callable[[str], None]:
-    """Open a notebook, wait until its kernel is really there, run all cells and wait for them."""
-
-    def run(url: str) -> None:
-        page.goto(url)
-        name = url.split("/")[-1].split("?")[0]
-        page.wait_for_function(READY, arg=name, timeout=180_000)
-        page.evaluate(RUN_ALL)
-
-    return run
+    """Open a notebook and run all its cells."""
+    return partial(open_and_run, page)

@@ -3,12 +3,19 @@
 function render({ model, el }) {
   const root = make("div", { class: "clipviz" });
   el.append(root);
+  let width = 0;
   const draw = () => {
     const spec = model.get("spec");
-    root.replaceChildren(...(spec.series ? [chart(spec, model.get("width"))] : []));
+    if (width) root.replaceChildren(...(spec.series ? [chart(spec, Math.min(width, 560))] : []));
   };
-  draw();
-  return listen(model, ["spec"], draw);
+  const stops = [
+    listen(model, ["spec"], draw),
+    fitted(root, (now) => {
+      width = now;
+      draw();
+    }),
+  ];
+  return () => stops.forEach((stop) => stop());
 }
 
 export default { render };

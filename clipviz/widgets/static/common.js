@@ -35,6 +35,32 @@ function listen(model, names, draw) {
   };
 }
 
+// Draw again for another width (a sidebar, a split, a window); returns the function that ends it.
+function fitted(node, draw) {
+  let width = 0;
+  const observer = new ResizeObserver(() =>
+    requestAnimationFrame(() => {
+      const now = Math.floor(node.clientWidth);
+      if (now && now !== width) draw((width = now));
+    }),
+  );
+  observer.observe(node);
+  return () => observer.disconnect();
+}
+
+// Draw again when JupyterLab goes from light to dark or back; returns the function that ends it.
+function themed(draw) {
+  const observer = new MutationObserver(() => requestAnimationFrame(draw));
+  observer.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
+  return () => observer.disconnect();
+}
+
+const isDark = () => document.body.dataset.jpThemeLight === "false";
+
+// A color of the data as the theme shows it: black lines would vanish on a dark page. For SVG, and for a canvas in `el`.
+const paint = (color) => `var(--clipviz-${color.slice(1).toLowerCase()}, ${color})`;
+const solid = (el, color) => getComputedStyle(el).getPropertyValue(`--clipviz-${color.slice(1).toLowerCase()}`).trim() || color;
+
 // One call for the several traits that change with one message.
 function later(draw) {
   let waiting = false;
@@ -111,6 +137,7 @@ function drawContour(data, values, size) {
 const DASHES = { solid: "", dash: "6 3", dot: "2 3", dashdot: "7 3 2 3" };
 
 function marker(symbol, x, y, color) {
+  color = paint(color);
   const r = 3.2;
   if (symbol === "square") return makeSvg("rect", { x: x - r, y: y - r, width: 2 * r, height: 2 * r, fill: color });
   if (symbol === "circle") return makeSvg("circle", { cx: x, cy: y, r, fill: color });
@@ -137,14 +164,14 @@ const written = (value) => `${+value.toPrecision(6)}`;
 let patterns = 0;
 
 function hatching(root, color, hatch) {
-  if (!hatch) return color;
+  if (!hatch) return paint(color);
   const id = `clipviz-hatch-${patterns++}`;
   const lines = { "/": "M0,6L6,0", "\\": "M0,0L6,6", x: "M0,0L6,6M0,6L6,0", ".": "M3,2L3,4" }[hatch];
   root.append(
     makeSvg(
       "pattern",
       { id, width: 6, height: 6, patternUnits: "userSpaceOnUse" },
-      makeSvg("rect", { width: 6, height: 6, fill: color }),
+      makeSvg("rect", { width: 6, height: 6, fill: paint(color) }),
       makeSvg("path", { d: lines, stroke: "white", "stroke-width": 1.3 }),
     ),
   );
@@ -161,7 +188,7 @@ function chart(spec, width = 340) {
     box.append(make("p", { class: "clipviz-empty" }, spec.empty));
     return box;
   }
-  const [left, right, top, bottom] = [46, 8, 8, spec.names ? 46 : 34];
+  const [left, right, top, bottom] = [46, 8, spec.marks.length ? 20 : 8, spec.names ? 46 : 34];
   const height = spec.height;
   const root = makeSvg("svg", { viewBox: `0 0 ${width} ${height}`, width, height });
   const isBars = spec.kind === "bars";
@@ -175,7 +202,7 @@ function chart(spec, width = 340) {
   const looks = isBars ? drawBars(root, spec, px, py, x1 - x0) : drawLines(root, spec, px, py);
   for (const [x, text] of spec.marks) {
     root.append(makeSvg("line", { x1: px(x), x2: px(x), y1: top, y2: height - bottom, class: "clipviz-mark" }));
-    root.append(label(px(x) + (x > (x0 + x1) / 2 ? -4 : 4), top + 9, text, x > (x0 + x1) / 2 ? "end" : "start"));
+    root.append(label(px(x), top - 6, text, "middle"));
   }
   box.append(root, legend(spec.series, looks));
   return box;
@@ -200,7 +227,11 @@ function drawAxes(root, spec, a) {
     root.append(makeSvg("line", { x1: a.left, x2: a.width - a.right, y1: a.py(y), y2: a.py(y), class: "clipviz-grid" }));
     root.append(label(a.left - 5, a.py(y) + 3.5, written(y), "end"));
   }
-  ticks.forEach(([x, text], i) => root.append(label(a.px(x), floor + 13 + (spec.names && i % 2 ? 12 : 0), text, "middle")));
+  ticks.forEach(([x, text], i) => {
+    const half = 3.2 * text.length; // long names stay within the chart
+    const place = Math.max(half, Math.min(a.px(x), a.width - half));
+    root.append(label(place, floor + 13 + (spec.names && i % 2 ? 12 : 0), text, "middle"));
+  });
   root.append(makeSvg("path", { d: `M${a.left},${a.top}V${floor}H${a.width - a.right}`, class: "clipviz-axis" }));
   root.append(label((a.left + a.width - a.right) / 2, a.height - 5, spec.xLabel, "middle"));
   const middle = (a.top + floor) / 2;
@@ -223,7 +254,7 @@ function drawLines(root, spec, px, py) {
         pen = "L";
       }
     });
-    const style = { fill: "none", stroke: s.dash === "none" ? "none" : s.color, "stroke-width": 1.8, "stroke-dasharray": DASHES[s.dash] || "" };
+    const style = { fill: "none", stroke: s.dash === "none" ? "none" : paint(s.color), "stroke-width": 1.8, "stroke-dasharray": DASHES[s.dash] || "" };
     root.append(makeSvg("path", { d: path, ...style }));
     const symbol = s.symbol || (s.x.length === 1 ? "circle" : "");
     if (symbol)

@@ -2,8 +2,9 @@
 
 function render({ model, el }) {
   const grid = make("div", { class: "clipviz clipviz-gallery", role: "listbox", "aria-multiselectable": "true" });
-  const empty = make("p", { class: "clipviz-empty" });
-  el.append(grid, empty);
+  const title = make("div", { class: "clipviz clipviz-caption" });
+  const empty = make("p", { class: "clipviz clipviz-empty" });
+  el.append(title, grid, empty);
   let url = null;
   let focused = 0;
 
@@ -14,7 +15,11 @@ function render({ model, el }) {
     const columns = model.get("columns");
     if (url) URL.revokeObjectURL(url);
     url = URL.createObjectURL(new Blob([bytesOf(model, "sheet")], { type: "image/jpeg" }));
-    grid.setAttribute("aria-label", model.get("label"));
+    title.textContent = model.get("label");
+    title.hidden = !ids.length || !model.get("label");
+    grid.hidden = !ids.length;
+    empty.hidden = ids.length > 0;
+    grid.setAttribute("aria-label", model.get("label") || "images");
     empty.textContent = ids.length ? "" : model.get("empty");
     focused = 0;
     const cells = ids.map((id, i) => {
@@ -39,6 +44,11 @@ function render({ model, el }) {
   const mark = () => {
     const selected = new Set(model.get("selected"));
     model.get("ids").forEach((id, i) => grid.children[i]?.setAttribute("aria-selected", `${selected.has(id)}`));
+    const chosen = grid.querySelector("[aria-selected=true]");
+    if (!chosen) return; // the grid scrolls to it, the notebook stays where it is
+    const [from, to] = [chosen.offsetTop - grid.offsetTop, chosen.offsetTop - grid.offsetTop + chosen.offsetHeight];
+    if (from < grid.scrollTop) grid.scrollTop = from;
+    else if (to > grid.scrollTop + grid.clientHeight) grid.scrollTop = to - grid.clientHeight;
   };
 
   const choose = (i, adds) => {
@@ -71,7 +81,7 @@ function render({ model, el }) {
   });
 
   draw();
-  const stops = [listen(model, ["sheet", "ids", "captions"], later(draw)), listen(model, ["selected"], mark)];
+  const stops = [listen(model, ["sheet", "ids", "captions", "label"], later(draw)), listen(model, ["selected"], mark)];
   return () => {
     stops.forEach((stop) => stop());
     if (url) URL.revokeObjectURL(url);

@@ -8,7 +8,8 @@ function render({ model, el }) {
   canvas.style.width = canvas.style.height = `${size}px`;
   const readout = make("div", { class: "clipviz-readout", "aria-live": "polite" });
   const title = make("div", { class: "clipviz-caption" });
-  el.append(make("div", { class: "clipviz clipviz-matrix" }, title, canvas, readout));
+  const root = make("div", { class: "clipviz clipviz-matrix" }, title, canvas, readout);
+  el.append(root);
   const context = canvas.getContext("2d");
   let at = null; // the cell under the mouse or the keyboard
 
@@ -19,11 +20,20 @@ function render({ model, el }) {
   };
   const cellSize = () => (size - margin - 4) / Math.max(1, n());
 
+  // As much of a name as fits, cut in the middle: both of its ends tell classes apart.
+  const fitting = (name, room) => {
+    let text = name;
+    for (let keep = Math.min(name.length, 60); context.measureText(text).width > room && keep > 2; keep--)
+      text = `${name.slice(0, Math.ceil(keep / 2))}…${name.slice(-Math.floor(keep / 2))}`;
+    return text;
+  };
+
   const draw = () => {
     const names = model.get("names");
     const values = counts();
     const cell = cellSize();
-    const style = getComputedStyle(el);
+    const style = getComputedStyle(root);
+    const dark = isDark();
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, size, size);
     title.textContent = model.get("title");
@@ -33,36 +43,32 @@ function render({ model, el }) {
       for (let column = 0; column < names.length; column++) total += values[row * names.length + column];
       for (let column = 0; column < names.length; column++) {
         const share = values[row * names.length + column] / Math.max(1, total);
-        context.fillStyle = `hsl(208, ${60 + 20 * share}%, ${96 - 62 * share}%)`;
+        const lightness = dark ? 17 + 58 * share : 96 - 62 * share;
+        context.fillStyle = `hsl(208, ${(dark ? 12 : 60) + (dark ? 60 : 20) * share}%, ${lightness}%)`;
         context.fillRect(margin + column * cell, margin + row * cell, Math.max(1, cell - 0.5), Math.max(1, cell - 0.5));
       }
     }
     context.fillStyle = style.color;
-    context.font = `${Math.min(12, Math.max(9, cell))}px sans-serif`;
+    context.font = `11px ${style.fontFamily}`;
     const step = Math.ceil(12 / Math.max(cell, 0.1));
-    const clip = (text) => (text.length > 18 ? `${text.slice(0, 8)}…${text.slice(-9)}` : text);
+    context.textAlign = "right";
+    context.fillText("predicted →", margin - 6, margin - 26);
+    context.fillText("true class ↓", margin - 6, margin - 10);
+    context.textBaseline = "middle";
     for (let i = 0; i < names.length; i += step) {
+      const name = fitting(names[i], margin - 8);
+      const middle = margin + (i + 0.5) * cell;
       context.textAlign = "right";
-      context.textBaseline = "middle";
-      context.fillText(clip(names[i]), margin - 5, margin + (i + 0.5) * cell, margin - 20);
+      context.fillText(name, margin - 5, middle);
       context.save();
-      context.translate(margin + (i + 0.5) * cell, margin - 5);
-      context.rotate(-Math.PI / 3);
+      context.translate(middle, margin - 5);
+      context.rotate(-Math.PI / 2);
       context.textAlign = "left";
-      context.fillText(clip(names[i]), 0, 0, margin - 4);
+      context.fillText(name, 0, 0);
       context.restore();
     }
-    context.save();
-    context.translate(9, margin + (size - margin) / 2);
-    context.rotate(-Math.PI / 2);
-    context.textAlign = "center";
-    context.font = "bold 12px sans-serif";
-    context.fillText("true class", 0, 0);
-    context.restore();
-    context.font = "bold 12px sans-serif";
-    context.textAlign = "left";
-    context.fillText("predicted →", 4, margin - 8);
-    for (const [cellAt, color, width] of [[model.get("selected"), "#d55e00", 2.5], [at, "#222", 1]]) {
+    context.textBaseline = "alphabetic";
+    for (const [cellAt, color, width] of [[model.get("selected"), solid(root, "#D55E00"), 2.5], [at, style.color, 1]]) {
       if (!cellAt || cellAt.length !== 2) continue;
       context.strokeStyle = color;
       context.lineWidth = width;
@@ -114,8 +120,9 @@ function render({ model, el }) {
     event.stopPropagation();
   });
 
-  draw();
-  return listen(model, ["counts", "names", "selected", "title"], draw);
+  // Drawn once it is on the page: there is no font and no color before.
+  const stops = [listen(model, ["counts", "names", "selected", "title"], draw), themed(draw), fitted(root, draw)];
+  return () => stops.forEach((stop) => stop());
 }
 
 export default { render };

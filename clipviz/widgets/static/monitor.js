@@ -1,5 +1,7 @@
 // LiveMonitor: one message, one redraw.
 
+const GAP = 24; // between charts, as in the style sheet
+
 function render({ model, el }) {
   const headline = make("div", { class: "clipviz-headline", "aria-live": "off" });
   const bar = make("progress", { max: "1", value: "0", "aria-label": "progress of the run" });
@@ -22,9 +24,18 @@ function render({ model, el }) {
     probeTitle.textContent = frame.probe || "";
   };
 
+  let width = 0; // of one chart
+
   const drawChart = (name) => {
     const spec = model.get(name);
-    if (spec.series) slots[name].replaceChildren(chart(spec));
+    if (spec.series && width) slots[name].replaceChildren(chart(spec, width));
+  };
+
+  const arrange = (all) => {
+    const columns = all >= 1400 ? 4 : all >= 640 ? 2 : 1;
+    charts.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
+    width = Math.floor((all - GAP * (columns - 1)) / columns);
+    Object.keys(slots).forEach(drawChart);
   };
 
   let turn = 0;
@@ -53,11 +64,8 @@ function render({ model, el }) {
 
   draw();
   drawProbe();
-  const stops = Object.keys(slots).map((name) => {
-    drawChart(name);
-    return listen(model, [name], () => drawChart(name));
-  });
-  stops.push(listen(model, ["frame"], draw), listen(model, ["maps", "sheet"], later(drawProbe)));
+  const stops = Object.keys(slots).map((name) => listen(model, [name], () => drawChart(name)));
+  stops.push(fitted(charts, arrange), listen(model, ["frame"], draw), listen(model, ["maps", "sheet"], later(drawProbe)));
   return () => stops.forEach((stop) => stop());
 }
 

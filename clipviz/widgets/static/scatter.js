@@ -1,6 +1,6 @@
 // Scatter: points of all epochs in one plane; a lasso or a click chooses some.
 
-const MARKS = ["#767676", "#0072b2", "#d55e00"]; // unknown, right, wrong
+const MARKS = ["#767676", "#0072B2", "#D55E00"]; // unknown, right, wrong
 const MOST_CHOSEN = 500;
 
 function render({ model, el }) {
@@ -13,7 +13,8 @@ function render({ model, el }) {
   canvas.style.height = `${height}px`;
   const readout = make("div", { class: "clipviz-readout", "aria-live": "polite" });
   const keys = make("div", { class: "clipviz-legend" });
-  el.append(make("div", { class: "clipviz clipviz-scatter" }, title, canvas, keys, readout));
+  const root = make("div", { class: "clipviz clipviz-scatter" }, title, canvas, keys, readout);
+  el.append(root);
   const context = canvas.getContext("2d");
   let places, group, label, marks, n, home, view;
   let lasso = null;
@@ -38,7 +39,6 @@ function render({ model, el }) {
     home = [x0 - dx, x1 + dx, y0 - dy, y1 + dy];
     view = [...home];
     drawKeys();
-    draw();
   };
 
   const isImage = (i) => model.get("groups")[group[i]].name === "images";
@@ -60,7 +60,9 @@ function render({ model, el }) {
   };
 
   const draw = () => {
-    const ink = getComputedStyle(el).color;
+    const style = getComputedStyle(root);
+    const ink = style.color;
+    const inks = MARKS.map((color) => solid(root, color));
     const epoch = row();
     const groups = model.get("groups");
     const chosen = model.get("chosen");
@@ -69,7 +71,7 @@ function render({ model, el }) {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     context.fillStyle = context.strokeStyle = ink;
-    context.font = "11px sans-serif";
+    context.font = `11px ${style.fontFamily}`;
     drawFrame(ink);
     context.save();
     context.beginPath();
@@ -77,7 +79,7 @@ function render({ model, el }) {
     context.clip();
     const nImages = group.reduce((sum, _, i) => sum + isImage(i), 0);
     const small = nImages > 5000;
-    for (let i = 0; i < n; i++) if (isImage(i)) drawImage(i, epoch, small);
+    for (let i = 0; i < n; i++) if (isImage(i)) drawImage(i, epoch, small, inks);
     context.globalAlpha = 1;
     for (let i = 0; i < n; i++) {
       if (isImage(i)) continue;
@@ -113,11 +115,11 @@ function render({ model, el }) {
     say();
   };
 
-  const drawImage = (i, epoch, small) => {
+  const drawImage = (i, epoch, small, inks) => {
     const [x, y] = at(i);
     const mark = marks[epoch * n + i];
     context.globalAlpha = 0.65;
-    context.fillStyle = context.strokeStyle = MARKS[mark];
+    context.fillStyle = context.strokeStyle = inks[mark];
     if (small) context.fillRect(x - 1, y - 1, 2, 2);
     else if (mark === 2) {
       context.lineWidth = 1.4;
@@ -262,7 +264,9 @@ function render({ model, el }) {
   });
 
   load();
-  return listen(model, ["epoch", "chosen", "title"], draw);
+  // Drawn once it is on the page: there is no font and no color before.
+  const stops = [listen(model, ["epoch", "chosen", "title"], draw), themed(draw), fitted(root, draw)];
+  return () => stops.forEach((stop) => stop());
 }
 
 export default { render };

@@ -1,0 +1,147 @@
+"""A JupyterLab on the loopback interface with a fresh profile, and Chromium: for tests, screenshots and benchmarks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+import clipviz
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+TESTS = Path(__file__).parent.parent
+QUIET = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
+READY = """name => {
+    const notebook = window.jupyterapp?.shell?.currentWidget;
+    if (notebook?.context?.path !== name) return false; // the one that an older workspace had open
+    const session = notebook.sessionContext;
+    const kernel = session?.session?.kernel;
+    return session?.isReady && kernel?.connectionStatus === 'connected' && kernel?.status === 'idle';
+}"""
+RUN_ALL = """() => Promise.race([
+    window.jupyterapp.commands.execute('notebook:run-all-cells'),
+    new Promise((_, reject) => setTimeout(() => reject(new Error('cells still run after 280 s')), 280000)),
+])"""
+
+ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap(cell => cell.outputs || [])
+    .filter(output => output.output_type === 'error').map(output => `${output.ename}: ${output.evalue}`)"""
+
+
+class Lab:
+    """A server and the folder it serves."""
+
+    def __init__(self, url: str, root: Path) -> None:
+        self.url, self.root = url, root
+
+    def write(self, name: str, *cells: str) -> str:
+        """Write a notebook of code cells; returns its address."""
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(cell, id=f"c{i:02d}") for i, cell in enumerate(cells)],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        )
+        nbformat.write(notebook, self.root / name)
+        return f"{self.url}/lab/tree/{name}?reset"
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Lab]:
+    """JupyterLab with all its settings under `folder`; ends with the block."""
+    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text(json.dumps(QUIET))
+    root = folder / "root"
+    root.mkdir()
+    port = free_port()
+    environment = {
+        **os.environ,
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
+        "JUPYTER_PATH": str(Path(clipviz.__file__).parent / "widgets" / "jupyter"),
+        "OMP_NUM_THREADS": "1",
+    }
+    options = [
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={root}",
+        "--LabApp.expose_app_in_browser=True",
+    ]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options],
+            env=environment, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_for_server(f"{url}/api/status", server, folder / "server.log")
+            yield Lab(url, root)
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait(10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_server(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            assert server.poll() is None, f"JupyterLab ended:\n{log.read_text()[-2000:]}"
+            time.sleep(0.2)
+    raise AssertionError(f"JupyterLab did not answer in {seconds} s:\n{log.read_text()[-2000:]}")
+
+
+@contextmanager
+def browsing() -> Iterator[Any]:
+    """Headless Chromium; ends with the block."""
+    from playwright.sync_api import sync_playwright
+
+    assert CHROMIUM, "no Chromium found; apt-get install -y --no-install-recommends chromium fonts-dejavu-core"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def open_and_run(page: Any, url: str) -> None:
+    """Open a notebook, wait until its kernel is really there, run all cells and wait for them; none may fail."""
+    page.goto(url)
+    name = url.split("/")[-1].split("?")[0]
+    page.wait_for_function(READY, arg=name, timeout=180_000)
+    page.evaluate(RUN_ALL)
+    errors = page.evaluate(ERRORS)
+    assert errors == [], errors
