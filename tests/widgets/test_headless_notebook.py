@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import html
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbconvert import HTMLExporter
 
 TESTS = Path(__file__).parent.parent
 SETUP = """
@@ -77,6 +80,20 @@ def test_every_view_leaves_a_picture_and_nobody_prints(executed):
         assert len(base64.b64decode(output["data"]["image/jpeg"])) <= 60_000
         assert output["metadata"]["image/jpeg"]["alt"].startswith(output["data"]["text/plain"])
     assert "finished · step 8 of 8" in shown[1]["metadata"]["image/jpeg"]["alt"]
+
+
+@pytest.mark.parametrize("template", ["lab", "classic"])
+def test_a_page_made_of_it_shows_every_view_as_a_picture(executed, template):
+    page, _ = HTMLExporter(template_name=template).from_filename(str(executed))
+    notebook = nbformat.read(executed, as_version=4)
+    shown = [output for cell in notebook.cells for output in cell.outputs if "image/jpeg" in output.get("data", {})]
+    tags = re.findall(r"<img [^>]*data:image/jpeg[^>]*>", page)
+    assert len(tags) == len(shown) == 5
+    for output, tag in zip(shown, tags, strict=True):
+        inside = tag.split("base64,")[1].split('"')[0]
+        assert base64.b64decode(inside) == base64.b64decode(output["data"]["image/jpeg"])
+        if template == "classic":  # nbconvert's lab template leaves alternative texts out
+            assert f'alt="{html.escape(output["metadata"]["image/jpeg"]["alt"])}"' in tag
 
 
 def test_a_second_execution_gives_the_same_outputs(executed):

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import assert_same_bits, differences
 from widget_helpers import HOSTILE, wait_for
 
 from clipviz.events import EpochFinished, Probe, RunStarted, StepFinished
+from clipviz.recorder import Recorder
 from clipviz.widgets import LiveMonitor, ViewState
 
 
@@ -60,17 +62,37 @@ def test_buttons_drive_the_run(make_run):
     assert monitor.apply.disabled
 
 
-def test_stop_is_obeyed_within_a_step_and_a_third_of_a_second(make_run):
-    run = make_run(epochs=500)
+@pytest.mark.parametrize("within", ["the step", "its record"])
+def test_stop_pressed_during_an_epoch_ends_with_that_very_step(make_run, monkeypatch, within):
+    run, reference = make_run(epochs=50), make_run(epochs=50)
     monitor = LiveMonitor(run)
-    monitor.start.click()
-    wait_for(lambda: run.steps_done > 3)
-    begun, done = time.monotonic(), run.steps_done
-    monitor.stop.click()
-    run.wait(20)
-    assert time.monotonic() - begun < 2.0  # generous, for a machine with other work; the step count is exact
-    assert run.steps_done - done <= 2
-    assert len(run.trace.samples) == run.steps_done * 4
+    loss = run.method.loss
+
+    def pressed_in_the_sixth(views, pseudo):
+        if run.steps_done == 5:
+            monitor.stop.click()
+        return loss(views, pseudo)
+
+    if within == "the step":
+        monkeypatch.setattr(run.method, "loss", pressed_in_the_sixth)
+    else:
+        run.listeners.append(lambda _: monitor.stop.click() if run.steps_done == 6 else None)
+    trace = run.start().wait(60)
+    assert run.steps_done == 6
+    assert trace.meta["status"] == "stopped"
+    assert monitor.canvas.frame["headline"].startswith("stopped · step 6 of 200 · 1 of 50 epochs done")
+    assert monitor.start.disabled
+    done, whole = 0, Recorder()
+    for event in reference.adaptation:
+        whole(event)
+        done += isinstance(event, StepFinished)
+        if done == 6:
+            break
+    whole.meta["status"] = "stopped"
+    assert differences(trace, whole.trace()) == []
+    assert len(trace.samples) == 6 * 4
+    assert sorted(trace.steps["step"].unique()) == list(range(6))
+    assert_same_bits(weights(run), weights(reference))
 
 
 def test_gamma_shows_what_it_would_change_and_is_applied(make_run):
