@@ -161,6 +161,7 @@ def test_resume_goes_on_and_a_finished_run_is_not_overwritten(photos, tmp_path, 
     arguments = adapt("--epochs", 1, method="microclip", data=photos, out=out)
     assert cli.main(arguments) == 0
     first = Trace.load(out)
+    seconds = json.loads((out / "results.json").read_text())["seconds"]
     capfd.readouterr()
     assert cli.main(arguments) == 2
     assert "already holds a run; add --resume" in capfd.readouterr().err
@@ -168,7 +169,10 @@ def test_resume_goes_on_and_a_finished_run_is_not_overwritten(photos, tmp_path, 
     again = Trace.load(out)
     assert again.samples.equals(first.samples)
     assert again.arrays.keys() == first.arrays.keys()
-    assert json.loads((out / "results.json").read_text())["accuracy"] == first.metric("accuracy").iloc[-1]
+    results = json.loads((out / "results.json").read_text())
+    assert results["accuracy"] == first.metric("accuracy").iloc[-1]
+    assert results["seconds"] > first.meta["seconds"] > 0  # of both sessions; what came before training counts anew
+    assert results["seconds"] < 100 * seconds
     capfd.readouterr()
     assert cli.main([*adapt("--epochs", 2, method="microclip", data=photos, out=out), "--resume"]) == 2
     assert "belongs to another run: n_epochs was 1, now it is 2" in capfd.readouterr().err

@@ -37,7 +37,7 @@ class Progress:
         match event:
             case RunStarted():
                 total = event.n_images * event.n_epochs
-                done = round(total * event.steps_done / event.n_steps)
+                done = round(total * event.steps_done / max(1, event.n_steps))
                 self._bar = tqdm(
                     total=total, initial=done, desc=event.method, unit="img", disable=None, dynamic_ncols=True
                 )

@@ -47,6 +47,7 @@ def page(chromium: sync_api.Browser, request: pytest.FixtureRequest) -> Iterator
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if is_error(message) else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     page.on("request", lambda r: errors.append(r.url) if not r.url.startswith(LOCAL) else None)
     try:
         yield page
