@@ -183,21 +183,23 @@ class Backbone(nn.Module):
                 digest.update(sample.numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def embed_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+    def embed_text(self, texts: Sequence[str], batch_size: int = 256, *, unit: bool = True) -> Tensor:
         """Text embeddings, computed without gradient in batches.
 
         Args:
             texts: L sentences; longer ones than the model's context are cut by its tokenizer.
             batch_size: sentences at a time.
+            unit: False leaves the norms that the text tower gives.
 
         Returns:
-            (L, E) float, unit norm.
+            (L, E) float, unit norm unless `unit` is False.
         """
         rows = []
         with torch.no_grad():
             for start in range(0, len(texts), batch_size):
                 ids = self.tokenizer(list(texts[start : start + batch_size])).to(self.device)
-                rows.append(normalize(self.model.encode_text(ids)))  # type: ignore[operator]
+                embeddings = self.model.encode_text(ids)  # type: ignore[operator]
+                rows.append(normalize(embeddings) if unit else embeddings)
         return torch.cat(rows)
 
 

@@ -12,7 +12,7 @@ from clipviz.data.base import ImageDataset
 from clipviz.data.sampling import balanced_index
 from clipviz.errors import choose
 from clipviz.methods import METHODS, Method
-from clipviz.methods.ntua import DEFAULT_SHOTS, NtUA, NtUAConfig
+from clipviz.methods.ntua import NtUA, NtUAConfig
 
 
 def build_method(
@@ -58,7 +58,7 @@ def _with_cache(
 ) -> NtUA:
     oracle = None
     if config.selection == "oracle_balanced":
-        oracle = balanced_index(dataset, config.shots or DEFAULT_SHOTS, allow_labels=config.allow_labels)
+        oracle = balanced_index(dataset, config.shots, allow_labels=config.allow_labels)
     return method(backbone, dataset.prompts, config, teacher=teacher, oracle_index=oracle)
 
 

@@ -15,6 +15,8 @@ def prepare_folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: with the reason, before any work was done.
     """
+    if not os.fspath(path):
+        raise ValueError("wanted a folder to write to, got an empty name; give one, or . for this folder")
     folder = Path(path)
     probe = folder / f".write-test-{secrets.token_hex(4)}"
     try:

@@ -62,6 +62,7 @@ def adapt(
         `StepFinished`s and an `EpochFinished`, and at last `RunFinished`.
 
     Raises:
+        ValueError: at once, for a method or a schedule that is none, or a dataset without images.
         FloatingPointError: if the loss is not finite (the step and its terms are named), or the weights are not.
     """
     return iter(Adaptation(method, dataset, config, eval_dataset=eval_dataset, probe=probe, seed=seed))
@@ -90,6 +91,13 @@ class Adaptation:
         probe: Probe | Tensor | None = None,
         seed: int = 0,
     ) -> None:
+        if not isinstance(method, Method):
+            raise ValueError(
+                f"adapt wants a method that was built, got {method!r}; for example "
+                'METHODS["dpa"](load_backbone("birds"), dataset.prompts)'
+            )
+        if not isinstance(config, AdaptConfig | None):
+            raise ValueError(f"adapt wants an AdaptConfig, got {config!r}; a method's constants go into the method")
         self.method, self.dataset, self.eval_dataset, self.seed = method, dataset, eval_dataset, seed
         self.config = config or method.schedule
         self.settings = method.settings  # as the run began; some may be adjusted on the way

@@ -78,11 +78,14 @@ def spectrum(affinity: Tensor) -> Spectrum:
         falls apart (1e-6) is below the noise of float32.
 
     Raises:
-        ValueError: if the shape is not (B, N, N) with N >= 2.
+        ValueError: if the shape is not (B, N, N) with N >= 2, or the numbers are not finite.
     """
     if affinity.ndim != 3 or affinity.shape[1] != affinity.shape[2] or affinity.shape[1] < 2:
         raise ValueError(f"affinity must be (B, N, N) with N >= 2, got {tuple(affinity.shape)}")
-    values, vectors = torch.linalg.eigh(normalized_laplacian(affinity.detach().double()))
+    try:
+        values, vectors = torch.linalg.eigh(normalized_laplacian(affinity.detach().double()))
+    except torch.linalg.LinAlgError as error:
+        raise ValueError("affinity must hold positive, finite numbers; the eigenproblem has no solution") from error
     second = vectors[:, :, 1].to(affinity.dtype)  # rounded before it is turned, so that the promise holds to the bit
     peak = second.gather(1, second.abs().argmax(1, keepdim=True))
     fiedler = torch.where(peak < 0, -second, second)

@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def expect_axes(**tensors: tuple[Tensor, str]) -> None:
+    """Check tensors against the axes of a formula: `expect_axes(patches=(patches, "BNW"), mask=(mask, "BN"))`.
+
+    Args:
+        tensors: name -> the tensor and one letter per axis; a letter stands for the same size everywhere.
+
+    Raises:
+        ValueError: naming the first tensor that does not fit, where torch would broadcast or fail in its own words.
+    """
+    sizes: dict[str, int] = {}
+    for name, (tensor, axes) in tensors.items():
+        shape = tuple(tensor.shape)
+        known = dict(sizes)
+        if len(shape) != len(axes) or any(sizes.setdefault(axis, n) != n for axis, n in zip(axes, shape, strict=True)):
+            fixed = ", ".join(f"{axis} = {known[axis]}" for axis in axes if axis in known)
+            where = f" with {fixed}" if fixed else ""
+            raise ValueError(f"{name} must be ({', '.join(axes)}){where}, got {shape}")
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -47,6 +67,11 @@ def fairness_loss(mean_probs: Tensor) -> Tensor:
         mean_probs: (C,) float, the mean predicted probabilities of a batch (or a running mean of them).
 
     Returns:
-        () float; its minimum is ln C, where all classes are predicted equally often.
+        () float; its minimum is ln C, where all classes are predicted equally often. A class that is predicted with
+        probability 0, as float32 rounds exp(-104), counts as the smallest normal number: the loss stays finite.
+
+    Raises:
+        ValueError: if the shape is not (C,).
     """
-    return -mean_probs.log().mean()
+    expect_axes(mean_probs=(mean_probs, "C"))
+    return -mean_probs.clamp(min=torch.finfo(mean_probs.dtype).tiny).log().mean()

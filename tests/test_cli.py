@@ -229,7 +229,9 @@ def mistakes(photos, flat, tmp_path, architectures):
         "QuickGELU": (adapt("--pretrained", "openai", model="ViT-B-32", out=out), "'ViT-B-32-quickgelu'"),
         "device": (adapt("--device", "abacus", out=out), "device 'abacus' cannot be used: .*; try --device cpu"),
         "other classes": (adapt("--eval-data", "birds", data=photos, out=out), "has other classes than --data"),
-        "zero rate": (adapt("--lr", "0", method="microclip", data=photos, out=out), "lr must be positive, got 0"),
+        "zero rate": (adapt("--lr", "0", method="microclip", data=photos, out=out), "positive and finite, got 0"),
+        "infinite rate": (adapt("--lr", "inf", method="dpa", data=photos, out=out), "lr must be positive and finite"),
+        "no output": (adapt(data=photos, out=""), "wanted a folder to write to, got an empty name"),
         "no epochs": (adapt("--epochs", "0", out=out), "wanted a whole number of at least 1, got '0'"),
         "no number": (adapt("--seed", "x", out=out), "wanted a whole number of at least 0, got 'x'"),
         "unknown option": (adapt("--epoch-count", "3", out=out), "unrecognized arguments"),
@@ -247,7 +249,7 @@ MISTAKES = [
     "unknown method", "unknown model", "unknown data set", "unknown domain", "no such folder", "a file", "empty folder",
     "no images", "no readable image", "no class names", "unwritable output", "output is a file", "descriptions",
     "missing descriptions", "damaged weights", "tower without patches",
-    "QuickGELU", "device", "other classes", "zero rate", "no epochs",
+    "QuickGELU", "device", "other classes", "zero rate", "infinite rate", "no output", "no epochs",
     "no number", "unknown option", "missing option", "no command", "unknown command", "demo domain", "demo method",
     "report of nothing", "compare nothing",
 ]  # fmt: skip
@@ -404,6 +406,9 @@ def test_report_and_compare_read_run_folders(photos, tmp_path, capfd):
     capfd.readouterr()
     assert cli.main(["report", *runs, "--out", str(tmp_path / "zero_shot")]) == 2
     assert "is a folder" in capfd.readouterr().err
+    os.mkfifo(tmp_path / "device")
+    assert cli.main(["report", *runs, "--out", str(tmp_path / "device")]) == 2
+    assert "is none; choose another" in capfd.readouterr().err
 
 
 def test_runs_on_different_data_are_not_compared(photos, tmp_path, capfd):

@@ -15,6 +15,7 @@ from clipviz.evaluate import undisturbed
 from clipviz.events import EpochFinished, RunFinished, RunStarted, StepFinished
 from clipviz.loop import Adaptation, adapt, cosine_lr
 from clipviz.methods.base import AdaptConfig, Method
+from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
 from clipviz.methods.zero_shot import ZeroShot
 from clipviz.recorder import record
 from clipviz.run import Run
@@ -335,11 +336,21 @@ def test_weights_that_turn_nan_in_the_last_step_are_not_checkpointed(tiny_backbo
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"epochs": 0}, "epochs must be at least 1"), ({"batch_size": 0}, "batch_size"), ({"workers": -1}, "workers"),
-     ({"lr": 0.0}, "lr must be positive"), ({"lr": float("nan")}, "lr must be positive")],
+     ({"lr": 0.0}, "lr must be positive"), ({"lr": float("nan")}, "lr must be positive"),
+     ({"lr": math.inf}, "lr must be positive and finite"), ({"min_lr": -1.0}, "min_lr must be at least 0"),
+     ({"weight_decay": math.nan}, "weight_decay must be at least 0")],
 )  # fmt: skip
 def test_schedules_that_cannot_be_run_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         AdaptConfig(**options)
+
+
+def test_what_is_no_method_or_no_schedule_is_refused_at_once(tiny_backbone, toy):
+    for method in ("dpa", MicroCLIP):
+        with pytest.raises(ValueError, match="adapt wants a method that was built"):
+            adapt(method, toy)
+    with pytest.raises(ValueError, match="adapt wants an AdaptConfig, got MicroCLIPConfig"):
+        adapt(microclip(tiny_backbone), toy, MicroCLIPConfig())
 
 
 def test_the_default_schedule_is_the_methods_own(tiny_backbone, toy):

@@ -191,16 +191,17 @@ class FeatureBackbone(Backbone):
             raise ValueError(f"wanted embeddings (B, {self._width}), got {tuple(images.shape)}")
         return normalize(images)
 
-    def embed_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+    def embed_text(self, texts: Sequence[str], batch_size: int = 256, *, unit: bool = True) -> Tensor:
         """Embeddings of sentences by the text tower, or of class names by the table."""
         if self._text:
-            return self._text[0].embed_text(texts, batch_size)
+            return self._text[0].embed_text(texts, batch_size, unit=unit)
         unknown = [text for text in texts if text not in self._table]
         if unknown:
             raise ValueError(
                 f"a file of embeddings has no text tower: it knows its class names, but not {unknown[0]!r}"
             )
-        return normalize(torch.stack([self._table[text] for text in texts]).float()).to(self.device)
+        rows = torch.stack([self._table[text] for text in texts]).float().to(self.device)
+        return normalize(rows) if unit else rows
 
     def trainable_copy(self) -> Backbone:
         """Itself: nothing in it can be trained."""

@@ -5,6 +5,7 @@ A method owns the model state that training changes. It sees images and their po
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -49,8 +50,11 @@ class AdaptConfig:
         for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        for name in ("min_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -281,23 +285,24 @@ def prompt_sentences(prompts: ClassPrompts, source: TextSource) -> list[tuple[st
     return [of_class(name) for name in prompts.names]
 
 
-def text_classifier(backbone: Backbone, sentences: list[tuple[str, ...]]) -> Tensor:
-    """Mean of the unit sentence embeddings of each class, normalized: w_c = nrm(mean_m E(d_cm)).
+def text_classifier(backbone: Backbone, sentences: list[tuple[str, ...]], *, unit: bool = True) -> Tensor:
+    """Mean of the sentence embeddings of each class, normalized: w_c = nrm(mean_m E(d_cm)).
 
     Args:
         backbone: embeds the sentences.
         sentences: for each of C classes, at least one sentence.
+        unit: whether each embedding is normalized before the mean; the code of microCLIP does not.
 
     Returns:
         (C, E) float, unit norm.
     """
-    return normalize(torch.stack([rows.mean(0) for rows in sentence_embeddings(backbone, sentences)]))
+    return normalize(torch.stack([rows.mean(0) for rows in sentence_embeddings(backbone, sentences, unit=unit)]))
 
 
-def sentence_embeddings(backbone: Backbone, sentences: list[tuple[str, ...]]) -> list[Tensor]:
-    """Unit embeddings of each class's sentences: C tensors (M_c, E), embedded in one go."""
+def sentence_embeddings(backbone: Backbone, sentences: list[tuple[str, ...]], *, unit: bool = True) -> list[Tensor]:
+    """Embeddings of each class's sentences, C tensors (M_c, E) of unit norm (or raw), embedded in one go."""
     flat = [sentence for group in sentences for sentence in group]
-    return list(backbone.embed_text(flat).split([len(group) for group in sentences]))
+    return list(backbone.embed_text(flat, unit=unit).split([len(group) for group in sentences]))
 
 
 class ZeroShotMethod(Method):

@@ -49,7 +49,7 @@ from clipviz.methods.base import (
     text_classifier,
     unfreeze_norms,
 )
-from clipviz.ops import class_logits, fairness_loss, normalize
+from clipviz.ops import class_logits, expect_axes, fairness_loss, normalize
 from clipviz.prompts import ClassPrompts
 
 _SUMMED_ROWS = 16_384
@@ -123,15 +123,19 @@ def image_prototypes(embeddings: Tensor, labels: Tensor, text_prototypes: Tensor
 
     Args:
         embeddings: (n, E) float, unit norm.
-        labels: (n,) int64; -1 where there is none yet.
+        labels: (n,) integers; -1 where there is none yet.
         text_prototypes: (C, E) float; classes without a label get theirs.
 
     Returns:
         (C, E) float, unit norm, without gradient.
 
     Raises:
-        ValueError: if a label is no class.
+        ValueError: if a label is no class, or the shapes disagree.
     """
+    expect_axes(embeddings=(embeddings, "nE"), labels=(labels, "n"), text_prototypes=(text_prototypes, "CE"))
+    if labels.is_floating_point():
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    labels = labels.long()
     text = normalize(text_prototypes.detach())
     if len(labels) and not (int(labels.min()) >= -1 and int(labels.max()) < len(text)):
         raise ValueError(f"labels must be in -1..{len(text) - 1}, got {int(labels.min())}..{int(labels.max())}")
@@ -151,9 +155,13 @@ def align_distribution(probs: Tensor, mean_probs: Tensor) -> Tensor:
         mean_probs: (C,) float, what is predicted on average.
 
     Returns:
-        (B, C) float, rows summing to 1.
+        (B, C) float, rows summing to 1. A class that nobody ever predicts (mean 0) keeps what it has, which is nothing.
+
+    Raises:
+        ValueError: if the shapes disagree.
     """
-    ratio = probs / mean_probs
+    expect_axes(probs=(probs, "BC"), mean_probs=(mean_probs, "C"))
+    ratio = probs / torch.where(mean_probs > 0, mean_probs, 1.0)
     return ratio / ratio.sum(-1, keepdim=True)
 
 
@@ -172,7 +180,11 @@ def ranking_weights(text_probs: Tensor, image_probs: Tensor, labels: Tensor) -> 
 
     Returns:
         (B,) float in (0, 1]; 1 (but for 1e-7) where both agree with the label.
+
+    Raises:
+        ValueError: if the shapes disagree.
     """
+    expect_axes(text_probs=(text_probs, "BC"), image_probs=(image_probs, "BC"), labels=(labels, "B"))
     shares = [probs.gather(1, labels[:, None])[:, 0] / (probs.amax(-1) + 1e-7) for probs in (text_probs, image_probs)]
     return shares[0] * shares[1]
 
@@ -187,7 +199,11 @@ def alignment_loss(image_prototypes: Tensor, text_prototypes: Tensor, w: float) 
 
     Returns:
         () float.
+
+    Raises:
+        ValueError: if the shapes disagree.
     """
+    expect_axes(image_prototypes=(image_prototypes, "CE"), text_prototypes=(text_prototypes, "CE"))
     logits = w * normalize(image_prototypes.detach()) @ normalize(text_prototypes).T
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 

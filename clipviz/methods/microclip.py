@@ -18,16 +18,18 @@ Where the official code is followed to the letter: hard labels, no threshold, pl
 halved with the past at every step but an epoch's first and divided by 0.5 in the loss; AdamW decays everything by 0.1.
 Where it is not, and why:
 - The sign of the Fiedler vector is fixed before the threshold, not after (see `clipviz.ncut`); one mask, not two.
-- If every pair of patches is connected, every mask is an artefact of the solver: the whole image is used.
+- Where (nearly) every pair of patches is connected, the mask is an artefact of the solver: the whole image is used.
 - The zero "unrelated" token of SOAP changes no output and no gradient; it is left out, so attention sums to 1.
 - t_c is the mean of unit prompt embeddings, as everywhere else, not of raw ones.
-- The `birds` preset fills the strong view with CLIP's mean color, as DPA does; `official` with black.
+- The strong view is filled with CLIP's mean color, as DPA does, not with black.
+- The presets `official` and `birds` take the whole image only where every pair is connected; `official` also keeps
+  black and the mean of raw embeddings.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,13 +47,17 @@ from clipviz.methods.base import (
     unfreeze_norms,
 )
 from clipviz.ncut import AffinityKind, MaskRule, Spectrum, edge_density, foreground_mask, patch_affinity, spectrum
-from clipviz.ops import class_logits, fairness_loss, normalize
+from clipviz.ops import class_logits, expect_axes, fairness_loss, normalize
 from clipviz.prompts import ClassPrompts
+
+NameEmbedding = Literal["unit", "raw"]
 
 
 @dataclass(frozen=True)
 class MicroCLIPConfig:
-    """Constants of microCLIP; the defaults are those of the papers' code for a ViT-B.
+    """Constants of microCLIP; the defaults are those of the authors' code for a ViT-B.
+
+    All but three, `full_density`, `name_embedding` and `fill`, of which `official` has theirs.
 
     Attributes:
         gamma: share of the static (W_fix, crops) vote in the pseudo-label, eq. (5).
@@ -64,6 +70,9 @@ class MicroCLIPConfig:
         tau: threshold of the patch graph.
         affinity: what the threshold is applied to, raw dot products or cosines.
         mask_rule: where the Fiedler vector is cut.
+        full_density: share of connected patch pairs from which on the graph tells nothing apart, so that the whole
+            image is the foreground.
+        name_embedding: t_c of eq. (7), the mean of "unit" or of "raw" prompt embeddings.
         fill: RGB that geometric operations of the strong view uncover.
         schedule: recommended schedule.
     """
@@ -78,7 +87,9 @@ class MicroCLIPConfig:
     tau: float = 0.2
     affinity: AffinityKind = "dot"
     mask_rule: MaskRule = "std"
-    fill: tuple[int, int, int] = (0, 0, 0)
+    full_density: float = 0.98
+    name_embedding: NameEmbedding = "unit"
+    fill: tuple[int, int, int] = (123, 117, 104)
     schedule: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
@@ -92,9 +103,9 @@ class MicroCLIPConfig:
 
 PRESETS: dict[str, MicroCLIPConfig] = {
     "default": MicroCLIPConfig(),
-    "official": MicroCLIPConfig(),
+    "official": MicroCLIPConfig(full_density=1.0, name_embedding="raw", fill=(0, 0, 0)),
     "birds": MicroCLIPConfig(
-        crops=4, crop_scale=(0.7, 1.0), affinity="cosine", tau=0.4, fill=(123, 117, 104), schedule=AdaptConfig(lr=2e-3)
+        crops=4, crop_scale=(0.7, 1.0), affinity="cosine", tau=0.4, full_density=1.0, schedule=AdaptConfig(lr=2e-3)
     ),
 }
 
@@ -111,7 +122,11 @@ def saliency_query(patches: Tensor, mask: Tensor) -> Tensor:
 
     Returns:
         (B, W) float; zero where the mask is empty. Gradient flows through the patches.
+
+    Raises:
+        ValueError: if the shapes disagree.
     """
+    expect_axes(patches=(patches, "BNW"), mask=(mask, "BN"))
     weight = mask.to(patches.dtype)
     return torch.einsum("bn,bnw->bw", weight, patches) / weight.sum(1, keepdim=True).clamp(min=1.0)
 
@@ -131,7 +146,18 @@ def soap_pool(
 
     Returns:
         The [FG] embedding (B, E), unit norm, and the attention (B, N), summing to 1.
+
+    Raises:
+        ValueError: if the shapes disagree.
     """
+    expect_axes(
+        query=(query, "BW"),
+        patches=(patches, "BNW"),
+        w_query=(w_query, "WW"),
+        w_key=(w_key, "WW"),
+        w_value=(w_value, "WW"),
+        projection=(projection, "WE"),
+    )
     # Reassociated: W_k^T (W_q q) once per image instead of W_k P_j for every patch; the same for W_v.
     key = query @ w_query.T @ w_key
     attention = (torch.einsum("bnw,bw->bn", patches, key) / query.shape[-1] ** 0.5).softmax(-1)
@@ -149,7 +175,11 @@ def crop_composite(embedding: Tensor, crops: Tensor, temperature: float = 1.0) -
 
     Returns:
         The composite (B, E), unit norm, and the crop weights (B, K), summing to 1.
+
+    Raises:
+        ValueError: if the shapes disagree.
     """
+    expect_axes(embedding=(embedding, "BE"), crops=(crops, "BKE"))
     weights = (torch.einsum("bke,be->bk", crops, embedding) / temperature).softmax(-1)
     return normalize(torch.einsum("bk,bke->be", weights, crops)), weights
 
@@ -158,14 +188,22 @@ def description_classifier(descriptions: list[Tensor], name_embeddings: Tensor) 
     """Frozen classifier W_fix, eq. (7): descriptions weighted by their cosine to the class name, no softmax.
 
     Args:
-        descriptions: C tensors (M_c, E) float, unit norm.
+        descriptions: C tensors (M_c, E) float, unit norm; no class without any.
         name_embeddings: (C, E) float, unit norm.
 
     Returns:
         (C, E) float, unit norm.
+
+    Raises:
+        ValueError: if a class has no description, or the shapes disagree.
     """
+    if len(descriptions) != len(name_embeddings):
+        raise ValueError(f"wanted descriptions of {len(name_embeddings)} classes, got {len(descriptions)}")
+    if empty := [c for c, sentences in enumerate(descriptions) if not len(sentences)]:
+        raise ValueError(f"every class needs a description, but there is none for classes {empty}")
     rows = []
     for sentences, name in zip(descriptions, name_embeddings, strict=True):
+        expect_axes(name_embedding=(name, "E"), descriptions=(sentences, "ME"))
         weights = sentences @ name
         rows.append(weights @ sentences / weights.sum())
     return normalize(torch.stack(rows))
@@ -203,7 +241,7 @@ class MicroCLIP(Method):
     Args:
         backbone: a ViT with CLS and patch tokens.
         prompts: class names, templates and descriptions (templates stand in for missing descriptions).
-        config: constants; default: the `birds` preset for the bundled model, else `official`.
+        config: constants; None: the preset of the backbone's name, else "default".
 
     Raises:
         ValueError: if the tower has no patch tokens.
@@ -217,7 +255,8 @@ class MicroCLIP(Method):
         backbone.require_patches(self.name)
         super().__init__(backbone, prompts)
         self.config = config or self.default_config(backbone)
-        names = text_classifier(backbone, [prompts.template_sentences(name) for name in prompts.names])
+        templates = [prompts.template_sentences(name) for name in prompts.names]
+        names = text_classifier(backbone, templates, unit=self.config.name_embedding == "unit")
         sentences = [prompts.description_sentences(name) for name in prompts.names]
         self.static_classifier: Tensor
         self.register_buffer(
@@ -257,7 +296,7 @@ class MicroCLIP(Method):
         config = self.config
         affinity = patch_affinity(patches.detach(), config.tau, config.affinity)
         cut, density = spectrum(affinity), edge_density(affinity)
-        mask = foreground_mask(cut.fiedler, config.mask_rule) | (density == 1.0)[:, None]
+        mask = foreground_mask(cut.fiedler, config.mask_rule) | (density >= config.full_density)[:, None]
         query = saliency_query(patches, mask)
         embedding, attention = soap_pool(
             query, patches, self.w_query, self.w_key, self.w_value, self.backbone.visual.proj

@@ -26,7 +26,7 @@ alpha or beta by labelled images. A class that no image is predicted to be keeps
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
@@ -49,10 +49,8 @@ from clipviz.methods.base import (
 )
 from clipviz.methods.cache import CacheBatches, Candidates, choose_streaming, most_confident
 from clipviz.methods.teacher import Teacher
-from clipviz.ops import class_logits, normalize
+from clipviz.ops import class_logits, expect_axes, normalize
 from clipviz.prompts import ClassPrompts
-
-DEFAULT_SHOTS = 16
 
 Selection = Literal["topk_pseudo", "random", "oracle_balanced"]
 Affinity = Literal["reliability", "contrastive", "none"]
@@ -63,7 +61,7 @@ class NtUAConfig:
     """Constants of NtUA.
 
     Attributes:
-        shots: K, images per class; None: 16, or as many as there are.
+        shots: K, images per class; fewer where there are no more.
         selection: "topk_pseudo", eq. (1); "random": K C images, whatever they are; "oracle_balanced": K images per true
             class, as few-shot papers sample. The last uses labels, so it is for reproduction only: it wants
             `allow_labels` and the positions from `clipviz.data.sampling.balanced_index`.
@@ -80,7 +78,7 @@ class NtUAConfig:
         schedule: recommended schedule.
     """
 
-    shots: int | None = None
+    shots: int = 16
     selection: Selection = "topk_pseudo"
     allow_labels: bool = False
     views: int = 10
@@ -101,7 +99,7 @@ class NtUAConfig:
         for name in ("alpha", "beta"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if (self.shots is not None and self.shots < 1) or self.views < 1:
+        if self.shots < 1 or self.views < 1:
             raise ValueError(f"shots and views must be at least 1, got shots={self.shots}, views={self.views}")
         if self.selection == "oracle_balanced" and not self.allow_labels:
             raise ValueError(
@@ -150,14 +148,18 @@ def cache_logits(embeddings: Tensor, keys: Tensor, values: Tensor, alpha: float,
     Args:
         embeddings: (B, E) float, unit norm.
         keys: (M, E) float; M may be 0.
-        values: (M, C) float, already weighted.
+        values: (M, C), already weighted.
         alpha: multiplier.
         beta: sharpness.
 
     Returns:
         (B, C) float.
+
+    Raises:
+        ValueError: if the shapes disagree.
     """
-    return alpha * (-beta * (1.0 - embeddings @ keys.T)).exp() @ values
+    expect_axes(embeddings=(embeddings, "BE"), keys=(keys, "ME"), values=(values, "MC"))
+    return alpha * (-beta * (1.0 - embeddings @ keys.T)).exp() @ values.to(embeddings.dtype)
 
 
 def refine_cache(teacher_probs: Tensor) -> tuple[Tensor, Tensor]:
@@ -295,21 +297,8 @@ class NtUA(Method):
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Choose the images, eq. (1), and form the cache, eqs. (2)-(4)."""
-        seen = 0
-
-        def candidates() -> Iterator[Candidates]:
-            nonlocal seen
-            for batch in batches:
-                seen += len(batch)
-                yield self._candidates(batch)
-
-        config, c = self.config, len(self.class_names)
-        shots = config.shots or DEFAULT_SHOTS
-        is_random = config.selection == "random"
-        chosen = choose_streaming(candidates(), lambda pool: self._keep(pool, shots), shots * c if is_random else None)
-        if config.shots is not None and config.shots > seen:
-            raise ValueError(f"shots={config.shots}, but there are only {seen} images; ask for at most so many")
-        self._form(chosen)
+        full = self.config.shots * len(self.class_names) if self.config.selection == "random" else None
+        self._form(choose_streaming(map(self._candidates, batches), self._keep, full))
 
     def _candidates(self, batch: Batch) -> Candidates:
         """Views and probabilities of a batch of images (or of embeddings, which are their own only view)."""
@@ -327,8 +316,9 @@ class NtUA(Method):
             teacher = self.teacher.logits(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]).softmax(-1).mean(1)
         return Candidates(batch.index, views, student, teacher)
 
-    def _keep(self, pool: Candidates, shots: int) -> Candidates:
+    def _keep(self, pool: Candidates) -> Candidates:
         """Eq. (1), or another selection."""
+        shots = self.config.shots
         match self.config.selection:
             case "topk_pseudo":
                 return pool.take(most_confident(pool.teacher if self.config.rectify else pool.student, shots))

@@ -43,6 +43,8 @@ def write_report(traces: Sequence[Trace], path: str | os.PathLike[str], title: s
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"the report is a file, but {path} is a folder; try {path / 'report.html'}")
+    if path.exists() and not path.is_file():  # a device, which a rename would replace
+        raise ValueError(f"the report is a file, but {path} is none; choose another --out")
     headline = title or _default_title(traces)
     text = page(headline, _body(headline, traces))
     _write_whole(path, text.encode("utf-8", "replace"))

@@ -89,7 +89,7 @@ def foreground_maps(
         tokens = backbone.tokens(images)
         graph = patch_affinity(tokens.patches, config.tau, config.affinity)
         vector = spectrum(graph).fiedler
-        mask = foreground_mask(vector, config.mask_rule) | (edge_density(graph) == 1.0)[:, None]
+        mask = foreground_mask(vector, config.mask_rule) | (edge_density(graph) >= config.full_density)[:, None]
         query = saliency_query(tokens.patches, mask)
         _, attention = soap_pool(query, tokens.patches, *_matrices(model), backbone.visual.proj)
     return ForegroundMaps(*(values.unflatten(1, tokens.grid) for values in (vector, mask.float(), attention)))
@@ -98,7 +98,7 @@ def foreground_maps(
 def _config(
     model: Model, tau: float | None, affinity: AffinityKind | None, mask_rule: MaskRule | None
 ) -> MicroCLIPConfig:
-    preset = PRESETS["birds" if backbone_of(model).name == "birds" else "official"]
+    preset = PRESETS["birds" if backbone_of(model).name == "birds" else "default"]
     own = model.config if isinstance(model, MicroCLIP) else preset
     return replace(
         own,

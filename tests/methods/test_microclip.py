@@ -200,6 +200,19 @@ def test_complete_graph_falls_back_to_the_whole_image(tiny_backbone):
     assert method.foreground(patches).mask.all()
 
 
+@pytest.mark.parametrize(("preset", "whole"), [("default", True), ("official", False)])
+def test_an_almost_complete_graph_counts_as_complete_but_not_for_parity(tiny_backbone, preset, whole):
+    patches = torch.ones(1, 16, 64)
+    patches[0, 0, :32], patches[0, 1, 32:] = 0.0, 0.0  # these two, of 120 pairs, are not connected
+    mask = _toy_method(tiny_backbone, PRESETS[preset]).foreground(patches).mask
+    assert bool(mask.all()) == whole
+
+
+def test_default_follows_the_intention_where_the_code_is_odd():
+    default = PRESETS["default"]
+    assert (default.fill, default.name_embedding, default.full_density) == ((123, 117, 104), "unit", 0.98)
+
+
 def test_explain_gives_maps_on_the_patch_grid(tiny_backbone):
     with torch.no_grad():
         maps = _toy_method(tiny_backbone).explain(_views(b=3).weak)
@@ -212,6 +225,7 @@ def test_official_preset_has_the_papers_constants():
     official = PRESETS["official"]
     assert (official.gamma, official.rho, official.crops, official.crop_scale) == (0.5, 0.5, 8, (0.5, 0.9))
     assert (official.tau, official.affinity, official.mask_rule) == (0.2, "dot", "std")
+    assert (official.fill, official.name_embedding, official.full_density) == ((0, 0, 0), "raw", 1.0)
     schedule = official.schedule
     assert (schedule.epochs, schedule.batch_size, schedule.lr, schedule.weight_decay) == (15, 64, 1e-4, 0.1)
 
