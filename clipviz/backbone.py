@@ -53,6 +53,7 @@ class Backbone(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
+        self._scale: tuple[Tensor | None, int, float] = (None, 0, 0.0)  # parameter, its version, exponential
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -89,8 +90,16 @@ class Backbone(nn.Module):
 
     @property
     def logit_scale(self) -> float:
-        """Exponential of the learned scale: logits = logit_scale * cosine; 1 / temperature."""
-        return float(cast(Tensor, self.model.logit_scale).detach().exp())
+        """Exponential of the learned scale: logits = logit_scale * cosine; 1 / temperature.
+
+        Read off the device when the parameter has changed, not at every call: a step would wait for each.
+        """
+        parameter = cast(Tensor, self.model.logit_scale)
+        known, version, scale = self._scale
+        if known is not parameter or version != parameter._version:
+            scale = float(parameter.detach().exp())
+            self._scale = (parameter, parameter._version, scale)
+        return scale
 
     @property
     def has_patches(self) -> bool:

@@ -113,7 +113,8 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
         _restore_moments(path, adaptation.method, adaptation.optimizer, parts["optimizer"])
     if adjusted := json.loads(metadata["adjusted"]):  # constants that were changed while the run went on
         adaptation.method.config = adaptation.method.adjusted(**adjusted)
-    adaptation.books = {name: [tensor] for name, tensor in parts["books"].items()}
+    device = adaptation.method.backbone.device
+    adaptation.books = {name: [tensor.to(device)] for name, tensor in parts["books"].items()}
     adaptation.epoch, adaptation.steps_in_epoch = int(metadata["epoch"]), int(metadata["steps_in_epoch"])
 
 

@@ -29,7 +29,7 @@ from clipviz.events import (
     StepFinished,
 )
 from clipviz.gallery import gallery
-from clipviz.methods.base import AdaptConfig, Batches, Method
+from clipviz.methods.base import AdaptConfig, Batches, Method, ViewNeeds
 
 MEASURED = 200_000
 """Larger evaluation sets are measured before and after training only, smaller ones after every epoch as well."""
@@ -104,7 +104,7 @@ class Adaptation:
         self.probe = _as_probe(probe)
         self.epoch = self.steps_in_epoch = 0
         self.seconds_before = 0.0
-        self.loader = _loader(method, dataset, self.config, seed)
+        self.loader = _loader(method, method.needs, dataset, self.config, seed)
         self.batches: Batches = self.loader  # what training draws from; a method may bring its own after `prepare`
         self.n_epochs = self.config.epochs if method.trains else 1
         self.n_steps = self.n_epochs * len(self.loader)
@@ -114,6 +114,7 @@ class Adaptation:
                 method.parameter_groups(self.config.weight_decay), lr=self.config.lr, betas=(0.9, 0.999), eps=1e-8
             )
         self.books: dict[str, list[Tensor]] = {}
+        self._targets = torch.from_numpy(dataset.targets).to(method.backbone.device)  # there, so that no step waits
         self._before: EpochFinished | None = None  # of a method that does not train: measured once
         self._evaluated: ImageDataset | None = None
 
@@ -126,7 +127,7 @@ class Adaptation:
             with torch.no_grad():
                 method.prepare(_without_targets(batch) for batch in self.loader.epoch(0))
             yield self._measured(-1)
-        self.batches = method.training_batches(self.config.batch_size, self.seed) or self.loader
+        self.batches = method.training_batches(self.config.batch_size, self.seed) or self._training_loader()
         self.n_steps = self.n_epochs * len(self.batches)
         last: EpochFinished | None = None
         for epoch in range(self.epoch, self.n_epochs):
@@ -150,6 +151,13 @@ class Adaptation:
             yield last
         found = self._gallery(last.predictions if last else None)
         yield RunFinished("finished", self.seconds_before + time.perf_counter() - begun, found)
+
+    def _training_loader(self) -> Batches:
+        """The loader, without what only `prepare` needed."""
+        needs = self.method.training_needs
+        if needs == self.method.needs:
+            return self.loader
+        return _loader(self.method, needs, self.dataset, self.config, self.seed)
 
     @torch.enable_grad()
     def _learn(self, views: Views, pseudo: PseudoLabels, step: int) -> dict[str, Tensor]:
@@ -181,14 +189,14 @@ class Adaptation:
 
     def _count(self, pseudo: PseudoLabels, index: Tensor) -> Tensor:
         """Note the guesses of a step; returns their targets, which no method has seen."""
-        target = torch.from_numpy(self.dataset.targets[index.cpu().numpy()])
+        target = self._targets[index]
         for name, values in {"labels": pseudo.labels, "targets": target, **pseudo.metrics}.items():
-            self.books.setdefault(name, []).append(values.cpu())
-        return target.to(index.device)
+            self.books.setdefault(name, []).append(values)
+        return target
 
     def _close_books(self) -> dict[str, float]:
         """What the steps of an epoch add up to."""
-        columns = {name: torch.cat(values) for name, values in self.books.items()}
+        columns = {name: torch.cat(values).cpu() for name, values in self.books.items()}
         self.books = {}
         labels, targets = columns.pop("labels", None), columns.pop("targets", None)
         metrics = {name: float(values.mean()) for name, values in sorted(columns.items())}
@@ -256,12 +264,13 @@ class Adaptation:
         )  # fmt: skip
 
 
-def _loader(method: Method, dataset: ImageDataset, config: AdaptConfig, seed: int) -> ViewLoader | FeatureLoader:
+def _loader(
+    method: Method, needs: ViewNeeds, dataset: ImageDataset, config: AdaptConfig, seed: int
+) -> ViewLoader | FeatureLoader:
     """Batches of the views that a method needs, or of embeddings where the data are embeddings."""
     device = method.backbone.device
     if isinstance(dataset, FeatureDataset):
         return FeatureLoader(dataset, config.batch_size, seed, device)
-    needs = method.needs
     views = ViewConfig(method.backbone.image_size, needs.strong, needs.crops, needs.crop_scale, needs.fill)
     return ViewLoader(dataset, views, config.batch_size, seed, config.workers, device)
 

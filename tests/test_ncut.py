@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import GOLDEN
 
@@ -92,6 +92,53 @@ def test_oriented_unit_norm_and_equivariant_to_permutation(seed, n):
     magnitudes = cut.fiedler.abs().sort(1, descending=True).values
     distinct = (cut.gap > 1e-3) & (magnitudes[:, 0] - magnitudes[:, 1] > 1e-4)  # else vector or sign is arbitrary
     torch.testing.assert_close(permuted.fiedler[distinct], cut.fiedler[:, order][distinct], atol=1e-4, rtol=0)
+
+
+def random_graph(rng, n):
+    """Edges with the same chance everywhere."""
+    return rng.random((n, n)) < rng.uniform(0.1, 0.9)
+
+
+def clustered_graph(rng, n):
+    """Two to five groups, with edges within and fewer between."""
+    group = rng.integers(rng.integers(2, 6), size=n)
+    same = group[:, None] == group[None]
+    return rng.random((n, n)) < np.where(same, 0.8, rng.uniform(0.0, 0.3))
+
+
+def falling_apart(rng, n):
+    """Cliques of different sizes without an edge between them: all that holds them is eps."""
+    cuts = np.sort(rng.choice(np.arange(2, n), size=rng.integers(1, 4), replace=False))
+    group = np.searchsorted(cuts, np.arange(n), side="right")
+    return group[:, None] == group[None]
+
+
+def textbook_fiedler(affinity):
+    """Second eigenvector and gap by numpy, one graph at a time, from the definition."""
+    a = affinity.astype(np.float64)
+    scale = 1.0 / (np.sqrt(a.sum(1)) + 1e-6)
+    values, vectors = np.linalg.eigh(scale[:, None] * (np.diag(a.sum(1)) - a) * scale[None])
+    vector = vectors[:, 1] * np.sign(vectors[np.abs(vectors[:, 1]).argmax(), 1])
+    return vector, values[2] - values[1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(16, 576),
+    kind=st.sampled_from([random_graph, clustered_graph, falling_apart]),
+)
+def test_masks_are_those_of_the_whole_eigenproblem_in_float64(seed, n, kind):
+    rng = np.random.default_rng(seed)
+    upper = np.triu(kind(rng, n), 1)
+    affinity = np.where(upper | upper.T | np.eye(n, dtype=bool), 1.0, 1e-6).astype(np.float32)
+    expected, gap = textbook_fiedler(affinity)
+    assume(gap > 1e-9 and abs(expected.max() + expected.min()) > 1e-6)  # else the vector, or its sign, is anybody's
+    fiedler = fiedler_vector(torch.from_numpy(affinity)[None])
+    for rule, threshold in (("std", expected.std(ddof=1)), ("mean", expected.mean())):
+        clear = np.abs(expected - threshold) > 1e-6  # an entry on the threshold may fall to either side
+        found = foreground_mask(fiedler, rule)[0].numpy()
+        np.testing.assert_array_equal(found[clear], (expected > threshold)[clear])
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (1, 1, 1)])

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -136,6 +137,11 @@ class Method(nn.Module, ABC):
         return ViewNeeds()
 
     @property
+    def training_needs(self) -> ViewNeeds:
+        """Views of the training steps, where `prepare` has made some of `needs` superfluous."""
+        return self.needs
+
+    @property
     def test_needs(self) -> ViewNeeds:
         """Views of a test image besides the whole one; almost no method wants any."""
         return ViewNeeds()
@@ -252,7 +258,7 @@ class Method(nn.Module, ABC):
 
     def _resize(self, name: str, shape: Iterable[int]) -> Tensor:
         """Give a buffer or parameter another shape, in place, so that an optimizer that knows it still does."""
-        tensor: Tensor = getattr(self, name)
+        tensor: Tensor = attrgetter(name)(self)
         tensor.data = tensor.new_zeros(tuple(shape))
         return tensor
 

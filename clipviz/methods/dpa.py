@@ -309,7 +309,8 @@ class DPA(Method):
 
     def _update_window(self, mean_probs: Tensor) -> Tensor:
         """Add a batch mean to the window, over the oldest where it is full; returns the mean of the window, (C,)."""
-        self.window[self.window_steps % len(self.window)] = mean_probs
+        place = self.window_steps % len(self.window)  # never read by the host, so that no step waits for the device
+        self.window.index_copy_(0, place[None], mean_probs[None])
         self.window_steps += 1
         return self.window.sum(0) / self.window_steps.clamp(max=len(self.window))
 

@@ -24,19 +24,23 @@ Where it is not, and why:
 - The strong view is filled with CLIP's mean color, as DPA does, not with black.
 - The presets `official` and `birds` take the whole image only where every pair is connected; `official` also keeps
   black and the mean of raw embeddings.
+Beyond the official method: `crop_teacher="frozen"` takes the g_k of (4) from the frozen model, once an image, which
+makes a step several times cheaper (`clipviz.methods.crop_teacher`). No preset does so.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipviz.backbone import Backbone, ImageTokens
-from clipviz.data.base import Views
+from clipviz.data.base import Batch, Views
+from clipviz.errors import choose
 from clipviz.events import CropVotes, PseudoLabels
 from clipviz.methods.base import (
     AdaptConfig,
@@ -46,6 +50,7 @@ from clipviz.methods.base import (
     text_classifier,
     unfreeze_norms,
 )
+from clipviz.methods.crop_teacher import CropTeacherKind, crop_teacher
 from clipviz.ncut import AffinityKind, MaskRule, Spectrum, edge_density, foreground_mask, patch_affinity, spectrum
 from clipviz.ops import class_logits, expect_axes, fairness_loss, normalize
 from clipviz.prompts import ClassPrompts
@@ -73,6 +78,8 @@ class MicroCLIPConfig:
         full_density: share of connected patch pairs from which on the graph tells nothing apart, so that the whole
             image is the foreground.
         name_embedding: t_c of eq. (7), the mean of "unit" or of "raw" prompt embeddings.
+        crop_teacher: who embeds the crops: "student", the model being trained (official), or "frozen", the model as it
+            was, once an image; that is much cheaper, and not the published method.
         fill: RGB that geometric operations of the strong view uncover.
         schedule: recommended schedule.
     """
@@ -89,6 +96,7 @@ class MicroCLIPConfig:
     mask_rule: MaskRule = "std"
     full_density: float = 0.98
     name_embedding: NameEmbedding = "unit"
+    crop_teacher: CropTeacherKind = "student"
     fill: tuple[int, int, int] = (123, 117, 104)
     schedule: AdaptConfig = field(default_factory=AdaptConfig)
 
@@ -99,6 +107,7 @@ class MicroCLIPConfig:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.crops < 1:
             raise ValueError(f"microclip needs at least one crop, got crops={self.crops}")
+        choose("crop teacher", self.crop_teacher, get_args(CropTeacherKind))
 
 
 PRESETS: dict[str, MicroCLIPConfig] = {
@@ -250,6 +259,7 @@ class MicroCLIP(Method):
     name = "microclip"
     presets = PRESETS
     adjustable = ("gamma", "rho", "crop_temperature")
+    sized_by_data = ("crop_teacher.bank",)
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: MicroCLIPConfig | None = None) -> None:
         backbone.require_patches(self.name)
@@ -274,6 +284,7 @@ class MicroCLIP(Method):
         self.mean_steps: Tensor
         self.register_buffer("mean_probs", torch.zeros(len(self.class_names), device=backbone.device))
         self.register_buffer("mean_steps", torch.zeros((), device=backbone.device))
+        self.crop_teacher = crop_teacher(self.config.crop_teacher, backbone)
         unfreeze_norms(self.backbone.visual)
 
     @property
@@ -287,9 +298,19 @@ class MicroCLIP(Method):
         return ViewNeeds(True, self.config.crops, self.config.crop_scale, self.config.fill)
 
     @property
+    def training_needs(self) -> ViewNeeds:
+        """No crops where the teacher has embedded them once and for all."""
+        return self.needs if self.crop_teacher.trains_on_crops else replace(self.needs, crops=0)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The configuration."""
         return asdict(self.config)
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Let the crop teacher see the images before training."""
+        self.crop_teacher.see(self.backbone, batches)
 
     def foreground(self, patches: Tensor) -> Foreground:
         """NCut, query and SOAP on the patches (B, N, W) of a batch, eqs. (1)-(3)."""
@@ -313,7 +334,6 @@ class MicroCLIP(Method):
 
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
         """Eqs. (1)-(5) on the weak view and the crops, by the current model."""
-        assert views.crops is not None  # the loop prepares what `needs` asks for
         tokens = self.backbone.tokens(views.weak)
         metrics = {}
         fg = tokens.cls
@@ -321,7 +341,7 @@ class MicroCLIP(Method):
             foreground = self.foreground(tokens.patches)
             fg = foreground.embedding
             metrics = {"lambda_2": foreground.spectrum.eigenvalue, "edge_density": foreground.density}
-        crops = self.backbone.embed(views.crops.flatten(0, 1)).unflatten(0, views.crops.shape[:2])
+        crops = self.crop_teacher.embeddings(self.backbone, views, index)
         composite, crop_weights = crop_composite(tokens.cls, crops, self.config.crop_temperature)
         static = class_logits(composite, self.static_classifier)
         dynamic = class_logits(normalize(0.5 * tokens.cls + 0.5 * fg), self.learned_classifier)
