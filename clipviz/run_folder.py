@@ -2,11 +2,15 @@
 
 `trace/` is written before `checkpoint.safetensors`, so a checkpoint never knows more than the trace beside it. The one
 before the newest is kept as `checkpoint.previous.safetensors`, in case a disk damages the newest.
+
+Files are written under hidden names and moved to their places. What a killed process left under such names is cleared
+away by the next one that has the folder to itself.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -20,6 +24,10 @@ from clipviz.trace import TABLES, Trace
 
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
+_TRACE = "trace"
+_UNFINISHED = re.compile(
+    r"\.(trace|checkpoint\.safetensors|config\.json|results\.json)\.[0-9a-f]{8}(\.partial|\.older)?"
+)
 
 
 class RunFolder:
@@ -53,6 +61,19 @@ class RunFolder:
                 f"another run is writing to {self.path}; wait for it, stop it, or choose another folder"
             ) from None
         self._lock = descriptor
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Clear away what a killed process left behind; a trace that it had just moved aside moves back."""
+        for left in sorted(self.path.iterdir()):
+            if not _UNFINISHED.fullmatch(left.name):
+                continue
+            if left.suffix == ".older" and not (self.path / _TRACE).exists():
+                left.rename(self.path / _TRACE)
+            elif left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
     def unlock(self) -> None:
         """Let others in."""
@@ -62,7 +83,7 @@ class RunFolder:
 
     def save_trace(self, trace: Trace) -> None:
         """Write or replace `trace/`."""
-        trace.save(self.path / "trace")
+        trace.save(self.path / _TRACE)
 
     def save(self, trace: Trace, adaptation: Adaptation) -> None:
         """Write trace and checkpoint; the checkpoint of before stays as the previous one."""
@@ -83,8 +104,17 @@ class RunFolder:
             What the trace knew at that moment, empty before the first step; None where there is no checkpoint.
 
         Raises:
-            ValueError: if no checkpoint can be read, or they belong to another run.
+            ValueError: if no checkpoint can be read, they belong to another run, or another run is writing here.
         """
+        if not self.path.is_dir():
+            return None
+        self.lock()
+        try:
+            return self._restore(adaptation)
+        finally:
+            self.unlock()
+
+    def _restore(self, adaptation: Adaptation) -> Trace | None:
         found = [path for name in (CHECKPOINT, PREVIOUS) if (path := self.path / name).is_file()]
         if not found:
             return None

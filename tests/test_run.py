@@ -17,7 +17,7 @@ from clipviz.methods.base import AdaptConfig
 from clipviz.methods.zero_shot import Descriptions, ZeroShot
 from clipviz.prompts import ClassPrompts
 from clipviz.run import CHECKPOINT, Run
-from clipviz.run_folder import PREVIOUS
+from clipviz.run_folder import PREVIOUS, RunFolder
 from clipviz.trace import Trace
 
 CONFIG = AdaptConfig(epochs=3, batch_size=8, lr=1e-3)
@@ -96,6 +96,33 @@ def test_saved_between_epochs_and_cut_off_is_undisturbed_to_the_bit(tiny_backbon
     trace = resumed.fit()
     assert_same_bits(method_state(resumed.method), undisturbed[1])
     assert differences(trace, undisturbed[0]) == []
+
+
+def test_what_a_killed_run_left_half_done_is_cleared_away(tiny_backbone, undisturbed, tmp_path):
+    """Killed while it wrote the next trace and checkpoint, between moving the old trace aside and the new one in."""
+    with pytest.raises(ConnectionError):
+        make_run(tmp_path, tiny_backbone, listeners=[interrupt_after(StepFinished, 1, 4)]).fit()
+    (tmp_path / "trace").rename(tmp_path / ".trace.0123abcd.older")
+    (tmp_path / ".trace.0123abcd.partial").mkdir()
+    (tmp_path / ".trace.0123abcd.partial" / "steps.parquet").write_bytes(b"PAR1")
+    for name in (".checkpoint.safetensors.89abcdef", ".results.json.89abcdef", ".mine", ".trace.mine"):
+        (tmp_path / name).write_bytes(b"{")
+    resumed = make_run(tmp_path, tiny_backbone)
+    assert resumed.restore()
+    assert differences(resumed.fit(), undisturbed[0]) == []
+    assert_same_bits(method_state(resumed.method), undisturbed[1])
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".mine", ".trace.mine"]  # not ours to delete
+
+
+def test_a_folder_that_is_being_written_to_is_left_alone(tiny_backbone, tmp_path):
+    writing = RunFolder(tmp_path)
+    writing.lock()
+    (tmp_path / ".trace.0123abcd.partial").mkdir()
+    with pytest.raises(ValueError, match="another run is writing"):
+        make_run(tmp_path, tiny_backbone).restore()
+    assert (tmp_path / ".trace.0123abcd.partial").exists()
+    writing.unlock()
+    assert not make_run(tmp_path, tiny_backbone).restore()
 
 
 def test_a_baseline_resumes_too(tiny_backbone, toy, tmp_path):
