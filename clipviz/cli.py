@@ -2,13 +2,14 @@
 
 Exit 0: done. Exit 2 and one line on stderr: a mistake of the user's (what was wanted, what came, what to do); `--debug`
 shows the traceback. Exit 1: the run itself failed, or clipviz did, and then with its traceback. Exit 130: stopped by
-Ctrl-C, with everything up to there saved.
+Ctrl-C; a run has saved what it did.
 Torch is imported by the commands that need it, so `--help` is instant.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -148,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _command(args.command)(args)
     except KeyboardInterrupt:
-        return _fail("stopped; what was done is saved", 130)
+        return _fail(_stopped(args), 130)
     except (ValueError, OSError) as error:
         if args.debug or not _is_about_the_input(error):
             raise
@@ -164,6 +165,12 @@ def _command(name: str) -> Callable[[argparse.Namespace], None]:
     module = import_module(f"clipviz.commands.{name}")  # one at a time: only some of them need torch
     command: Callable[[argparse.Namespace], None] = getattr(module, name)
     return command
+
+
+def _stopped(args: argparse.Namespace) -> str:
+    if args.command == "adapt" and os.path.exists(os.path.join(args.out, "checkpoint.safetensors")):
+        return "stopped, and saved: the same command with --resume goes on from here"
+    return "stopped; nothing of this was saved"
 
 
 def _is_about_the_input(error: Exception) -> bool:

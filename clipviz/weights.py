@@ -119,6 +119,10 @@ def missing(name: str, pretrained: str | None, error: Exception) -> str | None:
     text = str(error)
     if isinstance(error, ModuleNotFoundError):
         return f"its tokenizer needs the package {error.name}: pip install {error.name}"
+    if "Couldn't instantiate the backend tokenizer" in text:
+        return (
+            "the files of its tokenizer are not in the folder; put tokenizer.json and tokenizer_config.json there, too"
+        )
     if not any(sign in text for sign in ("Failed to download", "offline mode", "couldn't connect", "Hub")):
         return None
     if name.startswith("hf-hub:"):
@@ -126,10 +130,14 @@ def missing(name: str, pretrained: str | None, error: Exception) -> str | None:
             "it is not on this machine and could not be downloaded; put its open_clip_config.json and "
             "open_clip_model.safetensors into a folder and give that folder as the model"
         )
-    if pretrained is None:
+    if pretrained is None or Path(pretrained).is_file():
+        texts = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+        repository = texts.get("hf_tokenizer_name") or texts.get("hf_model_name")
+        files = f"the files of the hub's {repository}" if repository else "its files"
         return (
-            "its tokenizer is not on this machine and could not be downloaded; put it with open_clip_config.json and "
-            "open_clip_model.safetensors into a folder and give that folder as the model"
+            f"its tokenizer is not on this machine and could not be downloaded; put {files} (tokenizer.json, "
+            "tokenizer_config.json) with open_clip_config.json and open_clip_model.safetensors into a folder and give "
+            "that folder as the model"
         )
     repository = (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("hf_hub", "").strip("/")
     where = f" (open_clip_model.safetensors of the hub's {repository})" if repository else ""

@@ -1,12 +1,11 @@
 """Real architectures with random weights: open_clip's own numbers, and what each tower can be used for.
 
 The image towers are the real ones (ViT-L-14 with 3 of its 24 layers, for memory and time); the text towers, which are
-alike in all of them, are cut to one layer.
+alike in all of them, are cut to one layer. At full size, with their cost: `python -m benchmarks.architectures`.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 import warnings
@@ -14,10 +13,10 @@ import warnings
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from tiny import TINY, ToyDataset, make_tiny_backbone
 
+from benchmarks.architectures import plain_embeddings, plain_value_tokens
 from clipviz.backbone import Backbone, load_backbone, load_tokenizer
 from clipviz.events import StepFinished
 from clipviz.loop import adapt
@@ -68,36 +67,11 @@ def pictures(backbone, n=2):
     return torch.rand(n, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(0))
 
 
-def plain(backbone, x):
-    """The embeddings by open_clip alone, with the pixel statistics that it keeps with the model."""
-    preprocess = open_clip.get_model_preprocess_cfg(backbone.model)
-    mean, std = (torch.tensor(preprocess[key]).view(3, 1, 1) for key in ("mean", "std"))
-    return backbone.model.encode_image((x - mean) / std, normalize=True)
-
-
-def value_path_tokens(backbone, x):
-    """Patch tokens by another way than clipviz's: open_clip's whole tower, its last attention replaced by values."""
-    tower = copy.copy(backbone.visual)
-    block = copy.deepcopy(tower.transformer.resblocks[-1])
-    tower._modules = {**tower._modules, "transformer": copy.copy(tower.transformer)}
-    blocks = torch.nn.ModuleList([*tower.transformer.resblocks[:-1], block])
-    tower.transformer._modules = {**tower.transformer._modules, "resblocks": blocks}
-    attention = block.attn
-
-    def values_only(q_x, k_x=None, v_x=None, attn_mask=None):
-        weight, bias = attention.in_proj_weight.chunk(3)[2], attention.in_proj_bias.chunk(3)[2]
-        return F.linear(F.linear(q_x, weight, bias), attention.out_proj.weight, attention.out_proj.bias)
-
-    block.attention = values_only
-    tower.output_tokens = True
-    return tower((x - backbone.mean) / backbone.std)[1]
-
-
 def test_embeddings_tokens_and_text_are_open_clips_own(loaded):
     name, backbone = loaded
     x = pictures(backbone)
     with torch.no_grad():
-        expected = plain(backbone, x)
+        expected = plain_embeddings(backbone, x)
         torch.testing.assert_close(backbone.embed(x), expected, atol=1e-5, rtol=0)
         ids = backbone.tokenizer(["an owl", "a wren"])
         text = backbone.model.encode_text(ids, normalize=True)
@@ -105,7 +79,7 @@ def test_embeddings_tokens_and_text_are_open_clips_own(loaded):
         if ARCHITECTURES[name][2] == VIT:
             tokens = backbone.tokens(x)
             torch.testing.assert_close(tokens.cls, expected, atol=1e-5, rtol=0)
-            torch.testing.assert_close(tokens.patches, value_path_tokens(backbone, x), atol=1e-5, rtol=0)
+            torch.testing.assert_close(tokens.patches, plain_value_tokens(backbone, x), atol=1e-5, rtol=0)
             assert tokens.patches.std() > 0.1
     assert expected.shape == (2, backbone.embed_dim)
     assert text.shape == (2, backbone.embed_dim)
@@ -328,6 +302,33 @@ def test_a_tokenizer_that_needs_a_package_says_which(monkeypatch, offline):
     for load in (load_backbone, load_tokenizer):
         with pytest.raises(ValueError, match="its tokenizer needs the package transformers: pip install transformers"):
             load("ViT-B-16-SigLIP")
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (
+            "We couldn't connect to 'the Hub' to load the files",
+            r"its tokenizer is not on this machine .* the hub's timm/ViT-B-16-SigLIP \(tokenizer\.json, .*as the model",
+        ),
+        (
+            "Couldn't instantiate the backend tokenizer from one of: \n(1) a `tokenizers` library",
+            "put tokenizer.json and tokenizer_config.json there, too",
+        ),
+    ],
+)
+def test_a_tokenizer_that_is_not_here_says_where_to_put_it(monkeypatch, tmp_path, raised, message):
+    """What transformers raises without a network, and for a folder that lacks its files."""
+
+    def fail(name):
+        raise OSError(raised)
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", fail)
+    save_file({"w": torch.zeros(1)}, tmp_path / "w.safetensors")
+    for arguments in (("ViT-B-16-SigLIP",), ("ViT-B-16-SigLIP", str(tmp_path / "w.safetensors"))):
+        with pytest.raises(ValueError, match=message) as error:
+            load_backbone(*arguments)
+        assert "\n" not in str(error.value)
 
 
 def test_a_folder_or_file_in_the_place_of_a_model_is_explained(tmp_path):

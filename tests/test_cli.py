@@ -353,7 +353,7 @@ def test_ctrl_c_is_status_130_in_one_line(photos, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("clipviz.commands.adapt.run_one", interrupted)
     (photos / "red square" / "broken.jpg").unlink()
     assert cli.main(adapt(data=photos, out=tmp_path / "run")) == 130
-    assert len(capfd.readouterr().err.splitlines()) == 1
+    assert capfd.readouterr().err == "clipviz: error: stopped; nothing of this was saved\n"
 
 
 # ----------------------------------------------------------------------------------------------- help, report, compare

@@ -460,15 +460,20 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(photos, tmp_pa
     assert [found for found in differences(Trace.load(out), first) if found != "meta command"] == []
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(photos, tmp_path):
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_bits(photos, tmp_path, sign):
     out, whole = tmp_path / "run", tmp_path / "whole"
     process = in_shell(photos, out, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while not (out / "checkpoint.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.send_signal(sign)
+    _, stderr = process.communicate(timeout=60)
     assert (out / "checkpoint.safetensors").exists()
+    assert not (out / "results.json").exists()
+    if sign == signal.SIGINT:
+        assert process.returncode == 130
+        assert stderr == "clipviz: error: stopped, and saved: the same command with --resume goes on from here\n"
     for folder in (out, whole):
         assert cli.main(adapt(photos, folder, "--epochs", 3, "--batch-size", 4, "--resume", method="microclip")) == 0
     assert [d for d in differences(Trace.load(out), Trace.load(whole)) if d != "meta command"] == []
