@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -100,6 +101,12 @@ class Adaptation:
             raise ValueError(f"adapt wants an AdaptConfig, got {config!r}; a method's constants go into the method")
         self.method, self.dataset, self.eval_dataset, self.seed = method, dataset, eval_dataset, seed
         self.config = config or method.schedule
+        if method.trains and self.config.lr < self.config.min_lr:
+            warnings.warn(
+                f"the learning rate {self.config.lr:g} is below the schedule's floor {self.config.min_lr:g}, so it "
+                "stays as it is; the authors' code lets it rise to the floor",
+                stacklevel=3,
+            )
         self.settings = method.settings  # as the run began; some may be adjusted on the way
         self.probe = _as_probe(probe)
         self.epoch = self.steps_in_epoch = 0

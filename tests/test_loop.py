@@ -141,6 +141,13 @@ def test_a_rate_below_the_floor_never_rises():
     assert [cosine_lr(step, 10, config) for step in (0, 5, 9)] == pytest.approx([1e-6] * 3)
 
 
+def test_a_rate_below_the_floor_is_told_where_it_matters(tiny_backbone, toy):
+    low = AdaptConfig(lr=1e-6)
+    with pytest.warns(UserWarning, match="learning rate 1e-06 is below the schedule's floor 2e-06"):
+        adapt(microclip(tiny_backbone), toy, low)
+    adapt(ZeroShot(tiny_backbone, toy.prompts), toy, low)  # a warning would be an error here: it trains nothing
+
+
 def test_the_optimizer_follows_the_schedule(tiny_backbone, toy):
     run = Adaptation(microclip(tiny_backbone), toy, CONFIG)
     rates = [run.optimizer.param_groups[0]["lr"] for event in run if isinstance(event, StepFinished)]

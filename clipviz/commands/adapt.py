@@ -93,7 +93,9 @@ def run_one(
     """
     begun = time.perf_counter()
     probe = spread_probe(evaluation, method.backbone.image_size, PROBE)
-    run = Run(method, data, config, eval_dataset=evaluation, probe=probe, seed=seed, folder=out, listeners=[Progress()])
+    options = {"eval_dataset": evaluation, "probe": probe, "seed": seed, "folder": out, "listeners": [Progress()]}
+    run, said = told(Run, method, data, config, **options)
+    notes = [*notes, *said]
     if resume:
         restored, said = told(run.restore)
         notes = [*notes, *said] if restored else [*notes, f"nothing to resume in {out}: starting at the beginning"]

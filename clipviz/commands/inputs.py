@@ -33,11 +33,11 @@ def load_model(name: str | None, pretrained: str | None, device: str | None) -> 
     return told(load_backbone, name, pretrained, _device(device))
 
 
-def told(function: Callable[..., T], *arguments: Any) -> tuple[T, list[str]]:
+def told(function: Callable[..., T], *arguments: Any, **options: Any) -> tuple[T, list[str]]:
     """What a function returns, and its warnings to the user, which are lines of ours here."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        result = function(*arguments)
+        result = function(*arguments, **options)
     return result, [str(w.message) for w in caught if w.category is UserWarning]
 
 

@@ -1,4 +1,4 @@
-"""Whole runs of microCLIP and DPA against straight-line code that shares nothing with clipviz but the views.
+"""Whole runs of microCLIP, DPA and NtUA against straight-line code that shares nothing with clipviz but the views.
 
 Everything is written out once more from the papers' description, in float64: tower, value path, heads, pseudo-labels,
 losses, learning rate, AdamW with its groups, what is per epoch and what lives on. So the order of operations is tested,
@@ -18,8 +18,10 @@ from clipviz.data.loader import ViewLoader
 from clipviz.events import StepFinished
 from clipviz.loop import adapt
 from clipviz.methods.base import AdaptConfig
+from clipviz.methods.cache import CacheBatches
 from clipviz.methods.dpa import DPA, DPAConfig
 from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
+from clipviz.methods.ntua import NtUA, NtUAConfig
 from clipviz.prompts import ClassPrompts
 
 SCHEDULE = AdaptConfig(epochs=3, batch_size=3, lr=2e-3)
@@ -88,8 +90,8 @@ def raw_text(backbone, sentences):
 class AdamW:
     """Loshchilov & Hutter, on named tensors; the rate comes with every step."""
 
-    def __init__(self, parameters, decay):
-        self.parameters, self.decay = parameters, decay
+    def __init__(self, parameters, decay, eps=1e-8):
+        self.parameters, self.decay, self.eps = parameters, decay, eps
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in parameters.items()}
         self.t = 0
 
@@ -103,7 +105,7 @@ class AdamW:
                 first.mul_(0.9).add_(0.1 * gradient)
                 second.mul_(0.999).add_(0.001 * gradient**2)
                 p.mul_(1 - rate * self.decay(name))
-                p.sub_(rate * first / (1 - 0.9**self.t) / ((second / (1 - 0.999**self.t)).sqrt() + 1e-8))
+                p.sub_(rate * first / (1 - 0.9**self.t) / ((second / (1 - 0.999**self.t)).sqrt() + self.eps))
 
 
 # ----------------------------------------------------------------------------------------------- two runs of each
@@ -279,3 +281,80 @@ def test_dpa(config):
     torch.testing.assert_close(method.image_prototypes, image)
     torch.testing.assert_close(method.bank_embeddings, bank)
     assert torch.equal(method.bank_labels, bank_labels)
+
+
+@pytest.mark.parametrize(
+    ("config", "has_teacher"),
+    [
+        (NtUAConfig(shots=2, views=3, text="templates"), True),
+        (NtUAConfig(shots=2, views=2, alpha=3.0, beta=1.5, affinity="contrastive", normalized_weights=True), False),
+        (NtUAConfig(views=2, rectify=False, affinity="none"), False),
+    ],
+    ids=["teacher", "contrastive", "unrefined"],
+)
+def test_ntua(config, has_teacher):
+    teacher = make_tiny_backbone(seed=5, name="teacher", embed_dim=16).double() if has_teacher else None
+    backbone, method, steps, state, epochs = start(
+        lambda backbone, prompts: NtUA(backbone, prompts, config, teacher=teacher), (config.views, config.view_scale)
+    )
+    from_templates = {name: [t.replace("{}", name) for t in TEMPLATES] for name in DESCRIPTIONS}
+    sentences = from_templates if config.text == "templates" else DESCRIPTIONS
+
+    def classifier(model):
+        return torch.stack([unit(unit(raw_text(model, rows)).mean(0)) for rows in sentences.values()])
+
+    text, scale = classifier(backbone), backbone.logit_scale
+    views, student, refined = torch.zeros(7, config.views, 32).double(), *torch.zeros(2, 7, CLASSES).double()
+    for batch in epochs[0]:
+        crops = [batch.views.crops[:, k] for k in range(config.views)]
+        crops = [crop.flip(-1) if k % 2 else crop for k, crop in enumerate(crops)]
+        views[batch.index] = torch.stack([tower(state, crop)[0] for crop in crops], 1)
+        student[batch.index] = (scale * tower(state, batch.views.weak)[0] @ text.T).softmax(1)
+        guesses = scale * views[batch.index] @ text.T
+        if teacher is not None:
+            rows = torch.stack([tower(teacher.visual.state_dict(), crop)[0] for crop in crops], 1)
+            guesses = teacher.logit_scale * rows @ classifier(teacher).T
+        refined[batch.index] = guesses.softmax(-1).mean(1)
+    probs = refined if config.rectify else student
+    chosen = []
+    for c in range(CLASSES):
+        called = [i for i in range(7) if probs[i].argmax() == c]
+        chosen += sorted(called, key=lambda i: -probs[i].max())[: config.shots]
+    chosen = torch.tensor(sorted(chosen))
+    assert torch.equal(method.cache_index, chosen)
+    weights, labels = probs[chosen].max(1)
+    weights = weights / weights.mean() if config.normalized_weights else weights
+    values = weights[:, None] * torch.eye(CLASSES).double()[labels]
+    torch.testing.assert_close(method.values, values)
+    keys = unit(views[chosen].mean(1)).requires_grad_()
+    optimizer = AdamW({"keys": keys}, lambda name: 0.1, eps=1e-4)
+    batches = CacheBatches(chosen, views[chosen], SCHEDULE.batch_size, SEED)
+
+    def logits(f):
+        return scale * f @ text.T + config.alpha * torch.exp(-config.beta * (1 - f @ keys.T)) @ values
+
+    for n, batch in enumerate(batch for epoch in range(SCHEDULE.epochs) for batch in batches.epoch(epoch)):
+        f = batch.views.weak
+        rows = [chosen.tolist().index(i) for i in batch.index.tolist()]
+        y, w = labels[rows], weights[rows]
+        mean_keys = values.T @ keys
+        prototypes = mean_keys / mean_keys.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        if config.affinity == "reliability":
+            r = torch.exp(-config.beta * (1 - (f * prototypes[y].detach()).sum(1)))
+            w = w * r / torch.stack([r[y == label].max() for label in y])
+        ce = (w * -logits(f).log_softmax(1)[range(len(y)), y]).sum() / w.sum()
+        loss = ce
+        if config.affinity == "contrastive":
+            contrast = -(f @ prototypes.T / 0.07).log_softmax(1)[range(len(y)), y]
+            affinity = 0.5 * (w * contrast).sum() / w.sum()
+            torch.testing.assert_close(steps[n].losses["affinity"], affinity.detach())
+            loss = ce + affinity
+        assert torch.equal(steps[n].pseudo.labels, y)
+        torch.testing.assert_close(steps[n].losses["cross_entropy"], ce.detach())
+        optimizer.step(loss, n_steps=SCHEDULE.epochs * len(batches))
+    assert len(steps) == SCHEDULE.epochs * len(batches)
+    assert [name for name, p in method.named_parameters() if p.requires_grad] == ["keys"]
+    torch.testing.assert_close(method.keys.detach(), keys.detach(), rtol=1e-7, atol=1e-9)
+    images = epochs[0][0].views.weak
+    with torch.no_grad():
+        torch.testing.assert_close(method.logits(images), logits(tower(state, images)[0]))
