@@ -5,41 +5,37 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import anywidget
 import ipywidgets
-import numpy as np
 import traitlets
 from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 
 from clipviz.events import EpochFinished, Event, RunFinished
-from clipviz.figures._style import bare, shorten
-from clipviz.figures.saliency import KIND_NAMES, unit_range
+from clipviz.figures._style import shorten
+from clipviz.figures.saliency import KIND_NAMES
 from clipviz.trace import Trace
 from clipviz.widgets.charts import Chart
-from clipviz.widgets.images import color_table, jpeg, laid_over, sheet, to_bytes
+from clipviz.widgets.controls import OVER, RunControls
+from clipviz.widgets.images import color_table, to_bytes
+from clipviz.widgets.probe import SIDE, ProbeStrip
 from clipviz.widgets.pump import Pump
 from clipviz.widgets.state import ViewState
 from clipviz.widgets.view import View, source
 from clipviz.widgets.votes import Votes, compare
 from clipviz.widgets.watch import (
     Watch,
-    array,
     has_kernel,
     path_chart,
-    probe_captions,
     progress_line,
     pseudo_label_chart,
 )
 
 if TYPE_CHECKING:
     from clipviz.run import Run
-
-_SIDE = 96
-_MOST_PROBES = 12
-_OVER = ("stopped", "finished", "failed")
 
 
 class MonitorCanvas(anywidget.AnyWidget):
@@ -54,7 +50,7 @@ class MonitorCanvas(anywidget.AnyWidget):
     decisions = traitlets.Dict().tag(sync=True)
     paths = traitlets.Dict().tag(sync=True)
     sheet = traitlets.Bytes().tag(sync=True)
-    side = traitlets.Int(_SIDE).tag(sync=True)
+    side = traitlets.Int(SIDE).tag(sync=True)
     captions: traitlets.List = traitlets.List().tag(sync=True)
     maps = traitlets.Bytes().tag(sync=True)
     shape = traitlets.List([0, 0, 0]).tag(sync=True)
@@ -93,21 +89,23 @@ class LiveMonitor(View):
         self._lock = threading.RLock()  # the pump draws, and so does whoever shows the view
         self._trace: Trace = run.trace
         self._charts: dict[str, Chart] = {}
-        self._probe_images = np.zeros((0, 1, 1, 3), np.uint8)
-        self._probe_maps: tuple[str, np.ndarray] | None = None
-        self._drawn: dict[str, Any] = {}
+        self._probe = ProbeStrip()
+        self._drawn: tuple[int, str, bool] | None = None
         self._handles: list[DisplayHandle] = []
         self._seen = (run.status, run.steps_done)
         self.canvas = MonitorCanvas(colors=color_table())
-        self._make_controls()
-        self.pump = Pump(self._pumped, rate, self._has_moved, lambda: run.status in _OVER, clock)
+        self._controls = controls = RunControls(run, self._pressed, self._show_what_if)
+        self.start, self.pause, self.step, self.stop = controls.start, controls.pause, controls.step, controls.stop
+        self.gamma, self.apply, self.what_if = controls.gamma, controls.apply, controls.what_if
+        self.widget = ipywidgets.VBox([*controls.widget.children, self.canvas])
+        self.pump = Pump(self._pumped, rate, self._has_moved, lambda: run.status in OVER, clock)
         run.listeners.append(self)
         self.watch.catch_up(list(run.newest.values()))
         if len(self._trace.epochs):  # it began, or ended, unwatched
             self._draw_trace()
         self.state.observe(lambda _: self.refresh(), "kind")
         self.refresh()
-        if run.status not in ("ready", *_OVER):
+        if run.status not in ("ready", *OVER):
             self.pump.start()
 
     def __repr__(self) -> str:
@@ -135,7 +133,7 @@ class LiveMonitor(View):
 
     def _pumped(self) -> None:
         self.refresh()
-        if self.run.status in _OVER:
+        if self.run.status in OVER:
             self._update_displays()  # here, because a picture takes too long for the thread that trains
 
     def _has_moved(self) -> bool:
@@ -145,54 +143,12 @@ class LiveMonitor(View):
 
     # ------------------------------------------------------------------------------------------- controls
 
-    def _make_controls(self) -> None:
-        def button(text: str, icon: str, tooltip: str, act: Callable[[], None]) -> ipywidgets.Button:
-            made = ipywidgets.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": "100px"})
-            made.on_click(lambda _: self._command(act))
-            return made
-
-        self.start = button("Start", "play", "start the run, or go on after a pause", self._start)
-        self.pause = button("Pause", "pause", "rest at the next step boundary", self.run.pause)
-        self.step = button("Step", "step-forward", "do one optimizer step, then rest", self._step)
-        self.stop = button("Stop", "stop", "end the run at the next step boundary", self.run.stop)
-        gamma = getattr(self.run.method.config, "gamma", None)
-        self.gamma = ipywidgets.FloatSlider(
-            0.5 if gamma is None else float(gamma), min=0, max=1, step=0.01, description="gamma", readout_format=".2f",
-            style={"description_width": "initial"},
-        )  # fmt: skip
-        self.gamma.observe(lambda _: self._show_what_if(), "value")
-        self.apply = button("Apply", "check", "use this gamma from the next step on", self._apply)
-        self.what_if = ipywidgets.Label()
-        row = ipywidgets.VBox([ipywidgets.HBox([self.gamma, self.apply]), self.what_if])
-        row.layout.display = "none" if gamma is None else "flex"
-        buttons = ipywidgets.HBox([self.start, self.pause, self.step, self.stop])
-        self.widget = ipywidgets.VBox([buttons, row, self.canvas])
-
-    def _command(self, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except (RuntimeError, ValueError) as error:
-            self._problem(str(error))
+    def _pressed(self, problem: str) -> None:
+        if problem:
+            with self._lock:
+                self.canvas.frame = {**self.canvas.frame, "problem": problem}
         self.pump.start()
         self.pump.offer()
-
-    def _problem(self, text: str) -> None:
-        with self._lock:
-            self.canvas.frame = {**self.canvas.frame, "problem": text}
-
-    def _start(self) -> None:
-        if self.run.status == "ready":
-            self.run.start()
-        else:
-            self.run.resume()
-
-    def _step(self) -> None:
-        self.run.step()
-        if self.run.status == "ready":
-            self.run.start()
-
-    def _apply(self) -> None:
-        self.run.set(gamma=self.gamma.value)
 
     def _show_what_if(self) -> None:
         """What the slider's gamma would have labelled in the last whole epoch, from the stored logits."""
@@ -221,12 +177,12 @@ class LiveMonitor(View):
                 self._set_chart("losses", self.watch.losses())
                 self._set_chart("decisions", self.watch.decisions())
                 self.canvas.frame = self._frame(status)
-            self._enable(status)
+            self._controls.enable(status)
 
     def _frame(self, status: str) -> dict[str, Any]:
         done, total = self.watch.steps_done, self.watch.n_steps
         error = self.run.error
-        kind = self._probe_maps[0] if self._probe_maps else ""
+        kind = self._probe.kind
         epoch = self.watch.last_epoch.epoch if self.watch.last_epoch else -1
         when = "before training" if epoch < 0 else f"after epoch {epoch}"
         return {
@@ -239,20 +195,20 @@ class LiveMonitor(View):
 
     def _take_epoch(self) -> None:
         """Once per epoch: its charts and the maps of the probe."""
-        self._take_probe_images()
+        if self._probe.take_images(self.watch.started):
+            self.canvas.captions = self._probe.captions
+            self.canvas.sheet = self._probe.sheet()
         event, kind = self.watch.last_epoch, self.state.kind
-        if event is None or self._drawn.get("epoch") == (event.epoch, kind, self.watch.finished is None):
+        if event is None or self._drawn == (event.epoch, kind, self.watch.finished is None):
             return
-        self._drawn["epoch"] = (event.epoch, kind, self.watch.finished is None)
+        self._drawn = (event.epoch, kind, self.watch.finished is None)
         if self.watch.finished is not None:
             self._trace = self.run.trace
         self._draw_trace()
-        kinds = event.explanation
-        if kinds:
-            name = kind if kind in kinds else next(iter(kinds))
-            self._probe_maps = (name, unit_range(array(kinds[name]))[self._shown_probes()])
-            self.canvas.shape = list(self._probe_maps[1].shape)
-            self.canvas.maps = to_bytes(self._probe_maps[1])
+        if event.explanation:
+            self._probe.take_maps(event.explanation, kind)
+            self.canvas.shape = list(self._probe.maps.shape)
+            self.canvas.maps = to_bytes(self._probe.maps)
         self._show_what_if()
 
     def _draw_trace(self) -> None:
@@ -261,37 +217,9 @@ class LiveMonitor(View):
         self._set_chart("labels", pseudo_label_chart(self._trace))
         self._set_chart("paths", path_chart(self._trace))
 
-    def _shown_probes(self) -> np.ndarray:
-        """Places of the probe images that are shown, spread evenly where there are many."""
-        started = self.watch.started
-        return _spread(len(started.probe.index) if started and started.probe else 0, _MOST_PROBES)
-
-    def _take_probe_images(self) -> None:
-        started = self.watch.started
-        if started is None or started.probe is None or len(self._probe_images):
-            return
-        pixels = array(started.probe.images)[self._shown_probes()].transpose(0, 2, 3, 1)
-        self._probe_images = (pixels * 255 + 0.5).astype(np.uint8)
-        captions = probe_captions(started)
-        self.canvas.captions = [shorten(captions[i], 60) for i in self._shown_probes()]
-        self.canvas.sheet = jpeg(sheet(list(self._probe_images), _SIDE, max(1, len(self._probe_images))))
-
     def _set_chart(self, name: str, chart: Chart) -> None:
         self._charts[name] = chart
         setattr(self.canvas, name, chart.to_json())
-
-    def _enable(self, status: str) -> None:
-        """Buttons that can do something; written only when that changes."""
-        if self._drawn.get("status") == status:
-            return
-        self._drawn["status"] = status
-        over = status in _OVER
-        self.start.disabled = over or status == "running"
-        self.start.description = "Resume" if status == "paused" else "Start"
-        self.pause.disabled = status != "running"
-        self.step.disabled = self.stop.disabled = over
-        self.stop.disabled = over or status == "ready"
-        self.apply.disabled = over
 
     @property
     def alt(self) -> str:
@@ -303,9 +231,8 @@ class LiveMonitor(View):
         """Headline, four charts and the probe images over their maps."""
         self.refresh()
         with self._lock:
-            frame, charts = self.canvas.frame, dict(self._charts)
-            images, maps = self._probe_images, self._probe_maps
-        strip = 1.85 if len(images) else 0.0
+            frame, charts, probe = self.canvas.frame, dict(self._charts), copy(self._probe)
+        strip = 1.85 if len(probe.images) else 0.0
         height = 6.4 + strip
         figure = Figure(figsize=(7.2, height), dpi=100)
         figure.text(0.01, 1 - 0.08 / height, frame["headline"], fontsize=10, weight="bold", va="top")
@@ -317,8 +244,8 @@ class LiveMonitor(View):
         )  # fmt: skip
         for axis, name in zip(axes.flat, ("losses", "labels", "decisions", "paths"), strict=True):
             charts.get(name, Chart("Waiting", "", "")).draw(axis)
-        if len(images):
-            _draw_probe(figure, images, maps, list(self.canvas.captions), frame["probe"], height)
+        if len(probe.images):
+            probe.draw(figure, frame["probe"], height)
         return figure
 
     # ------------------------------------------------------------------------------------------- showing
@@ -336,30 +263,3 @@ class LiveMonitor(View):
             for handle in self._handles:
                 handle.update(data, metadata=metadata, raw=True)
             self._handles.clear()
-
-
-def _spread(n: int, most: int) -> np.ndarray:
-    """At most so many of n places, evenly."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.zeros(0, int)
-
-
-def _draw_probe(
-    figure: Figure,
-    images: np.ndarray,
-    maps: tuple[str, np.ndarray] | None,
-    captions: list[str],
-    title: str,
-    height: float,
-) -> None:
-    """At most eight images over their maps, along the lower edge; one picture, because axes are slow."""
-    shown = _spread(len(images), 8)
-    figure.text(0.01, 1.72 / height, title or "Probe images", fontsize=9, weight="bold", va="center")
-    rows = [sheet([images[i] for i in shown], _SIDE, 8)]
-    if maps is not None:
-        overlays = [laid_over(images[i], maps[1][i], _SIDE, is_mask=maps[0] == "ncut") for i in shown]
-        rows.append(sheet(overlays, _SIDE, 8))
-    axes = bare(figure.add_axes((0.01, 0.18 / height, 0.98, 1.44 / height)))
-    axes.imshow(np.concatenate(rows), aspect="auto", interpolation="bilinear")
-    for place, i in enumerate(shown):
-        left = 0.01 + 0.98 * place / 8
-        figure.text(left, 0.14 / height, shorten(captions[i], 16), fontsize=6.5, va="top", parse_math=False)

@@ -10,13 +10,12 @@ import traitlets
 from matplotlib.figure import Figure
 
 from clipviz.figures._style import BLACK, BLUE, ORANGE, VERMILLION, bare, class_name, shorten
-from clipviz.figures.saliency import unit_range
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album
-from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, OverlayCanvas
+from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas
 from clipviz.widgets.charts import Chart, Series
-from clipviz.widgets.images import jpeg, laid_over, sheet, to_bytes
-from clipviz.widgets.inspector import NAMES
+from clipviz.widgets.cutting import Cutting
+from clipviz.widgets.images import sheet
 from clipviz.widgets.state import ViewState
 from clipviz.widgets.view import View
 from clipviz.widgets.votes import Votes, compare
@@ -28,8 +27,6 @@ _CURVE_IMAGES = 2000
 """The curve over gamma is drawn from so many images, spread evenly, so that it follows the sliders at once."""
 
 _NO_VOTES = "This trace does not hold the logits of exactly two sources."
-_TAU_RANGES = {"cosine": (0.0, 1.0, 0.01), "dot": (0.0, 200.0, 0.5)}
-_CUT_KINDS = ("ncut", "fiedler", "soap")
 
 
 class DKAPlayground(View):
@@ -47,7 +44,7 @@ class DKAPlayground(View):
         gamma: share of the first source.
         temperature: of the softmax over crops.
         result: what changes, in a sentence.
-        tau, affinity, rule: of the cut.
+        cutting: the cut of the chosen image, with its controls `tau`, `affinity` and `rule`.
     """
 
     def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:
@@ -59,9 +56,9 @@ class DKAPlayground(View):
         self._labels = self._reference
         self._changed: list[str] = []
         self._charts: dict[str, Chart] = {}
-        self._cut: list[tuple[str, np.ndarray]] = []
         self._make_controls()
-        self._make_cut_controls(trace)
+        self.cutting = Cutting(trace, self.album.looker)
+        self.widget = ipywidgets.VBox([*self._mixing, self.cutting.widget])
         self.state.observe(lambda _: self._image_chosen(), "selected")
         if self.votes is not None:
             self._reference = self.votes.labels(self._own_gamma)
@@ -103,39 +100,6 @@ class DKAPlayground(View):
             ipywidgets.HBox([self.what_if, self.ballot], layout=row),
             self.gallery,
         ]
-
-    def _make_cut_controls(self, trace: Trace) -> None:
-        own = (trace.meta.get("settings") or {}).get("method") or {}
-        affinity = str(own.get("affinity"))
-        affinity = affinity if affinity in _TAU_RANGES else "cosine"
-        low, high, step = _TAU_RANGES[affinity]
-        tau = min(max(float(own.get("tau", 0.2)), low), high)
-        plain = {"description_width": "initial"}
-        self.tau = ipywidgets.FloatSlider(tau, min=low, max=high, step=step, description="tau", style=plain)
-        narrow: dict[str, Any] = {"style": plain, "layout": {"width": "150px"}}
-        self.affinity = ipywidgets.Dropdown(options=list(_TAU_RANGES), value=affinity, description="affinity", **narrow)
-        rule = own.get("mask_rule") if own.get("mask_rule") in ("std", "mean") else "std"
-        self.rule = ipywidgets.Dropdown(options=["std", "mean"], value=rule, description="rule", **narrow)
-        self.affinity.observe(lambda _: self._affinity_chosen(), "value")
-        for control in (self.tau, self.rule):
-            control.observe(lambda _: self._cut_again(), "value")
-        self.cut = OverlayCanvas(empty="Choose an image to cut it.")
-        heading = ipywidgets.HTML("<b>Normalized cut of the chosen image, by the current model</b>")
-        controls = ipywidgets.HBox([self.tau, self.affinity, self.rule], layout={"flex_flow": "row wrap"})
-        cutting = ipywidgets.VBox([heading, controls, self.cut])
-        cutting.layout.display = "flex" if self._can_cut else "none"
-        self.widget = ipywidgets.VBox([*self._mixing, cutting])
-
-    @property
-    def _can_cut(self) -> bool:
-        return self.album.looker is not None and "ncut" in self.album.looker.kinds
-
-    def _affinity_chosen(self) -> None:
-        low, high, step = _TAU_RANGES[self.affinity.value]
-        with self.tau.hold_trait_notifications():
-            self.tau.value = min(max(self.tau.value, low), high)
-            self.tau.min, self.tau.max, self.tau.step = low, high, step
-        self._cut_again()
 
     # ------------------------------------------------------------------------------------------- mixing
 
@@ -245,36 +209,10 @@ class DKAPlayground(View):
         text = now if before == now else f"{before} → {now}"
         return text if target < 0 else f"{text}, is {shorten(class_name(self.names, target), 26)}"
 
-    # ------------------------------------------------------------------------------------------- cutting
-
     def _image_chosen(self) -> None:
         self._show_ballot()
-        self._cut_again()
-
-    def _cut_again(self) -> None:
-        """Mask, Fiedler vector and attention of the chosen image for the controls' rule."""
-        image = self.state.selected[0] if self.state.selected else None
-        self._cut, title = [], "Cut"
-        pixels = self.album.pixels(image) if image is not None and self.album.has(image) else None
-        looker = self.album.looker
-        if pixels is not None and self._can_cut and pixels.shape[0] == looker.image_size:
-            options = {"tau": self.tau.value, "affinity": self.affinity.value, "mask_rule": self.rule.value}
-            for kind in _CUT_KINDS:
-                known = {name: value for name, value in options.items() if name in looker.options(kind)}
-                self._cut.append((kind, unit_range(looker.saliency(pixels, kind, **known)[None])[0]))
-            kept = float(self._cut[0][1].mean())
-            rule = f"tau {self.tau.value:g}, {self.affinity.value}, {self.rule.value}"
-            title = f"{rule}: {100 * kept:.0f} % of the patches kept"
-        shown = [{"title": image or "", "label": "the chosen image", "shape": [0, 0], "mask": False}]
-        shown += [
-            {"title": NAMES[kind], "label": f"{NAMES[kind]} of the chosen image", "shape": list(values.shape),
-             "mask": kind == "ncut"}
-            for kind, values in self._cut
-        ]  # fmt: skip
-        with self.cut.hold_sync():
-            self.cut.image = jpeg(pixels, 92) if pixels is not None and self._cut else b""
-            self.cut.rows = [{"title": title, "panels": shown}]
-            self.cut.maps = b"".join(to_bytes(values) for _, values in self._cut)
+        image = self.state.selected[0] if self.state.selected else ""
+        self.cutting.show(image, self.album.pixels(image) if image and self.album.has(image) else None)
 
     # ------------------------------------------------------------------------------------------- picture
 
@@ -287,7 +225,7 @@ class DKAPlayground(View):
         """Both charts, the images that change, and the cut of the chosen one."""
         shown = self._changed[: 2 * COLUMNS]
         strips = 0.72 * -(-len(shown) // COLUMNS) + 0.25 * bool(shown)
-        height = 3.7 + strips + 1.75 * bool(self._cut)
+        height = 3.7 + strips + 1.75 * bool(self.cutting.maps)
         figure = Figure(figsize=(7.2, height), dpi=100)
         headline = f"gamma {self.gamma.value:.2f}: {self.result.value}"
         plain: dict[str, Any] = {"va": "top", "weight": "bold", "fontsize": 8.5, "parse_math": False}
@@ -303,18 +241,9 @@ class DKAPlayground(View):
             tall = 0.72 * len(pixels) / 72 / height
             bare(figure.add_axes((0, top - tall, 1, tall))).imshow(pixels, aspect="auto")
             top -= tall
-        if self._cut:
-            self._draw_cut(figure, top - 0.05 / height, height)
+        if self.cutting.maps:
+            self.cutting.draw(figure, top - 0.05 / height, height)
         return figure
-
-    def _draw_cut(self, figure: Figure, top: float, height: float) -> None:
-        pixels = self.album.pixels(self.state.selected[0])
-        figure.text(0.01, top, self.cut.rows[0]["title"], fontsize=9, weight="bold", va="top")
-        tiles = [pixels, *(laid_over(pixels, values, 128, is_mask=kind == "ncut") for kind, values in self._cut)]
-        axes = bare(figure.add_axes((0.01, top - 1.52 / height, 0.74, 1.3 / height)))
-        axes.imshow(sheet(tiles, 128, len(tiles)), aspect="auto", interpolation="bilinear")
-        for i, name in enumerate(["image", *(NAMES[kind] for kind, _ in self._cut)]):
-            figure.text(0.01 + 0.185 * i, top - 1.54 / height, name, fontsize=7, va="top")
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

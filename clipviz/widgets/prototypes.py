@@ -135,7 +135,8 @@ class PrototypeExplorer(View):
             [album.pixels(image) for image in shown],
         )
         hidden = len(images) - len(self._ids)
-        self.count.value = f"{len(images)} images chosen, {len(shown)} shown" + (
+        noun = "image" if len(images) == 1 else "images"
+        self.count.value = f"{len(images)} {noun} chosen, {len(shown)} shown" + (
             f"; the pixels of {hidden} are not in the trace, give a run to see them" if hidden else ""
         )
         if shown:

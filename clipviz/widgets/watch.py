@@ -19,7 +19,6 @@ from clipviz.figures._style import (
     PURPLE,
     SKY,
     VERMILLION,
-    class_name,
     epoch_name,
 )
 from clipviz.trace import Trace
@@ -258,17 +257,6 @@ def path_chart(trace: Trace) -> Chart:
         series.append(Series(f"{name}: now", color, ends[:, 0].tolist(), ends[:, 1].tolist(), "none", symbol))
     title = "Paths of the class vectors" + (f" ({_MOST_PATHS} that moved most)" if n_left_out > 0 else "")
     return Chart(title, "first direction", "second direction", series, empty="This method has no class vectors.")
-
-
-def probe_captions(started: RunStarted | None) -> list[str]:
-    """True class of each probe image, marked as such, or its number."""
-    if started is None or started.probe is None:
-        return []
-    pairs = zip(array(started.probe.target), array(started.probe.index), strict=True)
-    return [
-        class_name(started.class_names, int(target)) if target >= 0 else f"image {int(index)}"
-        for target, index in pairs
-    ]
 
 
 def decision_name(kind: str, sources: list[str]) -> str:

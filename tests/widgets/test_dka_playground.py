@@ -119,27 +119,26 @@ def test_images_whose_label_changes_are_shown(make_run):
 
 def test_the_cut_is_made_again_by_the_model(run):
     playground = DKAPlayground(run.trace, run, state=ViewState(selected=("eval/2",)))
-    assert playground.tau.value == 0.2
-    playground.affinity.value = "cosine"
-    playground.tau.value = 0.6
-    playground.rule.value = "mean"
+    assert playground.cutting.tau.value == 0.2
+    playground.cutting.affinity.value = "cosine"
+    playground.cutting.tau.value = 0.6
+    playground.cutting.rule.value = "mean"
     pixels = torch.from_numpy(run.looker.pixels("eval", 2).copy()).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         patches = run.method.eval().backbone.tokens(pixels).patches
     expected = foreground_mask(spectrum(patch_affinity(patches, 0.6, "cosine")).fiedler, "mean")[0].numpy()
-    np.testing.assert_array_equal(playground._cut[0][1].ravel() > 0.5, expected)
-    assert (
-        playground.cut.rows[0]["title"] == f"tau 0.6, cosine, mean: {100 * expected.mean():.0f} % of the patches kept"
-    )
-    assert [kind for kind, _ in playground._cut] == ["ncut", "fiedler", "soap"]
+    np.testing.assert_array_equal(playground.cutting.maps[0][1].ravel() > 0.5, expected)
+    title = f"tau 0.6, cosine, mean: {100 * expected.mean():.0f} % of the patches kept"
+    assert playground.cutting.canvas.rows[0]["title"] == title
+    assert [kind for kind, _ in playground.cutting.maps] == ["ncut", "fiedler", "soap"]
 
 
 def test_tau_changes_its_range_with_the_affinity(run):
     playground = DKAPlayground(run.trace, run, state=ViewState(selected=("eval/2",)))
-    playground.affinity.value = "dot"
-    playground.tau.value = 150.0
-    playground.affinity.value = "cosine"
-    assert (playground.tau.min, playground.tau.max, playground.tau.value) == (0.0, 1.0, 1.0)
+    playground.cutting.affinity.value = "dot"
+    playground.cutting.tau.value = 150.0
+    playground.cutting.affinity.value = "cosine"
+    assert (playground.cutting.tau.min, playground.cutting.tau.max, playground.cutting.tau.value) == (0.0, 1.0, 1.0)
 
 
 def test_a_method_that_mixes_otherwise_says_so():

@@ -1,0 +1,107 @@
+"""Cutting: the normalized cut of one image, made again by another rule. A part of DKAPlayground."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets
+import numpy as np
+from matplotlib.figure import Figure
+
+from clipviz.figures._style import bare
+from clipviz.figures.saliency import unit_range
+from clipviz.trace import Trace
+from clipviz.widgets.canvases import OverlayCanvas
+from clipviz.widgets.images import jpeg, laid_over, sheet, to_bytes
+from clipviz.widgets.inspector import NAMES
+
+_TAU_RANGES = {"cosine": (0.0, 1.0, 0.01), "dot": (0.0, 200.0, 0.5)}
+_KINDS = ("ncut", "fiedler", "soap")
+_TILE = 128
+
+
+class Cutting:
+    """Mask, Fiedler vector and attention of an image, for a tau, an affinity and a rule.
+
+    Args:
+        trace: whose settings the controls begin with.
+        looker: a `clipviz.looker.Looker`, which cuts; None, or one that cannot, hides everything.
+
+    Attributes:
+        tau, affinity, rule: the controls.
+        maps: (kind, (h, w) in [0, 1]) pairs of the shown image, empty while none is.
+        canvas: shows them.
+        widget: controls and canvas.
+    """
+
+    def __init__(self, trace: Trace, looker: Any) -> None:
+        self._looker = looker if looker is not None and "ncut" in looker.kinds else None
+        self._pixels: np.ndarray | None = None
+        self._image = ""
+        self.maps: list[tuple[str, np.ndarray]] = []
+        self._make_controls((trace.meta.get("settings") or {}).get("method") or {})
+
+    def _make_controls(self, own: dict[str, Any]) -> None:
+        affinity = str(own.get("affinity"))
+        affinity = affinity if affinity in _TAU_RANGES else "cosine"
+        low, high, step = _TAU_RANGES[affinity]
+        tau = min(max(float(own.get("tau", 0.2)), low), high)
+        plain = {"description_width": "initial"}
+        narrow: dict[str, Any] = {"style": plain, "layout": {"width": "150px"}}
+        self.tau = ipywidgets.FloatSlider(tau, min=low, max=high, step=step, description="tau", style=plain)
+        self.affinity = ipywidgets.Dropdown(options=list(_TAU_RANGES), value=affinity, description="affinity", **narrow)
+        rule = own.get("mask_rule") if own.get("mask_rule") in ("std", "mean") else "std"
+        self.rule = ipywidgets.Dropdown(options=["std", "mean"], value=rule, description="rule", **narrow)
+        self.affinity.observe(lambda _: self._affinity_chosen(), "value")
+        for control in (self.tau, self.rule):
+            control.observe(lambda _: self._again(), "value")
+        self.canvas = OverlayCanvas(empty="Choose an image to cut it.")
+        heading = ipywidgets.HTML("<b>Normalized cut of the chosen image, by the current model</b>")
+        controls = ipywidgets.HBox([self.tau, self.affinity, self.rule], layout={"flex_flow": "row wrap"})
+        self.widget = ipywidgets.VBox([heading, controls, self.canvas])
+        self.widget.layout.display = "none" if self._looker is None else "flex"
+
+    def _affinity_chosen(self) -> None:
+        low, high, step = _TAU_RANGES[self.affinity.value]
+        with self.tau.hold_trait_notifications():
+            self.tau.value = min(max(self.tau.value, low), high)
+            self.tau.min, self.tau.max, self.tau.step = low, high, step
+        self._again()
+
+    def show(self, image: str, pixels: np.ndarray | None) -> None:
+        """Cut another image (H, W, 3) uint8; None shows none."""
+        self._image, self._pixels = image, pixels
+        self._again()
+
+    def _again(self) -> None:
+        pixels, looker = self._pixels, self._looker
+        self.maps, title = [], "Cut"
+        if pixels is not None and looker is not None and pixels.shape[0] == looker.image_size:
+            options = {"tau": self.tau.value, "affinity": self.affinity.value, "mask_rule": self.rule.value}
+            for kind in _KINDS:
+                known = {name: value for name, value in options.items() if name in looker.options(kind)}
+                self.maps.append((kind, unit_range(looker.saliency(pixels, kind, **known)[None])[0]))
+            kept = float(self.maps[0][1].mean())
+            rule = f"tau {self.tau.value:g}, {self.affinity.value}, {self.rule.value}"
+            title = f"{rule}: {100 * kept:.0f} % of the patches kept"
+        panels = [{"title": self._image, "label": "the chosen image", "shape": [0, 0], "mask": False}]
+        panels += [
+            {"title": NAMES[kind], "label": f"{NAMES[kind]} of the chosen image", "shape": list(values.shape),
+             "mask": kind == "ncut"}
+            for kind, values in self.maps
+        ]  # fmt: skip
+        with self.canvas.hold_sync():
+            self.canvas.image = jpeg(pixels, 92) if pixels is not None and self.maps else b""
+            self.canvas.rows = [{"title": title, "panels": panels}]
+            self.canvas.maps = b"".join(to_bytes(values) for _, values in self.maps)
+
+    def draw(self, figure: Figure, top: float, height: float) -> None:
+        """The image and its maps side by side below `top`, in a figure so many inches high."""
+        assert self._pixels is not None
+        figure.text(0.01, top, self.canvas.rows[0]["title"], fontsize=9, weight="bold", va="top")
+        overlays = [laid_over(self._pixels, values, _TILE, is_mask=kind == "ncut") for kind, values in self.maps]
+        tiles = sheet([self._pixels, *overlays], _TILE, 1 + len(overlays))
+        axes = bare(figure.add_axes((0.01, top - 1.52 / height, 0.74, 1.3 / height)))
+        axes.imshow(tiles, aspect="auto", interpolation="bilinear")
+        for i, name in enumerate(["image", *(NAMES[kind] for kind, _ in self.maps)]):
+            figure.text(0.01 + 0.185 * i, top - 1.54 / height, name, fontsize=7, va="top")

@@ -1,0 +1,42 @@
+"""docs/widgets.md shows what there is: its lines run, its pictures exist and are small, every view is on it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from PIL import Image
+from tiny import ToyDataset, make_tiny_backbone
+
+import clipviz
+import clipviz.widgets
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "widgets.md").read_text(encoding="utf-8")
+
+
+def test_its_lines_open_every_view(monkeypatch):
+    setup, *lines = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.M | re.S)
+    data = ToyDataset(16)
+    monkeypatch.setattr(clipviz, "load_backbone", lambda name: make_tiny_backbone())
+    monkeypatch.setattr(clipviz, "load_dataset", lambda name, **options: data)
+    names = {}
+    exec(setup, names)
+    names["run"].adaptation.n_epochs = 1
+    names["trace"] = names["run"].fit()
+    opened = {type(eval(line.strip(), names)).__name__ for line in lines}
+    assert opened | {"ViewState"} == set(clipviz.widgets.__all__)
+
+
+def test_its_pictures_exist_and_are_small():
+    pictures = re.findall(r"!\[[^\]]{30,}\]\((\S+)\)", PAGE)
+    assert len(pictures) == 4
+    for name in pictures:
+        path = DOCS / name
+        assert path.stat().st_size < 60_000
+        assert 700 <= Image.open(path).width <= 1000
+    assert sorted(path.name for path in (DOCS / "widgets").iterdir()) == sorted(Path(name).name for name in pictures)
+
+
+def test_readme_leads_to_it():
+    assert "(docs/widgets.md)" in (DOCS.parent / "README.md").read_text(encoding="utf-8")
