@@ -230,7 +230,7 @@ class DKAPlayground(View):
         headline = f"gamma {self.gamma.value:.2f}: {self.result.value}"
         plain: dict[str, Any] = {"va": "top", "weight": "bold", "fontsize": 8.5, "parse_math": False}
         figure.text(0.01, 1 - 0.06 / height, shorten(headline, 110), **plain)
-        grid = {"left": 0.075, "right": 0.985, "top": 1 - 0.6 / height, "bottom": 1 - 2.6 / height, "wspace": 0.2}
+        grid = {"left": 0.075, "right": 0.955, "top": 1 - 0.6 / height, "bottom": 1 - 2.6 / height, "wspace": 0.2}
         for axes, name in zip(figure.subplots(1, 2, gridspec_kw=grid), ("what_if", "ballot"), strict=True):
             self._charts.get(name, Chart("Pseudo-labels of the last epoch", "gamma", "%", empty=_NO_VOTES)).draw(axes)
         top = 1 - 3.7 / height

@@ -1,0 +1,43 @@
+"""Static pictures: no legend covers a line, and nothing written lies over something else written."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from synthetic import synthetic_trace
+
+from clipviz.recorder import Recorder
+from clipviz.widgets import DKAPlayground, LiveMonitor, PrototypeExplorer, ViewState
+
+
+@pytest.fixture
+def figures(make_run):
+    trace = synthetic_trace(n_classes=24, epochs=4, n_images=200)
+    run = make_run()
+    run.recorder = Recorder(trace)
+    chosen = ViewState(epoch=3, selected=("train/3",))
+    views = [LiveMonitor(run), PrototypeExplorer(trace), DKAPlayground(trace, state=chosen)]
+    return {type(view).__name__: view.draw() for view in views}
+
+
+def test_legends_stand_under_their_axes_and_cover_nothing(figures):
+    for name, figure in figures.items():
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        with_legend = [axes for axes in figure.axes if axes.get_legend()]
+        assert with_legend, name
+        written = []
+        for axes in figure.axes:
+            inside = axes.get_window_extent(renderer)
+            written += [axes.xaxis.label.get_window_extent(renderer)] if axes.get_xlabel() else []
+            written += [axes.title.get_window_extent(renderer), axes._left_title.get_window_extent(renderer)]
+            legend = axes.get_legend()
+            if legend:
+                box = legend.get_window_extent(renderer)
+                assert box.y1 < inside.y0, name
+                assert box.x1 <= figure.bbox.width, name
+                written.append(box)
+        for one, other in combinations([box for box in written if box.width > 1], 2):
+            assert not (one.x0 < other.x1 and other.x0 < one.x1 and one.y0 < other.y1 and other.y0 < one.y1), name
