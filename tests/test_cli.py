@@ -195,6 +195,7 @@ def mistakes(photos, flat, tmp_path, architectures):
     (texts / "readme.md").write_text("no image")
     (tmp_path / "a-file").write_text("")
     (tmp_path / "bad.json").write_text('{"red square": ["A red square."], "reds": [], "blue square": "one"}')
+    np.savez(tmp_path / "f.npz", embeddings=np.eye(3, dtype=np.float32))
     (tmp_path / "truncated.safetensors").write_bytes(b"\x00" * 5)
     out = tmp_path / "out"
     return {
@@ -211,6 +212,7 @@ def mistakes(photos, flat, tmp_path, architectures):
             adapt(data=flat, model="cli-vit", out=out),
             "has no class folders, so its class names are not known; give --classes",
         ),
+        "embeddings of what": (adapt(data=tmp_path / "f.npz", out=out), "holds embeddings without class names; add an"),
         "unwritable output": (adapt(out=tmp_path / "a-file" / "run"), "cannot write to folder .* choose another place"),
         "output is a file": (adapt(out=tmp_path / "a-file"), "cannot write to folder .* choose another place"),
         "descriptions": (
@@ -247,7 +249,8 @@ def mistakes(photos, flat, tmp_path, architectures):
 
 MISTAKES = [
     "unknown method", "unknown model", "unknown data set", "unknown domain", "no such folder", "a file", "empty folder",
-    "no images", "no readable image", "no class names", "unwritable output", "output is a file", "descriptions",
+    "no images", "no readable image", "no class names", "embeddings of what", "unwritable output",
+    "output is a file", "descriptions",
     "missing descriptions", "damaged weights", "tower without patches",
     "QuickGELU", "device", "other classes", "zero rate", "infinite rate", "no output", "no epochs",
     "no number", "unknown option", "missing option", "no command", "unknown command", "demo domain", "demo method",

@@ -55,6 +55,11 @@ def open_data(args: argparse.Namespace, notes: list[str]) -> ImageDataset:
     data = load_dataset(args.data, "train", seed=args.seed, **data_options(args))
     if data.class_names:
         return data
+    if isinstance(data, FeatureDataset):
+        raise ValueError(
+            f"{args.data} holds embeddings without class names; add an array classifier or class_names to it, or give "
+            "--classes FILE (one a line) with a --model that reads them"
+        )
     if args.model != "birds":
         raise ValueError(
             f"{args.data} has no class folders, so its class names are not known; give --classes FILE (one a line), "

@@ -47,8 +47,9 @@ class AccuracyOverEpochs(NamedTuple):
     series: list[AccuracySeries]
 
 
-def accuracy_over_epochs_info(traces: Sequence[Trace]) -> AccuracyOverEpochs:
-    """Test accuracy and pseudo-label accuracy by epoch for each trace."""
+def accuracy_over_epochs_info(traces: Trace | Sequence[Trace]) -> AccuracyOverEpochs:
+    """Test accuracy and pseudo-label accuracy by epoch for each trace, or for the only one."""
+    traces = [traces] if isinstance(traces, Trace) else traces
     return AccuracyOverEpochs(
         [
             AccuracySeries(
@@ -108,7 +109,7 @@ def _add_series(figure: go.Figure, series: AccuracySeries, epochs: list[int]) ->
         )
 
 
-def accuracy_over_epochs(traces: Sequence[Trace]) -> go.Figure:
+def accuracy_over_epochs(traces: Trace | Sequence[Trace]) -> go.Figure:
     """Test and pseudo-label accuracy per epoch of every method, beside the methods that do not train."""
     return draw_accuracy_over_epochs(accuracy_over_epochs_info(traces))
 

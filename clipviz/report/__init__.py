@@ -25,11 +25,11 @@ _PICTURES_AND_CHARTS, _CHARTS_OF_A_RUN = 3_000_000, 200_000
 _PICTURES_OF_A_RUN, _LEAST_PICTURE = 5, 60_000
 
 
-def write_report(traces: Sequence[Trace], path: str | os.PathLike[str], title: str | None = None) -> Path:
+def write_report(traces: Trace | Sequence[Trace], path: str | os.PathLike[str], title: str | None = None) -> Path:
     """Write one HTML page about runs on the same data.
 
     Args:
-        traces: The runs, in the order of the table. All were measured on the same images and classes.
+        traces: The runs, or one, in the order of the table. All were measured on the same images and classes.
         path: The file to write; its folder is made. An older file is replaced when the new one is whole.
         title: Headline of the page; by default the methods and the data.
 
@@ -39,6 +39,7 @@ def write_report(traces: Sequence[Trace], path: str | os.PathLike[str], title: s
     Raises:
         ValueError: No trace, traces that cannot share a table, or a place that cannot be written.
     """
+    traces = [traces] if isinstance(traces, Trace) else traces
     check_comparable(traces)
     path = Path(path)
     if path.is_dir():

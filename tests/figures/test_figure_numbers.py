@@ -43,7 +43,9 @@ def test_accuracy_over_epochs_takes_both_metrics_and_keeps_methods_apart():
         [(1, "accuracy", 0.5), (-1, "accuracy", 0.25), (0, "accuracy", 0.75), (0, "pseudo_label_accuracy", 0.4)],
         columns=["epoch", "metric", "value"],
     )
+    (alone,) = figures.accuracy_over_epochs_info(trace(epochs=epochs)).series
     series = figures.accuracy_over_epochs_info([trace(epochs=epochs), trace()]).series
+    np.testing.assert_equal(alone.test, series[0].test)
     assert [s.label for s in series] == ["microCLIP (1)", "microCLIP (2)"]
     assert series[0].test[0].tolist() == [-1, 0, 1]
     assert series[0].test[1].tolist() == [0.25, 0.75, 0.5]
