@@ -62,7 +62,7 @@ def hostile_run(tmp_path_factory):
     make_folder(root / "photos", GOOD | BAD)
     command = [sys.executable, "-m", "clipviz.cli", *adapt("photos", "run", "--epochs", 1, method="microclip")]
     before = os.listdir(root)
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=800)
     assert sorted(os.listdir(root)) == sorted([*before, "run"]), "a file name was taken for something else"
     return done.returncode, done.stderr, root / "run"
 
@@ -468,7 +468,7 @@ def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_bits(photos, tmp_pa
     while not (out / "checkpoint.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(sign)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert (out / "checkpoint.safetensors").exists()
     assert not (out / "results.json").exists()
     if sign == signal.SIGINT:

@@ -50,7 +50,7 @@ def executed(tmp_path_factory):
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), before]))
     try:
-        NotebookClient(notebook, timeout=280, store_widget_state=False).execute(cwd=str(folder))
+        NotebookClient(notebook, timeout=800, store_widget_state=False).execute(cwd=str(folder))
         path = folder / "views.ipynb"
         nbformat.write(notebook, path)
         yield path
@@ -102,7 +102,7 @@ def test_a_second_execution_gives_the_same_outputs(executed):
         [*check, str(executed.parent), "--nbval", "--nbval-current-env", str(executed)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=800,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:]
