@@ -14,12 +14,14 @@ it, so a flipped bit is an error and never a slightly different curve. No format
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import io
 import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,6 +63,7 @@ TABLES: dict[str, dict[str, str]] = {
     "skipped": {"path": "str", "reason": "str"},
 }
 
+_TRIES = 20
 _MANIFEST = "manifest.json"
 _META = "meta.json"
 _ARRAYS = "arrays.safetensors"
@@ -184,14 +187,13 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
-        """Read a trace folder, or the run folder that holds one as `trace/`.
+        """Read a trace folder, or the run folder that holds one as `trace/`; of a run that goes on, what it saved last.
 
         Raises:
             ValueError: No trace there, or one that is truncated, altered, foreign or from a newer clipviz;
                 the message names the file and the reason.
         """
-        directory = _find_trace(Path(path))
-        contents = _read_checked(directory)
+        directory, contents = _read_whole(Path(path))
         meta = _parse(directory / _META, contents[_META], _parse_meta)
         tables = {name: _parse_table(directory, name, contents[f"{name}.parquet"]) for name in TABLES}
         arrays = _parse(directory / _ARRAYS, contents[_ARRAYS], _parse_arrays)
@@ -307,6 +309,41 @@ def _swap_in(new: Path, directory: Path) -> None:
     _sync_directory(directory.parent)
     if replaces:
         shutil.rmtree(older, ignore_errors=True)
+
+
+def _read_whole(path: Path) -> tuple[Path, dict[str, bytes]]:
+    """A trace folder and its files, all of one save: a live run may swap another one in meanwhile."""
+    for _ in range(_TRIES):
+        before = _at(path)
+        try:
+            directory = _find_trace(path)
+            return directory, _read_checked(directory)
+        except ValueError:
+            if before == _at(path) and not _is_swapping(path):
+                raise
+            time.sleep(0.05)
+    directory = _find_trace(path)
+    return directory, _read_checked(directory)
+
+
+def _at(path: Path) -> list[int | None]:
+    """Which folders lie at the places where a trace may be."""
+    found: list[int | None] = []
+    for directory in (path, path / "trace"):
+        try:
+            found.append(directory.stat().st_ino)
+        except (OSError, ValueError):
+            found.append(None)
+    return found
+
+
+def _is_swapping(path: Path) -> bool:
+    """Whether there is no trace because a new one is just being put in place of the older."""
+    for directory in (path, path / "trace"):
+        with contextlib.suppress(OSError, ValueError):
+            if not directory.exists() and any(directory.parent.glob(f".{glob.escape(directory.name)}.*.older")):
+                return True
+    return False
 
 
 def _find_trace(path: Path) -> Path:

@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import empty_trace, synthetic_trace
 
+import clipviz.trace
 from clipviz.trace import FORMAT_VERSION, TABLES, Trace, empty_table
 
 FILES = ["manifest.json", "meta.json", "arrays.safetensors", *(f"{table}.parquet" for table in TABLES)]
@@ -98,6 +100,33 @@ def test_saving_again_replaces_and_leaves_nothing_else(tmp_path, trace):
     trace.save(tmp_path / "trace")
     assert [path.name for path in tmp_path.iterdir()] == ["trace"]
     assert Trace.load(tmp_path).equals(trace)
+
+
+def test_a_trace_that_is_replaced_while_it_is_read_is_the_older_or_the_newer_one(tmp_path, trace, monkeypatch):
+    place = empty_trace().save(tmp_path / "trace")
+    read, reads = clipviz.trace._read, []
+
+    def read_slowly(path):
+        reads.append(path.name)
+        if len(reads) == 3:  # the manifest and one file are of the older
+            trace.save(place)
+        return read(path)
+
+    monkeypatch.setattr(clipviz.trace, "_read", read_slowly)
+    assert Trace.load(tmp_path).equals(trace)
+    assert reads.count("manifest.json") == 2
+
+
+def test_a_trace_that_is_just_being_put_in_place_is_waited_for(tmp_path, trace):
+    place = trace.save(tmp_path / "trace")
+    older = place.rename(tmp_path / ".trace.0123.older")
+    timer = threading.Timer(0.2, lambda: older.rename(place))
+    timer.start()
+    assert Trace.load(tmp_path).equals(trace)
+    timer.join()
+    place.rename(older)  # of a process that was killed at that moment
+    with pytest.raises(ValueError, match="no trace in"):
+        Trace.load(tmp_path)
 
 
 def test_a_failed_save_keeps_the_older_trace(tmp_path, trace, monkeypatch):
