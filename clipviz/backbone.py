@@ -9,7 +9,8 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from clipviz.ops import normalize
 from clipviz.tower import short_last_block, value_path
 from clipviz.weights import at_once, explained, is_script_archive, missing, quietly, rounding_notice, source_of
+
+Precision = Literal["32", "bf16-mixed"]
+"""What an image tower computes in: float32, or bfloat16 where autocast takes it (its weights stay float32)."""
 
 
 class ImageTokens(NamedTuple):
@@ -44,15 +48,22 @@ class Backbone(nn.Module):
         mean: (3,) channel means of the model's training pixels.
         std: (3,) channel standard deviations.
         name: what to call it in results.
+        precision: of the image tower; what leaves it is float32, and so is everything else.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, mean: Sequence[float], std: Sequence[float], name: str
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        mean: Sequence[float],
+        std: Sequence[float],
+        name: str,
+        precision: Precision = "32",
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.name = name
+        self.name, self.precision = name, precision
         self._scale: tuple[Tensor | None, int, float] = (None, 0, 0.0)  # parameter, its version, exponential
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -136,6 +147,16 @@ class Backbone(nn.Module):
             )
         return (images - cast(Tensor, self.mean)) / cast(Tensor, self.std)
 
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.precision == "32" else torch.autocast(self.device.type, torch.bfloat16)
+
+    def _float(self, x: Tensor) -> Tensor:
+        """What autocast made bfloat16, as float32."""
+        return x if self.precision == "32" else x.float()
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return normalize(self._float(self.model.encode_image(self._pixels(images))))  # type: ignore[operator]
+
     def embed(self, images: Tensor) -> Tensor:
         """Image embeddings, equal to `model.encode_image(normalize=True)` on normalized pixels.
 
@@ -148,10 +169,8 @@ class Backbone(nn.Module):
         Raises:
             ValueError: if the images have another shape.
         """
-        if not self.has_patches:
-            return normalize(self.model.encode_image(self._pixels(images)))  # type: ignore[operator]
-        with short_last_block(self.visual):
-            return normalize(self.model.encode_image(self._pixels(images)))  # type: ignore[operator]
+        with self._autocast(), short_last_block(self.visual) if self.has_patches else nullcontext():
+            return self._encode(images)
 
     def tokens(self, images: Tensor) -> ImageTokens:
         """Embedding and value-path patch tokens of a batch, in one forward pass.
@@ -163,9 +182,11 @@ class Backbone(nn.Module):
             ValueError: if the images have another shape, or the tower has no patch tokens.
         """
         self.require_patches("tokens")
-        with short_last_block(self.visual) as inputs:
-            cls = normalize(self.model.encode_image(self._pixels(images)))  # type: ignore[operator]
-        return ImageTokens(cls, value_path(self.visual, inputs[0]), tuple(self.visual.grid_size))
+        with self._autocast():
+            with short_last_block(self.visual) as inputs:
+                cls = self._encode(images)
+            patches = self._float(value_path(self.visual, inputs[0]))
+        return ImageTokens(cls, patches, tuple(self.visual.grid_size))
 
     def project(self, tokens: Tensor) -> Tensor:
         """Tokens (..., W) -> joint space (..., E), by the tower's own projection; not normalized."""
@@ -176,7 +197,7 @@ class Backbone(nn.Module):
         model = copy.copy(self.model)
         model._modules = {**self.model._modules, "visual": copy.deepcopy(self.visual)}
         mean, std = (cast(Tensor, t).flatten().tolist() for t in (self.mean, self.std))
-        return Backbone(model, self.tokenizer, mean, std, self.name).to(self.device)
+        return Backbone(model, self.tokenizer, mean, std, self.name, self.precision).to(self.device)
 
     def fingerprint(self) -> str:
         """Short hash of the frozen weights, to tell two models of one architecture apart.
@@ -212,7 +233,12 @@ class Backbone(nn.Module):
         return torch.cat(rows)
 
 
-def load_backbone(name: str, pretrained: str | None = None, device: str | torch.device | None = None) -> Backbone:
+def load_backbone(
+    name: str,
+    pretrained: str | None = None,
+    device: str | torch.device | None = None,
+    precision: Precision = "32",
+) -> Backbone:
     """Load a CLIP model.
 
     Args:
@@ -221,6 +247,7 @@ def load_backbone(name: str, pretrained: str | None = None, device: str | torch.
         pretrained: an open_clip tag ("openai", "laion2b_s34b_b79k") or a local .safetensors / .pt file; None with an
             architecture name gives random weights, with a warning.
         device: torch device; None means CPU.
+        precision: of the image tower.
 
     Returns:
         The backbone in eval mode, all weights frozen.
@@ -260,7 +287,7 @@ def load_backbone(name: str, pretrained: str | None = None, device: str | torch.
     if pretrained is not None and archive is None and (notice := rounding_notice(name, pretrained, model.visual)):
         warnings.warn(notice, stacklevel=2)
     cfg = open_clip.get_model_preprocess_cfg(model)
-    backbone = Backbone(model, tokenizer, cfg["mean"], cfg["std"], name).to(device or "cpu")
+    backbone = Backbone(model, tokenizer, cfg["mean"], cfg["std"], name, precision).to(device or "cpu")
     return backbone.requires_grad_(False).eval()
 
 

@@ -30,12 +30,16 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def _identity(adaptation: Adaptation) -> dict[str, Any]:
-    """What must agree between a checkpoint and the run that goes on from it."""
+    """What must agree between a checkpoint and the run that goes on from it.
+
+    The number of processes need not: they share batches whose size is in the schedule, and all have the same state.
+    """
     method = adaptation.method
     return {
         "method": method.name,
         "model": method.backbone.name,
         "frozen weights": method.backbone.fingerprint(),
+        "precision": method.backbone.precision,
         "class_names": list(method.class_names),
         "prompts or descriptions": _texts_digest(adaptation.dataset.prompts),
         "settings": json.loads(json.dumps(adaptation.settings)),
@@ -99,7 +103,7 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
         ValueError: if it belongs to another method, model, class set or schedule.
     """
     metadata, tensors = _read(path)
-    wanted, got = _identity(adaptation), json.loads(metadata["identity"])
+    wanted, got = _identity(adaptation), {"precision": "32", **json.loads(metadata["identity"])}
     for key, value in wanted.items():
         if got.get(key) != value:
             raise ValueError(

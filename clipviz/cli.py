@@ -140,6 +140,15 @@ def _add_model_and_data(command: argparse.ArgumentParser) -> None:
         "--cache-side", type=_positive, default=512, metavar="N", help="their short side there; default: %(default)s"
     )
     command.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda if there is one")
+    command.add_argument(
+        "--devices", type=_positive, metavar="N", help="processes that share the work, a device each; default: 1"
+    )
+    command.add_argument(
+        "--num-nodes", type=_positive, metavar="N", help="machines with so many devices each; default: 1, or torchrun's"
+    )
+    command.add_argument(
+        "--precision", default="32", choices=("32", "bf16-mixed"), help="of the image tower, default: %(default)s"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

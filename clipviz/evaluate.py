@@ -17,6 +17,7 @@ from clipviz.data.views import eval_parts, eval_view
 from clipviz.events import UNLABELLED, Predictions, Probe
 from clipviz.methods.base import Method
 from clipviz.ops import normalize
+from clipviz.parallel import ONE, Ranks
 
 
 @contextmanager
@@ -33,16 +34,19 @@ def undisturbed(method: Method) -> Iterator[None]:
                 module.training = training
 
 
-def evaluation_inputs(method: Method, dataset: ImageDataset) -> ImageDataset:
+def evaluation_inputs(method: Method, dataset: ImageDataset, ranks: Ranks = ONE) -> ImageDataset:
     """The data set to measure a method on again and again: of a frozen image tower, the embeddings, computed once."""
     if method.adapts_tower or not method.works_on_embeddings or not dataset.has_pixels:
         return dataset
     with undisturbed(method):
-        return embed_dataset(method.backbone, dataset)
+        return embed_dataset(method.backbone, dataset, ranks=ranks)
 
 
-def _views(method: Method, dataset: ImageDataset, batch_size: int) -> Iterator[Views]:
-    """The test images (or embeddings) in order, with the crops that the method wants of them."""
+def _views(method: Method, dataset: ImageDataset, batch_size: int, ranks: Ranks) -> Iterator[Views]:
+    """The test images (or embeddings) in order, with the crops that the method wants of them.
+
+    Processes share images; embeddings, which cost nothing, each of them has for itself.
+    """
     device = method.backbone.device
     if isinstance(dataset, FeatureDataset):
         for start in range(0, len(dataset), batch_size):
@@ -50,11 +54,13 @@ def _views(method: Method, dataset: ImageDataset, batch_size: int) -> Iterator[V
         return
     needs = method.test_needs
     config = ViewConfig(method.backbone.image_size, False, needs.crops, needs.crop_scale)
-    yield from eval_views(dataset, config, batch_size, device)
+    yield from eval_views(dataset, config, batch_size, device, ranks)
 
 
-def predict(method: Method, dataset: ImageDataset, batch_size: int = 256) -> Predictions:
+def predict(method: Method, dataset: ImageDataset, batch_size: int = 256, ranks: Ranks = ONE) -> Predictions:
     """Class probabilities of every image of a dataset, on its whole (centre-cropped) view.
+
+    Several processes share the work, if all of them call this; all get the whole answer.
 
     Returns:
         index (n,), probs (n, C) and embeddings (n, E) on the CPU, target (n,).
@@ -62,14 +68,15 @@ def predict(method: Method, dataset: ImageDataset, batch_size: int = 256) -> Pre
     probs = torch.empty(len(dataset), len(method.class_names))  # a million times a thousand is 4 GB: never twice
     done, embeddings = 0, []
     with undisturbed(method), _seen_embeddings(method) as seen:
-        for views in _views(method, dataset, batch_size):
+        for views in _views(method, dataset, batch_size, ranks):
             seen.clear()
-            n = len(views.weak)
-            probs[done : done + n] = method.view_logits(views).softmax(-1).cpu()
-            done += n
+            guesses = views.gather(method.view_logits(views).softmax(-1)).cpu()
+            probs[done : done + len(guesses)] = guesses
+            done += len(guesses)
             outputs = [views.weak] if isinstance(dataset, FeatureDataset) else seen
             # A tower may also have looked at crops; those of the images come in as many rows as there are images.
-            embeddings += [normalize(rows.float()).half().cpu() for rows in outputs if len(rows) == n][:1]
+            for rows in [rows for rows in outputs if len(rows) == len(views.weak)][:1]:
+                embeddings.append(views.gather(normalize(rows.float())).half().cpu())
     complete = sum(len(rows) for rows in embeddings) == len(dataset)
     return Predictions(
         torch.arange(len(dataset)),
@@ -102,6 +109,7 @@ def branch_accuracies(
     dataset: ImageDataset,
     branches: Callable[[Tensor], dict[str, Tensor]],
     batch_size: int = 256,
+    ranks: Ranks = ONE,
 ) -> dict[str, float]:
     """Accuracy of each part of a method alone, e.g. {"accuracy_cls": 0.5, "accuracy_fg": 0.4}.
 
@@ -110,14 +118,15 @@ def branch_accuracies(
         dataset: to measure on; without targets nothing is measured.
         branches: `method.branches` or `method.baselines`: images -> name -> (B, C) logits.
         batch_size: images at a time.
+        ranks: the processes that share the work.
     """
     parts: dict[str, list[Tensor]] = {}
     if not dataset.has_targets:
         return {}
     with undisturbed(method):
-        for views in _views(method, dataset, batch_size):
+        for views in _views(method, dataset, batch_size, ranks):
             for name, logits in branches(views.weak).items():
-                parts.setdefault(name, []).append(logits.argmax(-1).cpu())
+                parts.setdefault(name, []).append(views.gather(logits.argmax(-1)).cpu())
             if not parts:
                 return {}
     target = torch.from_numpy(dataset.targets.copy())

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
 from clipviz.data.features import FeatureDataset, FeatureLoader
@@ -31,6 +31,7 @@ from clipviz.events import (
 )
 from clipviz.gallery import gallery
 from clipviz.methods.base import AdaptConfig, Batches, Method, ViewNeeds
+from clipviz.parallel import ONE, Ranks
 
 MEASURED = 200_000
 """Larger evaluation sets are measured before and after training only, smaller ones after every epoch as well."""
@@ -44,6 +45,7 @@ def adapt(
     eval_dataset: ImageDataset | None = None,
     probe: Probe | Tensor | None = None,
     seed: int = 0,
+    ranks: Ranks = ONE,
 ) -> Iterator[Event]:
     """Adapt a method to unlabelled images, as an iterator of events.
 
@@ -57,6 +59,7 @@ def adapt(
         eval_dataset: images to measure on before training and after every epoch; None measures nothing.
         probe: images to follow through the run: a `Probe`, or (P, 3, S, S) in [0, 1].
         seed: order of the images and all views.
+        ranks: the processes that share each batch (`clipviz.parallel`); all of them get all events.
 
     Yields:
         `RunStarted`, `EpochFinished` for the state before training (epoch -1), then for every epoch its
@@ -66,7 +69,7 @@ def adapt(
         ValueError: at once, for a method or a schedule that is none, or a dataset without images.
         FloatingPointError: if the loss is not finite (the step and its terms are named), or the weights are not.
     """
-    return iter(Adaptation(method, dataset, config, eval_dataset=eval_dataset, probe=probe, seed=seed))
+    return iter(Adaptation(method, dataset, config, eval_dataset=eval_dataset, probe=probe, seed=seed, ranks=ranks))
 
 
 class Adaptation:
@@ -91,6 +94,7 @@ class Adaptation:
         eval_dataset: ImageDataset | None = None,
         probe: Probe | Tensor | None = None,
         seed: int = 0,
+        ranks: Ranks = ONE,
     ) -> None:
         if not isinstance(method, Method):
             raise ValueError(
@@ -100,7 +104,10 @@ class Adaptation:
         if not isinstance(config, AdaptConfig | None):
             raise ValueError(f"adapt wants an AdaptConfig, got {config!r}; a method's constants go into the method")
         self.method, self.dataset, self.eval_dataset, self.seed = method, dataset, eval_dataset, seed
+        self.ranks = ranks
         self.config = config or method.schedule
+        if ranks.size > 1:
+            _check_that_it_divides(method, dataset, self.config, ranks)
         if method.trains and self.config.lr < self.config.min_lr:
             warnings.warn(
                 f"the learning rate {self.config.lr:g} is below the schedule's floor {self.config.min_lr:g}, so it "
@@ -111,7 +118,7 @@ class Adaptation:
         self.probe = _as_probe(probe)
         self.epoch = self.steps_in_epoch = 0
         self.seconds_before = 0.0
-        self.loader = _loader(method, method.needs, dataset, self.config, seed)
+        self.loader = _loader(method, method.needs, dataset, self.config, seed, ranks)
         self.batches: Batches = self.loader  # what training draws from; a method may bring its own after `prepare`
         self.n_epochs = self.config.epochs if method.trains else 1
         self.n_steps = self.n_epochs * len(self.loader)
@@ -130,6 +137,7 @@ class Adaptation:
         begun = time.perf_counter()
         method = self.method
         yield self._started()
+        self.ranks.copy_from_first([*method.parameters(), *method.buffers()])
         if self.epoch == self.steps_in_epoch == 0:
             with torch.no_grad():
                 method.prepare(_without_targets(batch) for batch in self.loader.epoch(0))
@@ -144,7 +152,7 @@ class Adaptation:
             for i, batch in enumerate(self.batches.epoch(epoch, self.steps_in_epoch), self.steps_in_epoch):
                 step = epoch * len(self.batches) + i
                 with torch.no_grad():
-                    pseudo = method.pseudo_label(batch.views, batch.index)
+                    pseudo = self._guesses(batch)
                 losses = self._learn(batch.views, pseudo, step) if self.optimizer else {}
                 target = self._count(pseudo, batch.index)
                 self.steps_in_epoch = i + 1
@@ -164,7 +172,17 @@ class Adaptation:
         needs = self.method.training_needs
         if needs == self.method.needs:
             return self.loader
-        return _loader(self.method, needs, self.dataset, self.config, self.seed)
+        return _loader(self.method, needs, self.dataset, self.config, self.seed, self.ranks)
+
+    def _guesses(self, batch: Batch) -> PseudoLabels:
+        """Pseudo-labels of a batch, of which this process may have a share of the views only."""
+        pseudo = self.method.pseudo_label(batch.views, batch.index)
+        if len(pseudo.labels) != len(batch):
+            raise ValueError(
+                f"{self.method.name} guesses {len(pseudo.labels)} of the {len(batch)} images of a batch; a method that "
+                "several processes share passes what it computes from views through views.gather"
+            )
+        return pseudo
 
     @torch.enable_grad()
     def _learn(self, views: Views, pseudo: PseudoLabels, step: int) -> dict[str, Tensor]:
@@ -182,6 +200,7 @@ class Adaptation:
             )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        self.ranks.average_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         self.optimizer.step()
         return {name: value.detach() for name, value in losses.items()}
 
@@ -219,13 +238,15 @@ class Adaptation:
         metrics.update(self.method.diagnostics())
         predictions = None
         if self.eval_dataset is not None and (epoch in (-1, self.n_epochs - 1) or len(self.eval_dataset) <= MEASURED):
-            self._evaluated = self._evaluated or evaluation_inputs(self.method, self.eval_dataset)
-            predictions = predict(self.method, self._evaluated)
+            self._evaluated = self._evaluated or evaluation_inputs(self.method, self.eval_dataset, self.ranks)
+            predictions = predict(self.method, self._evaluated, ranks=self.ranks)
             if self.eval_dataset.has_targets:
                 metrics["accuracy"] = accuracy(predictions.probs.argmax(-1), predictions.target)
-                metrics.update(branch_accuracies(self.method, self._evaluated, self.method.branches))
+                metrics.update(branch_accuracies(self.method, self._evaluated, self.method.branches, ranks=self.ranks))
             if epoch == -1:
-                metrics.update(branch_accuracies(self.method, self.eval_dataset, self.method.baselines))
+                metrics.update(
+                    branch_accuracies(self.method, self.eval_dataset, self.method.baselines, ranks=self.ranks)
+                )
         explanation: dict[str, Tensor] = {}
         with undisturbed(self.method):
             if self.probe is not None:
@@ -241,7 +262,7 @@ class Adaptation:
         """The instructive images; `predictions` are missing where a run is taken up after its last epoch."""
         if self.eval_dataset is None:
             return None
-        predictions = predictions or predict(self.method, self.eval_dataset)
+        predictions = predictions or predict(self.method, self.eval_dataset, ranks=self.ranks)
         return gallery(self.method, self.eval_dataset, predictions, train_dataset=self.dataset)
 
     def _started(self) -> RunStarted:
@@ -262,6 +283,8 @@ class Adaptation:
             "part_names": list(data.part_names) if data.part_names else [],
             "skipped": [(s.path, s.reason) for s in data.skipped],
             "device": str(method.backbone.device),
+            "processes": self.ranks.size,
+            "precision": method.backbone.precision,
             "versions": versions(),
         }
         done = self.epoch * len(self.loader) + self.steps_in_epoch
@@ -271,15 +294,35 @@ class Adaptation:
         )  # fmt: skip
 
 
+def _check_that_it_divides(method: Method, dataset: ImageDataset, config: AdaptConfig, ranks: Ranks) -> None:
+    """Refuse what several processes cannot share, or gain nothing by."""
+    if not dataset.has_pixels:
+        raise ValueError(
+            f"{dataset.name} holds embeddings, and {ranks.size} processes share the making of embeddings only; "
+            "use one device"
+        )
+    if config.batch_size < ranks.size:
+        raise ValueError(
+            f"a batch of {config.batch_size} images cannot be shared by {ranks.size} processes; "
+            "ask for a larger --batch-size, or fewer devices"
+        )
+    norms = (m for m in method.backbone.visual.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    if method.trains and method.adapts_tower and any(norms):
+        raise ValueError(
+            f"{method.backbone.name} has BatchNorms, which learn from whole batches, so {ranks.size} processes cannot "
+            "share one; use one device, or a ViT"
+        )
+
+
 def _loader(
-    method: Method, needs: ViewNeeds, dataset: ImageDataset, config: AdaptConfig, seed: int
+    method: Method, needs: ViewNeeds, dataset: ImageDataset, config: AdaptConfig, seed: int, ranks: Ranks
 ) -> ViewLoader | FeatureLoader:
     """Batches of the views that a method needs, or of embeddings where the data are embeddings."""
     device = method.backbone.device
     if isinstance(dataset, FeatureDataset):
         return FeatureLoader(dataset, config.batch_size, seed, device)
     views = ViewConfig(method.backbone.image_size, needs.strong, needs.crops, needs.crop_scale, needs.fill)
-    return ViewLoader(dataset, views, config.batch_size, seed, config.workers, device)
+    return ViewLoader(dataset, views, config.batch_size, seed, config.workers, device, ranks)
 
 
 def cosine_lr(step: int, n_steps: int, config: AdaptConfig) -> float:

@@ -32,6 +32,7 @@ from clipviz.evaluate import undisturbed
 from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, StepFinished
 from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig, Method
+from clipviz.parallel import ONE, Ranks
 from clipviz.recorder import Recorder
 from clipviz.run_folder import CHECKPOINT, RunFolder
 from clipviz.trace import Trace
@@ -57,6 +58,7 @@ class Run:
         folder: where trace and checkpoint go; None keeps the trace in memory only.
         save_seconds: also save between two epochs when so much time has passed.
         listeners: called with every event, in the thread that trains.
+        ranks: the processes that share each batch; the first one alone records and writes, and a stop of one stops all.
 
     Attributes:
         recorder: holds the trace so far.
@@ -78,8 +80,12 @@ class Run:
         folder: str | os.PathLike[str] | None = None,
         save_seconds: float = 300.0,
         listeners: Sequence[Listener] = (),
+        ranks: Ranks = ONE,
     ) -> None:
-        self.adaptation = Adaptation(method, dataset, config, eval_dataset=eval_dataset, probe=probe, seed=seed)
+        self.adaptation = Adaptation(
+            method, dataset, config, eval_dataset=eval_dataset, probe=probe, seed=seed, ranks=ranks
+        )
+        self.ranks = ranks
         self.recorder = Recorder()
         self._disk = None if folder is None else RunFolder(folder)
         self.listeners = list(listeners)
@@ -105,6 +111,11 @@ class Run:
     def folder(self) -> Path | None:
         """The run folder."""
         return None if self._disk is None else self._disk.path
+
+    @property
+    def _writes(self) -> RunFolder | None:
+        """The run folder, in the process that writes to it."""
+        return self._disk if self.ranks.is_first else None
 
     @property
     def method(self) -> Method:
@@ -156,7 +167,7 @@ class Run:
             return False
         self.adaptation.seconds_before = float(known.meta.get("seconds") or 0.0)
         if len(known.samples):
-            self.recorder = Recorder(known)
+            self.recorder = Recorder(known if self.ranks.is_first else Trace(meta=known.meta))
         return True
 
     def fit(self) -> Trace:
@@ -168,7 +179,7 @@ class Run:
         self._claim()
         with _interrupt_stops(self) as interrupted:
             self._drive()
-        if interrupted():
+        if self.ranks.any(interrupted()):
             raise KeyboardInterrupt
         return self.trace
 
@@ -241,8 +252,11 @@ class Run:
         """Change constants of the method from the next step on, for example `set(gamma=0.3)`; the trace says when.
 
         Raises:
-            ValueError: if the method cannot change such a constant while it runs, or not to this value.
+            ValueError: if the method cannot change such a constant while it runs, or not to this value, or if other
+                processes would not know.
         """
+        if self.ranks.size > 1:
+            raise ValueError(f"constants cannot change while {self.ranks.size} processes share a run; use one")
         self.method.adjusted(**changes)  # refuses here, not in the thread
 
         def apply() -> None:
@@ -279,8 +293,8 @@ class Run:
     def _claim(self) -> None:
         if self.status != "ready":
             raise RuntimeError(f"this run is {self.status}; a run is done once, make a new Run to repeat it")
-        if self._disk is not None:
-            self._disk.lock()
+        if self._writes is not None:
+            self._writes.lock()
         self.status = "running"
 
     def _drive_quietly(self) -> None:
@@ -296,8 +310,7 @@ class Run:
             self._obey()
             for event in self.adaptation:
                 self._take(event)
-                self._obey()
-                if self._stopping and not isinstance(event, RunFinished):
+                if self._obey() and not isinstance(event, RunFinished):
                     self._take(RunFinished("stopped", self.seconds, None))
                     self._save()
                     outcome = "stopped"
@@ -310,15 +323,16 @@ class Run:
             self.recorder.meta["status"] = outcome
             if outcome == "failed":
                 self.recorder.meta["seconds"] = round(self.seconds, 3)
-            if self._disk is not None:
-                self._disk.save_trace(self.trace)
-                self._disk.unlock()
+            if self._writes is not None:
+                self._writes.save_trace(self.trace)
+                self._writes.unlock()
             self.status = outcome
             self._drain()
 
     def _take(self, event: Event) -> None:
-        with self._lock:
-            self.recorder(event)
+        if self.ranks.is_first:
+            with self._lock:
+                self.recorder(event)
         self.newest[type(event)] = event
         if isinstance(event, StepFinished):
             self.steps_done += 1
@@ -331,13 +345,14 @@ class Run:
         if isinstance(event, EpochFinished) or is_due:
             self._save()
 
-    def _obey(self) -> None:
-        """Carry out what was commanded; rest here while paused."""
+    def _obey(self) -> bool:
+        """Carry out what was commanded; rest here while paused. Returns whether to stop, the same in all processes."""
         self._drain()
         while self._steps_allowed == 0 and not self._stopping:
             self.status = "paused"
             self._commands.get()()
         self.status = "running"
+        return self.ranks.any(self._stopping)
 
     def _drain(self) -> None:
         while True:
@@ -351,9 +366,9 @@ class Run:
         self._steps_allowed = steps
 
     def _save(self) -> None:
-        if self._disk is not None:
+        if self._writes is not None:
             self.recorder.meta["seconds"] = round(self.seconds, 3)
-            self._disk.save(self.trace, self.adaptation)
+            self._writes.save(self.trace, self.adaptation)
         self._saved = time.monotonic()
 
 

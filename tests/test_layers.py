@@ -30,14 +30,15 @@ MAY_IMPORT: dict[str, str] = {
     "prompts": "errors",
     "descriptions": "prompts",
     "describe": "files prompts",
-    "data": "errors files events ops backbone prompts",
+    "parallel": "errors",
+    "data": "errors files events ops backbone prompts parallel",
     "birds": "errors ops tower backbone prompts data",
     "methods": "errors events ops ncut backbone prompts data",
-    "evaluate": "events ops data methods",
+    "evaluate": "events ops data methods parallel",
     "saliency": "errors ops ncut backbone data birds methods evaluate",
     "looker": "data methods evaluate saliency",
     "gallery": "events data methods evaluate",
-    "loop": "events data methods evaluate gallery",
+    "loop": "events data methods evaluate gallery parallel",
     "checkpoint": "methods loop prompts",
     "build": "errors backbone data methods",
     "ladder": "events backbone data methods evaluate loop",
@@ -50,10 +51,11 @@ MAY_IMPORT: dict[str, str] = {
     "recorder": "events ops trace",
     # on top of both
     "run_folder": "loop checkpoint trace",
-    "run": "events data methods evaluate looker loop recorder run_folder trace",
-    "commands": "errors files events data birds backbone methods evaluate loop build run trace report descriptions "
-    "describe",
+    "run": "events data methods evaluate looker loop parallel recorder run_folder trace",
+    "commands": "errors files events data birds backbone methods evaluate loop build parallel run trace report "
+    "descriptions describe",
     "cli": "",
+    "__main__": "cli",
 }
 # Imports inside a function that go up, each with its reason.
 UPWARDS = {("data/loading.py", "birds")}  # a data set is looked up by name; the renderer is loaded on demand

@@ -57,7 +57,9 @@ def test_the_extras_contain_each_other():
 
 def test_every_package_that_is_imported_is_a_declared_dependency():
     declared = {re.split(r"[<>=\[]", name)[0].lower().replace("-", "_") for name in PROJECT["dependencies"]}
-    declared |= {re.split(r"[<>=\[]", name)[0].lower() for name in PROJECT["optional-dependencies"]["lab"]}
+    for extra in ("lab", "multi"):
+        names = PROJECT["optional-dependencies"][extra]
+        declared |= {re.split(r"[<>=\[]", name)[0].lower().replace("-", "_") for name in names}
     known = {"open_clip": "open_clip_torch", "PIL": "pillow", "IPython": "ipykernel", "traitlets": "ipywidgets"}
     optional = {"playwright"}  # imported where it is used, with a ValueError that says how to get it
     missing = set()

@@ -32,6 +32,7 @@ from clipviz.evaluate import spread_probe
 from clipviz.events import RunStarted
 from clipviz.files import prepare_folder, write_json
 from clipviz.methods import METHODS, AdaptConfig, Method
+from clipviz.parallel import ONE, Ranks, launch
 from clipviz.run import CHECKPOINT, Run
 from clipviz.trace import Trace
 
@@ -44,11 +45,31 @@ def adapt(args: argparse.Namespace) -> None:
     out = prepare_folder(args.out)
     if (out / CHECKPOINT).exists() and not args.resume:
         raise ValueError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
-    loaded, notes = load_model(args.model, args.pretrained, args.device)
+    ranks = launch(args.devices, args.num_nodes, args.device)
+    method, data, evaluation, notes = ranks.together(lambda: _chosen(args, out, ranks))
+    given = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = ranks.together(lambda: replace(method.schedule, workers=args.workers, **changes))
+    run_one(method, data, evaluation, config, args.seed, out, resume=args.resume, notes=notes, ranks=ranks)
+    if not ranks.is_first:
+        return
+    results = json.loads((out / "results.json").read_text())
+    print(summary([results]))
+    if results["accuracy"] is None:
+        print("accuracy is not known: the images have no labels")
+
+
+def _chosen(args: argparse.Namespace, out: Path, ranks: Ranks) -> tuple[Method, ImageDataset, ImageDataset, list[str]]:
+    """What the command line names: method, data, evaluation data, and what the user should know about them."""
+    loaded, notes = load_model(args.model, args.pretrained, args, ranks)
     data = open_data(args, notes)
+    if args.precision != "32" and not data.has_pixels:
+        raise ValueError(
+            f"{args.data} holds embeddings, so nothing is left to compute in {args.precision}; leave it out"
+        )
     backbone = backbone_for(data, loaded)
     evaluation = open_eval_data(args, data)
-    teacher, teacher_notes = load_model(args.teacher, args.teacher_pretrained, args.device)
+    teacher, teacher_notes = load_model(args.teacher, args.teacher_pretrained, args, ranks)
     notes += teacher_notes
     notes += skipped_note(data, out / "trace" / "skipped.parquet")
     if evaluation is not data:
@@ -65,14 +86,7 @@ def adapt(args: argparse.Namespace) -> None:
         teacher=teacher,
         allow_labels=args.allow_labels,
     )
-    given = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
-    changes = {name: value for name, value in given.items() if value is not None}
-    config = replace(method.schedule, workers=args.workers, **changes)
-    run_one(method, data, evaluation, config, args.seed, out, resume=args.resume, notes=notes)
-    results = json.loads((out / "results.json").read_text())
-    print(summary([results]))
-    if results["accuracy"] is None:
-        print("accuracy is not known: the images have no labels")
+    return method, data, evaluation, notes
 
 
 def run_one(
@@ -86,33 +100,59 @@ def run_one(
     resume: bool = False,
     zero_shot: float | None = None,
     notes: Sequence[str] = (),
+    ranks: Ranks = ONE,
 ) -> Trace:
     """Run a method into a folder, with config.json before and results.json after; returns the trace.
 
-    `notes` go to stderr once nothing can be refused any more, so that an error is the only line there.
+    `notes` go to stderr once nothing can be refused any more, so that an error is the only line there. Of several
+    processes the first one speaks and writes.
     """
     begun = time.perf_counter()
     probe = spread_probe(evaluation, method.backbone.image_size, PROBE)
-    options = {"eval_dataset": evaluation, "probe": probe, "seed": seed, "folder": out, "listeners": [Progress()]}
-    run, said = told(Run, method, data, config, **options)
+    options: dict[str, Any] = {"eval_dataset": evaluation, "probe": probe, "seed": seed, "folder": out, "ranks": ranks}
+    run, said = ranks.together(lambda: told(Run, method, data, config, **options))
     notes = [*notes, *said]
     if resume:
-        restored, said = told(run.restore)
+        restored, said = _restored(run, out)
         notes = [*notes, *said] if restored else [*notes, f"nothing to resume in {out}: starting at the beginning"]
-    for note in notes:
-        print(note, file=sys.stderr)
-    (out / "results.json").unlink(missing_ok=True)
     command = shlex.join(["clipviz", *sys.argv[1:]])
-    write_json(out / "config.json", {"command": command, **_settings(run)})
+    if ranks.is_first:
+        run.listeners.append(Progress())
+        for note in notes:
+            print(note, file=sys.stderr)
+        (out / "results.json").unlink(missing_ok=True)
+        write_json(out / "config.json", {"command": command, **_settings(run)})
     if "zero_shot_accuracy" in run.recorder.meta:  # of a run that goes on: its tower is an adapted one by now
         zero_shot = run.recorder.meta["zero_shot_accuracy"]
     elif zero_shot is None:
-        zero_shot = zero_shot_accuracy(method.backbone, evaluation) if method.name != "zero_shot" else None
+        zero_shot = zero_shot_accuracy(method.backbone, evaluation, ranks) if method.name != "zero_shot" else None
     run.recorder.meta.update(command=command, zero_shot_accuracy=zero_shot)
-    trace = run.fit()
-    seconds = run.adaptation.seconds_before + time.perf_counter() - begun
-    write_json(out / "results.json", results_of(trace, zero_shot, seconds))
+    try:
+        trace = run.fit()
+    except (FloatingPointError, KeyboardInterrupt):  # all processes come here, one says so
+        if ranks.is_first:
+            raise
+        raise SystemExit(0) from None
+    if ranks.is_first:
+        seconds = run.adaptation.seconds_before + time.perf_counter() - begun
+        write_json(out / "results.json", results_of(trace, zero_shot, seconds))
     return trace
+
+
+def _restored(run: Run, out: Path) -> tuple[bool, list[str]]:
+    """Go on from the checkpoint, all processes from the same one: whether there is one, and what to say about it."""
+    answer = run.ranks.together(lambda: told(run.restore))
+    found = run.ranks.texts(f"epoch {run.adaptation.epoch}, step {run.adaptation.steps_in_epoch}")
+
+    def check() -> None:
+        if len(set(found)) > 1:
+            raise ValueError(
+                f"the processes find different checkpoints in {out} ({'; '.join(found)}); "
+                "give an --out that all machines share"
+            )
+
+    run.ranks.together(check)
+    return answer
 
 
 def _settings(run: Run) -> dict[str, Any]:

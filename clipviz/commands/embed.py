@@ -6,13 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
+from clipviz.backbone import Backbone
 from clipviz.commands.inputs import backbone_for, cache_note, data_options, load_model, skipped_note
 from clipviz.data import load_dataset
+from clipviz.data.base import ImageDataset
 from clipviz.data.embed import embed_dataset
 from clipviz.data.feature_files import FEATURE_SUFFIXES, write_features
 from clipviz.data.features import FeatureDataset
 from clipviz.files import prepare_folder
 from clipviz.methods.base import prompt_sentences, text_classifier
+from clipviz.parallel import Ranks, launch
 
 
 def embed(args: argparse.Namespace) -> None:
@@ -21,18 +24,28 @@ def embed(args: argparse.Namespace) -> None:
     if out.suffix.lower() not in FEATURE_SUFFIXES:
         raise ValueError(f"--out wants a .npz or .safetensors file, got {args.out!r}")
     prepare_folder(out.parent)
-    loaded, notes = load_model(args.model, args.pretrained, args.device)
-    data = load_dataset(args.data, args.split, seed=args.seed, **data_options(args))
-    if isinstance(data, FeatureDataset):
-        raise ValueError(f"{args.data} holds embeddings already; give images")
-    backbone = backbone_for(data, loaded)
-    for note in [*notes, *skipped_note(data), *cache_note(args)]:
-        print(note, file=sys.stderr)
+    ranks = launch(args.devices, args.num_nodes, args.device)
+    backbone, data, notes = ranks.together(lambda: _chosen(args, ranks))
+    if ranks.is_first:
+        for note in [*notes, *skipped_note(data), *cache_note(args)]:
+            print(note, file=sys.stderr)
+    ranks.copy_from_first([*backbone.parameters(), *backbone.buffers()])
     classifier = None
     if data.class_names:
         classifier = text_classifier(backbone, prompt_sentences(data.prompts, "descriptions"))
-    features = embed_dataset(backbone, data, classifier)
+    features = embed_dataset(backbone, data, classifier, ranks=ranks)
+    if not ranks.is_first:
+        return
     write_features(out, features)
     n, width = features.embeddings.shape
     classes = f", classifier of {len(data.class_names)} classes" if data.class_names else ""
     print(f"wrote {out}: {n} embeddings of width {width}{classes}")
+
+
+def _chosen(args: argparse.Namespace, ranks: Ranks) -> tuple[Backbone, ImageDataset, list[str]]:
+    """What the command line names: model and data, and what the user should know about them."""
+    loaded, notes = load_model(args.model, args.pretrained, args, ranks)
+    data = load_dataset(args.data, args.split, seed=args.seed, **data_options(args))
+    if isinstance(data, FeatureDataset):
+        raise ValueError(f"{args.data} holds embeddings already; give images")
+    return backbone_for(data, loaded), data, notes

@@ -18,19 +18,22 @@ from clipviz.data.features import FeatureDataset
 from clipviz.data.layout import NoSuchSplit
 from clipviz.data.pixel_cache import DiskCache
 from clipviz.descriptions import check_descriptions
+from clipviz.parallel import ONE, Ranks
 
 _SKIPPED_SHOWN = 5
 
 T = TypeVar("T")
 
 
-def load_model(name: str | None, pretrained: str | None, device: str | None) -> tuple[Backbone | None, list[str]]:
-    """A model if one is named, and what the user should know about it."""
+def load_model(
+    name: str | None, pretrained: str | None, args: argparse.Namespace, ranks: Ranks = ONE
+) -> tuple[Backbone | None, list[str]]:
+    """A model if one is named, and what the user should know about it; on the device of this process."""
     if name is None:
         if pretrained is not None:
             raise ValueError(f"the weights {pretrained!r} need an architecture; name the model, too")
         return None, []
-    return told(load_backbone, name, pretrained, _device(device))
+    return told(load_backbone, name, pretrained, ranks.device or _device(args.device), args.precision)
 
 
 def told(function: Callable[..., T], *arguments: Any, **options: Any) -> tuple[T, list[str]]:

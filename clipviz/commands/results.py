@@ -9,15 +9,16 @@ from clipviz.data.base import ImageDataset
 from clipviz.evaluate import accuracy, predict
 from clipviz.loop import versions
 from clipviz.methods import METHODS
+from clipviz.parallel import ONE, Ranks
 from clipviz.trace import Trace
 
 
-def zero_shot_accuracy(backbone: Backbone, evaluation: ImageDataset) -> float | None:
+def zero_shot_accuracy(backbone: Backbone, evaluation: ImageDataset, ranks: Ranks = ONE) -> float | None:
     """Accuracy of the unadapted model with the template ensemble, or None without labels."""
     if not evaluation.has_targets:
         return None
     method = METHODS["zero_shot"](backbone, evaluation.prompts)
-    predictions = predict(method, evaluation)
+    predictions = predict(method, evaluation, ranks=ranks)
     return accuracy(predictions.probs.argmax(-1), predictions.target)
 
 

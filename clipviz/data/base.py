@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from clipviz.events import UNLABELLED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import torch
@@ -107,19 +107,28 @@ class ViewConfig:
             raise ValueError(f"crop_scale wants 0 < low <= high <= 1, got {self.crop_scale}")
 
 
+def _as_they_are(rows: torch.Tensor) -> torch.Tensor:
+    return rows
+
+
 @dataclass(frozen=True)
 class Views:
     """Augmentations of B images, float32 in [0, 1], not normalised (the backbone does that).
+
+    Where several processes share a batch, these are views of one process's share of its images, and `gather` turns rows
+    that were computed from them into rows of the whole batch (`clipviz.parallel`). One process has the whole batch.
 
     Attributes:
         weak: (B, 3, H, W)
         strong: (B, 3, H, W), or None if not asked for
         crops: (B, K, 3, H, W), or None if not asked for
+        gather: rows computed from these views -> rows of the whole batch, in the order of its `index`; differentiable.
     """
 
     weak: torch.Tensor
     strong: torch.Tensor | None = None
     crops: torch.Tensor | None = None
+    gather: Callable[[torch.Tensor], torch.Tensor] = _as_they_are
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ class Batch:
     """One step's images. Only the loop and events read `target`.
 
     Attributes:
-        views: Of B images.
+        views: Of B images, or of this process's share of them.
         index: (B,) int64 positions in the data set.
         target: (B,) int64 true class indices, -1 where unlabelled.
     """

@@ -6,13 +6,18 @@ import torch
 from torch import Tensor
 
 from clipviz.backbone import Backbone
-from clipviz.data.base import ImageDataset
+from clipviz.data.base import ImageDataset, ViewConfig
 from clipviz.data.features import FeatureDataset
-from clipviz.data.loader import eval_batches
+from clipviz.data.loader import eval_views
+from clipviz.parallel import ONE, Ranks
 
 
 def embed_dataset(
-    backbone: Backbone, dataset: ImageDataset, classifier: Tensor | None = None, batch_size: int = 256
+    backbone: Backbone,
+    dataset: ImageDataset,
+    classifier: Tensor | None = None,
+    batch_size: int = 256,
+    ranks: Ranks = ONE,
 ) -> FeatureDataset:
     """Embed the whole (centre-cropped) view of every image.
 
@@ -21,14 +26,15 @@ def embed_dataset(
         dataset: n images.
         classifier: (C, E) float to go with them.
         batch_size: images at a time.
+        ranks: the processes that share the work; all get all embeddings.
 
     Returns:
         Embeddings (n, E) float32 on the CPU, with the name, split, classes and targets of `dataset`.
     """
     rows = []
     with torch.no_grad():
-        for images, _ in eval_batches(dataset, backbone.image_size, batch_size, device=backbone.device):
-            rows.append(backbone.embed(images).cpu())
+        for views in eval_views(dataset, ViewConfig(backbone.image_size), batch_size, backbone.device, ranks):
+            rows.append(views.gather(backbone.embed(views.weak)).cpu())
     return FeatureDataset(
         torch.cat(rows),
         name=dataset.name,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
 from clipviz.data.views import crop_views, eval_view, make_views
+from clipviz.parallel import ONE, Ranks
 
 
 class _PixelBatch(NamedTuple):
@@ -57,6 +59,7 @@ class ViewLoader:
         seed: Of the run, not negative.
         workers: Processes that make views; 0 makes them in this one.
         device: Where the batch ends up; to a GPU the pixels travel as uint8.
+        ranks: The processes that share each batch: this one makes the views of its share, see `Views`.
 
     Raises:
         ValueError: If the data set is empty, or a number is out of its range.
@@ -70,6 +73,7 @@ class ViewLoader:
         seed: int,
         workers: int = 0,
         device: torch.device | str = "cpu",
+        ranks: Ranks = ONE,
     ) -> None:
         if batch_size < 1 or seed < 0 or workers < 0:
             raise ValueError(
@@ -80,7 +84,7 @@ class ViewLoader:
             raise ValueError(f"data set {dataset.name!r} has no images in split {dataset.split!r}")
         self.dataset, self.config = dataset, config
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
-        self.device = torch.device(device)
+        self.device, self.ranks = torch.device(device), ranks
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -96,16 +100,17 @@ class ViewLoader:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset)).astype(np.int64)
         steps = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         steps = steps[first_step:]
-        for indices, pixels in zip(steps, self._pixel_batches(epoch, steps), strict=True):
+        shares = [self.ranks.share(indices) for indices in steps]
+        for indices, pixels in zip(steps, self._pixel_batches(epoch, shares), strict=True):
             yield Batch(
-                views=self._views(pixels),
+                views=self._views(pixels, len(indices)),
                 index=torch.from_numpy(indices).to(self.device),
                 target=torch.from_numpy(self.dataset.targets[indices]).to(self.device),
             )
 
-    def _views(self, pixels: _PixelBatch) -> Views:
+    def _views(self, pixels: _PixelBatch, n: int) -> Views:
         strong, crops = (None if p is None else as_images(p, self.device) for p in pixels[1:])
-        return Views(as_images(pixels.weak, self.device), strong, crops)
+        return Views(as_images(pixels.weak, self.device), strong, crops, partial(self.ranks.gather, n=n))
 
     def _pixel_batches(self, epoch: int, steps: list[NDArray[np.int64]]) -> Iterator[_PixelBatch]:
         maker = _BatchMaker(self.dataset, self.config, self.seed)
@@ -156,18 +161,24 @@ def eval_batches(
 
 
 def eval_views(
-    dataset: ImageDataset, config: ViewConfig, batch_size: int, device: torch.device | str = "cpu"
+    dataset: ImageDataset,
+    config: ViewConfig,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    ranks: Ranks = ONE,
 ) -> Iterator[Views]:
     """Yield the evaluation view of every image, in order, with `config.crops` crops where a method wants them.
 
-    The crops of an image are random, and the same at every call: they depend on its position alone.
+    The crops of an image are random, and the same at every call: they depend on its position alone. Each of several
+    processes gets `batch_size` views at a time, its share of so many times more images.
     """
-    for images, index in eval_batches(dataset, config.size, batch_size, device=device):
-        crops = None
-        if config.crops:
-            rows = (crop_views(dataset.image(i), config, np.random.default_rng(i)) for i in index.tolist())
-            crops = as_images(torch.from_numpy(np.stack(list(rows))), torch.device(device))
-        yield Views(images, crops=crops)
+    for chunk in torch.arange(len(dataset)).split(batch_size * ranks.size):
+        for images, index in eval_batches(dataset, config.size, batch_size, ranks.share(chunk).tolist(), device):
+            crops = None
+            if config.crops:
+                rows = (crop_views(dataset.image(i), config, np.random.default_rng(i)) for i in index.tolist())
+                crops = as_images(torch.from_numpy(np.stack(list(rows))), torch.device(device))
+            yield Views(images, crops=crops, gather=partial(ranks.gather, n=len(chunk)))
 
 
 def as_images(pixels: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:

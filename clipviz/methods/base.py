@@ -32,7 +32,7 @@ class AdaptConfig:
 
     Attributes:
         epochs: passes over the unlabelled images.
-        batch_size: images per step; the last, smaller batch is kept.
+        batch_size: images per step, of all processes together; the last, smaller batch is kept.
         lr: learning rate at the first step.
         min_lr: learning rate at the last step, at most `lr`.
         weight_decay: of AdamW, on everything trainable unless a method says otherwise.
@@ -165,10 +165,14 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
-        """Guess the classes of a batch; called without gradient."""
+        """Guess the classes of a batch; called without gradient.
+
+        `index` and the guesses are of the whole batch, `views` of this process's share: `views.gather` makes rows of
+        the one into rows of the other. In one process they are the same.
+        """
 
     def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
-        """Weighted loss terms; their sum is minimized."""
+        """Weighted loss terms of the whole batch (`views.gather`); their sum is minimized."""
         return {}
 
     @abstractmethod
@@ -334,7 +338,7 @@ class ZeroShotMethod(Method):
 
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
         """The prediction on the weak view."""
-        logits = self.logits(views.weak)
+        logits = views.gather(self.logits(views.weak))
         probs = logits.softmax(-1)
         confidence, labels = probs.max(-1)
         return PseudoLabels(labels, probs, torch.ones_like(confidence), {self.name: logits})

@@ -30,9 +30,9 @@ class StudentCrops(nn.Module):
         """Nothing to prepare."""
 
     def embeddings(self, backbone: Backbone, views: Views, index: Tensor) -> Tensor:
-        """Crop embeddings (B, K, E), unit norm, of a batch's own crops."""
+        """Crop embeddings (B, K, E), unit norm, of a batch's own crops, the shares of all processes."""
         assert views.crops is not None  # the loop prepares what the method needs
-        return backbone.embed(views.crops.flatten(0, 1)).unflatten(0, views.crops.shape[:2])
+        return views.gather(backbone.embed(views.crops.flatten(0, 1)).unflatten(0, views.crops.shape[:2]))
 
 
 class FrozenCrops(nn.Module):

@@ -277,7 +277,7 @@ class DPA(Method):
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Fill the bank with the zero-shot model's embeddings and labels; the first image prototypes."""
-        rows = [(batch.index, embed(self.backbone, batch.views.weak)) for batch in batches]
+        rows = [(batch.index, batch.views.gather(embed(self.backbone, batch.views.weak))) for batch in batches]
         index, embeddings = (torch.cat(column) for column in zip(*rows, strict=True))
         self._resize("bank_embeddings", embeddings.shape)[index] = embeddings
         self._resize("bank_labels", index.shape)[index] = self._text_logits(embeddings).argmax(-1)
@@ -295,7 +295,7 @@ class DPA(Method):
 
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
         """Eqs. (1)-(5) on the weak view; writes the bank."""
-        embeddings = embed(self.backbone, views.weak)
+        embeddings = views.gather(embed(self.backbone, views.weak))
         text_logits = self._text_logits(embeddings)
         image_logits = class_logits(embeddings, self.image_prototypes, self.backbone.logit_scale)
         text_probs, image_probs = text_logits.softmax(-1), image_logits.softmax(-1)
@@ -317,7 +317,8 @@ class DPA(Method):
     def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
         """Eq. (6) on the strong view; on embeddings, which have one view, on that."""
         config = self.config
-        logits = self._text_logits(embed(self.backbone, views.weak if views.strong is None else views.strong))
+        embeddings = views.gather(embed(self.backbone, views.weak if views.strong is None else views.strong))
+        logits = self._text_logits(embeddings)
         cross_entropy = F.cross_entropy(logits, pseudo.labels, reduction="none")
         return {
             "cross_entropy": (pseudo.weights * cross_entropy).mean(),

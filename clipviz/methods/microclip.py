@@ -335,22 +335,23 @@ class MicroCLIP(Method):
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
         """Eqs. (1)-(5) on the weak view and the crops, by the current model."""
         tokens = self.backbone.tokens(views.weak)
+        cls = fg = views.gather(tokens.cls)
         metrics = {}
-        fg = tokens.cls
         if self.config.soap:
             foreground = self.foreground(tokens.patches)
-            fg = foreground.embedding
+            fg = views.gather(foreground.embedding)
             metrics = {"lambda_2": foreground.spectrum.eigenvalue, "edge_density": foreground.density}
+            metrics = {name: views.gather(values) for name, values in metrics.items()}
         crops = self.crop_teacher.embeddings(self.backbone, views, index)
-        composite, crop_weights = crop_composite(tokens.cls, crops, self.config.crop_temperature)
+        composite, crop_weights = crop_composite(cls, crops, self.config.crop_temperature)
         static = class_logits(composite, self.static_classifier)
-        dynamic = class_logits(normalize(0.5 * tokens.cls + 0.5 * fg), self.learned_classifier)
+        dynamic = class_logits(normalize(0.5 * cls + 0.5 * fg), self.learned_classifier)
         scale = self.backbone.logit_scale
         probs = (scale * dka_similarity(static, dynamic, self.config.gamma)).softmax(-1)
         confidence, labels = probs.max(-1)
         sources = {"static": scale * static, "dynamic": scale * dynamic}
         votes = CropVotes(
-            torch.einsum("bke,be->bk", crops, tokens.cls),
+            torch.einsum("bke,be->bk", crops, cls),
             scale * class_logits(crops, self.static_classifier),
             crops @ crops.mT,
         )
@@ -360,7 +361,7 @@ class MicroCLIP(Method):
         """Eq. (6) on the strong view."""
         assert views.strong is not None
         tokens = self.backbone.tokens(views.strong)
-        logits = self._fused_logits(tokens.cls, self._fg_embedding(tokens))
+        logits = self._fused_logits(views.gather(tokens.cls), views.gather(self._fg_embedding(tokens)))
         mean_probs = self._update_mean_probs(logits.softmax(-1).mean(0))
         return {
             "cross_entropy": F.cross_entropy(logits, pseudo.labels),

@@ -303,17 +303,19 @@ class NtUA(Method):
     def _candidates(self, batch: Batch) -> Candidates:
         """Views and probabilities of a batch of images (or of embeddings, which are their own only view)."""
         crops, scale = batch.views.crops, self.backbone.logit_scale
-        weak = embed(self.backbone, batch.views.weak)
+        gather = batch.views.gather
+        weak = gather(embed(self.backbone, batch.views.weak))
         student = class_logits(weak, self.classifier, scale).softmax(-1)
         if crops is None:
             return Candidates(batch.index, weak[:, None], student, student)
         crops = crops.clone()
         crops[:, 1::2] = crops[:, 1::2].flip(-1)
-        views = self.backbone.embed(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
+        views = gather(self.backbone.embed(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]))
         if self.teacher is None:
             teacher = class_logits(views, self.classifier, scale).softmax(-1).mean(1)
         else:
-            teacher = self.teacher.logits(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]).softmax(-1).mean(1)
+            guesses = self.teacher.logits(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
+            teacher = gather(guesses.softmax(-1).mean(1))
         return Candidates(batch.index, views, student, teacher)
 
     def _keep(self, pool: Candidates) -> Candidates:

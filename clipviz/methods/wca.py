@@ -163,7 +163,7 @@ class WCA(Method):
 
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
         """Eq. (3); as sources the crops and the whole image."""
-        whole, mean, crop_weights = self._cropped(views)
+        whole, mean, crop_weights = map(views.gather, self._cropped(views))
         sources = {"crops": self._score(mean), "image": self._score(whole)}
         probs = sources["crops"].softmax(-1)
         confidence, labels = probs.max(-1)

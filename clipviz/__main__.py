@@ -1,0 +1,8 @@
+"""`python -m clipviz`, and `torchrun ... -m clipviz`."""
+
+import sys
+
+from clipviz.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""Several processes, one run: who makes which rows of a batch, and how all of them get the whole batch.
+
+Every process holds the whole method and walks through the whole run. What is divided is the costly part: of each batch,
+process r reads, cuts and encodes the images of its share alone. The rows that come out (embeddings, (B, E): small) are
+gathered, and whatever follows is computed from the rows of the whole batch, in every process alike: pseudo-labels,
+banks, running means, the loss. So there is no formula for several processes, and nothing to correct in a method.
+
+Gradients. Let L_r be the loss in process r of R, z_r the rows of its share, theta the parameters. The objective is the
+mean over r of L_r; all L_r are the same number L, so its gradient is that of L:
+
+    d/dtheta mean_r L_r = mean_r (R dL/dz_r dz_r/dtheta  +  dL/dtheta behind the gathering)
+
+Each process has the bracket of its own r by plain autograd if `gather` hands back R times the gradient of its rows;
+`average_gradients` takes the mean. What lies before the gathering is thereby summed over the shares, what lies behind
+it is a mean of equal numbers, and no parameter has to be told which of the two it is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from clipviz.errors import one_line
+
+T = TypeVar("T")
+Rows = TypeVar("Rows", Tensor, NDArray[np.int64])
+
+PATIENCE = timedelta(hours=2)
+"""Processes wait so long for each other: one of them alone writes checkpoints, and reads or pauses at leisure."""
+
+_TEXT_BYTES = 2048
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, seen from one of them; made by `launch`. The default is a run in one process.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: R, how many there are.
+        device: where this one computes; None: wherever the model is.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that records, writes and speaks."""
+        return self.rank == 0
+
+    def share(self, rows: Rows) -> Rows:
+        """The rows of a batch that are this process's to make: ceil(n / R) of them, one after the other.
+
+        All shares are equally long, so the last ones repeat the last row where n is no multiple of R; `gather` drops
+        what is repeated. One process has them all.
+        """
+        if self.size == 1:
+            return rows
+        n = len(rows)
+        each = -(-n // self.size)
+        return rows[np.minimum(np.arange(self.rank * each, (self.rank + 1) * each), n - 1)]
+
+    def gather(self, rows: Tensor, n: int) -> Tensor:
+        """Rows of this share -> rows of the whole batch, the same in every process; differentiable, see above.
+
+        Args:
+            rows: (ceil(n / R), ...) made from `share`.
+            n: rows of the batch.
+
+        Returns:
+            (n, ...) in the order of the batch.
+        """
+        if self.size == 1:
+            return rows
+        with _connected(self):
+            parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(self.size)]
+            dist.all_gather(parts, rows.detach().contiguous())
+        if rows.requires_grad:
+            parts[self.rank] = _CountedForAll.apply(rows, self.size)
+        return torch.cat(parts)[:n]
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over the processes, in one exchange."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        with _connected(self):
+            dist.all_reduce(flat)
+        for gradient, mean in zip(gradients, (flat / self.size).split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors by those of the first process: random weights, for one, are another's in each."""
+        if self.size > 1:
+            with torch.no_grad(), _connected(self):
+                for tensor in tensors:
+                    whole = tensor.detach().contiguous()
+                    dist.broadcast(whole, 0)
+                    tensor.copy_(whole)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; all get the same answer."""
+        if self.size == 1:
+            return flag
+        said = torch.tensor([flag], dtype=torch.int32, device=self.device)
+        with _connected(self):
+            dist.all_reduce(said)
+        return bool(said.item())
+
+    def texts(self, text: str) -> list[str]:
+        """What each process says, by rank; only the first two thousand bytes of it."""
+        if self.size == 1:
+            return [text]
+        data = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
+        rows = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)[None]
+        said = self.gather(rows, self.size).cpu().numpy()
+        return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in said]
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do something that may be refused in every process; if one refuses, none goes on.
+
+        Returns:
+            What `work` returned.
+
+        Raises:
+            ValueError: in the first process, with the reason of whoever refused.
+            SystemExit: in the others, which have nothing to add.
+        """
+        if self.size == 1:
+            return work()
+        refusal: Exception | None = None
+        try:
+            result = work()
+        except (ValueError, OSError) as error:
+            refusal = error
+        reasons = [said for said in self.texts("" if refusal is None else str(refusal) or repr(refusal)) if said]
+        if not reasons:
+            return result
+        if self.is_first:
+            raise ValueError(reasons[0] if refusal is None else str(refusal) or repr(refusal)) from refusal
+        raise SystemExit(0)  # the first one's status counts
+
+
+ONE = Ranks()
+"""A run in one process."""
+
+
+class _CountedForAll(torch.autograd.Function):
+    """The identity; its gradient is multiplied by the number of losses that the rows are in."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, size: int) -> Tensor:
+        ctx.size = size
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.size * gradient, None
+
+
+@contextmanager
+def _connected(ranks: Ranks) -> Iterator[None]:
+    """Turn the many errors of a broken exchange into one line, of a kind that the command line prints as such."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"process {ranks.rank} of {ranks.size} lost the others ({one_line(error)}); "
+            "see what the first one to end has said"
+        ) from error
+
+
+def launch(devices: int | None = None, num_nodes: int | None = None, device: str | None = None) -> Ranks:
+    """Start the processes of a run, or join those that torchrun has started.
+
+    The caller's program is started again for every further process of this machine, with the same arguments, and comes
+    to this line as well. On several machines start it on each, with torchrun.
+
+    Args:
+        devices: processes on this machine, each with a GPU of its own, or with its part of the CPU; None: one, or as
+            many as torchrun has started.
+        num_nodes: machines; None: one, or as many as torchrun has started.
+        device: "cuda" or "cpu"; None: cuda if there is one.
+
+    Raises:
+        ValueError: if there are not so many devices, torchrun says something else, or lightning-fabric is missing.
+    """
+    started = _started_by_torchrun()
+    for what, wanted, found in zip(("--devices", "--num-nodes"), (devices, num_nodes), started, strict=True):
+        if dist.is_torchelastic_launched() and wanted not in (None, found):
+            raise ValueError(f"torchrun has set {what} to {found}, but here it is {wanted}; leave it out here")
+    devices, num_nodes = devices or started[0], num_nodes or started[1]
+    if devices * num_nodes == 1:
+        return ONE
+    kind = _kind(device, devices)
+    if importlib.util.find_spec("lightning_fabric") is None:
+        raise ValueError(
+            f"{devices * num_nodes} processes want lightning-fabric, which is not installed; "
+            'pip install "clipviz[multi]", or use one device'
+        )
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # otherwise a banner
+    fabric = Fabric(
+        accelerator=kind,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=DDPStrategy(timeout=PATIENCE, start_method="popen"),
+    )
+    fabric.launch()
+    return Ranks(fabric.global_rank, fabric.world_size, fabric.device)
+
+
+def _started_by_torchrun() -> tuple[int, int]:
+    """Processes on this machine, and machines; one of each where torchrun has no part in it."""
+    if not dist.is_torchelastic_launched():
+        return 1, 1
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return here, int(os.environ["WORLD_SIZE"]) // here
+
+
+def _kind(device: str | None, devices: int) -> str:
+    """Where several processes compute, checked: "cuda" or "cpu"."""
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind not in ("cuda", "cpu"):
+        raise ValueError(f"several processes want --device cuda or --device cpu, got {kind!r}; leave the number out")
+    there_are = torch.cuda.device_count() if kind == "cuda" else os.cpu_count() or 1
+    if devices > there_are:
+        what = "GPUs" if kind == "cuda" else "CPU cores and no GPU in use"
+        raise ValueError(f"--devices {devices} is more than there are: {there_are} {what}; ask for at most so many")
+    return kind

@@ -1,0 +1,282 @@
+"""Two processes do what one does: the same pseudo-labels, prototypes, weights, traces and folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from shared_runs import CASES, STOP_AT, STOPPED, prepared, stop_on_the_way
+from tiny import ToyDataset, clusters, make_tiny_backbone, microclip
+from torch import nn
+
+from clipviz import cli
+from clipviz.commands.adapt import _restored
+from clipviz.loop import Adaptation, adapt
+from clipviz.methods.base import AdaptConfig
+from clipviz.methods.dpa import DPA
+from clipviz.methods.zero_shot import ZeroShot
+from clipviz.parallel import ONE, Ranks, launch
+from clipviz.run import CHECKPOINT, Run
+from clipviz.trace import TABLES, Trace
+
+ROOT = Path(__file__).parents[1]
+TWO = Ranks(0, 2)
+"""One of two processes, the other of which does not exist: for what is refused before they talk."""
+
+needs_two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="processes want a core each")
+
+
+# ------------------------------------------------------------------------------------------------- shares
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("n", [1, 2, 5, 7, 12])
+def test_shares_are_equally_long_and_hold_each_row_once_in_order(n, size):
+    rows = np.arange(10, 10 + n)
+    shares = [Ranks(rank, size).share(rows) for rank in range(size)]
+    assert {len(share) for share in shares} == {-(-n // size)}
+    assert np.concatenate(shares)[:n].tolist() == rows.tolist()
+    assert [share.tolist() for share in shares] == [
+        Ranks(rank, size).share(torch.from_numpy(rows)).tolist() for rank in range(size)
+    ]
+
+
+def test_one_process_has_everything_and_changes_nothing():
+    rows = torch.rand(3, 2, requires_grad=True)
+    assert ONE.share(rows) is rows
+    assert ONE.gather(rows, 3) is rows
+    assert ONE.texts("a") == ["a"]
+    assert [ONE.any(flag) for flag in (False, True)] == [False, True]
+
+
+# ------------------------------------------------------------------------------------------------- two are as one
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Where one process, and where two, have done all runs."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    for name in STOPPED:
+        stop_on_the_way(prepared(name, two / f"{name}_begun"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, Path(__file__).with_name("shared_runs.py"), two]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in CASES:
+        prepared(name, one / name).fit()
+    return one, two
+
+
+def assert_same_tensors(one: Path, two: Path) -> None:
+    """Weights, buffers (banks, prototypes, running means, the cache), AdamW's moments and the books, to 1e-5."""
+    expected, found = load_file(one / CHECKPOINT), load_file(two / CHECKPOINT)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def assert_same_traces(one: Path, two: Path) -> None:
+    """Rows of all images, each once, in the same order with the same guesses; numbers to 1e-5."""
+    expected, found = Trace.load(one), Trace.load(two)
+    for name in TABLES:
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=0, obj=name)
+    assert found.arrays.keys() == expected.arrays.keys()
+    for name, array in expected.arrays.items():
+        scale = 20.0 if array.dtype == np.float16 else 1.0  # where rounding to 11 bits makes more of a difference
+        np.testing.assert_allclose(found.arrays[name], array, atol=scale * 1e-5, err_msg=name)
+
+
+@needs_two_cores
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_end_where_one_does(folders, name):
+    one, two = (folder / name for folder in folders)
+    assert_same_tensors(one, two)
+    assert_same_traces(one, two)
+    trace = Trace.load(two)
+    assert (trace.meta["status"], trace.meta["processes"]) == ("finished", 2)
+    if CASES[name].n > 8 and name != "ntua":
+        epoch = trace.samples[trace.samples["epoch"] == 0]
+        assert sorted(epoch["index"]) == list(range(CASES[name].n))
+
+
+@needs_two_cores
+@pytest.mark.parametrize("name", ["microclip_step", "dpa_step"])
+def test_gradients_are_those_of_the_whole_batch(folders, name):
+    """After one step AdamW's first moment is a tenth of the gradient; weights would hide a wrong factor."""
+    expected, found = (load_file(folder / name / CHECKPOINT) for folder in folders)
+    gradients = {name: 10 * tensor for name, tensor in expected.items() if "/exp_avg/" in name}
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    assert largest > 1e-2
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(10 * found[name], gradient, atol=1e-6 + 1e-5 * largest, rtol=0)
+
+
+@needs_two_cores
+@pytest.mark.parametrize("name", STOPPED)
+def test_any_process_stops_all_and_another_number_of_them_goes_on(folders, name):
+    one, two = folders
+    stopped = Trace.load(two / f"{name}_stopped")
+    assert stopped.meta["status"] == "stopped"
+    assert stopped.steps["step"].max() == STOP_AT
+    resumed = prepared(name, two / f"{name}_stopped")
+    assert resumed.restore()
+    resumed.fit()
+    for folder in (f"{name}_stopped", f"{name}_begun"):  # begun by two, ended by one; and the other way round
+        assert_same_tensors(one / name, two / folder)
+        assert_same_traces(one / name, two / folder)
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three classes of five images."""
+    data = ToyDataset(15)
+    for i in range(15):
+        folder = tmp_path / "photos" / data.class_names[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        data.image(i).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def in_shell(*command):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, command)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+
+
+@needs_two_cores
+def test_a_command_starts_its_processes_and_one_of_them_speaks(photos, tmp_path, capfd):
+    run, again = tmp_path / "run", tmp_path / "again"
+    common = ["adapt", "dpa", "--model", "birds", "--data", photos, "--device", "cpu", "--epochs", 1, "--batch-size", 7]
+    done = in_shell("-m", "clipviz", *common, "--out", run, "--devices", 2)
+    assert (done.returncode, done.stderr) == (0, "")
+    _, row = done.stdout.splitlines()
+    assert "dpa" in row
+    assert cli.main([*map(str, common), "--out", str(again)]) == 0
+    results, expected = (json.loads((folder / "results.json").read_text()) for folder in (run, again))
+    assert results == {**expected, "seconds": results["seconds"]}
+    assert_same_traces(again, run)
+    capfd.readouterr()
+    assert cli.main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 0
+    assert (tmp_path / "report.html").stat().st_size > 100_000
+
+
+@needs_two_cores
+def test_torchrun_starts_them_as_well(photos, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone", "-m", "clipviz"]
+    out = tmp_path / "photos.npz"
+    done = in_shell(*torchrun, "embed", "--model", "birds", "--data", photos, "--device", "cpu", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("15 embeddings") == 1
+    assert cli.main(["embed", "--model", "birds", "--data", str(photos), "--out", str(tmp_path / "one.npz")]) == 0
+    with np.load(out) as two, np.load(tmp_path / "one.npz") as one:
+        np.testing.assert_allclose(two["embeddings"], one["embeddings"], atol=1e-6)
+        assert two["labels"].tolist() == one["labels"].tolist()
+
+
+@needs_two_cores
+def test_a_mistake_that_all_processes_find_is_one_line(tmp_path):
+    arguments = ["adapt", "dpa", "--model", "birds", "--data", tmp_path / "nowhere", "--out", tmp_path / "run"]
+    done = in_shell("-m", "clipviz", *arguments, "--devices", 2, "--device", "cpu")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "nowhere" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- what is refused
+
+
+def refusal(capsys, tmp_path, *extra):
+    """What the command line says on stderr."""
+    arguments = ["adapt", "dpa", "--model", "birds", "--data", "birds/fog", "--out", str(tmp_path / "run")]
+    assert cli.main([*arguments, *map(str, extra)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_more_devices_than_there_are(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    line = refusal(capsys, tmp_path, "--devices", 3, "--device", "cpu")
+    assert "--devices 3 is more than there are: 2 CPU cores" in line
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert "--devices 5 is more than there are: 4 GPUs" in refusal(capsys, tmp_path, "--devices", 5, "--device", "cuda")
+
+
+def test_a_device_of_a_certain_number(capsys, tmp_path):
+    assert "--device cuda or --device cpu, got 'cuda:1'" in refusal(
+        capsys, tmp_path, "--devices", 2, "--device", "cuda:1"
+    )
+
+
+def test_without_the_extra(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    line = refusal(capsys, tmp_path, "--devices", 2, "--device", "cpu")
+    assert 'pip install "clipviz[multi]"' in line
+
+
+def test_a_number_that_torchrun_contradicts(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
+    for name, value in {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert launch() is ONE
+    with pytest.raises(ValueError, match="torchrun has set --devices to 1, but here it is 4"):
+        launch(4)
+
+
+def test_embeddings(tiny_backbone):
+    data = clusters()
+    with pytest.raises(ValueError, match=r"clusters holds embeddings, and 2 processes .* use one device"):
+        Adaptation(DPA(data.backbone(), data.prompts), data, ranks=TWO)
+
+
+def test_a_batch_smaller_than_the_processes_are_many(tiny_backbone, toy):
+    with pytest.raises(ValueError, match="a batch of 1 images cannot be shared by 2 processes"):
+        Adaptation(microclip(tiny_backbone), toy, AdaptConfig(batch_size=1), ranks=TWO)
+
+
+def test_towers_that_learn_statistics_of_a_batch(toy):
+    backbone = make_tiny_backbone()
+    backbone.model.visual.bn = nn.BatchNorm2d(3)
+    Adaptation(ZeroShot(backbone, toy.prompts), toy, ranks=TWO)  # it only looks
+    with pytest.raises(ValueError, match="tiny has BatchNorms"):
+        Adaptation(DPA(backbone, toy.prompts), toy, ranks=TWO)
+
+
+def test_a_method_that_guesses_its_share_only(tiny_backbone, toy):
+    class Half(ZeroShot):
+        def pseudo_label(self, views, index):
+            return super().pseudo_label(type(views)(views.weak[::2]), index)
+
+    with pytest.raises(ValueError, match=r"zero_shot guesses 12 of the 24 images of a batch.*views.gather"):
+        list(adapt(Half(tiny_backbone, toy.prompts), toy))
+
+
+def test_constants_do_not_change_while_processes_share_a_run(tiny_backbone, toy):
+    with pytest.raises(ValueError, match="while 2 processes share a run"):
+        Run(microclip(tiny_backbone), toy, ranks=TWO).set(gamma=0.3)
+
+
+def test_machines_that_do_not_share_the_folder(tiny_backbone, toy, tmp_path):
+    class Elsewhere(Ranks):
+        def texts(self, text):
+            return [text, "epoch 3, step 0"]
+
+        def together(self, work):
+            return work()
+
+    run = Run(microclip(tiny_backbone), toy, folder=tmp_path, ranks=Elsewhere(0, 2))
+    with pytest.raises(ValueError, match=r"different checkpoints .*epoch 0, step 0; epoch 3, step 0.* share"):
+        _restored(run, tmp_path)
