@@ -109,9 +109,9 @@ class Ranks:
         if self.size > 1:
             with torch.no_grad(), _connected(self):
                 for tensor in tensors:
-                    whole = tensor.detach().contiguous()
-                    dist.broadcast(whole, 0)
-                    tensor.copy_(whole)
+                    values = tensor.detach().flatten()
+                    dist.broadcast(values.view(torch.uint8), 0)  # bytes: not every type can be sent
+                    tensor.copy_(values.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so; all get the same answer."""
