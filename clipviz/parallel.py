@@ -217,13 +217,12 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
     from lightning_fabric.strategies import DDPStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # otherwise a banner
-    fabric = Fabric(
-        accelerator=kind,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=DDPStrategy(timeout=PATIENCE, start_method="popen"),
-    )
-    fabric.launch()
+    try:
+        strategy = DDPStrategy(timeout=PATIENCE)
+        fabric = Fabric(accelerator=kind, devices=devices, num_nodes=num_nodes, strategy=strategy)
+        fabric.launch()
+    except (ValueError, RuntimeError) as error:  # in a notebook; a port in use; SLURM that says something else
+        raise ValueError(f"cannot start {devices * num_nodes} processes here: {one_line(error)}") from error
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device)
 
 
