@@ -153,7 +153,9 @@ def measure_bookkeeping(n: int = 1_000_000, files: int = 4_000) -> Iterator[Cons
     with tempfile.TemporaryDirectory() as folder:
         make_manifest(Path(folder), files, 1000)  # its pictures; a folder a thousand
         held = allocated(lambda: ImageFolderDataset(folder, cache_bytes=0), at_peak=False)
-    yield Constant("listed", "an image of an open data set: path, name, label", held / files, "bytes")
+    yield Constant(
+        "listed", "an image of an open data set: a path of 25 characters, name, label", held / files, "bytes"
+    )
     loader = ViewLoader(_Unseen(n), ViewConfig(8), 64, 0)
     peak = allocated(lambda: next(loader.epoch(0)), at_peak=True)
     yield Constant("order", "an image in the order of an epoch, batches of 64", peak / n, "bytes")
@@ -276,9 +278,14 @@ def exchanged(batch: int, n_classes: int) -> list[tuple[str, str, str]]:
     return [("dpa", *map(size, dpa)), ("microclip", *map(size, microclip))]
 
 
+def plain(value: float) -> str:
+    """A number in three digits, or all of them before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def hours(value: float) -> str:
-    """CPU hours, in three digits."""
-    return f"{value:,.0f} h" if value >= 100 else f"{value:.3g} h"
+    """Hours."""
+    return f"{plain(value)} h"
 
 
 def size(value: float) -> str:
@@ -292,7 +299,7 @@ def size(value: float) -> str:
 
 def constants_table(rows: list[Constant]) -> str:
     """The measured numbers."""
-    lines = [f"| {row.what} | {row.value:.3g} {row.unit} |" for row in rows]
+    lines = [f"| {row.what} | {plain(row.value)} {row.unit} |" for row in rows]
     return "\n".join(["| measured | value |", "|---|---|", *lines])
 
 
