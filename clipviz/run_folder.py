@@ -98,21 +98,31 @@ class RunFolder:
         save_checkpoint(newest, adaptation)
 
     def restore(self, adaptation: Adaptation) -> Trace | None:
-        """Put a run into the state of the newest readable checkpoint.
+        """Put a run into the state of the newest readable checkpoint, in all of its processes.
 
         Returns:
             What the trace knew at that moment, empty before the first step; None where there is no checkpoint.
 
         Raises:
-            ValueError: if no checkpoint can be read, they belong to another run, or another run is writing here.
+            ValueError: if no checkpoint can be read, they belong to another run, another run is writing here, or the
+                processes do not find the same.
         """
-        if not self.path.is_dir():
-            return None
-        self.lock()
+        ranks = adaptation.ranks
+        ranks.together(lambda: self.lock() if ranks.is_first and self.path.is_dir() else None)
         try:
-            return self._restore(adaptation)
+            known = ranks.together(lambda: self._restore(adaptation))
         finally:
             self.unlock()
+        found = ranks.texts(f"epoch {adaptation.epoch}, step {adaptation.steps_in_epoch}")
+        ranks.together(lambda: self._check_that_all_found_it(found))
+        return known
+
+    def _check_that_all_found_it(self, found: list[str]) -> None:
+        if len(set(found)) > 1:
+            raise ValueError(
+                f"the processes find different checkpoints in {self.path} ({'; '.join(found)}); "
+                "give a folder that all machines share"
+            )
 
     def _restore(self, adaptation: Adaptation) -> Trace | None:
         found = [path for name in (CHECKPOINT, PREVIOUS) if (path := self.path / name).is_file()]

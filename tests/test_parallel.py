@@ -18,7 +18,6 @@ from tiny import ToyDataset, clusters, make_tiny_backbone, microclip
 from torch import nn
 
 from clipviz import cli
-from clipviz.commands.adapt import _restored
 from clipviz.loop import Adaptation, adapt
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.dpa import DPA
@@ -277,4 +276,4 @@ def test_machines_that_do_not_share_the_folder(tiny_backbone, toy, tmp_path):
 
     run = Run(microclip(tiny_backbone), toy, folder=tmp_path, ranks=Elsewhere(0, 2))
     with pytest.raises(ValueError, match=r"different checkpoints .*epoch 0, step 0; epoch 3, step 0.* share"):
-        _restored(run, tmp_path)
+        run.restore()

@@ -113,7 +113,7 @@ def run_one(
     run, said = ranks.together(lambda: told(Run, method, data, config, **options))
     notes = [*notes, *said]
     if resume:
-        restored, said = _restored(run, out)
+        restored, said = told(run.restore)
         notes = [*notes, *said] if restored else [*notes, f"nothing to resume in {out}: starting at the beginning"]
     command = shlex.join(["clipviz", *sys.argv[1:]])
     if ranks.is_first:
@@ -137,22 +137,6 @@ def run_one(
         seconds = run.adaptation.seconds_before + time.perf_counter() - begun
         write_json(out / "results.json", results_of(trace, zero_shot, seconds))
     return trace
-
-
-def _restored(run: Run, out: Path) -> tuple[bool, list[str]]:
-    """Go on from the checkpoint, all processes from the same one: whether there is one, and what to say about it."""
-    answer = run.ranks.together(lambda: told(run.restore))
-    found = run.ranks.texts(f"epoch {run.adaptation.epoch}, step {run.adaptation.steps_in_epoch}")
-
-    def check() -> None:
-        if len(set(found)) > 1:
-            raise ValueError(
-                f"the processes find different checkpoints in {out} ({'; '.join(found)}); "
-                "give an --out that all machines share"
-            )
-
-    run.ranks.together(check)
-    return answer
 
 
 def _settings(run: Run) -> dict[str, Any]:
