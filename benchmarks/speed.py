@@ -1,42 +1,54 @@
-"""Speed as ratios within one process: `python -m benchmarks.speed [--quick] [--out FILE.csv]`.
+"""Speed, memory and sizes as one table: `python -m benchmarks.speed [--quick] [--out FILE.csv]`.
 
 Every ratio is the median over rounds in which numerator and denominator take turns, so a machine that slows down
 slows both. "plain" is open_clip itself on the same weights, batch and threads: the forwards and the backward that a
-method cannot do without. Rows that need a whole program (start-up, demo) are seconds.
+method cannot do without. Rows that need a whole program (start-up, demo) are seconds. Beside each row stands the peak
+memory of the process that did it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
-import os
-import platform
+import io
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import open_clip
 import torch
 
-from clipviz import METHODS, Run, load_backbone, load_dataset
-from clipviz.backbone import Backbone
-from clipviz.data.base import Views
-from clipviz.loop import adapt, versions
+from benchmarks.measure import (
+    forget_peak,
+    libraries,
+    machine,
+    median_ratio,
+    peak_mb,
+    seconds,
+    taking_turns,
+)
+from benchmarks.steps import Step, backbone_of
+from clipviz import Run, load_dataset
+from clipviz.build import build_method
+from clipviz.data.features import FeatureDataset
+from clipviz.loop import adapt
 from clipviz.methods import AdaptConfig
 from clipviz.methods.microclip import MicroCLIP
-from clipviz.prompts import ClassPrompts
+from clipviz.ops import normalize
 from clipviz.recorder import Recorder
+from clipviz.widgets import LiveMonitor
 
 RESULTS = Path(__file__).parent / "results" / "speed.csv"
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+_MB = 1e6
 
 
 class Row(NamedTuple):
-    """One line of the table: value in `unit`, and what design asks for."""
+    """One line of the table: a value, its unit, and what it is held to (None: nothing)."""
 
     what: str
     value: float
@@ -44,29 +56,10 @@ class Row(NamedTuple):
     limit: float | None
 
 
-def ratio(ours: Callable[[], object], plain: Callable[[], object], rounds: int) -> float:
-    """Median of time(ours) / time(plain) over interleaved rounds, after one of each to warm up."""
-    ours(), plain()
-    return statistics.median(seconds(ours) / seconds(plain) for _ in range(rounds))
+# ------------------------------------------------------------------------------------------------- steps
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Wall seconds of one call."""
-    begun = time.perf_counter()
-    function()
-    return time.perf_counter() - begun
-
-
-def backbone_of(name: str) -> Backbone:
-    """The bundled model, or an open_clip architecture with random weights."""
-    if name == "birds":
-        return load_backbone("birds")
-    model, _, transform = open_clip.create_model_and_transforms(name)
-    normalization = transform.transforms[-1]
-    return Backbone(model, open_clip.get_tokenizer(name), normalization.mean, normalization.std, name).eval()
-
-
-def embedding_row(name: str, batch: int, rounds: int) -> Row:
+def embedding_rows(name: str, batch: int, rounds: int) -> Iterator[Row]:
     """Backbone.embed against `encode_image` with its normalization of pixels and embeddings."""
     backbone = backbone_of(name)
     images = torch.rand(batch, 3, backbone.image_size, backbone.image_size)
@@ -75,140 +68,151 @@ def embedding_row(name: str, batch: int, rounds: int) -> Row:
         backbone.model.encode_image((images - backbone.mean) / backbone.std, normalize=True)  # type: ignore[operator]
 
     with torch.no_grad():
-        value = ratio(lambda: backbone.embed(images), plain, rounds)
-    return Row(f"embeddings / open_clip, {name}, batch {batch}", value, "x", 1.02)
+        taken = taking_turns({"ours": lambda: lambda: backbone.embed(images), "plain": lambda: plain}, rounds)
+    limit = None if name == "small" else 1.02
+    yield Row(f"embeddings / open_clip, {name}, batch {batch}", median_ratio(taken, "ours", "plain"), "x", limit)
 
 
-def step_row(method_name: str, name: str, batch: int, rounds: int) -> Row:
-    """A step of a method against the forwards of all its views and one backward through the trainable parameters."""
+def step_rows(
+    method: str, name: str, batch: int, rounds: int, limit: float | None = 1.10, share: float | None = None
+) -> Iterator[Row]:
+    """A step against the forwards of all its views and one backward; NCut and SOAP against the step of microCLIP."""
+    step = Step(method, backbone_of(name), batch)
+    works = {"ours": lambda: step.ours, "plain": lambda: step.plain}
+    if method == "microclip":
+        works["foregrounds"] = lambda: step.foregrounds
+    taken = taking_turns(works, rounds)
+    what = f"{name}, batch {batch}"
+    yield Row(
+        f"{method} step / {step.n_views} forwards + backward, {what}", median_ratio(taken, "ours", "plain"), "x", limit
+    )
+    if method == "microclip":
+        n = step.patches.shape[1]
+        yield Row(
+            f"NCut + SOAP / microclip step, {what}, N={n}", median_ratio(taken, "foregrounds", "ours"), "x", share
+        )
+
+
+def frozen_rows(name: str, batch: int, rounds: int) -> Iterator[Row]:
+    """What the frozen crop teacher, which is not the published method, saves of a step."""
     backbone = backbone_of(name)
-    classes = [f"kind {i}" for i in range(24)]
-    prompts = ClassPrompts(tuple(classes), ("a photo of a {}.",), {c: (f"A {c}.", f"{c} outside.") for c in classes})
-    method = METHODS[method_name](backbone, prompts)  # type: ignore[call-arg]
-    needs, size = method.needs, backbone.image_size
-    crops = torch.rand(batch, needs.crops, 3, size, size) if needs.crops else None
-    views = Views(torch.rand(batch, 3, size, size), torch.rand(batch, 3, size, size), crops)
-    index = torch.arange(batch)
-    optimizer = torch.optim.AdamW(method.parameter_groups(0.1), lr=1e-6)
-    model, classifier = method.backbone.model, torch.randn(len(classes), backbone.embed_dim)
-
-    def ours() -> None:
-        with torch.no_grad():
-            pseudo = method.pseudo_label(views, index)
-        loss = torch.stack(list(method.loss(views, pseudo).values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    def plain() -> None:
-        with torch.no_grad():
-            model.encode_image(views.weak, normalize=True)  # type: ignore[operator]
-            if views.crops is not None:
-                model.encode_image(views.crops.flatten(0, 1), normalize=True)  # type: ignore[operator]
-        logits = 100.0 * model.encode_image(views.strong, normalize=True) @ classifier.T  # type: ignore[operator]
-        optimizer.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(logits, index % len(classes)).backward()
-        optimizer.step()
-
-    method.train()
-    method.begin_epoch()
-    views_text = f"2+{needs.crops}" if needs.crops else "2"
-    return Row(f"{method_name} step / {views_text} forwards + backward, {name}", ratio(ours, plain, rounds), "x", 1.10)
+    student, frozen = (Step("microclip", backbone, batch, crop_teacher=kind) for kind in ("student", "frozen"))
+    taken = taking_turns({"frozen": lambda: frozen.ours, "student": lambda: student.ours}, rounds)
+    ratio = median_ratio(taken, "frozen", "student")
+    yield Row(f"microclip step, crop_teacher=frozen / student, {name}, batch {batch}", ratio, "x", None)
 
 
-def soap_share_row(name: str, batch: int, rounds: int, limit: float) -> Row:
-    """NCut and SOAP, which happen twice in a step, as a share of the step."""
-    backbone = backbone_of(name)
-    prompts = ClassPrompts(("a", "b"), ("a photo of a {}.",), {})
-    method = MicroCLIP(backbone, prompts)
-    size = backbone.image_size
-    weak, crops = torch.rand(batch, 3, size, size), torch.rand(batch, method.needs.crops, 3, size, size)
-    views = Views(weak, weak.clone(), crops)
-    patches = backbone.tokens(weak).patches.detach()
-
-    def step() -> None:
-        with torch.no_grad():
-            pseudo = method.pseudo_label(views, torch.arange(batch))
-        torch.stack(list(method.loss(views, pseudo).values())).sum().backward()
-
-    def soap() -> None:
-        with torch.no_grad():
-            method.foreground(patches)
-            method.foreground(patches)
-
-    share = ratio(soap, step, rounds)
-    return Row(f"NCut + SOAP / step, {name}, N={patches.shape[1]}", share, "x", limit)
+# ------------------------------------------------------------------------------------------------- runs
 
 
-def recorder_row(rounds: int) -> Row:
-    """An epoch with the recorder listening against the bare loop."""
-    backbone = load_backbone("birds")
+def listener_rows(rounds: int) -> Iterator[Row]:
+    """An epoch that is recorded, and one that is recorded and watched, against the bare loop."""
+    backbone = backbone_of("birds")
     data = load_dataset("birds/dusk", split="train", n=256)
     config = AdaptConfig(epochs=1)
     for i in range(len(data)):
         data.image(i)  # rendered once, before the clock runs
 
-    def epoch(listen: bool) -> None:
-        recorder = Recorder()
-        for event in adapt(MicroCLIP(backbone, data.prompts), data, config):
-            if listen:
-                recorder(event)
+    def bare() -> Callable[[], object]:
+        method = MicroCLIP(backbone, data.prompts)
+        return lambda: list(adapt(method, data, config))
 
-    return Row(
-        "epoch with recorder / bare loop, birds", ratio(lambda: epoch(True), lambda: epoch(False), rounds), "x", 1.05
-    )
+    def recorded() -> Callable[[], object]:
+        method, recorder = MicroCLIP(backbone, data.prompts), Recorder()
+        return lambda: [recorder(event) for event in adapt(method, data, config)]
 
+    def watched() -> Callable[[], object]:
+        run = Run(MicroCLIP(backbone, data.prompts), data, config)
+        monitor = LiveMonitor(run)
+        assert monitor is not None  # it listens to the run
+        return lambda: run.start().wait()
 
-def epoch_row(images: int) -> Row:
-    """The first epoch of microCLIP: rendering of the birds, views, crops, pseudo-labels, training."""
-    backbone = load_backbone("birds")
-    data = load_dataset("birds/clutter", split="train", n=images)
-    method = MicroCLIP(backbone, data.prompts)
-    run = Run(method, data, AdaptConfig(epochs=1))
-    return Row(f"microclip epoch, birds, {images} images", seconds(run.fit), "s", 60.0 * images / 2000)
-
-
-def program_row(what: str, command: list[str], limit: float, rounds: int = 3) -> Row:
-    """Best wall seconds of a program in a process of its own."""
-    value = min(seconds(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(rounds))
-    return Row(what, value, "s", limit)
+    with contextlib.redirect_stdout(io.StringIO()):  # the line that a monitor prints where there is no notebook
+        taken = taking_turns({"bare": bare, "recorded": recorded, "watched": watched}, rounds)
+    yield Row("epoch with recorder / bare loop, birds", median_ratio(taken, "recorded", "bare"), "x", 1.05)
+    yield Row("epoch with recorder and live view / bare loop, birds", median_ratio(taken, "watched", "bare"), "x", 1.05)
 
 
-def demo_rows() -> list[Row]:
+def ntua_rows(rounds: int) -> Iterator[Row]:
+    """NtUA on features of 100 classes: choosing 16 shots of each, and 20 epochs."""
+    generator = torch.Generator().manual_seed(0)
+    classifier = normalize(torch.randn(100, 512, generator=generator))
+    targets = torch.arange(5000) % 100
+    embeddings = normalize(classifier[targets] + 0.1 * torch.randn(5000, 512, generator=generator))
+    data = FeatureDataset(embeddings, name="made up", targets=targets, classifier=classifier)
+
+    def make() -> Callable[[], object]:
+        method = build_method("ntua", data.backbone(), data)
+        return lambda: list(adapt(method, data))
+
+    taken = taking_turns({"ntua": make}, rounds)["ntua"]
+    yield Row("ntua on features, 16 shots x 100 classes, 20 epochs", statistics.median(taken), "s", 5.0)
+
+
+# ------------------------------------------------------------------------------------------------- programs, files
+
+
+def program_rows(rounds: int) -> Iterator[Row]:
+    """Start-up, in processes of their own."""
+    for what, arguments, limit in (
+        ("import clipviz", ["-c", "import clipviz"], 0.3),
+        ("clipviz --help", ["-m", "clipviz.cli", "--help"], 1.0),
+    ):
+        command = [sys.executable, *arguments]
+        work = lambda c=command: subprocess.run(c, check=True, capture_output=True)  # noqa: E731
+        yield Row(what, statistics.median(seconds(work) for _ in range(rounds)), "s", limit)
+
+
+def notebook_rows() -> Iterator[Row]:
+    """The largest committed notebook."""
+    size = max(path.stat().st_size for path in NOTEBOOKS.glob("*.ipynb"))
+    yield Row("the largest notebook", size / _MB, "MB", 1)
+
+
+def demo_rows() -> Iterator[Row]:
     """`clipviz demo` from start to the finished report, and its peak memory."""
+    code = (
+        "import resource, sys; from clipviz.cli import main; main(['demo', '--out', sys.argv[1]]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
     with tempfile.TemporaryDirectory() as folder:
-        code = (
-            "import resource, sys; from clipviz.cli import main; main(['demo', '--out', sys.argv[1]]);"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        )
-        begun = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code, folder], check=True, capture_output=True, text=True)
-        elapsed = time.perf_counter() - begun
-        size = (Path(folder) / "report.html").stat().st_size / 1e6
-    peak = int(done.stdout.split()[-1]) / 1e6
-    return [
-        Row("clipviz demo", elapsed, "s", 180),
-        Row("clipviz demo, peak memory", peak, "GB", 2),
-        Row("report.html", size, "MB", 8),
-    ]
+        printed: list[str] = []
+
+        def demo() -> None:
+            command = [sys.executable, "-c", code, folder]
+            printed.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+        yield Row("clipviz demo", seconds(demo), "s", 180)
+        yield Row("report.html of the demo", (Path(folder) / "report.html").stat().st_size / _MB, "MB", 8)
+    yield Row("clipviz demo, peak memory", int(printed[0].split()[-1]) * 1024 / 1e9, "GB", 2)
 
 
-def table(quick: bool) -> list[Row]:
-    """All rows; `quick` leaves out the large models and the demo."""
-    rounds = 5 if quick else 15
-    rows = [embedding_row("birds", 64, 4 * rounds), step_row("microclip", "birds", 64, rounds)]
-    rows.append(recorder_row(3))
-    rows.append(program_row("import clipviz", [sys.executable, "-c", "import clipviz"], 0.3))
-    rows.append(program_row("clipviz --help", [sys.executable, "-m", "clipviz.cli", "--help"], 1.0))
-    rows.append(epoch_row(400 if quick else 2000))
-    if "dpa" in METHODS:
-        rows.append(step_row("dpa", "birds", 64, rounds))
-    if not quick:
-        rows += [embedding_row("ViT-B-32", 16, 7), embedding_row("ViT-B-16", 8, 5)]
-        rows += [step_row("microclip", "ViT-B-32", 8, 5), step_row("microclip", "ViT-B-16", 4, 3)]
-        rows += [soap_share_row("ViT-B-32", 8, 5, 0.02), soap_share_row("ViT-B-16", 4, 3, 0.05)]
-        rows += demo_rows()
-    return rows
+# ------------------------------------------------------------------------------------------------- the table
+
+
+def groups(quick: bool) -> Iterator[Iterator[Row]]:
+    """All rows, in groups that are measured together; `quick` leaves out the large models and the demo."""
+    few = 5 if quick else 11
+    yield embedding_rows("small", 64, 4 * few)
+    yield embedding_rows("birds", 64, 2 * few)
+    yield step_rows("microclip", "small", 64, 4 * few, limit=None)
+    yield step_rows("microclip", "birds", 64, few)
+    yield step_rows("dpa", "birds", 64, few)
+    yield frozen_rows("birds", 64, 5)
+    yield listener_rows(3 if quick else 7)
+    yield ntua_rows(3)
+    yield program_rows(3 if quick else 5)
+    yield notebook_rows()
+    if quick:
+        return
+    yield embedding_rows("ViT-B-32", 16, 5)
+    yield embedding_rows("ViT-B-16", 8, 5)
+    yield step_rows("microclip", "ViT-B-32", 4, 5, share=0.02)
+    yield step_rows("microclip", "ViT-B-16", 2, 3, share=0.05)
+    yield step_rows("dpa", "ViT-B-32", 8, 5)
+    yield step_rows("dpa", "ViT-B-16", 2, 3)
+    yield frozen_rows("ViT-B-32", 4, 3)
+    yield demo_rows()
 
 
 def main() -> None:
@@ -217,17 +221,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="birds only, fewer rounds")
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: %(default)s")
     args = parser.parse_args()
-    machine = f"{os.cpu_count()} CPUs {platform.machine()}, {torch.get_num_threads()} threads"
-    libraries = " ".join(f"{name} {version}" for name, version in versions().items())
-    print(machine, libraries, sep="\n")
+    print(machine(), libraries(), sep="\n")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["what", "value", "unit", "limit", "machine", "versions"])
-        for row in table(args.quick):
-            limit = "" if row.limit is None else f"{row.limit:g}"
-            print(f"{row.what:55} {row.value:8.3f} {row.unit:3} limit {limit}", flush=True)
-            writer.writerow([row.what, f"{row.value:.4f}", row.unit, limit, machine, libraries])
+        writer.writerow(["what", "value", "unit", "limit", "peak_mb", "machine", "versions"])
+        for group in groups(args.quick):
+            forget_peak()
+            for row in group:
+                limit, peak = "" if row.limit is None else f"{row.limit:g}", f"{peak_mb():.0f}"
+                print(f"{row.what:68} {row.value:8.3f} {row.unit:3} limit {limit:5} peak {peak:>5} MB", flush=True)
+                writer.writerow([row.what, f"{row.value:.4f}", row.unit, limit, peak, machine(), libraries()])
 
 
 if __name__ == "__main__":

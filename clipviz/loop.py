@@ -238,11 +238,11 @@ class Adaptation:
         metrics.update(self.method.diagnostics())
         predictions = None
         if self.eval_dataset is not None and (epoch in (-1, self.n_epochs - 1) or len(self.eval_dataset) <= MEASURED):
-            self._evaluated = self._evaluated or evaluation_inputs(self.method, self.eval_dataset, self.ranks)
-            predictions = predict(self.method, self._evaluated, ranks=self.ranks)
+            predictions = self._predictions(self.eval_dataset)
             if self.eval_dataset.has_targets:
                 metrics["accuracy"] = accuracy(predictions.probs.argmax(-1), predictions.target)
-                metrics.update(branch_accuracies(self.method, self._evaluated, self.method.branches, ranks=self.ranks))
+                inputs = self._inputs(self.eval_dataset)
+                metrics.update(branch_accuracies(self.method, inputs, self.method.branches, ranks=self.ranks))
             if epoch == -1:
                 metrics.update(
                     branch_accuracies(self.method, self.eval_dataset, self.method.baselines, ranks=self.ranks)
@@ -258,11 +258,20 @@ class Adaptation:
             self._before = event
         return event
 
+    def _inputs(self, dataset: ImageDataset) -> ImageDataset:
+        """What the method is measured on, made once."""
+        self._evaluated = self._evaluated or evaluation_inputs(self.method, dataset, self.ranks)
+        return self._evaluated
+
+    def _predictions(self, dataset: ImageDataset) -> Predictions:
+        """Of the same inputs at every call, so that a run that is taken up after its last epoch says the same bits."""
+        return predict(self.method, self._inputs(dataset), ranks=self.ranks)
+
     def _gallery(self, predictions: Predictions | None) -> Gallery | None:
         """The instructive images; `predictions` are missing where a run is taken up after its last epoch."""
         if self.eval_dataset is None:
             return None
-        predictions = predictions or predict(self.method, self.eval_dataset, ranks=self.ranks)
+        predictions = predictions or self._predictions(self.eval_dataset)
         return gallery(self.method, self.eval_dataset, predictions, train_dataset=self.dataset)
 
     def _started(self) -> RunStarted:

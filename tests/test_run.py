@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import ToyDataset, assert_same_bits, differences, make_tiny_backbone, method_state, microclip
 
+from clipviz import loop
 from clipviz.checkpoint import load_checkpoint, save_checkpoint
-from clipviz.evaluate import spread_probe
+from clipviz.evaluate import predict, spread_probe
 from clipviz.events import EpochFinished, StepFinished
 from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig
+from clipviz.methods.ntua import NtUA, NtUAConfig
 from clipviz.methods.zero_shot import Descriptions, ZeroShot
 from clipviz.prompts import ClassPrompts
 from clipviz.run import CHECKPOINT, Run
@@ -96,6 +98,24 @@ def test_saved_between_epochs_and_cut_off_is_undisturbed_to_the_bit(tiny_backbon
     trace = resumed.fit()
     assert_same_bits(method_state(resumed.method), undisturbed[1])
     assert differences(trace, undisturbed[0]) == []
+
+
+def test_taken_up_after_its_last_epoch_it_measures_the_same_inputs(tiny_backbone, toy, tmp_path, monkeypatch):
+    """ntua is measured on embeddings, made once; from the images themselves its last bits would be others."""
+
+    def run():
+        method = NtUA(tiny_backbone, toy.prompts, NtUAConfig(shots=2, views=2))
+        return make_run(tmp_path, tiny_backbone, method=method)
+
+    run().fit()
+    resumed, measured = run(), []
+    assert resumed.restore()
+    assert resumed.adaptation.epoch == 3
+    monkeypatch.setattr(
+        loop, "predict", lambda method, data, **more: (measured.append(data), predict(method, data, **more))[1]
+    )
+    resumed.fit()
+    assert [data.has_pixels for data in measured] == [False]
 
 
 def test_what_a_killed_run_left_half_done_is_cleared_away(tiny_backbone, undisturbed, tmp_path):
