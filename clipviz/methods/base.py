@@ -22,6 +22,8 @@ from clipviz.events import CacheVotes, PseudoLabels
 from clipviz.ops import class_logits, normalize
 from clipviz.prompts import ClassPrompts
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
 TextSource = Literal["templates", "descriptions"]
 """What a text classifier is made of; where nobody wrote descriptions, the templates stand in for them."""
 
@@ -233,9 +235,12 @@ class Method(nn.Module, ABC):
         return [{"params": [p for p in self.parameters() if p.requires_grad], "weight_decay": weight_decay}]
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: trainable parameters and the method's own buffers, not the frozen backbone."""
+        """What a checkpoint keeps: what training changes and the method's own buffers, not the frozen backbone."""
         state: dict[str, Tensor] = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        state.update((name, b) for name, b in self.named_buffers() if not name.startswith("backbone."))
+        learns = self.trains and self.adapts_tower  # then BatchNorms of the tower gather statistics
+        for name, buffer in self.named_buffers():
+            if not name.startswith("backbone.") or (learns and name.endswith(_STATISTICS)):
+                state[name] = buffer
         return {name: tensor.detach() for name, tensor in state.items()}
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:

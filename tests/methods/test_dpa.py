@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import GOLDEN, ToyDataset
+from tiny import GOLDEN, TINY, ToyDataset, assert_same_bits
 
+from clipviz.backbone import Backbone
 from clipviz.checkpoint import load_checkpoint, save_checkpoint
 from clipviz.data.base import Batch, Views
 from clipviz.data.features import FeatureBackbone
@@ -28,6 +30,7 @@ from clipviz.methods.dpa import (
 )
 from clipviz.ops import normalize
 from clipviz.prompts import ClassPrompts
+from clipviz.run import Run
 
 SHORT = AdaptConfig(epochs=2, batch_size=8, lr=1e-3)
 
@@ -273,3 +276,26 @@ def test_frozen_encoder_trains_the_prototypes_alone():
     sum(losses.values()).backward()
     # the loss sees directions only, so its gradient is orthogonal to each prototype
     assert F.cosine_similarity(method.text_prototypes.grad, method.text_prototypes).abs().max() < 1e-5
+
+
+def test_a_resumed_run_on_a_resnet_ends_with_the_same_bits(toy, tmp_path):
+    """BatchNorms of a tower that is trained gather statistics, which no parameter holds."""
+
+    def make_run(folder=None):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+            model = open_clip.CLIP(**{**TINY, "vision_cfg": vision})
+        tokenizer = open_clip.SimpleTokenizer(context_length=24)
+        backbone = Backbone(model, tokenizer, (0.5,) * 3, (0.25,) * 3, "resnet").requires_grad_(False).eval()
+        return Run(DPA(backbone, toy.prompts), toy, AdaptConfig(epochs=2, batch_size=8, lr=1e-3), folder=folder)
+
+    whole, stopped, resumed = make_run(), make_run(tmp_path), make_run(tmp_path)
+    start = whole.method.backbone.visual.bn1.running_mean.clone()
+    whole.fit()
+    assert not torch.equal(whole.method.backbone.visual.bn1.running_mean, start)
+    stopped.listeners.append(lambda event: stopped.stop() if getattr(event, "step", -1) == 3 else None)
+    stopped.fit()
+    assert resumed.restore()
+    resumed.fit()
+    assert_same_bits(whole.method.backbone.visual.state_dict(), resumed.method.backbone.visual.state_dict())
