@@ -139,6 +139,7 @@ class Adaptation:
         yield self._started()
         self.ranks.copy_from_first([*method.parameters(), *method.buffers()])
         if self.epoch == self.steps_in_epoch == 0:
+            method.eval()
             with torch.no_grad():
                 method.prepare(_without_targets(batch) for batch in self.loader.epoch(0))
             yield self._measured(-1)

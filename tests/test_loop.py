@@ -14,6 +14,7 @@ from clipviz.data.base import Batch
 from clipviz.evaluate import undisturbed
 from clipviz.events import EpochFinished, RunFinished, RunStarted, StepFinished
 from clipviz.loop import Adaptation, adapt, cosine_lr
+from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
 from clipviz.methods.zero_shot import ZeroShot
@@ -363,3 +364,18 @@ def test_what_is_no_method_or_no_schedule_is_refused_at_once(tiny_backbone, toy)
 def test_the_default_schedule_is_the_methods_own(tiny_backbone, toy):
     method: Method = microclip(tiny_backbone)
     assert Adaptation(method, toy).config == method.schedule
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_leaves_the_callers_model_as_it_was_so_a_second_one_gives_the_same_bits(name, tiny_backbone, toy):
+    teacher = make_tiny_backbone(seed=1) if name == "ntua" else None
+    states = []
+    for _ in range(2):
+        method = METHODS[name](tiny_backbone, toy.prompts, **({"teacher": teacher} if teacher else {}))
+        for event in adapt(method, toy, AdaptConfig(epochs=1, batch_size=16), eval_dataset=toy):
+            if isinstance(event, StepFinished) and teacher:
+                assert not any(module.training for module in teacher.modules())
+        states.append({key: value.clone() for key, value in method.trainable_state().items()})
+        assert not any(module.training for module in tiny_backbone.modules())
+    assert states[0].keys() == states[1].keys()
+    assert [key for key, value in states[0].items() if not torch.equal(value, states[1][key])] == []

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,17 @@ class Method(nn.Module, ABC):
         self.backbone = backbone.trainable_copy() if self.trains and self.adapts_tower else backbone
         self.prompts = prompts
         self.class_names = tuple(prompts.names)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, but for what does not learn: the text tower, and an image tower that is the caller's.
+
+        In training mode their BatchNorms would follow their inputs, and attention rounds differently.
+        """
+        super().train(mode)
+        self.backbone.eval()
+        if self.trains and self.adapts_tower:
+            self.backbone.visual.train(mode)
+        return self
 
     @classmethod
     def default_config(cls, backbone: Backbone) -> Any:
