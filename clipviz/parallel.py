@@ -17,6 +17,7 @@ it is a mean of equal numbers, and no parameter has to be told which of the two 
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import logging
 import os
@@ -223,7 +224,14 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
         fabric.launch()
     except (ValueError, RuntimeError) as error:  # in a notebook; a port in use; SLURM that says something else
         raise ValueError(f"cannot start {devices * num_nodes} processes here: {one_line(error)}") from error
+    atexit.register(_leave)
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device)
+
+
+def _leave() -> None:
+    """Join gloo's threads before the interpreter goes: one that still runs then ends the process with a complaint."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _started_by_torchrun() -> tuple[int, int]:
