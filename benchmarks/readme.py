@@ -24,10 +24,19 @@ def accuracy_section() -> str:
 def speed_section() -> str:
     """The speed table: what was measured, the value, and the limit it was held to."""
     rows = pd.read_csv(speed.RESULTS, keep_default_na=False)
-    lines = [f"| {r.what} | {float(r.value):.2f} {r.unit} | {r.limit} |" for r in rows.itertuples()]
+    lines = [
+        f"| {r.what} | {_quantity(r.value, r.unit, '.2f')} | {_quantity(r.limit, r.unit)} |" for r in rows.itertuples()
+    ]
     head = ["| what | measured | at most |", "|---|---|---|"]
     note = f"`python -m benchmarks.speed` on {rows.machine[0]}; x: ratio of times within one process."
     return "\n".join(["## Speed", "", note, "", *head, *lines])
+
+
+def _quantity(value: str | float, unit: str, places: str = "g") -> str:
+    """A value with its unit, a share in percent; empty where there is none."""
+    if value == "":
+        return ""
+    return f"{100 * float(value):{places}} %" if unit == "share" else f"{float(value):{places}} {unit}"
 
 
 def main() -> None:

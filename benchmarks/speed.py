@@ -89,7 +89,7 @@ def step_rows(
     if method == "microclip":
         n = step.patches.shape[1]
         yield Row(
-            f"NCut + SOAP / microclip step, {what}, N={n}", median_ratio(taken, "foregrounds", "ours"), "x", share
+            f"NCut + SOAP / microclip step, {what}, N={n}", median_ratio(taken, "foregrounds", "ours"), "share", share
         )
 
 
@@ -230,7 +230,7 @@ def main() -> None:
             forget_peak()
             for row in group:
                 limit, peak = "" if row.limit is None else f"{row.limit:g}", f"{peak_mb():.0f}"
-                print(f"{row.what:68} {row.value:8.3f} {row.unit:3} limit {limit:5} peak {peak:>5} MB", flush=True)
+                print(f"{row.what:68} {row.value:8.3f} {row.unit:5} limit {limit:5} peak {peak:>5} MB", flush=True)
                 writer.writerow([row.what, f"{row.value:.4f}", row.unit, limit, peak, machine(), libraries()])
 
 

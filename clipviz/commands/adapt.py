@@ -68,7 +68,7 @@ def _chosen(args: argparse.Namespace, out: Path, ranks: Ranks) -> tuple[Method, 
             f"{args.data} holds embeddings, so nothing is left to compute in {args.precision}; leave it out"
         )
     backbone = backbone_for(data, loaded)
-    evaluation = open_eval_data(args, data)
+    evaluation = open_eval_data(args, data, notes)
     teacher, teacher_notes = load_model(args.teacher, args.teacher_pretrained, args, ranks)
     notes += teacher_notes
     notes += skipped_note(data, out / "trace" / "skipped.parquet")

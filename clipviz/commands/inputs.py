@@ -55,7 +55,8 @@ def backbone_for(data: ImageDataset, loaded: Backbone | None) -> Backbone:
 
 def open_data(args: argparse.Namespace, notes: list[str]) -> ImageDataset:
     """The images of --data to learn from, or all of them; their class names are known afterwards."""
-    data = load_dataset(args.data, "train", seed=args.seed, **data_options(args))
+    data, said = told(load_dataset, args.data, "train", seed=args.seed, **data_options(args))
+    notes += said
     if data.class_names:
         return data
     if isinstance(data, FeatureDataset):
@@ -90,10 +91,11 @@ def cache_note(args: argparse.Namespace) -> list[str]:
     return [cache.trouble] if cache is not None and cache.trouble is not None else []
 
 
-def open_eval_data(args: argparse.Namespace, data: ImageDataset) -> ImageDataset:
+def open_eval_data(args: argparse.Namespace, data: ImageDataset, notes: list[str]) -> ImageDataset:
     """What --eval-data says; else the test split of the data; else, transductively, the data itself."""
     if args.eval_data is not None:
-        evaluation = load_dataset(args.eval_data, "test", seed=args.seed, **data_options(args))
+        evaluation, said = told(load_dataset, args.eval_data, "test", seed=args.seed, **data_options(args))
+        notes += said
         if evaluation.has_pixels != data.has_pixels:
             raise ValueError("--data and --eval-data must both be images or both be embeddings")
         if evaluation.class_names != data.class_names:

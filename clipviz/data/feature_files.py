@@ -8,6 +8,8 @@ A file is `.npz` or `.safetensors` and holds
     class_names   C strings; in .safetensors the metadata "class_names", a JSON list   optional
     logit_scale   one number; 100 if it is missing                                     optional
     model         the name of what made the embeddings                                 optional
+
+Arrays of other names are left alone, with a warning that names them: "targets" for "labels" would pass unnoticed.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from clipviz.data.image_files import Classes, Descriptions, given_classes, make_
 from clipviz.errors import one_line
 
 FEATURE_SUFFIXES = (".npz", ".safetensors")
+_KNOWN = ("embeddings", "labels", "classifier", "class_names", "logit_scale", "model")
 _MOST_CLASSES = 1_000_000
 
 
@@ -61,8 +65,12 @@ def read_features(
     if "embeddings" not in arrays:
         held = ", ".join(sorted(arrays)) or "nothing"
         raise ValueError(f"{name}: wanted an array 'embeddings' (n, E), but the file holds {held}")
-    if not isinstance(arrays.get("class_names", []), list):
-        raise ValueError(f"{name}: class_names must be a list of strings")
+    _check_kinds(arrays, name)
+    if others := sorted(set(arrays) - set(_KNOWN)):
+        warnings.warn(
+            f"{name}: not used: {', '.join(others)}; the arrays that mean something here are {', '.join(_KNOWN)}",
+            stacklevel=3,
+        )
     embeddings, labels = arrays["embeddings"], arrays.get("labels")
     classifier = arrays.get("classifier")
     names = given_classes(classes) or arrays.get("class_names") or _numbered(labels, classifier)
@@ -83,6 +91,16 @@ def read_features(
         dataset.embeddings, dataset.targets = embeddings[torch.from_numpy(rows)], dataset.targets[rows]
         dataset.names = dataset.names[:n]
     return dataset
+
+
+def _check_kinds(arrays: dict[str, Any], source: str) -> None:
+    """Refuse text where numbers are wanted, and the other way round; shapes are looked at by the data set."""
+    if not isinstance(arrays.get("class_names", []), list):
+        raise ValueError(f"{source}: class_names must be a list of strings")
+    for key in ("embeddings", "labels", "classifier"):
+        if key in arrays and not isinstance(arrays[key], Tensor):
+            hint = "; names go into class_names, labels are positions in it" if key == "labels" else ""
+            raise ValueError(f"{source}: {key} must be an array of numbers, but it holds something else{hint}")
 
 
 def _number(what: str, value: Any, source: str) -> float:
@@ -115,8 +133,8 @@ def _read_npz(name: str) -> dict[str, Any]:
         if array.dtype.kind in "US":
             text = [item.decode() if isinstance(item, bytes) else str(item) for item in np.atleast_1d(array)]
             out[key] = text if array.ndim else text[0]
-        elif array.dtype.kind in "fiub":
-            out[key] = torch.from_numpy(array)
+        else:
+            out[key] = torch.from_numpy(array) if array.dtype.kind in "fiub" else array
     return out
 
 

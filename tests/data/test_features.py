@@ -114,6 +114,10 @@ BAD = [
     ({"class_names": np.array(["a", "b"])}, "2 class names for a classifier with 3 rows"),
     ({"class_names": np.array(["a", "b", "a"])}, "occurs twice"),
     ({"class_names": np.arange(3)}, "list of strings"),
+    ({"labels": np.array(["a"] * 12)}, "labels must be an array of numbers.*go into class_names"),
+    ({"embeddings": np.array([["1", "2"]])}, "embeddings must be an array of numbers"),
+    ({"labels": np.full(12, np.datetime64("2020-01-01"))}, "labels must be an array of numbers"),
+    ({"classifier": np.ones((3, 4), complex)}, "classifier must be an array of numbers"),
     ({"logit_scale": np.array(0.0)}, "logit_scale must be positive"),
 ]
 
@@ -123,6 +127,17 @@ def test_files_that_cannot_be_used_are_refused_with_the_reason(tmp_path, changes
     path = save_npz(tmp_path / "f.npz", **{**arrays(), **changes})
     with pytest.raises(ValueError, match=message):
         load_dataset(path)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_arrays_of_unknown_names_are_named(tmp_path, suffix):
+    content = {key: arrays()[key] for key in ("embeddings", "classifier")} | {"targets": np.zeros(12, int)}
+    if suffix == ".npz":
+        save_npz(tmp_path / "f.npz", **content)
+    else:
+        save_file({key: torch.from_numpy(value) for key, value in content.items()}, tmp_path / "f.safetensors")
+    with pytest.warns(UserWarning, match="not used: targets; the arrays that mean something"):
+        assert not load_dataset(tmp_path / f"f{suffix}").has_targets
 
 
 def test_damaged_pickled_and_empty_files_are_refused(tmp_path):
