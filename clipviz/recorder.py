@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -65,7 +67,10 @@ class Recorder:
                 self._growing[name] = list(array)
             elif not name.startswith("sources/"):
                 self._fixed[name] = array
-        self._steps: list[tuple[int, int, str, Tensor]] = []
+        # What steps told since the last flush, still on the device: reading it at every step would wait for every step.
+        self._losses: list[tuple[int, int, str, Tensor]] = []
+        self._guesses: list[tuple[int, dict[str, Tensor]]] = []
+        self._logits: dict[str, list[Tensor]] = {}
         self._source_epoch = int(start.samples["epoch"].iloc[-1]) if len(start.samples) else -1
         self._sources = {
             name.removeprefix("sources/"): [array]
@@ -115,43 +120,42 @@ class Recorder:
         if event.losses:
             total = torch.stack(list(event.losses.values())).sum()
             for term, value in {**event.losses, "loss": total}.items():
-                self._steps.append((event.epoch, event.step, term, value))
+                self._losses.append((event.epoch, event.step, term, value))
         pseudo = event.pseudo
-        columns = {
-            "epoch": np.full(len(event.index), event.epoch),
-            "index": _numpy(event.index),
-            "pseudo_label": _numpy(pseudo.labels),
-            "confidence": _numpy(pseudo.probs.amax(-1)),
-            "margin": _numpy(margin(pseudo.probs)),
-            "weight": _numpy(pseudo.weights).astype(np.float32),
-            "target": _numpy(event.target),
+        columns = {  # copies, because a method may write into what it gave
+            "index": event.index.clone(),
+            "pseudo_label": pseudo.labels.clone(),
+            "confidence": pseudo.probs.amax(-1),
+            "margin": margin(pseudo.probs),
+            "weight": pseudo.weights.float().clone(),
+            "target": event.target.clone(),
         }
         for name, logits in pseudo.sources.items():
             confidence, labels = logits.softmax(-1).max(-1)
-            columns[f"{name}_label"], columns[f"{name}_confidence"] = _numpy(labels), _numpy(confidence)
+            columns[f"{name}_label"], columns[f"{name}_confidence"] = labels, confidence
         if (weights := pseudo.crop_weights) is not None:
             self.meta["n_crops"] = weights.shape[1]
-            columns["crop_weight_max"] = _numpy(weights.amax(1))
-            columns["crop_effective"] = _numpy(torch.special.entr(weights).sum(1).exp())
-        self._tables["samples"].append(pd.DataFrame(columns))
+            columns["crop_weight_max"] = weights.amax(1)
+            columns["crop_effective"] = torch.special.entr(weights).sum(1).exp()
+        self._guesses.append((event.epoch, columns))
         self._keep_sources(event)
 
     def _keep_sources(self, event: StepFinished) -> None:
         """Full source logits, of the last epoch only: the gamma what-if needs them."""
         if event.epoch != self._source_epoch:
-            self._source_epoch, self._sources = event.epoch, {}
+            self._source_epoch, self._sources, self._logits = event.epoch, {}, {}
         self.meta["sources"] = list(event.pseudo.sources)
         numbers = self.meta["n_images"] * event.pseudo.probs.shape[-1]
         if numbers > MAX_SOURCE_LOGITS:
             return
-        rows = {"index": _numpy(event.index), "target": _numpy(event.target)}
-        rows.update((name, _numpy(logits).astype(np.float16)) for name, logits in event.pseudo.sources.items())
+        rows = {"index": event.index.clone(), "target": event.target.clone()}
+        rows.update((name, logits.to(torch.float16, copy=True)) for name, logits in event.pseudo.sources.items())
         votes = event.pseudo.crop_votes
         if votes is not None and numbers * votes.logits.shape[1] <= MAX_SOURCE_LOGITS:
-            rows["crop_similarity"], rows["crop_gram"] = _numpy(votes.similarity), _numpy(votes.gram)
-            rows["crop_logits"] = _numpy(votes.logits).astype(np.float16)
+            rows["crop_similarity"], rows["crop_gram"] = votes.similarity.clone(), votes.gram.clone()
+            rows["crop_logits"] = votes.logits.to(torch.float16, copy=True)
         for name, values in rows.items():
-            self._sources.setdefault(name, []).append(values)
+            self._logits.setdefault(name, []).append(values)
 
     def _epoch_finished(self, event: EpochFinished) -> None:
         self._flush_steps()
@@ -212,11 +216,17 @@ class Recorder:
             self._fixed["cache/images"] = np.stack([_pixels(images) for images in gallery.voters])
 
     def _flush_steps(self) -> None:
-        """Read the loss values off the device: once per epoch, not once per step."""
-        if self._steps:
-            rows = [(epoch, step, term, float(value)) for epoch, step, term, value in self._steps]
+        """Read what the steps told off the device: once per epoch, or whenever somebody asks for the trace."""
+        if self._losses:
+            rows = [(epoch, step, term, float(value)) for epoch, step, term, value in self._losses]
             self._tables["steps"].append(pd.DataFrame(rows, columns=["epoch", "step", "term", "value"]))
-            self._steps = []
+        for epoch, steps in groupby(self._guesses, itemgetter(0)):
+            parts = [columns for _, columns in steps]
+            joined = {name: _numpy(torch.cat([part[name] for part in parts])) for name in parts[0]}
+            self._tables["samples"].append(pd.DataFrame({"epoch": epoch, **joined}))
+        for name, values in self._logits.items():
+            self._sources.setdefault(name, []).append(_numpy(torch.cat(values)))
+        self._losses, self._guesses, self._logits = [], [], {}
 
 
 def _grows(name: str) -> bool:

@@ -14,10 +14,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipviz.events import StepFinished
-from clipviz.loop import Adaptation
+from clipviz.loop import Adaptation, adapt
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.dpa import DPA
 from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
+from clipviz.recorder import Recorder
 
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero"}
 COPIES = {"cpu", "numpy", "tolist", "__array__"}
@@ -86,6 +87,18 @@ def test_a_step_reads_one_number_off_the_device(name):
         pass
     found = reads_of(lambda: next(events))
     assert found == {"_local_scalar_dense": 1}  # isfinite(loss)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_recorder_reads_nothing_until_the_epoch_ends(name):
+    data = ToyDataset(24)
+    method, recorder = METHODS[name](make_tiny_backbone(), data.prompts), Recorder()
+    for event in adapt(method, data, AdaptConfig(1, batch_size=8)):
+        found = reads_of(lambda event=event: recorder(event))
+        assert not (found and isinstance(event, StepFinished))
+    trace = recorder.trace()
+    assert sorted(trace.samples["index"]) == list(range(24))
+    assert trace.steps["step"].max() == 2
 
 
 def test_what_is_read_is_noticed():
