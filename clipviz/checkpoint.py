@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from clipviz.files import replacing
 from clipviz.loop import Adaptation, versions
 from clipviz.methods.base import Method
 from clipviz.prompts import ClassPrompts
@@ -85,14 +84,8 @@ def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
     }
     metadata["digest"] = _digest(tensors, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as place:
+        save_file(tensors, place, metadata=metadata)
 
 
 def load_checkpoint(path: Path, adaptation: Adaptation) -> None:

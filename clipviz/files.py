@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +33,28 @@ def prepare_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place to write a file, which moves to `path` when the block ends and vanishes if it fails.
+
+    It is in a hidden folder beside `path`, not beside `path` itself: safetensors writes under names of its own beside
+    its target, and what a killed process leaves of them is to be found under a name of ours.
+    """
+    folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    folder.mkdir()
+    try:
+        yield folder / path.name
+        with (folder / path.name).open("rb+") as file:
+            os.fsync(file.fileno())
+        (folder / path.name).replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file beside its place and move it there."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as place:
+        place.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: Path, value: Any) -> None:

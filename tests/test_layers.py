@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, str] = {
     "looker": "data methods evaluate saliency",
     "gallery": "events data methods evaluate",
     "loop": "events data methods evaluate gallery parallel",
-    "checkpoint": "methods loop prompts",
+    "checkpoint": "files methods loop prompts",
     "build": "errors backbone data methods",
     "ladder": "events backbone data methods evaluate loop",
     # the stem without torch

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,6 +134,25 @@ def test_what_a_killed_run_left_half_done_is_cleared_away(tiny_backbone, undistu
     assert differences(resumed.fit(), undisturbed[0]) == []
     assert_same_bits(method_state(resumed.method), undisturbed[1])
     assert sorted(path.name for path in tmp_path.glob(".*")) == [".mine", ".trace.mine"]  # not ours to delete
+
+
+def test_a_kill_while_safetensors_writes_leaves_nothing_that_is_not_known_for_ours(
+    tiny_backbone, tmp_path, monkeypatch
+):
+    """safetensors writes to `.tmp...` beside its target; such a file must not lie in the run's folder."""
+
+    def killed(tensors, filename, metadata):
+        Path(filename).with_name(".tmpAbCdEf").write_bytes(b"half")
+        shutil.copytree(tmp_path / "run", tmp_path / "as_it_was")
+        raise ConnectionError
+
+    monkeypatch.setattr("clipviz.checkpoint.save_file", killed)
+    with pytest.raises(ConnectionError):
+        make_run(tmp_path / "run", tiny_backbone).fit()
+    hidden = [path.name for path in (tmp_path / "as_it_was").glob(".*")]
+    assert hidden
+    assert not make_run(tmp_path / "as_it_was", tiny_backbone).restore()
+    assert not list((tmp_path / "as_it_was").glob(".*"))
 
 
 def test_a_folder_that_is_being_written_to_is_left_alone(tiny_backbone, tmp_path):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch import Tensor
 from clipviz.data.features import DEFAULT_LOGIT_SCALE, FeatureDataset
 from clipviz.data.image_files import Classes, Descriptions, given_classes, make_prompts
 from clipviz.errors import one_line
+from clipviz.files import replacing
 
 FEATURE_SUFFIXES = (".npz", ".safetensors")
 _KNOWN = ("embeddings", "labels", "classifier", "class_names", "logit_scale", "model")
@@ -167,17 +167,13 @@ def write_features(path: str | os.PathLike[str], dataset: FeatureDataset) -> Non
     }
     if dataset.classifier is not None:
         tensors["classifier"] = dataset.classifier.contiguous()
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
+    with replacing(target) as place:
         if target.suffix.lower() == ".npz":
             arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
             arrays["class_names"] = np.array(dataset.class_names, dtype=str)
             arrays["model"] = np.array(dataset.model)
-            with temporary.open("wb") as file:
+            with place.open("wb") as file:
                 np.savez(file, **arrays)
         else:
             metadata = {"class_names": json.dumps(dataset.class_names), "model": dataset.model}
-            save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+            save_file(tensors, place, metadata=metadata)

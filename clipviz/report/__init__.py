@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clipviz.figures import is_trained, trace_labels
+from clipviz.files import replacing
 from clipviz.report import sections
 from clipviz.report.page import Html, element, page
 from clipviz.report.summary import check_comparable, summarize
@@ -86,18 +85,11 @@ def _most_picture_bytes(n_runs: int) -> int:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside the goal, then rename: a reader sees the older page or the whole new one."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    """A reader sees the older page or the whole new one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        with replacing(path) as place:
+            place.write_bytes(content)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(f"cannot write the report to {path}: {reason}; choose another --out") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
