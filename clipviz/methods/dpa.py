@@ -277,10 +277,15 @@ class DPA(Method):
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Fill the bank with the zero-shot model's embeddings and labels; the first image prototypes."""
-        rows = [(batch.index, batch.views.gather(embed(self.backbone, batch.views.weak))) for batch in batches]
-        index, embeddings = (torch.cat(column) for column in zip(*rows, strict=True))
-        self._resize("bank_embeddings", embeddings.shape)[index] = embeddings
-        self._resize("bank_labels", index.shape)[index] = self._text_logits(embeddings).argmax(-1)
+        rows = []  # batch after batch: the logits of a million images and a thousand classes would be 4 GB
+        for batch in batches:
+            embeddings = batch.views.gather(embed(self.backbone, batch.views.weak))
+            rows.append((batch.index, embeddings, self._text_logits(embeddings).argmax(-1)))
+        n = sum(len(index) for index, _, _ in rows)
+        bank = self._resize("bank_embeddings", (n, self.text_prototypes.shape[1]))
+        bank_labels = self._resize("bank_labels", (n,))
+        for index, embeddings, labels in rows:
+            bank[index], bank_labels[index] = embeddings, labels
         self._update_prototypes()
 
     def end_epoch(self) -> None:
