@@ -18,6 +18,9 @@ from typing import Any
 
 from clipviz.errors import unknown
 
+Descriptions = str | os.PathLike[str] | Mapping[str, Sequence[str]]
+"""A CuPL JSON file, or class name -> sentences."""
+
 DEFAULT_TEMPLATES = (
     "a photo of a {}.",
     "a close-up photo of a {}.",
@@ -100,6 +103,27 @@ class ClassPrompts:
     def _check_known(self, name: str) -> None:
         if name not in self.names:
             raise unknown("class", name, self.names)
+
+
+def make_prompts(
+    class_names: tuple[str, ...], templates: str | Sequence[str] | None, descriptions: Descriptions | None
+) -> ClassPrompts:
+    """Put the texts of a data set together.
+
+    Args:
+        class_names: empty: the descriptions name the classes.
+        templates: one or more patterns; None: `DEFAULT_TEMPLATES`.
+        descriptions: None: nobody wrote any.
+    """
+    expected = class_names or None
+    if descriptions is None:
+        described = {}
+    elif isinstance(descriptions, str | os.PathLike):
+        described = read_descriptions(descriptions, expected)
+    else:
+        described = resolve_descriptions(descriptions, expected)
+    patterns = (templates,) if isinstance(templates, str) else tuple(templates or DEFAULT_TEMPLATES)
+    return ClassPrompts(class_names or tuple(described), patterns, described)
 
 
 def check_class_names(names: Sequence[str], source: str = "class names") -> None:

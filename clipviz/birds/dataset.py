@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -13,8 +12,9 @@ from clipviz.birds.domains import DOMAINS, VALIDATION_DOMAIN, render_image
 from clipviz.birds.render import ATTRIBUTE_PARTS, PART_ID, PART_NAMES
 from clipviz.birds.world import SPECIES
 from clipviz.data.base import ImageDataset
+from clipviz.data.image_files import check_count
 from clipviz.errors import choose
-from clipviz.prompts import ClassPrompts, read_descriptions
+from clipviz.prompts import Descriptions, make_prompts
 
 SIZES = {"train": 2000, "val": 480, "test": 960}
 """Images of a split unless `n` says otherwise."""
@@ -33,7 +33,7 @@ class BirdsDataset(ImageDataset):
         n: number of images.
         severity: strength of the domain's shift, 0 = source.
         descriptions: class name -> sentences, or a CuPL JSON file; default: those that follow from the attributes.
-        templates: patterns with "{}"; default: four.
+        templates: one or more patterns with "{}"; default: four.
         cache_bytes: rendered images are kept up to this size, those that came first; the rest is rendered at each use.
     """
 
@@ -45,22 +45,20 @@ class BirdsDataset(ImageDataset):
         seed: int = 0,
         n: int | None = None,
         severity: float = 1.0,
-        descriptions: Mapping[str, Sequence[str]] | str | os.PathLike[str] | None = None,
-        templates: Sequence[str] | None = None,
+        descriptions: Descriptions | None = None,
+        templates: str | Sequence[str] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         domains = (*DOMAINS, VALIDATION_DOMAIN)
         choose("domain", domain, domains)
         choose("split", split, SIZES)
+        check_count(n)
         n = SIZES[split] if n is None else n
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
         self.name = "birds" if domain == "source" else f"birds/{domain}"
         self.split = split
         self.class_names = tuple(species.name for species in SPECIES)
-        self.prompts = ClassPrompts(
-            self.class_names, tuple(templates or TEMPLATES), _descriptions(descriptions, self.class_names)
-        )
+        described = species_descriptions() if descriptions is None else descriptions
+        self.prompts = make_prompts(self.class_names, templates or TEMPLATES, described)
         self.part_names = PART_NAMES
         self.skipped = []
         self.targets = np.arange(n, dtype=np.int64) % len(SPECIES)
@@ -103,29 +101,3 @@ def contrast_parts(target: int, contrast: int) -> frozenset[int]:
     first, second = SPECIES[target].values, SPECIES[contrast].values
     different = [name for name in ATTRIBUTE_PARTS if first[name] != second[name]]
     return frozenset(PART_ID[part] for name in different for part in ATTRIBUTE_PARTS[name])
-
-
-def load_birds(
-    domain: str,
-    split: str,
-    *,
-    seed: int = 0,
-    n: int | None = None,
-    severity: float = 1.0,
-    descriptions: Mapping[str, Sequence[str]] | str | os.PathLike[str] | None = None,
-    templates: Sequence[str] | None = None,
-) -> BirdsDataset:
-    """See `BirdsDataset`. Raises `ValueError` for an unknown domain or split."""
-    return BirdsDataset(
-        domain, split, seed=seed, n=n, severity=severity, descriptions=descriptions, templates=templates
-    )
-
-
-def _descriptions(
-    given: Mapping[str, Sequence[str]] | str | os.PathLike[str] | None, names: tuple[str, ...]
-) -> dict[str, tuple[str, ...]]:
-    if given is None:
-        return species_descriptions()
-    if isinstance(given, Mapping):
-        return {name: tuple(sentences) for name, sentences in given.items()}
-    return read_descriptions(given, names)

@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipviz.data.base import ImageDataset
-from clipviz.data.image_files import Descriptions, ImageFileDataset, Progress, check_count, make_prompts
+from clipviz.data.image_files import ImageFileDataset, Progress, check_count
 from clipviz.data.layout import ALL, SPLITS, Layout, NoSuchSplit
 from clipviz.data.lists import read_cub, read_resisc45
 from clipviz.data.pixel_cache import DiskCache
 from clipviz.data.scan import find_images, list_folder
 from clipviz.errors import choose, one_line
+from clipviz.prompts import Descriptions, make_prompts
 
 ROOT_VARIABLE = "CLIPVIZ_DATA"
 """Environment variable with the folder of all benchmarks; without it, that is data/."""

@@ -28,9 +28,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipviz.data.features import DEFAULT_LOGIT_SCALE, FeatureDataset
-from clipviz.data.image_files import Classes, Descriptions, given_classes, make_prompts
+from clipviz.data.image_files import Classes, given_classes
 from clipviz.errors import one_line
 from clipviz.files import replacing
+from clipviz.prompts import Descriptions, make_prompts
 
 FEATURE_SUFFIXES = (".npz", ".safetensors")
 _KNOWN = ("embeddings", "labels", "classifier", "class_names", "logit_scale", "model")

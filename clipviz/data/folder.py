@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from clipviz.data.image_files import (
     CACHE_BYTES,
     Classes,
-    Descriptions,
     ImageFileDataset,
     Progress,
     check_count,
@@ -17,6 +16,7 @@ from clipviz.data.image_files import (
 from clipviz.data.layout import read_layout
 from clipviz.data.pixel_cache import DiskCache
 from clipviz.data.scan import display_name
+from clipviz.prompts import Descriptions
 
 
 class ImageFolderDataset(ImageFileDataset):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,15 +15,8 @@ from clipviz.data.decode import UnreadableImage, read_image
 from clipviz.data.layout import Layout, read_class_names
 from clipviz.data.pixel_cache import DiskCache, MemoryCache
 from clipviz.data.scan import display_path
-from clipviz.prompts import (
-    DEFAULT_TEMPLATES,
-    ClassPrompts,
-    check_class_names,
-    read_descriptions,
-    resolve_descriptions,
-)
+from clipviz.prompts import Descriptions, check_class_names, make_prompts
 
-Descriptions = str | os.PathLike[str] | Mapping[str, Sequence[str]]
 Classes = str | os.PathLike[str] | Sequence[str]
 Progress = Callable[[int, int], None]
 
@@ -175,18 +168,3 @@ def given_classes(classes: Classes | None) -> tuple[str, ...] | None:
     names = tuple(classes)
     check_class_names(names)
     return names
-
-
-def make_prompts(
-    class_names: tuple[str, ...], templates: str | Sequence[str] | None, descriptions: Descriptions | None
-) -> ClassPrompts:
-    """Put the texts together; without class names the descriptions name the classes."""
-    expected = class_names or None
-    if descriptions is None:
-        described = {}
-    elif isinstance(descriptions, str | os.PathLike):
-        described = read_descriptions(descriptions, expected)
-    else:
-        described = resolve_descriptions(descriptions, expected)
-    patterns = (templates,) if isinstance(templates, str) else tuple(templates or DEFAULT_TEMPLATES)
-    return ClassPrompts(class_names or tuple(described), patterns, described)

@@ -12,12 +12,13 @@ from clipviz.data.benchmarks import benchmark_of_split_file, benchmarks, find_be
 from clipviz.data.coop import is_coop_split, read_coop_split
 from clipviz.data.feature_files import FEATURE_SUFFIXES, read_features
 from clipviz.data.folder import ImageFolderDataset
-from clipviz.data.image_files import Classes, Descriptions, ImageFileDataset, Progress, given_classes
+from clipviz.data.image_files import Classes, ImageFileDataset, Progress, given_classes
 from clipviz.data.layout import Layout
 from clipviz.data.manifest import MANIFEST_SUFFIXES, read_manifest
 from clipviz.data.pixel_cache import DiskCache
 from clipviz.data.scan import display_name
 from clipviz.errors import unknown
+from clipviz.prompts import Descriptions
 
 _BIRDS = "birds"
 _DEFAULT_DOMAIN = "source"
@@ -68,10 +69,10 @@ def load_dataset(
         if classes is not None:
             raise ValueError("birds bring their own class names: leave the class list out")
         # here, so that a folder of images needs nothing of the renderer
-        from clipviz.birds.dataset import load_birds
+        from clipviz.birds.dataset import BirdsDataset
 
         domain = text.partition("/")[2] or _DEFAULT_DOMAIN
-        return load_birds(
+        return BirdsDataset(
             domain, split, seed=seed, n=n, severity=severity, descriptions=descriptions, templates=templates
         )
     texts: dict[str, Any] = {"descriptions": descriptions, "templates": templates, "n": n, "seed": seed}

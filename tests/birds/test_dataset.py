@@ -81,6 +81,7 @@ def test_prompts_come_from_the_attributes_or_from_the_user(tmp_path):
     assert BirdsDataset("source", "train", n=1, descriptions=path).prompts.descriptions["plain duck"] == (
         "plain duck is a bird.",
     )
+    assert BirdsDataset("source", "train", n=1, templates="one {}").prompts.templates == ("one {}",)
     with pytest.raises(ValueError, match="no entry for"):
         BirdsDataset("source", "train", n=1, descriptions={"plain duck": ["A duck."]})
 
@@ -101,7 +102,7 @@ def test_unknown_names_get_the_nearest(arguments, message):
 
 
 def test_an_empty_set_is_refused():
-    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="wants at least 1, got 0"):
         BirdsDataset("fog", "train", n=0)
 
 

@@ -1,30 +1,21 @@
-import sys
-import types
-
+import numpy as np
 import pytest
 
+from clipviz.birds.dataset import BirdsDataset
 from clipviz.data import ImageFolderDataset, load_dataset
 
 
-@pytest.fixture
-def birds_calls(monkeypatch):
-    """Put a recorder in the place of the bird renderer."""
-    calls = []
-    module = types.ModuleType("clipviz.birds.dataset")
-    module.load_birds = lambda *args, **kwargs: calls.append((args, kwargs))
-    monkeypatch.setitem(sys.modules, "clipviz.birds.dataset", module)
-    return calls
-
-
 @pytest.mark.parametrize(("spec", "domain"), [("birds", "source"), ("birds/fog", "fog"), ("birds/", "source")])
-def test_birds_are_loaded_by_domain(birds_calls, spec, domain):
-    load_dataset(spec, "test", seed=3, n=5, severity=0.5)
-    ((arguments, options),) = birds_calls
-    assert arguments == (domain, "test")
-    assert options == {"seed": 3, "n": 5, "severity": 0.5, "descriptions": None, "templates": None}
+def test_birds_are_loaded_by_domain(spec, domain):
+    texts = {"descriptions": None, "templates": "one {}"}
+    loaded = load_dataset(spec, "test", seed=3, n=5, severity=0.5, **texts)
+    expected = BirdsDataset(domain, "test", seed=3, n=5, severity=0.5, **texts)
+    assert (loaded.name, loaded.split, len(loaded)) == (expected.name, "test", 5)
+    assert loaded.prompts == expected.prompts
+    np.testing.assert_array_equal(loaded.image(4), expected.image(4))
 
 
-def test_birds_bring_their_own_classes(birds_calls):
+def test_birds_bring_their_own_classes():
     with pytest.raises(ValueError, match="leave the class list out"):
         load_dataset("birds", classes=["owl"])
 

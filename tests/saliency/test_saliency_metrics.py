@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipviz.birds.dataset import load_birds
+from clipviz.birds.dataset import BirdsDataset
 from clipviz.birds.render import PART_ID
 from clipviz.birds.world import SPECIES
 from clipviz.evaluate import spread_probe
@@ -98,7 +98,7 @@ def test_invisible_regions_are_nan() -> None:
 
 
 def test_regions_of_birds_are_where_the_bird_is() -> None:
-    dataset = load_birds("source", "test", n=24)
+    dataset = BirdsDataset("source", "test", n=24)
     probe = spread_probe(dataset, 64, 24)
     assert probe.parts is not None
     regions = bird_regions(probe.parts, probe.target)
