@@ -97,6 +97,7 @@ class DiskCache:
         self.trouble: str | None = None
         self._limit = int(gigabytes * 1e9)
         self._room = 0  # bytes that may be written before the folder is looked through again
+        self._unwritten = 0  # bytes that were granted to threads whose entries are not in the folder yet
         self._begun = time.time() - 1  # file systems keep coarser time
         self._lock = threading.Lock()
 
@@ -144,7 +145,8 @@ class DiskCache:
 
     def _store(self, entry: Path, image: Image.Image) -> None:
         pixels = image.tobytes()
-        if not self._reserve(_HEADER.size + len(pixels)):
+        size = _HEADER.size + len(pixels)
+        if not self._reserve(size):
             return
         temporary = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}")
         try:
@@ -152,7 +154,9 @@ class DiskCache:
             with temporary.open("wb") as file:
                 file.write(_HEADER.pack(_MAGIC, *image.size, zlib.crc32(pixels)))
                 file.write(pixels)
-            temporary.replace(entry)
+            with self._lock:  # so that the entry is counted once, as unwritten or as written
+                temporary.replace(entry)
+                self._unwritten -= size
         except OSError as error:  # a full disk is no reason to stop a run that can do without
             self.trouble = f"nothing more is stored in {self.folder}: {error.strerror or error}"
             _remove(temporary)
@@ -168,13 +172,14 @@ class DiskCache:
                 self.trouble = f"{self.folder} is full ({self.gigabytes:g} GB); further images are decoded at each use"
                 return False
             self._room -= size
+            self._unwritten += size
             return True
 
     def _make_room(self, size: int) -> int:
         """Remove what this process has not used until there is room for some images; returns how many bytes."""
         wanted = max(size, self._limit // 64)
         entries = sorted(self._entries())
-        total = sum(entry.size for entry in entries)
+        total = self._unwritten + sum(entry.size for entry in entries)
         for entry in entries:
             if total + wanted <= self._limit or entry.used >= self._begun:
                 break

@@ -190,6 +190,12 @@ def test_other_files_in_its_folder_are_not_touched(photos, tmp_path):
     assert not left.exists()
 
 
+def test_room_is_granted_once_even_while_nothing_is_written_yet(tmp_path):
+    cache = DiskCache(tmp_path / "cache", 5.5 * BYTES / 1e9, SIDE)
+    granted = [cache._reserve(BYTES) for _ in range(8)]  # as by threads that are about to write
+    assert granted == [True] * 5 + [False] * 3
+
+
 def test_a_full_disk_stops_the_cache_and_not_the_run(photos, tmp_path, monkeypatch):
     def full(self, target):
         raise OSError(28, "No space left on device")
