@@ -143,7 +143,6 @@ class Canvas:
         color: np.ndarray,
         part: int,
         *,
-        opacity: float = 1.0,
         ink: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
         shade: float = 0.0,
     ) -> None:
@@ -153,7 +152,6 @@ class Canvas:
             shape: where.
             color: (3,) in [0, 1].
             part: id written to `parts` wherever the paint covers more than half a pixel.
-            opacity: 1 covers completely; `parts` is written only if it is at least one half.
             ink: pattern (x, y) -> coverage in [0, 1], multiplied with the shape's.
             shade: darkening towards the lower edge, as a fraction per unit of y.
         """
@@ -164,10 +162,9 @@ class Canvas:
         alpha = np.clip(0.5 - shape.distance(x, y) * self.scale, 0.0, 1.0)
         if ink is not None:
             alpha = alpha * ink(x, y)
-        alpha = (alpha * opacity).astype(np.float32)
+        alpha = alpha.astype(np.float32)
         target = np.broadcast_to(np.asarray(color, dtype=np.float32), (*x.shape, 3))
         if shade:
             target = np.clip(target * (1.0 + shade * y)[..., None], 0.0, 1.0)
         self.rgb[window] += alpha[..., None] * (target - self.rgb[window])
-        if opacity >= 0.5:
-            self.parts[window][alpha > 0.5] = part
+        self.parts[window][alpha > 0.5] = part

@@ -21,9 +21,8 @@ from clipviz.saliency.sanity import rank_correlation, scrambled_model
 MASK_METRICS = ("pointing_game", "part_mass", "part_rank")
 MODEL_METRICS = ("deletion_auc", "insertion_auc", "infidelity", "sensitivity", "sanity")
 METRICS = (*MASK_METRICS, *MODEL_METRICS)
-
-LOWER_IS_BETTER = ("deletion_auc", "infidelity", "sensitivity", "sanity")
-"""All others are better when higher. "sanity" is the rank correlation with the map of a scrambled model."""
+"""Lower is better for "deletion_auc", "infidelity", "sensitivity" and "sanity", the rank correlation with the map of a
+scrambled model; higher is better for the others."""
 
 
 def saliency_table(

@@ -162,6 +162,7 @@ def test_a_canvas_paints_a_disk_of_the_right_area_and_mask():
     assert (canvas.parts == 3).sum() == pytest.approx(area, rel=0.02)
     assert canvas.rgb[..., 0].sum() == pytest.approx(area, rel=0.02)
     assert canvas.rgb[32, 32].tolist() == [1.0, 0.5, 0.0]
-    canvas.paint(ellipse(0.0, 0.0, 1.0, 1.0), np.ones(3), 7, opacity=0.25)
+    thin = lambda x, y: np.full_like(x, 0.25)  # noqa: E731
+    canvas.paint(ellipse(0.0, 0.0, 1.0, 1.0), np.ones(3), 7, ink=thin)
     assert (canvas.parts != 7).all()  # see-through paint hides nothing
     assert canvas.rgb[32, 32].tolist() == [1.0, 0.625, 0.25]
