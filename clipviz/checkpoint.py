@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from clipviz.errors import one_line
 from clipviz.files import replacing
 from clipviz.loop import Adaptation, versions
 from clipviz.methods.base import Method
@@ -99,9 +100,10 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
     wanted, got = _identity(adaptation), {"precision": "32", **json.loads(metadata["identity"])}
     for key, value in wanted.items():
         if got.get(key) != value:
+            was, now = (one_line(repr(each), 60) for each in (got.get(key), value))
             raise ValueError(
-                f"checkpoint {path} belongs to another run: {key} was {_short(got.get(key))}, "
-                f"now it is {_short(value)}; use the same arguments as when it was written, or another folder"
+                f"checkpoint {path} belongs to another run: {key} was {was}, now it is {now}; "
+                "use the same arguments as when it was written, or another folder"
             )
     parts = {kind: _below(kind, tensors) for kind in ("method", "optimizer", "books")}
     with torch.no_grad():
@@ -123,7 +125,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except Exception as error:  # parsers of foreign bytes raise what they like
         raise DamagedCheckpoint(
-            f"cannot read checkpoint {path}: {' '.join(str(error).split())}; delete it to start at the beginning"
+            f"cannot read checkpoint {path}: {one_line(error)}; delete it to start at the beginning"
         ) from error
     if not metadata.get("format", "").startswith("clipviz-checkpoint-"):
         raise ValueError(f"{path} is not a clipviz checkpoint; use another folder")
@@ -159,8 +161,3 @@ def _restore_moments(path: Path, method: Method, optimizer: Optimizer, moments: 
             optimizer.state[parameter] = {
                 key: tensor.to("cpu" if key == "step" else parameter.device) for key, tensor in state.items()
             }
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

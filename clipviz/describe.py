@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from clipviz.errors import one_line
 from clipviz.files import write_json
 from clipviz.prompts import description_pairs, normalize_name, spoken_name
 
@@ -232,13 +233,13 @@ def _call(endpoint: Endpoint, question: str) -> str:
             raise _http_failure(error) from error
     except (OSError, http.client.HTTPException) as error:  # no connection, a time-out, half an answer
         reason = getattr(error, "reason", error)
-        raise Unanswered(f"no answer from {endpoint.url} ({_line(reason) or type(error).__name__})") from error
+        raise Unanswered(f"no answer from {endpoint.url} ({one_line(reason) or type(error).__name__})") from error
     return _content(raw)
 
 
 def _http_failure(error: urllib.error.HTTPError) -> Unanswered:
     try:
-        said = _line(error.read(2000).decode(errors="replace"))
+        said = one_line(error.read(2000).decode(errors="replace"))
     except OSError:
         said = ""
     if error.code not in _RETRIED:
@@ -262,7 +263,3 @@ def _content(raw: bytes) -> str:
     if not isinstance(content, str):
         raise Unanswered("the answer holds no text")
     return content
-
-
-def _line(text: object) -> str:
-    return " ".join(str(text).split())[:200]
