@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipviz.events import EpochFinished, Event, Listener, Predictions, Probe, RunFinished, RunStarted, StepFinished
 from clipviz.ops import margin
-from clipviz.trace import TABLES, Trace
+from clipviz.trace import TABLES, Trace, is_by_epoch
 
 MAX_SOURCE_LOGITS = 10_000_000
 """Source logits of the last epoch are kept up to so many numbers per source (20 MB of float16)."""
@@ -63,7 +63,7 @@ class Recorder:
         self._fixed: dict[str, np.ndarray] = {}
         self._growing: dict[str, list[np.ndarray]] = {}
         for name, array in start.arrays.items():
-            if _grows(name):
+            if is_by_epoch(name):
                 self._growing[name] = list(array)
             elif not name.startswith("sources/"):
                 self._fixed[name] = array
@@ -227,14 +227,6 @@ class Recorder:
         for name, values in self._logits.items():
             self._sources.setdefault(name, []).append(_numpy(torch.cat(values)))
         self._losses, self._guesses, self._logits = [], [], {}
-
-
-def _grows(name: str) -> bool:
-    """Whether an array has one entry per epoch."""
-    fixed = ("probe/images", "probe/index", "probe/target", "probe/parts")
-    return (
-        name == "embeddings/images" or name.startswith("snapshot/") or (name.startswith("probe/") and name not in fixed)
-    )
 
 
 def _probe_arrays(prefix: str, probe: Probe) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ import pandas as pd
 
 from clipviz.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from clipviz.loop import Adaptation
-from clipviz.trace import TABLES, Trace
+from clipviz.trace import TABLES, Trace, is_by_epoch
 
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
@@ -156,13 +156,10 @@ def _known_to(adaptation: Adaptation, trace: Trace) -> Trace:
     keeps_sources = len(tables["samples"]) > 0 and tables["samples"]["epoch"].max() == last_begun
     arrays = {}
     for name, array in trace.arrays.items():
-        is_fixed = name in (
-            "probe/images", "probe/index", "probe/target", "probe/parts", "embeddings/index", "embeddings/target"
-        )  # fmt: skip
-        if name == "embeddings/images" or name.startswith("snapshot/") or (name.startswith("probe/") and not is_fixed):
+        if is_by_epoch(name):
             arrays[name] = array[: epoch + 1]
         elif name.startswith("sources/") and keeps_sources:
             arrays[name] = array[:n_guesses] if n_guesses else array
-        elif is_fixed:
+        elif name.startswith(("probe/", "embeddings/")):
             arrays[name] = array
     return Trace(**tables, arrays=arrays, meta=trace.meta)

@@ -63,6 +63,9 @@ TABLES: dict[str, dict[str, str]] = {
     "skipped": {"path": "str", "reason": "str"},
 }
 
+_FOLLOWED = ("probe/images", "probe/index", "probe/target", "probe/parts")
+"""Arrays of the probe that are the same at every epoch."""
+
 _TRIES = 20
 _MANIFEST = "manifest.json"
 _META = "meta.json"
@@ -73,6 +76,13 @@ _FILES = frozenset({_MANIFEST, _META, _ARRAYS} | {f"{table}.parquet" for table i
 def empty_table(name: str) -> pd.DataFrame:
     """Table `name` of `TABLES` without rows, with its required columns and their types."""
     return pd.DataFrame({column: pd.Series(dtype=dtype) for column, dtype in TABLES[name].items()})
+
+
+def is_by_epoch(name: str) -> bool:
+    """Whether an array has one row per epoch, the first from before training."""
+    if name.startswith("probe/"):
+        return name not in _FOLLOWED
+    return name == "embeddings/images" or name.startswith("snapshot/")
 
 
 def storable_text(text: str) -> str:
