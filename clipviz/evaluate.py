@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset, ViewConfig, Views
 from clipviz.data.embed import embed_dataset
 from clipviz.data.features import FeatureDataset
@@ -21,12 +22,12 @@ from clipviz.parallel import ONE, Ranks
 
 
 @contextmanager
-def undisturbed(method: Method) -> Iterator[None]:
-    """Look at a method without changing its course: eval mode, no gradient, random state and modes restored."""
-    modes = [(module, module.training) for module in method.modules()]
-    devices = [method.backbone.device] if method.backbone.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        method.eval()
+def undisturbed(model: Method | Backbone) -> Iterator[None]:
+    """Look at a model without changing its course: eval mode, no gradient, random state and modes restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = (model.backbone if isinstance(model, Method) else model).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        model.eval()
         try:
             yield
         finally:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clipviz.backbone import Backbone
 from clipviz.errors import unknown
+from clipviz.evaluate import undisturbed
 from clipviz.methods.base import Method
 from clipviz.ops import normalize
 
@@ -68,16 +69,8 @@ def backbone_of(model: Model) -> Backbone:
 @contextmanager
 def looking(model: Model) -> Iterator[None]:
     """Look with gradients and leave no trace: eval mode inside, modes and random state restored after."""
-    modes = [(module, module.training) for module in model.modules()]
-    device = backbone_of(model).device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+    with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def ask(model: Model, images: Tensor, target: Asked | None = None, contrast: Asked | None = None) -> Question:
