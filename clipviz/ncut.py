@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clipviz.errors import choose
-from clipviz.ops import normalize
+from clipviz.ops import expect_axes, expect_floats, normalize
 
 AffinityKind = Literal["dot", "cosine"]
 MaskRule = Literal["std", "mean"]
@@ -36,11 +36,11 @@ def patch_affinity(patches: Tensor, tau: float = 0.2, kind: AffinityKind = "dot"
         (B, N, N) float, entries 1 or eps.
 
     Raises:
-        ValueError: if `kind` is unknown or the shape is not (B, N, W).
+        ValueError: if `kind` is unknown, or the tokens are not (B, N, W) floats.
     """
     choose("affinity kind", kind, ("dot", "cosine"))
-    if patches.ndim != 3:
-        raise ValueError(f"patches must be (B, N, W), got {tuple(patches.shape)}")
+    expect_axes(patches=(patches, "BNW"))
+    expect_floats(patches=patches)
     tokens = normalize(patches) if kind == "cosine" else patches
     similarity = tokens @ tokens.transpose(1, 2)
     return torch.where(similarity > tau, 1.0, eps).to(patches.dtype)
@@ -81,8 +81,9 @@ def spectrum(affinity: Tensor) -> Spectrum:
         no more were not faster on batches of this size (docs/speed.md).
 
     Raises:
-        ValueError: if the shape is not (B, N, N) with N >= 2, or the numbers are not finite.
+        ValueError: if the shape is not (B, N, N) with N >= 2, or the numbers are not finite floats.
     """
+    expect_floats(affinity=affinity)
     if affinity.ndim != 3 or affinity.shape[1] != affinity.shape[2] or affinity.shape[1] < 2:
         raise ValueError(f"affinity must be (B, N, N) with N >= 2, got {tuple(affinity.shape)}")
     try:
@@ -120,9 +121,13 @@ def foreground_mask(fiedler: Tensor, rule: MaskRule = "std") -> Tensor:
         (B, N) bool.
 
     Raises:
-        ValueError: if the rule is unknown.
+        ValueError: if the rule is unknown, or the vectors are not (B, N) floats with N >= 2.
     """
     choose("mask rule", rule, ("std", "mean"))
+    expect_axes(fiedler=(fiedler, "BN"))
+    expect_floats(fiedler=fiedler)
+    if fiedler.shape[1] < 2:
+        raise ValueError(f"fiedler must be (B, N) with N >= 2, got {tuple(fiedler.shape)}: one patch cannot be cut")
     threshold = fiedler.std(-1, keepdim=True) if rule == "std" else fiedler.mean(-1, keepdim=True)
     return fiedler > threshold
 

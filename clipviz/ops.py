@@ -18,12 +18,46 @@ def expect_axes(**tensors: tuple[Tensor, str]) -> None:
     """
     sizes: dict[str, int] = {}
     for name, (tensor, axes) in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a tensor ({', '.join(axes)}), got {type(tensor).__name__}")
         shape = tuple(tensor.shape)
         known = dict(sizes)
         if len(shape) != len(axes) or any(sizes.setdefault(axis, n) != n for axis, n in zip(axes, shape, strict=True)):
-            fixed = ", ".join(f"{axis} = {known[axis]}" for axis in axes if axis in known)
+            fixed = ", ".join(f"{axis} = {known[axis]}" for axis in dict.fromkeys(axes) if axis in known)
             where = f" with {fixed}" if fixed else ""
             raise ValueError(f"{name} must be ({', '.join(axes)}){where}, got {shape}")
+
+
+def expect_floats(**tensors: Tensor) -> None:
+    """Check that tensors are floating point, and all of one precision.
+
+    Raises:
+        ValueError: naming the first that is not; with whole numbers some formulas would quietly round to 0 and 1.
+    """
+    first = next(iter(tensors))
+    wanted = tensors[first].dtype
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {_dtype(tensor)}; convert with .float()")
+        if tensor.dtype != wanted:
+            raise ValueError(
+                f"{name} must be {_dtype(tensors[first])} as {first} is, got {_dtype(tensor)}; convert one of them"
+            )
+
+
+def expect_integers(**tensors: Tensor) -> None:
+    """Check that tensors hold whole numbers.
+
+    Raises:
+        ValueError: naming the first that does not.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() or tensor.dtype == torch.bool:
+            raise ValueError(f"{name} must be integers, got {_dtype(tensor)}")
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -71,7 +105,8 @@ def fairness_loss(mean_probs: Tensor) -> Tensor:
         probability 0, as float32 rounds exp(-104), counts as the smallest normal number: the loss stays finite.
 
     Raises:
-        ValueError: if the shape is not (C,).
+        ValueError: if they are not (C,) floats.
     """
     expect_axes(mean_probs=(mean_probs, "C"))
+    expect_floats(mean_probs=mean_probs)
     return -mean_probs.clamp(min=torch.finfo(mean_probs.dtype).tiny).log().mean()

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny import clusters
@@ -9,10 +10,26 @@ from tiny import clusters
 from clipviz.events import StepFinished
 from clipviz.loop import adapt
 from clipviz.methods.base import AdaptConfig
-from clipviz.methods.dpa import DPA, align_distribution, alignment_loss, image_prototypes, ranking_weights
-from clipviz.methods.microclip import crop_composite, description_classifier, saliency_query, soap_pool
-from clipviz.methods.ntua import cache_logits
-from clipviz.ncut import fiedler_vector
+from clipviz.methods.dpa import (
+    DPA,
+    DPAConfig,
+    align_distribution,
+    alignment_loss,
+    image_prototypes,
+    ranking_weights,
+    refine_probs,
+)
+from clipviz.methods.microclip import (
+    MicroCLIPConfig,
+    crop_composite,
+    description_classifier,
+    dka_similarity,
+    saliency_query,
+    soap_pool,
+)
+from clipviz.methods.ntua import NtUAConfig, cache_logits, refine_cache
+from clipviz.methods.wca import WCAConfig
+from clipviz.ncut import fiedler_vector, foreground_mask, patch_affinity
 from clipviz.ops import fairness_loss
 
 
@@ -72,8 +89,73 @@ def zeros(*shape):
         (lambda: image_prototypes(zeros(3, 4), zeros(3), zeros(2, 4)), "labels must be integers"),
         (lambda: cache_logits(zeros(1, 4), zeros(2, 4), zeros(1, 3), 1.0, 1.0), "values must be"),
         (lambda: fiedler_vector(torch.full((1, 4, 4), torch.nan)), "finite"),
+        (lambda: soap_pool(zeros(2, 4), zeros(2, 9, 4), *3 * [zeros(4, 5)], zeros(4, 3)), r"\(W, W\) with W = 4, got"),
+        (lambda: dka_similarity(zeros(3, 4), zeros(1, 4), 0.5), "dynamic must be"),
+        (lambda: refine_probs(zeros(3, 4), zeros(4), 0.5), "image_probs must be"),
+        (lambda: refine_cache(zeros(4)), r"teacher_probs must be \(M, C\), got \(4,\)"),
+        (lambda: refine_cache(zeros(4, 0)), "C >= 1"),
+        (lambda: foreground_mask(zeros(4)), r"fiedler must be \(B, N\), got \(4,\)"),
+        (lambda: foreground_mask(zeros(4, 1)), "N >= 2"),
+        (lambda: description_classifier([zeros(2, 4)], zeros(4)), r"name_embeddings must be \(C, E\)"),
+        (lambda: description_classifier([], zeros(0, 4)), "wanted descriptions of at least one class"),
+        (lambda: description_classifier([torch.eye(3)[1:]], torch.eye(3)[:1]), r"classes \[0\] have no similarity"),
+        (lambda: ranking_weights(zeros(1, 4), zeros(1, 4), torch.tensor([4])), r"labels must be in 0\.\.3"),
     ],
 )  # fmt: skip
 def test_tensors_that_do_not_fit_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        # of whole numbers, absent edges were 0 and not eps
+        (lambda: patch_affinity(torch.ones(1, 4, 3, dtype=torch.int64)), "patches must be floating point, got int64"),
+        (lambda: patch_affinity(np.ones((1, 4, 3))), r"patches must be a tensor \(B, N, W\), got ndarray"),
+        (lambda: fiedler_vector(torch.eye(3, dtype=torch.int64)[None]), "affinity must be floating point"),
+        (lambda: foreground_mask(torch.ones(1, 3, dtype=torch.int64)), "fiedler must be floating point"),
+        (lambda: saliency_query(torch.ones(1, 3, 2, dtype=torch.int64), torch.ones(1, 3).bool()), "patches must be"),
+        (lambda: soap_pool(zeros(1, 2), zeros(1, 3, 2).double(), *4 * [zeros(2, 2)]), "patches must be float32"),
+        (lambda: crop_composite(zeros(1, 2).half(), zeros(1, 3, 2)), "crops must be float16 as embedding is"),
+        (lambda: description_classifier([zeros(1, 2).double()], zeros(1, 2)), "descriptions must be float32"),
+        (lambda: fairness_loss(torch.ones(3, dtype=torch.int64)), "mean_probs must be floating point"),
+        (lambda: align_distribution(torch.ones(1, 2, dtype=torch.int64), zeros(2)), "probs must be floating point"),
+        (lambda: image_prototypes(zeros(2, 2), torch.ones(2).bool(), zeros(2, 2)), "labels must be integers, got bool"),
+        (lambda: ranking_weights(zeros(1, 2), zeros(1, 2), zeros(1)), "labels must be integers, got float32"),
+        (lambda: alignment_loss(zeros(2, 2).double(), zeros(2, 2), 1.0), "text_prototypes must be float64"),
+        (lambda: cache_logits(zeros(1, 2), zeros(1, 2).half(), zeros(1, 1), 1.0, 1.0), "keys must be float32"),
+        (lambda: refine_cache(torch.ones(1, 2, dtype=torch.int64)), "teacher_probs must be floating point"),
+    ],
+)  # fmt: skip
+def test_numbers_of_the_wrong_kind_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_prototypes_of_more_images_than_half_precision_counts():
+    embeddings = torch.eye(2).half()[torch.zeros(70_000, dtype=torch.int64)]
+    prototypes = image_prototypes(embeddings, torch.zeros(70_000, dtype=torch.int64), torch.eye(2).half())
+    assert torch.equal(prototypes, torch.eye(2).half())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MicroCLIPConfig(crop_temperature=0.0), "crop_temperature must be positive"),
+        (lambda: MicroCLIPConfig(fairness_weight=math.nan), "fairness_weight must be at least 0 and finite"),
+        (lambda: MicroCLIPConfig(name_embedding="row"), "unknown name embedding 'row'; did you mean 'raw'"),
+        (lambda: MicroCLIPConfig(tau=math.nan), "tau must be finite"),
+        (lambda: DPAConfig(text="template"), "did you mean 'templates'"),
+        (lambda: DPAConfig(align=-1.0), "align must be at least 0"),
+        (lambda: NtUAConfig(affinity="relaible"), "did you mean 'reliability'"),
+        (lambda: NtUAConfig(selection="topk"), "unknown selection 'topk'"),
+        (lambda: NtUAConfig(beta=math.nan), "beta must be at least 0 and finite"),
+        (lambda: NtUAConfig(shots=2.5), "shots must be a whole number, got 2.5"),
+        (lambda: WCAConfig(image_scale=math.inf), "image_scale must be at least 0 and finite"),
+        (lambda: AdaptConfig(epochs=1.5), "epochs must be a whole number"),
+    ],
+)
+def test_constants_that_no_formula_can_use_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -9,8 +9,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from operator import attrgetter
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, Views
 from clipviz.data.features import FeatureBackbone
+from clipviz.errors import choose
 from clipviz.events import CacheVotes, PseudoLabels
 from clipviz.ops import class_logits, normalize
 from clipviz.prompts import ClassPrompts
@@ -28,6 +30,32 @@ TextSource = Literal["templates", "descriptions"]
 """What a text classifier is made of; where nobody wrote descriptions, the templates stand in for them."""
 
 
+def check_constants(config: Any, **least: float) -> None:
+    """Refuse constants that no formula can use, of any configuration.
+
+    Args:
+        config: a dataclass; its fields say by their types what they take.
+        least: smallest value of some of them.
+
+    Raises:
+        ValueError: for the first word that is no choice, fraction where whole numbers count, NaN, infinite or too small
+            number.
+    """
+    for name, low in least.items():
+        value = getattr(config, name)
+        if not low <= value < math.inf:
+            finite = "" if math.isfinite(value) else " and finite"
+            raise ValueError(f"{name} must be at least {low:g}{finite}, got {value}")
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal:
+            choose(name.replace("_", " "), value, get_args(kind))
+        elif kind is int and not isinstance(value, Integral):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+        elif kind is float and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+
+
 @dataclass(frozen=True)
 class AdaptConfig:
     """The schedule of a run: AdamW with a cosine per step, as in the official code of microCLIP and DPA.
@@ -36,7 +64,7 @@ class AdaptConfig:
         epochs: passes over the unlabelled images.
         batch_size: images per step, of all processes together; the last, smaller batch is kept.
         lr: learning rate at the first step.
-        min_lr: learning rate at the last step, at most `lr`.
+        min_lr: where the cosine would be one step after the last, at most `lr`.
         weight_decay: of AdamW, on everything trainable unless a method says otherwise.
         workers: processes that prepare views; 0 prepares them in the caller.
     """
@@ -50,14 +78,9 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         """Refuse schedules that cannot be run."""
-        for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        for name in ("min_lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        check_constants(self, epochs=1, batch_size=1, workers=0, min_lr=0, weight_decay=0)
 
 
 @dataclass(frozen=True)

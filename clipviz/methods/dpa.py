@@ -44,12 +44,13 @@ from clipviz.methods.base import (
     Method,
     TextSource,
     ViewNeeds,
+    check_constants,
     embed,
     prompt_sentences,
     text_classifier,
     unfreeze_norms,
 )
-from clipviz.ops import class_logits, expect_axes, fairness_loss, normalize
+from clipviz.ops import class_logits, expect_axes, expect_floats, expect_integers, fairness_loss, normalize
 from clipviz.prompts import ClassPrompts
 
 _SUMMED_ROWS = 16_384
@@ -83,8 +84,7 @@ class DPAConfig:
         """Refuse constants outside their range."""
         if not 0.0 <= self.a <= 1.0:
             raise ValueError(f"a must be in [0, 1], got {self.a}")
-        if self.window < 1:
-            raise ValueError(f"the window holds at least one batch, got window={self.window}")
+        check_constants(self, reg=0, align=0, w=0, window=1)
 
 
 BENCHMARKS: dict[str, tuple[float, float, float, float, float, int]] = {
@@ -133,18 +133,19 @@ def image_prototypes(embeddings: Tensor, labels: Tensor, text_prototypes: Tensor
         ValueError: if a label is no class, or the shapes disagree.
     """
     expect_axes(embeddings=(embeddings, "nE"), labels=(labels, "n"), text_prototypes=(text_prototypes, "CE"))
-    if labels.is_floating_point():
-        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    expect_integers(labels=labels)
+    expect_floats(embeddings=embeddings)
+    expect_floats(text_prototypes=text_prototypes)
     labels = labels.long()
     text = normalize(text_prototypes.detach())
     if len(labels) and not (int(labels.min()) >= -1 and int(labels.max()) < len(text)):
         raise ValueError(f"labels must be in -1..{len(text) - 1}, got {int(labels.min())}..{int(labels.max())}")
-    sums = torch.zeros_like(text)
+    sums = torch.zeros_like(text, dtype=torch.promote_types(text.dtype, torch.float32))  # half ends at 65,504
     # products with one-hot rows add in the same order on every run, which scattered additions on a GPU do not
     for rows, classes in zip(embeddings.split(_SUMMED_ROWS), labels.split(_SUMMED_ROWS), strict=True):
         sums += F.one_hot(classes + 1, len(text) + 1)[:, 1:].to(rows.dtype).T @ rows
     empty = torch.bincount(labels + 1, minlength=len(text) + 1)[1:] == 0
-    return torch.where(empty[:, None], text, normalize(sums))
+    return torch.where(empty[:, None], text, normalize(sums).to(text.dtype))
 
 
 def align_distribution(probs: Tensor, mean_probs: Tensor) -> Tensor:
@@ -161,12 +162,18 @@ def align_distribution(probs: Tensor, mean_probs: Tensor) -> Tensor:
         ValueError: if the shapes disagree.
     """
     expect_axes(probs=(probs, "BC"), mean_probs=(mean_probs, "C"))
+    expect_floats(probs=probs, mean_probs=mean_probs)
     ratio = probs / torch.where(mean_probs > 0, mean_probs, 1.0)
     return ratio / ratio.sum(-1, keepdim=True)
 
 
 def refine_probs(aligned_text_probs: Tensor, image_probs: Tensor, a: float) -> Tensor:
-    """Convex combination of the two votes, eq. (4): `a` weighs the image prototypes. All (B, C)."""
+    """Convex combination of the two votes, eq. (4): `a` weighs the image prototypes. All (B, C).
+
+    Raises:
+        ValueError: if the shapes disagree.
+    """
+    expect_axes(aligned_text_probs=(aligned_text_probs, "BC"), image_probs=(image_probs, "BC"))
     return a * image_probs + (1.0 - a) * aligned_text_probs
 
 
@@ -176,16 +183,21 @@ def ranking_weights(text_probs: Tensor, image_probs: Tensor, labels: Tensor) -> 
     Args:
         text_probs: (B, C) float, before distribution alignment.
         image_probs: (B, C) float.
-        labels: (B,) int64 pseudo-labels.
+        labels: (B,) integers, the pseudo-labels.
 
     Returns:
         (B,) float in (0, 1]; 1 (but for 1e-7) where both agree with the label.
 
     Raises:
-        ValueError: if the shapes disagree.
+        ValueError: if the shapes disagree, or (on a CPU) a label is no class.
     """
     expect_axes(text_probs=(text_probs, "BC"), image_probs=(image_probs, "BC"), labels=(labels, "B"))
-    shares = [probs.gather(1, labels[:, None])[:, 0] / (probs.amax(-1) + 1e-7) for probs in (text_probs, image_probs)]
+    expect_integers(labels=labels)
+    rows = labels.long()[:, None]
+    try:
+        shares = [probs.gather(1, rows)[:, 0] / (probs.amax(-1) + 1e-7) for probs in (text_probs, image_probs)]
+    except (IndexError, RuntimeError) as error:  # instead of a look at the labels, for which a GPU would be waited
+        raise ValueError(f"labels must be in 0..{text_probs.shape[1] - 1}: {error}") from error
     return shares[0] * shares[1]
 
 
@@ -201,9 +213,10 @@ def alignment_loss(image_prototypes: Tensor, text_prototypes: Tensor, w: float) 
         () float.
 
     Raises:
-        ValueError: if the shapes disagree.
+        ValueError: if shapes or precisions disagree.
     """
     expect_axes(image_prototypes=(image_prototypes, "CE"), text_prototypes=(text_prototypes, "CE"))
+    expect_floats(image_prototypes=image_prototypes, text_prototypes=text_prototypes)
     logits = w * normalize(image_prototypes.detach()) @ normalize(text_prototypes).T
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 

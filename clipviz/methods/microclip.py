@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,19 +40,19 @@ from torch import Tensor, nn
 
 from clipviz.backbone import Backbone, ImageTokens
 from clipviz.data.base import Batch, Views
-from clipviz.errors import choose
 from clipviz.events import CropVotes, PseudoLabels
 from clipviz.methods.base import (
     AdaptConfig,
     Method,
     ViewNeeds,
+    check_constants,
     sentence_embeddings,
     text_classifier,
     unfreeze_norms,
 )
 from clipviz.methods.crop_teacher import CropTeacherKind, crop_teacher
 from clipviz.ncut import AffinityKind, MaskRule, Spectrum, edge_density, foreground_mask, patch_affinity, spectrum
-from clipviz.ops import class_logits, expect_axes, fairness_loss, normalize
+from clipviz.ops import class_logits, expect_axes, expect_floats, fairness_loss, normalize
 from clipviz.prompts import ClassPrompts
 
 NameEmbedding = Literal["unit", "raw"]
@@ -105,9 +105,9 @@ class MicroCLIPConfig:
         for name in ("gamma", "rho"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.crops < 1:
-            raise ValueError(f"microclip needs at least one crop, got crops={self.crops}")
-        choose("crop teacher", self.crop_teacher, get_args(CropTeacherKind))
+        check_constants(self, crops=1, fairness_weight=0)
+        if not self.crop_temperature > 0:
+            raise ValueError(f"crop_temperature must be positive, got {self.crop_temperature}")
 
 
 PRESETS: dict[str, MicroCLIPConfig] = {
@@ -133,9 +133,10 @@ def saliency_query(patches: Tensor, mask: Tensor) -> Tensor:
         (B, W) float; zero where the mask is empty. Gradient flows through the patches.
 
     Raises:
-        ValueError: if the shapes disagree.
+        ValueError: if the shapes disagree, or the tokens are not floats.
     """
     expect_axes(patches=(patches, "BNW"), mask=(mask, "BN"))
+    expect_floats(patches=patches)
     weight = mask.to(patches.dtype)
     return torch.einsum("bn,bnw->bw", weight, patches) / weight.sum(1, keepdim=True).clamp(min=1.0)
 
@@ -157,7 +158,7 @@ def soap_pool(
         The [FG] embedding (B, E), unit norm, and the attention (B, N), summing to 1.
 
     Raises:
-        ValueError: if the shapes disagree.
+        ValueError: if shapes or precisions disagree.
     """
     expect_axes(
         query=(query, "BW"),
@@ -167,6 +168,7 @@ def soap_pool(
         w_value=(w_value, "WW"),
         projection=(projection, "WE"),
     )
+    expect_floats(query=query, patches=patches, w_query=w_query, w_key=w_key, w_value=w_value, projection=projection)
     # Reassociated: W_k^T (W_q q) once per image instead of W_k P_j for every patch; the same for W_v.
     key = query @ w_query.T @ w_key
     attention = (torch.einsum("bnw,bw->bn", patches, key) / query.shape[-1] ** 0.5).softmax(-1)
@@ -180,15 +182,16 @@ def crop_composite(embedding: Tensor, crops: Tensor, temperature: float = 1.0) -
     Args:
         embedding: (B, E) float, unit norm, of the weak view.
         crops: (B, K, E) float, unit norm.
-        temperature: of the softmax over crops; 1 (official) is nearly a plain mean.
+        temperature: of the softmax over crops, positive; 1 (official) is nearly a plain mean.
 
     Returns:
         The composite (B, E), unit norm, and the crop weights (B, K), summing to 1.
 
     Raises:
-        ValueError: if the shapes disagree.
+        ValueError: if shapes or precisions disagree.
     """
     expect_axes(embedding=(embedding, "BE"), crops=(crops, "BKE"))
+    expect_floats(embedding=embedding, crops=crops)
     weights = (torch.einsum("bke,be->bk", crops, embedding) / temperature).softmax(-1)
     return normalize(torch.einsum("bk,bke->be", weights, crops)), weights
 
@@ -204,22 +207,38 @@ def description_classifier(descriptions: list[Tensor], name_embeddings: Tensor) 
         (C, E) float, unit norm.
 
     Raises:
-        ValueError: if a class has no description, or the shapes disagree.
+        ValueError: if there are no classes, a class has no description or only ones whose weights add up to nothing,
+            or shapes or precisions disagree.
     """
-    if len(descriptions) != len(name_embeddings):
-        raise ValueError(f"wanted descriptions of {len(name_embeddings)} classes, got {len(descriptions)}")
+    expect_axes(name_embeddings=(name_embeddings, "CE"))
+    if len(descriptions) != len(name_embeddings) or not len(descriptions):
+        classes = f"{len(name_embeddings)} classes" if len(name_embeddings) else "at least one class"
+        raise ValueError(f"wanted descriptions of {classes}, got {len(descriptions)}")
     if empty := [c for c, sentences in enumerate(descriptions) if not len(sentences)]:
         raise ValueError(f"every class needs a description, but there is none for classes {empty}")
     rows = []
     for sentences, name in zip(descriptions, name_embeddings, strict=True):
-        expect_axes(name_embedding=(name, "E"), descriptions=(sentences, "ME"))
+        expect_axes(name_embeddings=(name, "E"), descriptions=(sentences, "ME"))
+        expect_floats(name_embeddings=name, descriptions=sentences)
         weights = sentences @ name
         rows.append(weights @ sentences / weights.sum())
-    return normalize(torch.stack(rows))
+    classifier = normalize(torch.stack(rows))
+    if not torch.isfinite(classifier).all():
+        lost = [c for c, row in enumerate(classifier) if not torch.isfinite(row).all()]
+        raise ValueError(
+            f"the descriptions of classes {lost} have no similarity to the class name that adds up to a weight; "
+            "give others, or look for NaN among the embeddings"
+        )
+    return classifier
 
 
 def dka_similarity(static: Tensor, dynamic: Tensor, gamma: float) -> Tensor:
-    """Dynamic Knowledge Aggregation, eq. (5): gamma * static + (1 - gamma) * dynamic, all (B, C) cosines."""
+    """Dynamic Knowledge Aggregation, eq. (5): gamma * static + (1 - gamma) * dynamic, all (B, C) cosines.
+
+    Raises:
+        ValueError: if the shapes disagree.
+    """
+    expect_axes(static=(static, "BC"), dynamic=(dynamic, "BC"))
     return gamma * static + (1.0 - gamma) * dynamic
 
 

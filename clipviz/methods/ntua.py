@@ -43,13 +43,14 @@ from clipviz.methods.base import (
     Method,
     TextSource,
     ViewNeeds,
+    check_constants,
     embed,
     prompt_sentences,
     text_classifier,
 )
 from clipviz.methods.cache import CacheBatches, Candidates, choose_streaming, most_confident
 from clipviz.methods.teacher import Teacher
-from clipviz.ops import class_logits, expect_axes, normalize
+from clipviz.ops import class_logits, expect_axes, expect_floats, normalize
 from clipviz.prompts import ClassPrompts
 
 _VIEWS_AT_ONCE = 640
@@ -99,11 +100,7 @@ class NtUAConfig:
 
     def __post_init__(self) -> None:
         """Refuse constants outside their range, and labels that nobody allowed."""
-        for name in ("alpha", "beta"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.shots < 1 or self.views < 1:
-            raise ValueError(f"shots and views must be at least 1, got shots={self.shots}, views={self.views}")
+        check_constants(self, alpha=0, beta=0, shots=1, views=1)
         if self.selection == "oracle_balanced" and not self.allow_labels:
             raise ValueError(
                 "selection='oracle_balanced' picks images by their true labels, so the result is not label-free; "
@@ -159,9 +156,10 @@ def cache_logits(embeddings: Tensor, keys: Tensor, values: Tensor, alpha: float,
         (B, C) float.
 
     Raises:
-        ValueError: if the shapes disagree.
+        ValueError: if shapes disagree, or the precisions of embeddings and keys.
     """
     expect_axes(embeddings=(embeddings, "BE"), keys=(keys, "ME"), values=(values, "MC"))
+    expect_floats(embeddings=embeddings, keys=keys)
     return alpha * (-beta * (1.0 - embeddings @ keys.T)).exp() @ values.to(embeddings.dtype)
 
 
@@ -172,8 +170,15 @@ def refine_cache(teacher_probs: Tensor) -> tuple[Tensor, Tensor]:
         teacher_probs: (M, C) float.
 
     Returns:
-        The most probable class (M,) int64, and its probability (M,) float.
+        The most probable class (M,) int64, of equals the first, and its probability (M,) float.
+
+    Raises:
+        ValueError: if they are not (M, C) floats with C >= 1.
     """
+    expect_axes(teacher_probs=(teacher_probs, "MC"))
+    expect_floats(teacher_probs=teacher_probs)
+    if teacher_probs.shape[1] == 0:
+        raise ValueError(f"teacher_probs must be (M, C) with C >= 1, got {tuple(teacher_probs.shape)}")
     weights, labels = teacher_probs.max(-1)
     return labels, weights
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from clipviz.backbone import Backbone
 from clipviz.data.base import Views
 from clipviz.events import PseudoLabels
-from clipviz.methods.base import AdaptConfig, Method, ViewNeeds, sentence_embeddings, text_classifier
+from clipviz.methods.base import AdaptConfig, Method, ViewNeeds, check_constants, sentence_embeddings, text_classifier
 from clipviz.ops import normalize
 from clipviz.prompts import ClassPrompts
 
@@ -52,11 +52,7 @@ class WCAConfig:
 
     def __post_init__(self) -> None:
         """Refuse constants outside their range."""
-        if self.crops < 1 or self.image_scale < 0 or self.text_scale < 0:
-            raise ValueError(
-                f"wca needs crops >= 1 and scales >= 0, got crops={self.crops}, image_scale={self.image_scale}, "
-                f"text_scale={self.text_scale}"
-            )
+        check_constants(self, crops=1, image_scale=0, text_scale=0)
 
 
 PRESETS: dict[str, WCAConfig] = {
