@@ -7,6 +7,11 @@ Shi & Malik (2000) as used by TokenCut and by microCLIP's official code. With S 
 and f the eigenvector of L's second-smallest eigenvalue. An eigenvector has no sign of its own, and the official code
 thresholds before it fixes one, so its mask is either a salient core or almost everything, by the whim of the solver.
 Here f is first turned so that its entry of largest magnitude is positive; then it is thresholded once.
+
+That settles the sign unless two entries of opposite sign share the largest magnitude. They do where the graph looks
+the same with two patches exchanged and f tells them apart: with a single pair (i, j) unconnected, f is
+(e_i - e_j) / sqrt(2), and the mask is {i} or {j}, by the last bit of the solver. Nearly complete graphs can be like
+that even where lambda_2 is well separated, so two precisions or two machines may disagree on their masks.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ Where it is not, and why:
 - t_c is the mean of unit prompt embeddings, as everywhere else, not of raw ones.
 - The strong view is filled with CLIP's mean color, as DPA does, not with black.
 - The presets `official` and `birds` take the whole image only where every pair is connected; `official` also keeps
-  black and the mean of raw embeddings.
+  black and the mean of raw embeddings. On nearly complete graphs its masks, as those of the authors' code, can hang on
+  the last bit (see `clipviz.ncut`), so runs in float32 and float64 may part there.
 Beyond the official method: `crop_teacher="frozen"` takes the g_k of (4) from the frozen model, once an image, which
 makes a step several times cheaper (`clipviz.methods.crop_teacher`). No preset does so.
 """

@@ -154,6 +154,7 @@ def salient(patches, tau, kind, full):
         values, vectors = np.linalg.eigh(scale[:, None] * (np.diag(degree) - graph) * scale)
         f = vectors[:, 1] * np.sign(vectors[np.abs(vectors[:, 1]).argmax(), 1])
         assert values[2] - values[1] > 1e-4, "the test's graph must have one second eigenvector"
+        assert abs(f.max() + f.min()) > 1e-6, "nor may its sign be left to the solver, as a tau of 0.2 has it here"
         assert np.abs(f - f.std(ddof=1)).min() > 1e-6, "no patch of the test may be on the threshold"
         masks.append(f > f.std(ddof=1))
     return torch.tensor(np.stack(masks)).double()
