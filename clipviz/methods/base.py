@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from operator import attrgetter
 from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin, get_type_hints
@@ -121,7 +121,7 @@ class Method(nn.Module, ABC):
         sized_by_data: buffers and parameters that `prepare` allocates; a checkpoint brings its own sizes.
         presets: name -> configuration; "default", or that of a backbone's name, is taken where none is given.
         adjustable: constants of `config` that may change while the method runs.
-        config: a frozen dataclass with the method's constants; None for methods without any.
+        config: a frozen dataclass with the method's constants, and its schedule; None for methods without any.
     """
 
     name: ClassVar[str]
@@ -164,8 +164,8 @@ class Method(nn.Module, ABC):
 
     @property
     def schedule(self) -> AdaptConfig:
-        """The schedule that its authors (or its preset) recommend."""
-        return AdaptConfig()
+        """The schedule that its authors (or its preset) recommend: that of the configuration, where it has one."""
+        return getattr(self.config, "schedule", None) or AdaptConfig()
 
     @property
     def needs(self) -> ViewNeeds:
@@ -184,8 +184,8 @@ class Method(nn.Module, ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that was chosen, JSON-able, for the trace."""
-        return {}
+        """Everything that was chosen, JSON-able, for the trace: the configuration."""
+        return {} if self.config is None else asdict(self.config)
 
     def adjusted(self, **changes: float) -> Any:
         """The configuration with some constants changed; assign it to `config` between two steps.

@@ -29,7 +29,7 @@ their sum; biases of LayerNorms do not decay, LayerNorm weights and Z do. Where 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -259,11 +259,6 @@ class DPA(Method):
         unfreeze_norms(self.backbone.visual)
 
     @property
-    def schedule(self) -> AdaptConfig:
-        """The preset's schedule."""
-        return self.config.schedule
-
-    @property
     def sentences(self) -> list[tuple[str, ...]]:
         """Descriptions or filled templates, whichever the preset says."""
         return prompt_sentences(self.prompts, self.config.text)
@@ -272,11 +267,6 @@ class DPA(Method):
     def needs(self) -> ViewNeeds:
         """A strong view."""
         return ViewNeeds(strong=True, fill=self.config.fill)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The configuration."""
-        return asdict(self.config)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Biases do not decay."""

@@ -32,8 +32,8 @@ makes a step several times cheaper (`clipviz.methods.crop_teacher`). No preset d
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,7 @@ from clipviz.methods.base import (
     Method,
     ViewNeeds,
     check_constants,
+    prompt_sentences,
     sentence_embeddings,
     text_classifier,
     unfreeze_norms,
@@ -243,9 +244,6 @@ def dka_similarity(static: Tensor, dynamic: Tensor, gamma: float) -> Tensor:
     return gamma * static + (1.0 - gamma) * dynamic
 
 
-# ------------------------------------------------------------------------------------------------- the method
-
-
 class Foreground(NamedTuple):
     """The [FG] branch of one batch, with what it was made from.
 
@@ -262,6 +260,26 @@ class Foreground(NamedTuple):
     mask: Tensor
     spectrum: Spectrum
     density: Tensor
+
+    def maps(self, grid: tuple[int, int]) -> dict[str, Tensor]:
+        """What can be drawn of it on the patch grid (h, w): kind -> (B, h, w) float."""
+        found = {"soap": self.attention, "ncut": self.mask.float(), "fiedler": self.spectrum.fiedler}
+        return {kind: values.unflatten(1, grid) for kind, values in found.items()}
+
+
+def foreground(
+    patches: Tensor, config: MicroCLIPConfig, w_query: Tensor, w_key: Tensor, w_value: Tensor, projection: Tensor
+) -> Foreground:
+    """The [FG] branch of the patches (B, N, W) of a batch, eqs. (1)-(3); the matrices are those of `soap_pool`."""
+    affinity = patch_affinity(patches.detach(), config.tau, config.affinity)
+    cut, density = spectrum(affinity), edge_density(affinity)
+    mask = foreground_mask(cut.fiedler, config.mask_rule) | (density >= config.full_density)[:, None]
+    query = saliency_query(patches, mask)
+    embedding, attention = soap_pool(query, patches, w_query, w_key, w_value, projection)
+    return Foreground(embedding, attention, mask, cut, density)
+
+
+# ------------------------------------------------------------------------------------------------- the method
 
 
 class MicroCLIP(Method):
@@ -281,36 +299,28 @@ class MicroCLIP(Method):
     adjustable = ("gamma", "rho", "crop_temperature")
     sized_by_data = ("crop_teacher.bank",)
 
+    static_classifier: Tensor
+    mean_probs: Tensor
+    mean_steps: Tensor
+
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: MicroCLIPConfig | None = None) -> None:
         backbone.require_patches(self.name)
         super().__init__(backbone, prompts)
         self.config = config or self.default_config(backbone)
-        templates = [prompts.template_sentences(name) for name in prompts.names]
+        templates = prompt_sentences(prompts, "templates")
         names = text_classifier(backbone, templates, unit=self.config.name_embedding == "unit")
-        sentences = [prompts.description_sentences(name) for name in prompts.names]
-        self.static_classifier: Tensor
-        self.register_buffer(
-            "static_classifier", description_classifier(sentence_embeddings(backbone, sentences), names)
-        )
-        self.learned_classifier = nn.Parameter(text_classifier(backbone, sentences))
+        descriptions = sentence_embeddings(backbone, self.sentences)
+        self.register_buffer("static_classifier", description_classifier(descriptions, names))
+        self.learned_classifier = nn.Parameter(text_classifier(backbone, self.sentences))
         identity = torch.eye(backbone.width, device=backbone.device)
-        self.w_query: nn.Parameter
-        self.w_key: nn.Parameter
-        self.w_value: nn.Parameter
-        for matrix in ("w_query", "w_key", "w_value"):
-            self.register_parameter(matrix, nn.Parameter(identity.clone(), requires_grad=self.config.soap))
+        self.w_query, self.w_key, self.w_value = (
+            nn.Parameter(identity.clone(), requires_grad=self.config.soap) for _ in range(3)
+        )
         # Running mean of the predicted probabilities and the number of steps in it, both per epoch.
-        self.mean_probs: Tensor
-        self.mean_steps: Tensor
         self.register_buffer("mean_probs", torch.zeros(len(self.class_names), device=backbone.device))
         self.register_buffer("mean_steps", torch.zeros((), device=backbone.device))
         self.crop_teacher = crop_teacher(self.config.crop_teacher, backbone)
         unfreeze_norms(self.backbone.visual)
-
-    @property
-    def schedule(self) -> AdaptConfig:
-        """The preset's schedule."""
-        return self.config.schedule
 
     @property
     def needs(self) -> ViewNeeds:
@@ -322,27 +332,15 @@ class MicroCLIP(Method):
         """No crops where the teacher has embedded them once and for all."""
         return self.needs if self.crop_teacher.trains_on_crops else replace(self.needs, crops=0)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The configuration."""
-        return asdict(self.config)
-
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Let the crop teacher see the images before training."""
         self.crop_teacher.see(self.backbone, batches)
 
     def foreground(self, patches: Tensor) -> Foreground:
-        """NCut, query and SOAP on the patches (B, N, W) of a batch, eqs. (1)-(3)."""
-        config = self.config
-        affinity = patch_affinity(patches.detach(), config.tau, config.affinity)
-        cut, density = spectrum(affinity), edge_density(affinity)
-        mask = foreground_mask(cut.fiedler, config.mask_rule) | (density >= config.full_density)[:, None]
-        query = saliency_query(patches, mask)
-        embedding, attention = soap_pool(
-            query, patches, self.w_query, self.w_key, self.w_value, self.backbone.visual.proj
-        )
-        return Foreground(embedding, attention, mask, cut, density)
+        """The [FG] branch of a batch, by the trained matrices."""
+        matrices = self.w_query, self.w_key, self.w_value
+        return foreground(patches, self.config, *matrices, self.backbone.visual.proj)
 
     def _fg_embedding(self, tokens: ImageTokens) -> Tensor:
         return self.foreground(tokens.patches).embedding if self.config.soap else tokens.cls
@@ -358,9 +356,9 @@ class MicroCLIP(Method):
         cls = fg = views.gather(tokens.cls)
         metrics = {}
         if self.config.soap:
-            foreground = self.foreground(tokens.patches)
-            fg = views.gather(foreground.embedding)
-            metrics = {"lambda_2": foreground.spectrum.eigenvalue, "edge_density": foreground.density}
+            found = self.foreground(tokens.patches)
+            fg = views.gather(found.embedding)
+            metrics = {"lambda_2": found.spectrum.eigenvalue, "edge_density": found.density}
             metrics = {name: views.gather(values) for name, values in metrics.items()}
         crops = self.crop_teacher.embeddings(self.backbone, views, index)
         composite, crop_weights = crop_composite(cls, crops, self.config.crop_temperature)
@@ -422,10 +420,4 @@ class MicroCLIP(Method):
     def explain(self, images: Tensor) -> dict[str, Tensor]:
         """SOAP attention, NCut mask and Fiedler vector on the patch grid."""
         tokens = self.backbone.tokens(images)
-        foreground = self.foreground(tokens.patches)
-        maps = {
-            "soap": foreground.attention,
-            "ncut": foreground.mask.float(),
-            "fiedler": foreground.spectrum.fiedler,
-        }
-        return {kind: values.unflatten(1, tokens.grid) for kind, values in maps.items()}
+        return self.foreground(tokens.patches).maps(tokens.grid)

@@ -27,7 +27,7 @@ alpha or beta by labelled images. A class that no image is predicted to be keeps
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -55,6 +55,8 @@ from clipviz.prompts import ClassPrompts
 
 _VIEWS_AT_ONCE = 640
 """256 images have 2,560 views; with the activations of all of them the demo took 2.2 GB."""
+
+_SCHEDULE = AdaptConfig(epochs=20, batch_size=256, lr=1e-3, min_lr=0.0, weight_decay=0.01)
 
 Selection = Literal["topk_pseudo", "random", "oracle_balanced"]
 Affinity = Literal["reliability", "contrastive", "none"]
@@ -94,9 +96,7 @@ class NtUAConfig:
     beta: float = 5.0
     affinity: Affinity = "reliability"
     text: TextSource = "descriptions"
-    schedule: AdaptConfig = field(
-        default_factory=lambda: AdaptConfig(epochs=20, batch_size=256, lr=1e-3, min_lr=0.0, weight_decay=0.01)
-    )
+    schedule: AdaptConfig = _SCHEDULE
 
     def __post_init__(self) -> None:
         """Refuse constants outside their range, and labels that nobody allowed."""
@@ -128,18 +128,18 @@ PRESETS: dict[str, NtUAConfig] = {
     "paper": NtUAConfig(text="templates"),
     "birds": NtUAConfig(beta=10.0),  # chosen on the validation domain of birds, as DPA's learning rate there is
     **{
-        name: NtUAConfig(
-            alpha=alpha,
-            beta=beta,
-            text="templates",
-            schedule=AdaptConfig(epochs=epochs, batch_size=256, lr=1e-3, min_lr=0.0, weight_decay=0.01),
-        )
+        name: NtUAConfig(alpha=alpha, beta=beta, text="templates", schedule=replace(_SCHEDULE, epochs=epochs))
         for name, (beta, alpha, epochs) in BENCHMARKS.items()
     },
 }
 
 
 # ------------------------------------------------------------------------------------------------- the equations
+
+
+def cache_affinity(cosine: Tensor, beta: float) -> Tensor:
+    """How much a cache entry counts for an image, exp(-beta (1 - cosine)), in (0, 1] for unit embeddings; any shape."""
+    return (-beta * (1.0 - cosine)).exp()
 
 
 def cache_logits(embeddings: Tensor, keys: Tensor, values: Tensor, alpha: float, beta: float) -> Tensor:
@@ -160,7 +160,7 @@ def cache_logits(embeddings: Tensor, keys: Tensor, values: Tensor, alpha: float,
     """
     expect_axes(embeddings=(embeddings, "BE"), keys=(keys, "ME"), values=(values, "MC"))
     expect_floats(embeddings=embeddings, keys=keys)
-    return alpha * (-beta * (1.0 - embeddings @ keys.T)).exp() @ values.to(embeddings.dtype)
+    return alpha * cache_affinity(embeddings @ keys.T, beta) @ values.to(embeddings.dtype)
 
 
 def refine_cache(teacher_probs: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,7 +196,7 @@ def class_affinity(embeddings: Tensor, prototypes: Tensor, labels: Tensor, beta:
         (B,) float in (0, 1], without gradient.
     """
     with torch.no_grad():
-        affinity = (-beta * (1.0 - (embeddings * prototypes[labels]).sum(-1))).exp()
+        affinity = cache_affinity((embeddings * prototypes[labels]).sum(-1), beta)
         largest = affinity.new_zeros(len(prototypes)).scatter_reduce(0, labels, affinity, "amax")
         return affinity / largest[labels]
 
@@ -266,11 +266,6 @@ class NtUA(Method):
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64, device=self.classifier.device))
 
     @property
-    def schedule(self) -> AdaptConfig:
-        """The preset's schedule."""
-        return self.config.schedule
-
-    @property
     def sentences(self) -> list[tuple[str, ...]]:
         """Descriptions or filled templates, whichever the preset says."""
         return prompt_sentences(self.prompts, self.config.text)
@@ -283,7 +278,7 @@ class NtUA(Method):
     @property
     def settings(self) -> dict[str, Any]:
         """The configuration, and who the teacher is."""
-        return {**asdict(self.config), "teacher": self.teacher_name}
+        return {**super().settings, "teacher": self.teacher_name}
 
     @property
     def teacher_name(self) -> str:
@@ -384,8 +379,8 @@ class NtUA(Method):
 
     def _vote_of_the_others(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """Eq. (5) without each image's own entry, which would repeat the label it has."""
-        alpha, beta = self.config.alpha, self.config.beta
-        own = alpha * (-beta * (1.0 - (embeddings * self.keys[rows]).sum(-1, keepdim=True))).exp() * self.values[rows]
+        cosine = (embeddings * self.keys[rows]).sum(-1, keepdim=True)
+        own = self.config.alpha * cache_affinity(cosine, self.config.beta) * self.values[rows]
         return self._logits(embeddings) - own
 
     def _prototypes(self) -> Tensor:
@@ -425,8 +420,8 @@ class NtUA(Method):
 
     def cache_votes(self, images: Tensor, n: int) -> CacheVotes:
         """The terms of eq. (5) apart: what each entry adds to the logit of its own class."""
-        affinity = embed(self.backbone, images) @ self.keys.T
-        votes = self.config.alpha * (-self.config.beta * (1.0 - affinity)).exp() * self.values.amax(1)
+        affinity = cache_affinity(embed(self.backbone, images) @ self.keys.T, self.config.beta)
+        votes = self.config.alpha * affinity * self.values.amax(1)
         top, rows = votes.topk(min(n, len(self.keys)))
         return CacheVotes(self.cache_index[rows].cpu(), self.labels[rows].cpu(), top.cpu())
 

@@ -16,8 +16,8 @@ The preset `birds` keeps the weights nearly even (both scales 1), without the no
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,15 @@ from torch import Tensor
 from clipviz.backbone import Backbone
 from clipviz.data.base import Views
 from clipviz.events import PseudoLabels
-from clipviz.methods.base import AdaptConfig, Method, ViewNeeds, check_constants, sentence_embeddings, text_classifier
+from clipviz.methods.base import (
+    AdaptConfig,
+    Method,
+    ViewNeeds,
+    check_constants,
+    prompt_sentences,
+    sentence_embeddings,
+    text_classifier,
+)
 from clipviz.ops import normalize
 from clipviz.prompts import ClassPrompts
 
@@ -113,15 +121,10 @@ class WCA(Method):
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: WCAConfig | None = None) -> None:
         super().__init__(backbone, prompts)
         self.config: WCAConfig = config or self.default_config(backbone)
-        names = text_classifier(backbone, [prompts.template_sentences(name) for name in prompts.names])
-        sentences = sentence_embeddings(backbone, [prompts.description_sentences(name) for name in prompts.names])
+        names = text_classifier(backbone, prompt_sentences(prompts, "templates"))
+        sentences = sentence_embeddings(backbone, self.sentences)
         classifier = weighted_descriptions(sentences, names, self.config.text_scale)
         self.register_buffer("classifier", normalize(classifier) if self.config.normalized else classifier)
-
-    @property
-    def schedule(self) -> AdaptConfig:
-        """One pass."""
-        return self.config.schedule
 
     @property
     def needs(self) -> ViewNeeds:
@@ -132,11 +135,6 @@ class WCA(Method):
     def test_needs(self) -> ViewNeeds:
         """The crops, of test images too."""
         return self.needs
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The configuration."""
-        return asdict(self.config)
 
     def _score(self, mean: Tensor) -> Tensor:
         return self.backbone.logit_scale * mean @ self.classifier.T

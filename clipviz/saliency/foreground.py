@@ -7,22 +7,13 @@ what microCLIP would start from: identity matrices and the preset's patch graph 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clipviz.methods.microclip import PRESETS, MicroCLIP, MicroCLIPConfig, saliency_query, soap_pool
-from clipviz.ncut import AffinityKind, MaskRule, edge_density, foreground_mask, patch_affinity, spectrum
+from clipviz.methods.microclip import MicroCLIP, foreground
+from clipviz.ncut import AffinityKind, MaskRule
 from clipviz.saliency.question import Model, Question, backbone_of
-
-
-class ForegroundMaps(NamedTuple):
-    """Fiedler vector, mask and SOAP attention of a batch, each (B, h, w) float."""
-
-    fiedler: Tensor
-    mask: Tensor
-    attention: Tensor
 
 
 def soap(
@@ -47,7 +38,7 @@ def soap(
     Returns:
         (B, h, w) float, summing to 1.
     """
-    return foreground_maps(model, images, tau, affinity, mask_rule).attention
+    return _maps(model, images, tau, affinity, mask_rule)["soap"]
 
 
 def ncut(
@@ -60,7 +51,7 @@ def ncut(
     mask_rule: MaskRule | None = None,
 ) -> Tensor:
     """Foreground mask of the normalized cut, (B, h, w) of 0 and 1. Arguments as for `soap`."""
-    return foreground_maps(model, images, tau, affinity, mask_rule).mask
+    return _maps(model, images, tau, affinity, mask_rule)["ncut"]
 
 
 def fiedler(
@@ -72,40 +63,29 @@ def fiedler(
     affinity: AffinityKind | None = None,
 ) -> Tensor:
     """Fiedler vector of the patch graph, (B, h, w), unit norm, the foreground positive. Arguments as for `soap`."""
-    return foreground_maps(model, images, tau, affinity).fiedler
+    return _maps(model, images, tau, affinity)["fiedler"]
 
 
-def foreground_maps(
+def _maps(
     model: Model,
     images: Tensor,
-    tau: float | None = None,
-    affinity: AffinityKind | None = None,
+    tau: float | None,
+    affinity: AffinityKind | None,
     mask_rule: MaskRule | None = None,
-) -> ForegroundMaps:
-    """The whole branch at once, without gradient. Arguments as for `soap`."""
+) -> dict[str, Tensor]:
+    """All maps of the branch, without gradient. Arguments as for `soap`."""
     backbone = backbone_of(model)
-    config = _config(model, tau, affinity, mask_rule)
-    with torch.no_grad():
-        tokens = backbone.tokens(images)
-        graph = patch_affinity(tokens.patches, config.tau, config.affinity)
-        vector = spectrum(graph).fiedler
-        mask = foreground_mask(vector, config.mask_rule) | (edge_density(graph) >= config.full_density)[:, None]
-        query = saliency_query(tokens.patches, mask)
-        _, attention = soap_pool(query, tokens.patches, *_matrices(model), backbone.visual.proj)
-    return ForegroundMaps(*(values.unflatten(1, tokens.grid) for values in (vector, mask.float(), attention)))
-
-
-def _config(
-    model: Model, tau: float | None, affinity: AffinityKind | None, mask_rule: MaskRule | None
-) -> MicroCLIPConfig:
-    preset = PRESETS["birds" if backbone_of(model).name == "birds" else "default"]
-    own = model.config if isinstance(model, MicroCLIP) else preset
-    return replace(
+    own = model.config if isinstance(model, MicroCLIP) else MicroCLIP.default_config(backbone)
+    config = replace(
         own,
         tau=own.tau if tau is None else tau,
         affinity=affinity or own.affinity,
         mask_rule=mask_rule or own.mask_rule,
     )
+    with torch.no_grad():
+        tokens = backbone.tokens(images)
+        found = foreground(tokens.patches, config, *_matrices(model), backbone.visual.proj)
+    return found.maps(tokens.grid)
 
 
 def _matrices(model: Model) -> tuple[Tensor, Tensor, Tensor]:
