@@ -220,11 +220,18 @@ class GammaWhatIf(NamedTuple):
     is_own: bool
 
 
+def final_constant(trace: Trace, name: str) -> float | None:
+    """A constant of the method at the end of the run, during which it can be changed; None where there is none."""
+    settings = (trace.meta.get("settings") or {}).get("method") or {}
+    changed = [change[name] for change in trace.meta.get("changes") or () if name in change]
+    value = changed[-1] if changed else trace.meta.get(name, settings.get(name))
+    return float(value) if isinstance(value, int | float) else None
+
+
 def final_gamma(trace: Trace) -> float | None:
-    """The run's mixing weight at its end (it can be changed while the run is live); None where it has none."""
-    changed = [change["gamma"] for change in trace.meta.get("changes") or () if "gamma" in change]
-    value = changed[-1] if changed else trace.meta.get("gamma")
-    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
+    """The run's mixing weight at its end; None where it has none."""
+    gamma = final_constant(trace, "gamma")
+    return gamma if gamma is not None and 0 <= gamma <= 1 else None
 
 
 def gamma_what_if_info(trace: Trace) -> GammaWhatIf:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clipviz.figures.sources import final_constant, final_gamma
 from clipviz.trace import Trace
 
 
@@ -17,7 +18,7 @@ class Crops:
         similarity: (n, K) float32, cosine of each crop to its image.
         logits: (n, K, C) float32, scaled logits of each crop.
         gram: (n, K, K) float32, cosines among the crops of an image.
-        temperature: that the run weighed them by.
+        temperature: that the run weighed them by at its end.
     """
 
     similarity: np.ndarray
@@ -52,7 +53,7 @@ class Votes:
         second: (n, C) float32.
         index: (n,) int64, positions in the training images.
         target: (n,) int64, -1 unlabelled; for measuring only.
-        gamma: of the run, None where it mixes otherwise.
+        gamma: of the run at its end, None where it mixes otherwise.
         crops: what `first` was made from, None where it was not, or was too much to keep.
     """
 
@@ -73,16 +74,8 @@ class Votes:
         first, second = (trace.arrays[f"sources/{name}"].astype(np.float32) for name in names)
         index = trace.arrays.get("sources/index", np.arange(len(first)))
         target = trace.arrays.get("sources/target", np.full(len(first), -1))
-        gamma = trace.meta.get("gamma")
-        return cls(
-            (names[0], names[1]),
-            first,
-            second,
-            index,
-            target,
-            None if gamma is None else float(gamma),
-            _crops(trace, len(first)),
-        )
+        gamma, crops = final_gamma(trace), _crops(trace, len(first))
+        return cls((names[0], names[1]), first, second, index, target, gamma, crops)
 
     def first_logits(self, temperature: float | None = None) -> np.ndarray:
         """(n, C) logits of the first source, with its crops weighed by another temperature than the run's."""
@@ -105,8 +98,7 @@ def _crops(trace: Trace, n: int) -> Crops | None:
     if any(part is None or len(part) != n for part in parts):
         return None
     similarity, logits, gram = (np.asarray(part, dtype=np.float32) for part in parts)
-    settings = (trace.meta.get("settings") or {}).get("method") or {}
-    return Crops(similarity, logits, gram, float(settings.get("crop_temperature", 1.0)))
+    return Crops(similarity, logits, gram, final_constant(trace, "crop_temperature") or 1.0)
 
 
 def compare(votes: Votes, labels: np.ndarray, reference: np.ndarray) -> str:

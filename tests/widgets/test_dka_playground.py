@@ -52,6 +52,15 @@ def test_gamma_gives_the_labels_of_the_stored_logits(trace):
     )
 
 
+def test_it_starts_where_the_run_ended(run):
+    trace = run.trace
+    trace.meta["changes"] = [{"step": 1, "gamma": 0.9}, {"step": 2, "gamma": 0.2, "crop_temperature": 0.1}]
+    playground = DKAPlayground(trace)
+    assert (playground.gamma.value, playground.temperature.value) == (0.2, pytest.approx(0.1))
+    assert playground.result.value.startswith("0 of ")
+    assert playground.what_if.spec["marks"] == [[0.2, "this run"]]
+
+
 def test_the_curve_is_the_figure_of_the_trace(trace):
     from clipviz.figures import gamma_what_if_info
 
