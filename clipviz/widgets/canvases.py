@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import anywidget
 import numpy as np
 import traitlets
+from matplotlib.figure import Figure
 
-from clipviz.figures._style import shorten
+from clipviz.figures._style import bare, shorten
 from clipviz.widgets.images import color_table, jpeg, sheet
+from clipviz.widgets.state import ViewState
 from clipviz.widgets.view import source
 
 THUMBNAIL = 72
@@ -30,6 +32,11 @@ class GalleryCanvas(anywidget.AnyWidget):
     label = traitlets.Unicode("").tag(sync=True)
     empty = traitlets.Unicode("No image passes this filter.").tag(sync=True)
     selected: traitlets.List = traitlets.List().tag(sync=True)
+
+    def link(self, state: ViewState) -> None:
+        """Share the selected images with a state, both ways."""
+        traitlets.dlink((state, "selected"), (self, "selected"), transform=list)
+        self.observe(lambda change: setattr(state, "selected", tuple(change["new"])), "selected")
 
     def fill(self, ids: Sequence[str], captions: Sequence[str], images: Sequence[np.ndarray], label: str = "") -> None:
         """Show other images under a heading, in one message."""
@@ -85,3 +92,14 @@ class ChartCanvas(anywidget.AnyWidget):
     _css = source("widgets.css")
 
     spec = traitlets.Dict().tag(sync=True)
+
+
+def draw_thumbnails(figure: Figure, images: Sequence[np.ndarray], top: float, height: float) -> float:
+    """Draw images as in a gallery, ten in a row, below `top` on a figure so many inches high; returns their lower edge.
+
+    Edges are fractions of the figure, whose ten columns of 72 pixels make it 7.2 inches wide.
+    """
+    pixels = sheet(images, THUMBNAIL, COLUMNS)
+    tall = len(pixels) / 100 / height
+    bare(figure.add_axes((0, top - tall, 1, tall))).imshow(pixels, aspect="auto")
+    return top - tall

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from clipviz.figures import confusion_info
 from clipviz.figures._style import bare, shorten
 from clipviz.trace import Trace
-from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, MatrixCanvas
-from clipviz.widgets.images import laid_over, sheet, thumbnail
+from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, MatrixCanvas, draw_thumbnails
+from clipviz.widgets.images import laid_over, thumbnail
 from clipviz.widgets.inspector import Inspector, Row
 from clipviz.widgets.state import ViewState
 from clipviz.widgets.view import View
@@ -51,8 +51,7 @@ class SaliencyExplorer(View):
         self._ids: list[str] = []
         self._page = 0
         self._make_controls()
-        traitlets.dlink((self.state, "selected"), (self.gallery, "selected"), transform=list)
-        self.gallery.observe(lambda change: setattr(self.state, "selected", tuple(change["new"])), "selected")
+        self.gallery.link(self.state)
         self.matrix.observe(self._cell_chosen, "selected")
         self.state.observe(lambda _: self._refill(), ["epoch", "method"])
         self._refill()
@@ -144,10 +143,7 @@ class SaliencyExplorer(View):
         figure.text(0.01, 1 - 0.06 / height, title, fontsize=10, weight="bold", va="top", parse_math=False)
         top = 1 - 0.32 / height
         if shown:
-            strip = sheet([album.pixels(image) for image in shown], 72, COLUMNS)
-            tall = 0.72 * len(strip) / 72 / height
-            bare(figure.add_axes((0.0, top - tall, 1.0, tall))).imshow(strip, aspect="auto")
-            top -= tall
+            top = draw_thumbnails(figure, [album.pixels(image) for image in shown], top, height)
         for row in inspector.rows:
             draw_row(figure, inspector, row, top - 0.08 / height, height)
             top -= 1.9 / height

@@ -6,16 +6,14 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
-import traitlets
 from matplotlib.figure import Figure
 
-from clipviz.figures._style import BLACK, BLUE, ORANGE, VERMILLION, bare, class_name, shorten
+from clipviz.figures._style import BLACK, BLUE, ORANGE, VERMILLION, class_name, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album
-from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas
+from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, draw_thumbnails
 from clipviz.widgets.charts import Chart, Series
 from clipviz.widgets.cutting import Cutting
-from clipviz.widgets.images import sheet
 from clipviz.widgets.state import ViewState
 from clipviz.widgets.view import View
 from clipviz.widgets.votes import Votes, compare
@@ -89,8 +87,7 @@ class DKAPlayground(View):
         self.result = ipywidgets.Label(_NO_VOTES if self.votes is None else "")
         self.what_if, self.ballot = (ChartCanvas(layout={"flex": "1 1 350px", "min_width": "0"}) for _ in range(2))
         self.gallery = GalleryCanvas(empty="No pseudo-label of an image that can be shown changes.")
-        traitlets.dlink((self.state, "selected"), (self.gallery, "selected"), transform=list)
-        self.gallery.observe(lambda change: setattr(self.state, "selected", tuple(change["new"])), "selected")
+        self.gallery.link(self.state)
         for slider in (self.gamma, self.temperature):
             slider.observe(lambda _: self._mix(), "value")
         row = {"flex_flow": "row wrap"}
@@ -236,11 +233,8 @@ class DKAPlayground(View):
         top = 1 - 3.7 / height
         if shown:
             figure.text(0.01, top, self.gallery.label, fontsize=9, weight="bold", va="top")
-            top -= 0.22 / height
-            pixels = sheet([self.album.pixels(image) for image in shown], 72, COLUMNS)
-            tall = 0.72 * len(pixels) / 72 / height
-            bare(figure.add_axes((0, top - tall, 1, tall))).imshow(pixels, aspect="auto")
-            top -= tall
+            images = [self.album.pixels(image) for image in shown]
+            top = draw_thumbnails(figure, images, top - 0.22 / height, height)
         if self.cutting.maps:
             self.cutting.draw(figure, top - 0.05 / height, height)
         return figure

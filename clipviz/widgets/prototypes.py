@@ -11,12 +11,11 @@ import traitlets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipviz.figures._style import bare, shorten
+from clipviz.figures._style import shorten
 from clipviz.trace import Trace
-from clipviz.widgets.canvases import COLUMNS, GalleryCanvas
+from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, draw_thumbnails
 from clipviz.widgets.charts import legend_below
 from clipviz.widgets.explorer import PAGE, draw_row
-from clipviz.widgets.images import sheet
 from clipviz.widgets.inspector import Inspector
 from clipviz.widgets.scene import IMAGES, LOOKS, MARK_COLORS, RIGHT, UNKNOWN, WRONG, Scene
 from clipviz.widgets.state import ViewState
@@ -83,8 +82,7 @@ class PrototypeExplorer(View):
         middle = ipywidgets.HBox([self.scatter, self.gallery], layout={"flex_flow": "row wrap"})
         self.widget = ipywidgets.VBox([bar, middle, self.inspector.widget])
         traitlets.dlink((self.state, "epoch"), (self.scatter, "epoch"))
-        traitlets.dlink((self.state, "selected"), (self.gallery, "selected"), transform=list)
-        self.gallery.observe(lambda change: setattr(self.state, "selected", tuple(change["new"])), "selected")
+        self.gallery.link(self.state)
         self.scatter.observe(lambda _: self._points_chosen(), "chosen")
         self.state.observe(lambda _: self._title(), "epoch")
         self._title()
@@ -163,9 +161,8 @@ class PrototypeExplorer(View):
         self._draw_plane(axes)
         top = 1 - 4.9 / height
         if shown:
-            strip = sheet([self.inspector.album.pixels(image) for image in shown], 72, COLUMNS)
-            bare(figure.add_axes((0, top - 0.72 / height, 1, 0.72 / height))).imshow(strip, aspect="auto")
-            top -= 0.75 / height
+            images = [self.inspector.album.pixels(image) for image in shown]
+            top = draw_thumbnails(figure, images, top, height) - 0.03 / height
         for row in self.inspector.rows:
             draw_row(figure, self.inspector, row, top - 0.06 / height, height)
             top -= 1.9 / height
