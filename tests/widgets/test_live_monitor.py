@@ -18,6 +18,7 @@ from widget_helpers import HOSTILE, wait_for
 from clipviz.events import EpochFinished, Probe, RunStarted, StepFinished
 from clipviz.recorder import Recorder
 from clipviz.widgets import LiveMonitor, ViewState
+from clipviz.widgets.watch import path_chart
 
 
 def weights(run):
@@ -134,6 +135,28 @@ def test_the_last_frame_is_there_when_wait_returns(make_run):
     assert monitor.canvas.losses["series"][0]["x"] == list(range(12))
     assert monitor.canvas.shape == [3, 4, 4]
     assert len(monitor.canvas.maps) == 3 * 4 * 4
+
+
+def test_the_paths_take_a_fiftieth_of_the_time_and_are_whole_at_the_end(make_run, monkeypatch):
+    now, drawn = [0.0], []
+
+    def takes_a_second(trace):
+        now[0] += 1
+        drawn.append(trace.epochs["epoch"].nunique() if len(trace.epochs) else 0)
+        return path_chart(trace)
+
+    monkeypatch.setattr("clipviz.widgets.live.path_chart", takes_a_second)
+    run = make_run(epochs=6)
+    monitor = LiveMonitor(run, clock=lambda: now[0])
+
+    def twenty_seconds_an_epoch(event):
+        if isinstance(event, EpochFinished):
+            now[0] += 20
+            monitor.refresh()
+
+    run.listeners.append(twenty_seconds_an_epoch)
+    run.fit()
+    assert drawn == [0, 3, 6, 7]
 
 
 def test_at_most_five_messages_a_second(make_run, monkeypatch):
