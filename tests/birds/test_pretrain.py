@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from clipviz.backbone import load_backbone
 from clipviz.birds import pretrain as module
-from clipviz.birds.pretrain import PretrainConfig, attribute_loss, clip_loss, make_batch, pretrain, render_pool
+from clipviz.birds.losses import attribute_loss, clip_loss, pair_loss, place_loss
+from clipviz.birds.pretrain import PretrainConfig, make_batch, pretrain, render_pool
 from clipviz.birds.render import IMAGE_SIDE
 from clipviz.birds.world import ATTRIBUTES, CARDINALITIES
 
@@ -189,8 +190,8 @@ def test_the_place_loss_is_that_of_a_slow_loop():
             elif cover[b, n] <= 0.05:
                 outside.append(-log_probs[3])
     expected = 0.5 * (sum(inside) / len(inside) + sum(outside) / len(outside))
-    torch.testing.assert_close(module.place_loss(logits, cover, plan), expected)
-    assert module.place_loss(logits, torch.full_like(cover, 0.3), plan) == 0  # nothing but edges
+    torch.testing.assert_close(place_loss(logits, cover, plan), expected)
+    assert place_loss(logits, torch.full_like(cover, 0.3), plan) == 0  # nothing but edges
 
 
 def test_the_pair_loss_is_that_of_a_slow_loop():
@@ -209,7 +210,7 @@ def test_the_pair_loss_is_that_of_a_slow_loop():
                 elif cover[b, i] >= 0.5 and cover[b, j] <= 0.05:
                     terms["across"].append(max(0.0, cosine))
     expected = np.mean([np.mean(values) for values in terms.values()])
-    assert module.pair_loss(tokens, cover).item() == pytest.approx(expected, rel=1e-5)
+    assert pair_loss(tokens, cover).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_contrastive_loss_is_that_of_a_slow_loop():
