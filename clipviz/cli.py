@@ -33,89 +33,71 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {_one_line(message)} (see {self.prog} --help)\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    parser = _Parser(
-        prog="clipviz",
-        description="Adapt CLIP to fine-grained classes without labels, and see how it works.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"clipviz {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+def _demo_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", default="clipviz-demo", metavar="DIR", help="default: %(default)s")
+    command.add_argument("--domain", default="fog", metavar="NAME", help="shifted domain, default: %(default)s")
+    command.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each method that trains")
+    command.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
+    command.add_argument("--methods", metavar="A,B", help="default: all")
 
-    demo = commands.add_parser("demo", help="adapt the bundled CLIP to shifted birds and write a report")
-    demo.add_argument("--out", default="clipviz-demo", metavar="DIR", help="default: %(default)s")
-    demo.add_argument("--domain", default="fog", metavar="NAME", help="shifted domain, default: %(default)s")
-    demo.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each method that trains")
-    demo.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
-    demo.add_argument("--methods", metavar="A,B", help="default: all")
 
-    adapt = commands.add_parser("adapt", help="adapt a CLIP to unlabelled images")
-    adapt.add_argument(
+def _adapt_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "method", metavar="METHOD", help="zero_shot, descriptions, wca, tip_adapter, ntua, dpa, microclip"
     )
-    _add_model_and_data(adapt)
-    adapt.add_argument("--eval-data", metavar="SPEC", help="images to measure on; default: the test split of --data")
-    adapt.add_argument("--preset", metavar="NAME", help="constants of the method: official, a benchmark's name, ...")
-    adapt.add_argument(
+    _add_model_and_data(command)
+    command.add_argument("--eval-data", metavar="SPEC", help="images to measure on; default: the test split of --data")
+    command.add_argument("--preset", metavar="NAME", help="constants of the method: official, a benchmark's name, ...")
+    command.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="one constant of the method; may be repeated"
     )
-    adapt.add_argument("--teacher", metavar="NAME", help="ntua: a larger model that refines the cache")
-    adapt.add_argument("--teacher-pretrained", metavar="TAG_OR_FILE", help="its weights")
-    adapt.add_argument("--allow-labels", action="store_true", help="ntua: permit selection=oracle_balanced")
-    adapt.add_argument("--out", required=True, metavar="DIR", help="run folder")
-    adapt.add_argument("--epochs", type=_positive, metavar="N", help="default: what the method recommends")
-    adapt.add_argument("--batch-size", type=_positive, metavar="N", help="default: what the method recommends")
-    adapt.add_argument("--lr", type=float, metavar="X", help="default: what the method recommends")
-    adapt.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
-    adapt.add_argument("--workers", type=_natural, default=0, metavar="N", help="processes that load images")
-    adapt.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    command.add_argument("--teacher", metavar="NAME", help="ntua: a larger model that refines the cache")
+    command.add_argument("--teacher-pretrained", metavar="TAG_OR_FILE", help="its weights")
+    command.add_argument("--allow-labels", action="store_true", help="ntua: permit selection=oracle_balanced")
+    command.add_argument("--out", required=True, metavar="DIR", help="run folder")
+    command.add_argument("--epochs", type=_positive, metavar="N", help="default: what the method recommends")
+    command.add_argument("--batch-size", type=_positive, metavar="N", help="default: what the method recommends")
+    command.add_argument("--lr", type=float, metavar="X", help="default: what the method recommends")
+    command.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
+    command.add_argument("--workers", type=_natural, default=0, metavar="N", help="processes that load images")
+    command.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
 
-    embed = commands.add_parser("embed", help="write the embeddings of images to a file that adapt can work on")
-    _add_model_and_data(embed)
-    embed.add_argument("--split", default="train", choices=("train", "val", "test"), help="default: %(default)s")
-    embed.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
-    embed.add_argument("--out", required=True, metavar="FILE", help=".npz or .safetensors")
 
-    describe = commands.add_parser(
-        "describe", help="write the file of class descriptions, fill it by a language model, or check it"
-    )
-    describe.add_argument("--data", metavar="SPEC", help="data set whose classes are described")
-    describe.add_argument("--classes", metavar="FILE", help="class names, one a line")
-    describe.add_argument("--root", metavar="DIR", help="folder of the benchmarks; default: $CLIPVIZ_DATA, else data")
-    what = describe.add_mutually_exclusive_group(required=True)
+def _embed_options(command: argparse.ArgumentParser) -> None:
+    _add_model_and_data(command)
+    command.add_argument("--split", default="train", choices=("train", "val", "test"), help="default: %(default)s")
+    command.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
+    command.add_argument("--out", required=True, metavar="FILE", help=".npz or .safetensors")
+
+
+def _describe_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", metavar="SPEC", help="data set whose classes are described")
+    command.add_argument("--classes", metavar="FILE", help="class names, one a line")
+    command.add_argument("--root", metavar="DIR", help="folder of the benchmarks; default: $CLIPVIZ_DATA, else data")
+    what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", metavar="FILE.json", help="file to write; what is filled in already is kept")
     what.add_argument("--check", metavar="FILE.json", help="say everything about a file, and write nothing")
-    describe.add_argument("--model", metavar="NAME", help="--check: count what its text tower cuts; default: ViT-B-32")
-    describe.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible, up to /v1; default: $OPENAI_BASE_URL")
-    describe.add_argument("--llm", metavar="NAME", help="language model there; default: $OPENAI_MODEL")
-    describe.add_argument("--sentences", type=_positive, default=20, metavar="N", help="a class; default: %(default)s")
-    describe.add_argument("--kind", metavar="NOUN", help="what the classes are kinds of, such as bird")
-    describe.add_argument("--yes", action="store_true", help="make the calls without asking")
+    command.add_argument("--model", metavar="NAME", help="--check: count what its text tower cuts; default: ViT-B-32")
+    command.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible, up to /v1; default: $OPENAI_BASE_URL")
+    command.add_argument("--llm", metavar="NAME", help="language model there; default: $OPENAI_MODEL")
+    command.add_argument("--sentences", type=_positive, default=20, metavar="N", help="a class; default: %(default)s")
+    command.add_argument("--kind", metavar="NOUN", help="what the classes are kinds of, such as bird")
+    command.add_argument("--yes", action="store_true", help="make the calls without asking")
 
-    report = commands.add_parser("report", help="write one HTML page from run folders")
-    report.add_argument("runs", nargs="+", metavar="RUN_DIR")
-    report.add_argument("--out", required=True, metavar="FILE.html")
 
-    compare = commands.add_parser("compare", help="print the results of run folders as one table")
-    compare.add_argument("runs", nargs="+", metavar="RUN_DIR")
-    lab = commands.add_parser("lab", help="open the tutorials in JupyterLab")
-    lab.add_argument("--out", default="clipviz-notebooks", metavar="DIR", help="their copy, default: %(default)s")
-    lab.add_argument("--port", type=_positive, metavar="N", help="default: JupyterLab's own choice")
-    lab.add_argument("--no-browser", action="store_true", help="only serve; the address is printed")
-    for command in (
-        demo,
-        adapt,
-        embed,
-        describe,
-        report,
-        compare,
-        lab,
-    ):  # there too, where one adds it to a command that failed
-        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
-    return parser
+def _report_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    command.add_argument("--out", required=True, metavar="FILE.html")
+
+
+def _compare_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("runs", nargs="+", metavar="RUN_DIR")
+
+
+def _lab_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", default="clipviz-notebooks", metavar="DIR", help="their copy, default: %(default)s")
+    command.add_argument("--port", type=_positive, metavar="N", help="default: JupyterLab's own choice")
+    command.add_argument("--no-browser", action="store_true", help="only serve; the address is printed")
 
 
 def _add_model_and_data(command: argparse.ArgumentParser) -> None:
@@ -149,6 +131,37 @@ def _add_model_and_data(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--precision", default="32", choices=("32", "bf16-mixed"), help="of the image tower, default: %(default)s"
     )
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "demo": ("adapt the bundled CLIP to shifted birds and write a report", _demo_options),
+    "adapt": ("adapt a CLIP to unlabelled images", _adapt_options),
+    "embed": ("write the embeddings of images to a file that adapt can work on", _embed_options),
+    "describe": ("write the file of class descriptions, fill it by a language model, or check it", _describe_options),
+    "report": ("write one HTML page from run folders", _report_options),
+    "compare": ("print the results of run folders as one table", _compare_options),
+    "lab": ("open the tutorials in JupyterLab", _lab_options),
+}
+"""Name -> what it does, and its options."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(
+        prog="clipviz",
+        description="Adapt CLIP to fine-grained classes without labels, and see how it works.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"clipviz {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, (purpose, add_options) in _COMMANDS.items():
+        command = commands.add_parser(name, help=purpose)
+        add_options(command)
+        # here too, where one adds it to a command that failed
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
