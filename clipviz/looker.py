@@ -6,7 +6,6 @@ It stands between the views, which know no torch, and methods, which know nothin
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -20,6 +19,7 @@ from clipviz.evaluate import undisturbed
 from clipviz.methods.base import Method
 from clipviz.saliency import KINDS, available_kinds, saliency
 from clipviz.saliency.attention import attention_modules
+from clipviz.saliency.maps import option_names
 
 T = TypeVar("T")
 Ask = Callable[[Callable[[Method], T]], T]
@@ -63,8 +63,7 @@ class Looker:
 
     def options(self, kind: str) -> tuple[str, ...]:
         """Names of what can be chosen for a kind ("layer", "head", "tau", ...)."""
-        parameters = inspect.signature(KINDS[kind].function).parameters
-        return tuple(name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY)
+        return option_names(kind)
 
     @property
     def n_layers(self) -> int:

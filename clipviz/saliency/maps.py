@@ -108,7 +108,8 @@ def raw_map(model: Model, images: Tensor, kind: str, question: Question | None, 
     Raises:
         ValueError: for an unknown option, or values that are not finite.
     """
-    _require_options(kind, options)
+    for name in options:
+        choose(f"option of {kind}", name, option_names(kind))
     with looking(model):
         raw = KINDS[kind].function(model, images, question, **options).detach().float()
     if not torch.isfinite(raw).all():
@@ -120,6 +121,12 @@ def unit_maps(raw: Tensor) -> Tensor:
     """Positive part over its maximum, image by image: (B, h, w) float -> (B, h, w) in [0, 1]."""
     positive = raw.clamp(min=0)
     return positive / positive.amax((1, 2), keepdim=True).clamp(min=torch.finfo(raw.dtype).tiny)
+
+
+def option_names(kind: str) -> tuple[str, ...]:
+    """Names of what can be chosen for a kind ("layer", "head", "tau", ...)."""
+    parameters = inspect.signature(KINDS[kind].function).parameters
+    return tuple(name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
 def available_kinds(model: Model) -> tuple[str, ...]:
@@ -157,13 +164,3 @@ def _require_images(model: Model, images: Tensor) -> None:
     side = backbone_of(model).image_size
     if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != (3, side, side):
         raise ValueError(f"saliency wants images (B, 3, {side}, {side}) in [0, 1], B >= 1, got {tuple(images.shape)}")
-
-
-def _require_options(kind: str, options: dict[str, Any]) -> None:
-    known = [
-        name
-        for name, parameter in inspect.signature(KINDS[kind].function).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
-    for name in options:
-        choose(f"option of {kind}", name, known)

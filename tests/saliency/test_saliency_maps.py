@@ -271,7 +271,7 @@ def test_unit_maps() -> None:
         ("rollout", {"start": 1}, "unknown option of rollout 'start'; did you mean 'start_layer'"),
         ("cls_attention", {"layer": 5}, "layer 5 does not exist"),
         ("cls_attention", {"head": 4}, "head 4 does not exist: layer -1 has 4"),
-        ("ncut", {"affinity": "cosin"}, "unknown affinity kind 'cosin'"),
+        ("ncut", {"affinity": "cosin"}, "unknown affinity 'cosin'"),
         ("relevance", {"target": "red sqare"}, "did you mean 'red square'"),
         ("relevance", {"target": 3}, "class index 3 does not exist: microclip knows 3"),
         ("relevance", {"target": [0, 1]}, "one for each of 3 images, got 2"),
