@@ -202,10 +202,15 @@ def prototype_drift_info(trace: Trace) -> PrototypeDrift:
     return PrototypeDrift(names, np.arange(n_epochs) - 1, angles)
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (..., D) scaled to unit length; zero stays zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
 def _angles(vectors: np.ndarray) -> np.ndarray:
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    directions = unit(vectors)
     # 2 atan2(|a-b|, |a+b|) keeps its digits near zero, where arccos of a rounded cosine has none left.
-    apart, together = (np.linalg.norm(unit + sign * unit[:1], axis=-1) for sign in (-1, 1))
+    apart, together = (np.linalg.norm(directions + sign * directions[:1], axis=-1) for sign in (-1, 1))
     return np.degrees(2 * np.arctan2(apart, together))
 
 

@@ -17,7 +17,7 @@ from clipviz.figures._style import (
     escape,
     thinned,
 )
-from clipviz.figures.prototypes import finite_snapshots
+from clipviz.figures.prototypes import finite_snapshots, unit
 from clipviz.trace import Trace
 
 _MAX_NAMES = 24
@@ -58,14 +58,10 @@ def prototype_similarity_info(trace: Trace, rows: str | None = None, columns: st
     for name in (rows, columns):
         if name not in snapshots:
             raise ValueError(f"no snapshot {name!r} in this trace; it has {', '.join(snapshots)}")
-    units = [_unit(snapshots[name][[0, -1]]) for name in (rows, columns)]
+    units = [unit(snapshots[name][[0, -1]]) for name in (rows, columns)]
     before, after = (units[0][when] @ units[1][when].T for when in (0, 1))
     names = [class_name(trace.class_names, label) for label in range(len(before))]
     return PrototypeSimilarity(names, rows, columns, before, after)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def draw_prototype_similarity(info: PrototypeSimilarity) -> go.Figure:

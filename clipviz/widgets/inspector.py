@@ -92,8 +92,17 @@ class Inspector:
         return self.albums.get(self.state.method) or next(iter(self.albums.values()))
 
     def _make_controls(self, final_epoch: int, with_epoch: bool) -> None:
-        stored = list(dict.fromkeys(kind for album in self.albums.values() for kind in album.stored_kinds()))
         lookers = [album.looker for album in self.albums.values() if album.looker is not None]
+        self._make_kinds(lookers)
+        looks = self._make_looks(final_epoch, with_epoch)
+        self._asking = ipywidgets.HBox(self._make_questions(lookers))
+        row = {"flex_flow": "row wrap"}
+        kinds = ipywidgets.HBox(list(self.kinds.values()), layout=row)
+        self.widget = ipywidgets.VBox([kinds, ipywidgets.HBox(looks, layout=row), self._asking, self.canvas])
+
+    def _make_kinds(self, lookers: Sequence[Any]) -> None:
+        """A button for each kind of map that is kept or can be computed."""
+        stored = list(dict.fromkeys(kind for album in self.albums.values() for kind in album.stored_kinds()))
         asked = [kind for looker in lookers for kind in looker.kinds]
         self.kinds = {
             kind: ipywidgets.ToggleButton(
@@ -108,6 +117,9 @@ class Inspector:
         for kind, toggle in self.kinds.items():
             toggle.value = kind == self.state.kind
             toggle.observe(lambda change, kind=kind: self._toggled(kind, change["new"]), "value")
+
+    def _make_looks(self, final_epoch: int, with_epoch: bool) -> list[ipywidgets.Widget]:
+        """Epoch, opacity, contour and the method beside it: how maps are shown, not what they are."""
         look: dict[str, Any] = {"layout": {"width": "250px"}, "style": {"description_width": "initial"}}
         self.epoch = ipywidgets.IntSlider(
             min=-1, max=max(-1, final_epoch), description="epoch", continuous_update=True, **look
@@ -120,6 +132,12 @@ class Inspector:
         ipywidgets.jslink((self.opacity, "value"), (self.canvas, "opacity"))
         ipywidgets.jslink((self.contour, "value"), (self.canvas, "contour"))
         self.beside = ipywidgets.Dropdown(options=[NOBODY, *self.albums], description="beside it")
+        self._show_on_change(self.beside, 230)
+        self.beside.layout.display = "flex" if len(self.albums) > 1 else "none"
+        return [*([self.epoch] if with_epoch else []), self.opacity, self.contour, self.beside]
+
+    def _make_questions(self, lookers: Sequence[Any]) -> list[ipywidgets.Widget]:
+        """Contrast, layer and head, for kinds that are computed."""
         names = [shorten(name, 60) for name in self.album.trace.class_names]
         options = [(NOBODY, -1), (RUNNER_UP, -2), *((name, i) for i, name in enumerate(names))]
         self.contrast = ipywidgets.Dropdown(options=options, description="rather than")
@@ -130,21 +148,13 @@ class Inspector:
         self.head = ipywidgets.Dropdown(
             options=[("mean", -1), *((str(i), i) for i in range(n_heads))], description="head"
         )
-        for control, width in ((self.beside, 230), (self.contrast, 320), (self.layer, 120), (self.head, 120)):
-            control.layout.width, control.style.description_width = f"{width}px", "initial"
-            control.observe(lambda _: self.show(), "value")
-        self.beside.layout.display = "flex" if len(self.albums) > 1 else "none"
-        self._asking = ipywidgets.HBox([self.contrast, self.layer, self.head])
-        row = {"flex_flow": "row wrap"}
-        looks = [*([self.epoch] if with_epoch else []), self.opacity, self.contour, self.beside]
-        self.widget = ipywidgets.VBox(
-            [
-                ipywidgets.HBox(list(self.kinds.values()), layout=row),
-                ipywidgets.HBox(looks, layout=row),
-                self._asking,
-                self.canvas,
-            ]
-        )
+        for control, width in ((self.contrast, 320), (self.layer, 120), (self.head, 120)):
+            self._show_on_change(control, width)
+        return [self.contrast, self.layer, self.head]
+
+    def _show_on_change(self, control: ipywidgets.Dropdown, width: int) -> None:
+        control.layout.width, control.style.description_width = f"{width}px", "initial"
+        control.observe(lambda _: self.show(), "value")
 
     def _toggled(self, kind: str, is_on: bool) -> None:
         if is_on:

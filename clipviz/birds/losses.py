@@ -1,0 +1,61 @@
+"""The terms that the bundled CLIP is pretrained by; `clipviz.birds.pretrain` says how they are weighted."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipviz.birds.world import CARDINALITIES
+
+
+def clip_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric contrastive loss of two (B, E) unit-norm batches whose rows belong together."""
+    logits = scale * images @ texts.T
+    target = torch.arange(len(logits), device=logits.device)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+def attribute_loss(logits: Tensor, codes: Tensor) -> Tensor:
+    """Mean over attributes of the cross-entropy among the values of one attribute.
+
+    Args:
+        logits: (B, V) float, scaled similarity to the prompts of all V values, attributes side by side.
+        codes: (B, A) int, true value of every attribute.
+    """
+    terms = [F.cross_entropy(part, codes[:, a]) for a, part in enumerate(logits.split(CARDINALITIES.tolist(), 1))]
+    return torch.stack(terms).mean()
+
+
+def place_loss(logits: Tensor, cover: Tensor, plan: Tensor) -> Tensor:
+    """What a patch shows: the bird's plan, or background; both kinds count the same, patches on the edge do not.
+
+    Args:
+        logits: (B, N, P + 1) float, scaled similarity of each patch to the prompts of P plans and of the background.
+        cover: (B, N) float, share of the patch that the bird covers.
+        plan: (B,) int, index of the true plan.
+    """
+    background = logits.shape[-1] - 1
+    on = F.cross_entropy(logits.transpose(1, 2), plan[:, None].expand_as(cover), reduction="none")
+    off = F.cross_entropy(
+        logits.transpose(1, 2), torch.full_like(cover, background, dtype=torch.long), reduction="none"
+    )
+    kinds = ((on, (cover >= 0.5).float()), (off, (cover <= 0.05).float()))
+    return torch.stack([(loss * shown).sum() / shown.sum().clamp(min=1.0) for loss, shown in kinds]).mean()
+
+
+def pair_loss(tokens: Tensor, cover: Tensor) -> Tensor:
+    """Pairs of patches: alike if both show the bird or both the background, unalike if one does and the other does not.
+
+    Args:
+        tokens: (B, N, W) float, unit norm.
+        cover: (B, N) float, share of the patch that the bird covers.
+    """
+    cosine = tokens @ tokens.transpose(1, 2)
+    inside, outside = (cover >= 0.5).float(), (cover <= 0.05).float()
+    kinds = ((inside, inside, 0.6 - cosine), (outside, outside, 0.6 - cosine), (inside, outside, cosine))
+    terms = []
+    for one, other, excess in kinds:
+        pairs = one[:, :, None] * other[:, None, :]
+        terms.append((pairs * excess.relu()).sum() / pairs.sum().clamp(min=1.0))
+    return torch.stack(terms).mean()
