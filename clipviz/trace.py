@@ -7,26 +7,18 @@ A trace on disk is a folder::
     <table>.parquet      steps, samples, epochs, predictions, skipped
     arrays.safetensors   probe/..., snapshot/..., sources/..., gallery/...
 
-The manifest is what makes a folder a trace. Each file is checked against its hash before any parser sees
-it, so a flipped bit is an error and never a slightly different curve. No format here can hold a pickle.
+`clipviz.trace_folder` writes and reads the folder, whole or not at all. No format here can hold a pickle.
 """
 
 from __future__ import annotations
 
-import contextlib
-import glob
-import hashlib
 import io
 import json
 import os
-import secrets
-import shutil
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,10 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 
-T = TypeVar("T")
-
-FORMAT = "clipviz-trace"
-FORMAT_VERSION = 1
+from clipviz.trace_folder import FORMAT_VERSION, Refused, parse, read_folder, write_folder
 
 #: Required columns of each table, with the type of an empty one. Further columns are kept as they are:
 #: `samples` has `<source>_label` and `<source>_confidence` for every source of pseudo-labels.
@@ -66,11 +55,9 @@ TABLES: dict[str, dict[str, str]] = {
 _FOLLOWED = ("probe/images", "probe/index", "probe/target", "probe/parts")
 """Arrays of the probe that are the same at every epoch."""
 
-_TRIES = 20
-_MANIFEST = "manifest.json"
 _META = "meta.json"
 _ARRAYS = "arrays.safetensors"
-_FILES = frozenset({_MANIFEST, _META, _ARRAYS} | {f"{table}.parquet" for table in TABLES})
+_FILES = frozenset({_META, _ARRAYS} | {f"{table}.parquet" for table in TABLES})
 
 
 def empty_table(name: str) -> pd.DataFrame:
@@ -180,20 +167,11 @@ class Trace:
                 Python objects, or the metadata is not JSON-able.
             OSError: The disk is full or the place is not writable. What was there before is untouched.
         """
-        directory = Path(directory)
-        _refuse_to_replace_foreign(directory)
-        contents = self._encode()
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        partial_directory = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.partial")
-        try:
-            partial_directory.mkdir()
-            for name, content in contents.items():
-                _write_synced(partial_directory / name, content)
-            _sync_directory(partial_directory)
-            _swap_in(partial_directory, directory)
-        finally:
-            shutil.rmtree(partial_directory, ignore_errors=True)
-        return directory
+        files = {_META: _meta_json({**self.meta, "format_version": FORMAT_VERSION}).encode()}
+        for name in TABLES:
+            files[f"{name}.parquet"] = _table_bytes(name, getattr(self, name))
+        files[_ARRAYS] = _array_bytes(self.arrays)
+        return write_folder(Path(directory), files)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
@@ -203,21 +181,11 @@ class Trace:
             ValueError: No trace there, or one that is truncated, altered, foreign or from a newer clipviz;
                 the message names the file and the reason.
         """
-        directory, contents = _read_whole(Path(path))
-        meta = _parse(directory / _META, contents[_META], _parse_meta)
-        tables = {name: _parse_table(directory, name, contents[f"{name}.parquet"]) for name in TABLES}
-        arrays = _parse(directory / _ARRAYS, contents[_ARRAYS], _parse_arrays)
+        directory, files = read_folder(Path(path), _FILES)
+        meta = parse(directory / _META, files[_META], _parse_meta)
+        tables = {name: _parse_table(directory, name, files[f"{name}.parquet"]) for name in TABLES}
+        arrays = parse(directory / _ARRAYS, files[_ARRAYS], safetensors.numpy.load)
         return cls(**tables, arrays=arrays, meta=meta)
-
-    def _encode(self) -> dict[str, bytes]:
-        """Every file's bytes, the manifest last."""
-        contents = {_META: _meta_json({**self.meta, "format_version": FORMAT_VERSION}).encode()}
-        for name in TABLES:
-            contents[f"{name}.parquet"] = _table_bytes(name, getattr(self, name))
-        contents[_ARRAYS] = _array_bytes(self.arrays)
-        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-        manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "files": hashes}
-        return {**contents, _MANIFEST: json.dumps(manifest, indent=1).encode()}
 
 
 def _same_array(one: np.ndarray, other: np.ndarray) -> bool:
@@ -275,178 +243,19 @@ def _check_columns(where: str, name: str, table: pd.DataFrame) -> None:
         raise ValueError(f"{where} lacks the columns {missing}; it has {[str(column) for column in table.columns]}")
 
 
-def _refuse_to_replace_foreign(directory: Path) -> None:
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise ValueError(f"a trace is a folder, but {directory} is a file; choose another place")
-    foreign = sorted(set(os.listdir(directory)) - _FILES)
-    if foreign:
-        raise ValueError(
-            f"{directory} holds {foreign[0]!r}, which is no part of a trace and would be lost; choose another folder"
-        )
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    # Not every system lets a folder be opened; there the rename below is the best there is.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _swap_in(new: Path, directory: Path) -> None:
-    """Put the complete folder `new` where `directory` is; the older one goes only once it is replaced."""
-    older = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.older")
-    replaces = directory.exists()
-    if replaces:
-        directory.rename(older)
-    try:
-        new.rename(directory)
-    except OSError:
-        if replaces:
-            older.rename(directory)
-        raise
-    _sync_directory(directory.parent)
-    if replaces:
-        shutil.rmtree(older, ignore_errors=True)
-
-
-def _read_whole(path: Path) -> tuple[Path, dict[str, bytes]]:
-    """A trace folder and its files, all of one save: a live run may swap another one in meanwhile."""
-    for _ in range(_TRIES):
-        before = _at(path)
-        try:
-            directory = _find_trace(path)
-            return directory, _read_checked(directory)
-        except ValueError:
-            if before == _at(path) and not _is_swapping(path):
-                raise
-            time.sleep(0.05)
-    directory = _find_trace(path)
-    return directory, _read_checked(directory)
-
-
-def _at(path: Path) -> list[int | None]:
-    """Which folders lie at the places where a trace may be."""
-    found: list[int | None] = []
-    for directory in (path, path / "trace"):
-        try:
-            found.append(directory.stat().st_ino)
-        except (OSError, ValueError):
-            found.append(None)
-    return found
-
-
-def _is_swapping(path: Path) -> bool:
-    """Whether there is no trace because a new one is just being put in place of the older."""
-    for directory in (path, path / "trace"):
-        with contextlib.suppress(OSError, ValueError):
-            if not directory.exists() and any(directory.parent.glob(f".{glob.escape(directory.name)}.*.older")):
-                return True
-    return False
-
-
-def _find_trace(path: Path) -> Path:
-    try:
-        for directory in (path, path / "trace"):
-            if (directory / _MANIFEST).is_file():
-                return directory
-        exists, is_directory = path.exists(), path.is_dir()
-    except (OSError, ValueError) as error:  # no permission; a NUL byte in the name
-        raise ValueError(f"cannot look into {path!s}: {error}") from error
-    if not exists:
-        raise ValueError(f"no trace at {path}: there is no such folder")
-    if not is_directory:
-        raise ValueError(f"{path} is {_kind_of(path)}; a trace is a folder (give the run folder or its trace/)")
-    raise ValueError(f"no trace in {path}: neither it nor its trace/ holds {_MANIFEST}; give a run folder")
-
-
-def _kind_of(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            head = file.read(4)
-    except OSError:
-        return "a file"
-    if head[:1] == b"\x80" or head == b"PK\x03\x04":
-        return "a file that looks pickled (torch.save, pickle, npz), which clipviz never unpickles"
-    return "a file"
-
-
-def _read_checked(directory: Path) -> dict[str, bytes]:
-    """Bytes of every file that the manifest must list, each equal to its recorded hash."""
-    hashes = _parse(directory / _MANIFEST, _read(directory / _MANIFEST), _parse_manifest)
-    contents = {}
-    for name in sorted(_FILES - {_MANIFEST}):
-        contents[name] = _read(directory / name)
-        if hashlib.sha256(contents[name]).hexdigest() != hashes[name]:
-            raise ValueError(
-                f"{directory / name} is not what was saved ({len(contents[name]):,} bytes whose SHA-256 is "
-                f"not the one in {_MANIFEST}): truncated, altered or pickled; copy the trace again or repeat "
-                "the run"
-            )
-    return contents
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: the trace is incomplete; copy it again or repeat the run") from None
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-
-
-def _parse(path: Path, content: bytes, parser: Callable[[bytes], T]) -> T:
-    try:
-        return parser(content)
-    except _Refused as refusal:
-        raise ValueError(f"{path}: {refusal}") from None
-    except Exception as error:  # parsers of foreign bytes raise what they like; all of it means the same
-        raise ValueError(f"{path} cannot be read as part of a trace: {type(error).__name__}: {error}") from error
-
-
-class _Refused(ValueError):
-    """A well-formed file with contents that are not ours; its message is complete."""
-
-
-def _parse_manifest(content: bytes) -> dict[str, str]:
-    manifest = json.loads(content)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise _Refused(f"wanted the manifest of a {FORMAT}, this is something else")
-    version = manifest.get("format_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise _Refused(f"format_version must be a whole number from 1 on, got {version!r}")
-    if version > FORMAT_VERSION:
-        raise _Refused(f"format {version} is newer than this clipviz reads (up to {FORMAT_VERSION}); upgrade clipviz")
-    hashes = manifest.get("files")
-    if not isinstance(hashes, dict) or set(hashes) != _FILES - {_MANIFEST}:
-        raise _Refused(f"must list the hash of each of {', '.join(sorted(_FILES - {_MANIFEST}))}, and no more")
-    return hashes
-
-
 def _parse_meta(content: bytes) -> dict[str, Any]:
     meta = json.loads(content)
     if not isinstance(meta, dict):
-        raise _Refused(f"wanted a JSON object, got {type(meta).__name__}")
+        raise Refused(f"wanted a JSON object, got {type(meta).__name__}")
     names = meta.get("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise _Refused("class_names must be a list of strings")
+        raise Refused("class_names must be a list of strings")
     return meta
 
 
 def _parse_table(directory: Path, name: str, content: bytes) -> pd.DataFrame:
     path = directory / f"{name}.parquet"
-    table = _parse(path, content, _read_table)
+    table = parse(path, content, _read_table)
     _check_columns(str(path), name, table)
     return table
 
@@ -454,7 +263,3 @@ def _parse_table(directory: Path, name: str, content: bytes) -> pd.DataFrame:
 def _read_table(content: bytes) -> pd.DataFrame:
     # In this thread: a pool that is still starting when a short script ends aborts the whole process.
     return pq.read_table(io.BytesIO(content), use_threads=False).to_pandas(use_threads=False)
-
-
-def _parse_arrays(content: bytes) -> dict[str, np.ndarray]:
-    return safetensors.numpy.load(content)

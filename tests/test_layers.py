@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, str] = {
     "build": "errors backbone data methods",
     "ladder": "events backbone data methods evaluate loop",
     # the stem without torch
-    "trace": "errors files",
+    "trace_folder": "",
+    "trace": "trace_folder",
     "figures": "errors trace",
     "report": "errors files trace figures",
     "widgets": "errors events trace figures",
@@ -59,7 +60,7 @@ MAY_IMPORT: dict[str, str] = {
 }
 # Imports inside a function that go up, each with its reason.
 UPWARDS = {("data/loading.py", "birds")}  # a data set is looked up by name; the renderer is loaded on demand
-TORCH_FREE = ("errors", "files", "events", "trace", "figures", "report", "widgets")
+TORCH_FREE = ("errors", "files", "events", "trace_folder", "trace", "figures", "report", "widgets")
 TORCH = {"torch", "torchvision", "open_clip", "timm", "captum"}
 
 
