@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset
+from clipviz.data.benchmarks import find_benchmark
 from clipviz.data.sampling import balanced_index
 from clipviz.errors import choose
 from clipviz.methods import METHODS, Method
@@ -31,7 +32,8 @@ def build_method(
         name: key in `METHODS`.
         backbone: the model to adapt.
         dataset: its prompts are used; its labels only if `allow_labels` is set and the selection asks for them.
-        preset: name of a preset of the method; None: its default for this backbone.
+        preset: name of a preset of the method, or another of the benchmark's names; None: its default for this
+            backbone.
         constants: name of a constant -> its new value as text, for example {"gamma": "0.3"}.
         teacher: a larger model, for methods that have a teacher.
         allow_labels: permits `selection=oracle_balanced`.
@@ -42,7 +44,7 @@ def build_method(
     method = METHODS[choose("method", name, METHODS)]
     config = method.default_config(backbone)
     if preset is not None:
-        config = method.presets[choose(f"preset of {name}", preset, method.presets)]
+        config = method.presets[choose(f"preset of {name}", _preset(preset, method), method.presets)]
     changes = {key: _value(name, config, key, text) for key, text in (constants or {}).items()}
     if issubclass(method, NtUA):
         config = replace(config, **changes, allow_labels=allow_labels)
@@ -51,6 +53,13 @@ def build_method(
         raise ValueError(f"{name} has no teacher and selects no images; only ntua and tip_adapter do")
     build: Callable[..., Method] = method
     return build(backbone, dataset.prompts, *([replace(config, **changes)] if config else []))
+
+
+def _preset(name: str, method: type[Method]) -> str:
+    """A preset's own name; a benchmark's may come in any spelling that `load_dataset` takes ("oxford_iiit_pet")."""
+    if name in method.presets or (meant := find_benchmark(name)) is None:
+        return name
+    return next((preset for preset in method.presets if find_benchmark(preset) == meant), name)
 
 
 def _with_cache(

@@ -56,6 +56,16 @@ def test_what_a_method_does_not_have_is_refused(name, options, message):
         build_method(name, dataset.backbone(), dataset, **options)
 
 
+@pytest.mark.parametrize(
+    ("given", "preset"), [("oxford_iiit_pet", "pets"), ("FGVC-Aircraft", "fgvc"), ("flowers102", "flowers")]
+)
+def test_a_benchmarks_preset_answers_to_all_names_of_the_benchmark(given, preset):
+    dataset = clusters(n=6, n_classes=3)
+    for name in ("dpa", "ntua"):
+        method = build_method(name, dataset.backbone(), dataset, preset=given)
+        assert method.config == METHODS[name].presets[preset]
+
+
 def test_labels_choose_images_only_with_permission():
     dataset = clusters(n=12, n_classes=3)
     options = {"constants": {"selection": "oracle_balanced", "shots": "2"}, "allow_labels": True}

@@ -15,10 +15,12 @@ import numpy as np
 import open_clip
 import pytest
 from PIL import Image
-from tiny import TINY, ToyDataset
+from tiny import TINY, ToyDataset, clusters
 
+import clipviz
 from clipviz import cli
 from clipviz.birds.world import SPECIES
+from clipviz.commands.results import results_of
 from clipviz.methods import METHODS
 from clipviz.trace import Trace
 
@@ -438,6 +440,16 @@ def test_compare_needs_no_torch(tmp_path):
     check = "import sys, clipviz.commands.compare, clipviz.commands.report; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("name", "refines"), [("ntua", True), ("tip_adapter", False)])
+def test_the_results_of_a_cache_name_a_teacher_only_where_there_is_one(name, refines):
+    dataset = clusters(n=30)
+    events = clipviz.adapt(METHODS[name](dataset.backbone(), dataset.prompts), dataset, eval_dataset=dataset)
+    results = results_of(clipviz.record(events), 0.5, 1.0)
+    zero_shot = np.mean((dataset.embeddings @ dataset.classifier.T).argmax(1).numpy() == dataset.targets)
+    assert (results["teacher"] == "none") == (not refines)
+    assert results["teacher_zero_shot_accuracy"] == (pytest.approx(zero_shot) if refines else None)
 
 
 # ------------------------------------------------------------------------------------------------- demo

@@ -45,16 +45,17 @@ def _cache_results(trace: Trace) -> dict[str, Any]:
     coverage = _last(trace, "coverage")
     if coverage is None:
         return {}
-    own = _last(trace, "accuracy_zero_shot")
-    teacher = _last(trace, "accuracy_teacher")
     settings = trace.meta["settings"]["method"]
+    teacher = _last(trace, "accuracy_teacher")
+    if teacher is None and settings["rectify"]:  # the model itself is its teacher
+        teacher = _last(trace, "accuracy_zero_shot")
     return {
         "coverage": coverage,
         "cache_size": int(_last(trace, "cache_size") or 0),
         "selection": settings["selection"],
         "uses_labels": settings["selection"] == "oracle_balanced",
         "teacher": settings["teacher"],
-        "teacher_zero_shot_accuracy": own if teacher is None else teacher,
+        "teacher_zero_shot_accuracy": teacher,
     }
 
 

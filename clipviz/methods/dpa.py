@@ -24,6 +24,7 @@ their sum; biases of LayerNorms do not decay, LayerNorm weights and Z do. Where 
 - The last epoch is the result; the code prints the best test epoch.
 - A learning rate below the schedule's 2e-6 floor stays where it is; in the code it rises to the floor.
 - Descriptions are used for (1) where the user gives some; `official` reads the templates only.
+- "_" in a class name is read as a space, as everywhere in clipviz; the code leaves it as it is.
 """
 
 from __future__ import annotations

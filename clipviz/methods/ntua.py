@@ -369,12 +369,11 @@ class NtUA(Method):
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
         """The entries' labels; as sources what each voice says of an image now, the cache without its own entry."""
         rows = torch.searchsorted(self.cache_index, index)
-        sources = {
-            "zero_shot": _log(self.student[rows]),
-            "cache": self._vote_of_the_others(views.weak, rows),
-            "teacher": _log(self.teacher_probs[rows]),
-        }
-        probs = self.teacher_probs[rows] if self.config.rectify else self.student[rows]
+        probs = self.student[rows]
+        sources = {"zero_shot": _log(probs), "cache": self._vote_of_the_others(views.weak, rows)}
+        if self.config.rectify:
+            probs = self.teacher_probs[rows]
+            sources["teacher"] = _log(probs)
         return PseudoLabels(self.labels[rows], probs, self.weights[rows], sources)
 
     def _vote_of_the_others(self, embeddings: Tensor, rows: Tensor) -> Tensor:

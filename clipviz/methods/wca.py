@@ -10,6 +10,9 @@ its description m, s logit scale.
 The scales are those of the released code, e^4 and e^2, and so is the unit norm of both sums; without it (3) is the
 weighted mean of all similarities g_k . d_cm, as the paper has it (`normalized=False`). The paper draws 60 crops of side
 0.5 to 0.9 per image; we take fewer by default, which costs less. A test image has the same crops at every measurement.
+Otherwise than the released code: its loader in effect cuts from 0.1 of the short side on (`crop_scale=(0.1, 0.9)`),
+draws 60 of 100 kept crops with repetition and reports the mean of 20 draws; and its t_c is the one sentence "a photo
+of a {}.", where ours is the mean of all templates that are given.
 The preset `birds` keeps the weights nearly even (both scales 1), without the norm: as it was measured in `benchmarks/`.
 """
 
