@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,16 +116,22 @@ def _numbered(labels: Tensor | None, classifier: Tensor | None) -> list[str]:
     """Names for classes that have none: as many as the classifier has rows, or as the labels tell."""
     if classifier is not None:
         return [f"class {i}" for i in range(len(classifier))]
-    if labels is None or not labels.numel():
+    if labels is None or not labels.numel() or labels.is_floating_point():
         return []
-    return [f"class {i}" for i in range(min(int(labels.max()) + 1, _MOST_CLASSES))]  # more are refused as labels
+    return [
+        f"class {i}" for i in range(min(int(labels.to(torch.int64).max()) + 1, _MOST_CLASSES))
+    ]  # more are refused as labels
 
 
 def _read_npz(name: str) -> dict[str, Any]:
     """Tensors and text of an .npz file; pickled arrays are refused."""
     try:
-        with np.load(name, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+        with open(name, "rb") as raw:  # opened here, because numpy leaves a damaged file open
+            if not zipfile.is_zipfile(raw):
+                raise ValueError("it is damaged or no .npz archive, as numpy.savez writes it")
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
     except Exception as error:  # zip, zlib and numpy raise many kinds for a damaged file
         pickled = "it holds Python objects, which are never unpickled; save arrays of numbers"
         reason = pickled if "allow_pickle" in str(error) else one_line(error)
@@ -135,8 +142,14 @@ def _read_npz(name: str) -> dict[str, Any]:
             text = [item.decode() if isinstance(item, bytes) else str(item) for item in np.atleast_1d(array)]
             out[key] = text if array.ndim else text[0]
         else:
-            out[key] = torch.from_numpy(array) if array.dtype.kind in "fiub" else array
+            out[key] = _tensor(array) if array.dtype.kind in "fiub" else array
     return out
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """An array of numbers as a tensor, also of kinds that torch has not: other byte orders, more than 64 bits."""
+    kind = np.dtype(np.float64) if array.dtype.kind == "f" and array.dtype.itemsize > 8 else array.dtype
+    return torch.from_numpy(array.astype(kind.newbyteorder("="), copy=False))
 
 
 def _read_safetensors(name: str) -> dict[str, Any]:

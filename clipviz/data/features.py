@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -66,8 +67,8 @@ class FeatureDataset(ImageDataset):
                     f"{name}: the classifier is {classifier.shape[1]} wide and the embeddings are "
                     f"{embeddings.shape[1]}; both must come from one joint space"
                 )
-        if not logit_scale > 0:
-            raise ValueError(f"{name}: logit_scale must be positive, got {logit_scale}")
+        if not 0 < logit_scale < math.inf:
+            raise ValueError(f"{name}: logit_scale must be positive and finite, got {logit_scale}")
         self.name, self.split, self.model, self.logit_scale = name, split, model, logit_scale
         self.embeddings, self.classifier = embeddings, classifier
         self.class_names = _class_names(class_names, classifier, name)
@@ -265,9 +266,10 @@ def _targets(targets: Tensor | None, n: int, n_classes: int, source: str) -> np.
             f"{source}: labels must be {n} integers, one per embedding, "
             f"got {str(targets.dtype).removeprefix('torch.')} {tuple(targets.shape)}"
         )
+    targets = targets.to(torch.int64)  # of wide unsigned numbers torch knows no smallest
     low, high = int(targets.min()), int(targets.max())
     if low < UNLABELLED or (n_classes and high >= n_classes):
         raise ValueError(
             f"{source}: labels must be in 0..{n_classes - 1}, or {UNLABELLED} for unlabelled, got {low}..{high}"
         )
-    return targets.to(torch.int64).numpy()
+    return targets.numpy()

@@ -119,6 +119,7 @@ BAD = [
     ({"labels": np.full(12, np.datetime64("2020-01-01"))}, "labels must be an array of numbers"),
     ({"classifier": np.ones((3, 4), complex)}, "classifier must be an array of numbers"),
     ({"logit_scale": np.array(0.0)}, "logit_scale must be positive"),
+    ({"logit_scale": np.array(np.inf)}, "logit_scale must be positive and finite, got inf"),
 ]
 
 
@@ -127,6 +128,18 @@ def test_files_that_cannot_be_used_are_refused_with_the_reason(tmp_path, changes
     path = save_npz(tmp_path / "f.npz", **{**arrays(), **changes})
     with pytest.raises(ValueError, match=message):
         load_dataset(path)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels"), [("<f4", "u8"), (">f4", ">i4"), (np.longdouble, "u2"), (np.float16, "i1")]
+)
+def test_numbers_of_every_width_and_byte_order_are_read(tmp_path, embeddings, labels):
+    plain = arrays()
+    converted = {"embeddings": plain["embeddings"].astype(embeddings), "labels": plain["labels"].astype(labels)}
+    dataset = load_dataset(save_npz(tmp_path / "f.npz", **{**plain, **converted}))
+    np.testing.assert_allclose(dataset.embeddings, plain["embeddings"], rtol=1e-3)
+    assert dataset.targets.tolist() == plain["labels"].tolist()
+    assert load_dataset(save_npz(tmp_path / "g.npz", **converted)).class_names == ("class 0", "class 1", "class 2")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
@@ -143,11 +156,14 @@ def test_arrays_of_unknown_names_are_named(tmp_path, suffix):
 def test_damaged_pickled_and_empty_files_are_refused(tmp_path):
     good = save_npz(tmp_path / "good.npz", **arrays())
     (tmp_path / "short.npz").write_bytes(good.read_bytes()[:200])
+    (tmp_path / "text.npz").write_text("hello")
     np.savez(tmp_path / "pickled.npz", embeddings=np.array([{}], dtype=object))
     (tmp_path / "empty.safetensors").write_bytes(b"")
     for name in ("short.npz", "pickled.npz", "empty.safetensors"):
         with pytest.raises(ValueError, match="cannot read features"):
             load_dataset(tmp_path / name)
+    with pytest.raises(ValueError, match=r"damaged or no \.npz archive"):
+        load_dataset(tmp_path / "text.npz")
     with pytest.raises(ValueError, match=r"wanted an array 'embeddings'.*holds features"):
         load_dataset(save_npz(tmp_path / "other.npz", features=np.ones((2, 2))))
     with pytest.raises(ValueError, match=r"\.npz or \.safetensors"):
