@@ -137,7 +137,7 @@ def image_prototypes(embeddings: Tensor, labels: Tensor, text_prototypes: Tensor
     expect_integers(labels=labels)
     expect_floats(embeddings=embeddings)
     expect_floats(text_prototypes=text_prototypes)
-    labels = labels.long()
+    labels, embeddings = labels.long(), embeddings.detach()
     text = normalize(text_prototypes.detach())
     if len(labels) and not (int(labels.min()) >= -1 and int(labels.max()) < len(text)):
         raise ValueError(f"labels must be in -1..{len(text) - 1}, got {int(labels.min())}..{int(labels.max())}")

@@ -22,6 +22,7 @@ Where it is not, and why:
 - The zero "unrelated" token of SOAP changes no output and no gradient; it is left out, so attention sums to 1.
 - t_c is the mean of unit prompt embeddings, as everywhere else, not of raw ones.
 - The strong view is filled with CLIP's mean color, as DPA does, not with black.
+- Test images are cut in the middle, as everywhere; the code cuts them at random, so its accuracy depends on the seed.
 - The presets `official` and `birds` take the whole image only where every pair is connected; `official` also keeps
   black and the mean of raw embeddings. On nearly complete graphs its masks, as those of the authors' code, can hang on
   the last bit (see `clipviz.ncut`), so runs in float32 and float64 may part there.

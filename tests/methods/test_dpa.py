@@ -70,6 +70,11 @@ def test_prototypes_of_a_bank_in_parts_and_of_images_not_seen_yet(monkeypatch):
     close(prototypes[2], torch.eye(4)[2])
 
 
+def test_prototypes_carry_no_gradient():
+    embeddings, text = torch.eye(4).requires_grad_(), torch.eye(4).requires_grad_()
+    assert not image_prototypes(embeddings, torch.tensor([0, 1, 1, 2]), text).requires_grad
+
+
 @pytest.mark.parametrize("label", [3, -2])
 def test_labels_out_of_range_are_refused(label):
     with pytest.raises(ValueError, match=r"labels must be in -1\.\.2"):
