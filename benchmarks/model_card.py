@@ -63,7 +63,7 @@ def _token_accuracies(backbone: Backbone, data: BirdsDataset) -> dict[str, float
     right: dict[str, list[Tensor]] = {}
     for batch in ViewLoader(data, views, 64, seed=0).epoch(0):
         tokens = method.backbone.tokens(batch.views.weak)
-        foreground = method.foreground(tokens.patches).embedding
+        foreground = method.foreground(tokens).embedding
         assert batch.views.crops is not None
         crops = method.backbone.embed(batch.views.crops.flatten(0, 1)).unflatten(0, batch.views.crops.shape[:2])
         embeddings = {

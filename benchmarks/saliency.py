@@ -184,7 +184,7 @@ def show_study(study: pd.DataFrame, top: int = 8) -> None:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--domains", nargs="+", default=["source", "clutter", "night"])
+    parser.add_argument("--domains", nargs="+", default=["source", "clutter", "night", "fog"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--train", type=int, default=480, help="images to adapt to")
     parser.add_argument("--test", type=int, default=96, help="images to score")

@@ -6,8 +6,8 @@ Used by `benchmarks.saliency`. The matrices of SOAP stay those of the method, on
               "placeless": minus the mean over the images at the same place, which takes the position embedding out
     affinity  dot product or cosine of the tokens
     tau       threshold, or "median": half of the pairs of each image are connected
-    sign      which side of the Fiedler vector is the foreground: "peak" the one with the largest entry (as clipviz and
-              TokenCut), "small" the one with fewer patches, "border" the one with less of the image's border,
+    sign      which side of the Fiedler vector is the foreground: "peak" the one with the largest entry (TokenCut,
+              the default), "border" the one with less of the image's border, "small" the one with fewer patches,
               "attention" the one that the last block's CLS attends to more
     rule      of `foreground_mask`
 """
@@ -15,7 +15,7 @@ Used by `benchmarks.saliency`. The matrices of SOAP stay those of the method, on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pandas as pd
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from clipviz.events import Probe
 from clipviz.methods.microclip import MicroCLIP, saliency_query, soap_pool
-from clipviz.ncut import edge_density, fiedler_vector, foreground_mask, patch_affinity
+from clipviz.ncut import Side, edge_density, fiedler_vector, foreground_mask, patch_affinity, turn_to_side
 from clipviz.ops import normalize
 from clipviz.saliency import part_mass, pointing_game, saliency
 from clipviz.saliency.metrics import coverage
@@ -70,7 +70,7 @@ def soap_study(method: MicroCLIP, probe: Probe) -> pd.DataFrame:
             soap = soap_pool(query, tokens.patches, *matrices)[1].unflatten(1, tokens.grid)
             overlap = (variant.mask & covered).sum(1) / (variant.mask | covered).sum(1)
             settings = variant[:5]
-            own = settings == ("raw", config.affinity, config.tau, "peak", config.mask_rule)
+            own = settings == ("raw", config.affinity, config.tau, config.side, config.mask_rule)
             means = (part_mass(soap, bird), pointing_game(soap, bird), overlap, variant.density)
             rows.append((*settings, own, *(float(values.nanmean()) for values in means)))
     columns = [*Variant._fields[:5], "own", "soap_mass", "soap_pointing", "mask_iou", "edge_density"]
@@ -90,9 +90,9 @@ def variants(patches: Tensor, attention: Tensor, grid: tuple[int, int]) -> Itera
                 graph = patch_affinity(tokens, threshold(tokens, affinity, tau), affinity)
                 density, vector = edge_density(graph), fiedler_vector(graph)
                 for sign in SIGNS:
-                    turned = vector * direction(vector, sign, attention, grid)[:, None]
+                    oriented = turned(vector, sign, attention, grid)
                     for rule in ("std", "mean"):
-                        mask = foreground_mask(turned, rule) | (density == 1.0)[:, None]
+                        mask = foreground_mask(oriented, rule) | (density == 1.0)[:, None]
                         yield Variant(name, affinity, tau, sign, rule, mask, density)
 
 
@@ -104,19 +104,16 @@ def threshold(tokens: Tensor, affinity: str, tau: float | str) -> float | Tensor
     return (tokens @ tokens.transpose(1, 2)).flatten(1).median(1).values[:, None, None]
 
 
-def direction(vector: Tensor, sign: str, attention: Tensor, grid: tuple[int, int]) -> Tensor:
-    """+1 or -1 for each image, (B,), by which its Fiedler vector has to be turned."""
-    if sign == "peak":
-        return torch.ones(len(vector))
+def turned(vector: Tensor, sign: str, attention: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Fiedler vectors (B, N) with the foreground by that rule positive."""
+    if sign in ("peak", "border"):
+        return turn_to_side(vector, grid, cast(Side, sign))
     positive = (vector > 0).float()
+    share = positive.mean(1)
     if sign == "small":
-        share = positive.mean(1)
-        return torch.where(share <= 0.5, 1.0, -1.0)
-    if sign == "attention":
+        keep = share <= 0.5
+    else:
         inside = (attention * positive).sum(1) / positive.sum(1).clamp(min=1)
         outside = (attention * (1 - positive)).sum(1) / (1 - positive).sum(1).clamp(min=1)
-        return torch.where(inside >= outside, 1.0, -1.0)
-    border = torch.ones(grid)
-    border[1:-1, 1:-1] = 0
-    border = border.flatten()
-    return torch.where((positive * border).sum(1) <= border.sum() / 2, 1.0, -1.0)
+        keep = inside >= outside
+    return torch.where(keep[:, None], vector, -vector)

@@ -87,7 +87,7 @@ def step_rows(
         f"{method} step / {step.n_views} forwards + backward, {what}", median_ratio(taken, "ours", "plain"), "x", limit
     )
     if method == "microclip":
-        n = step.patches.shape[1]
+        n = step.tokens.patches.shape[1]
         yield Row(
             f"NCut + SOAP / microclip step, {what}, N={n}", median_ratio(taken, "foregrounds", "ours"), "share", share
         )

@@ -73,7 +73,7 @@ class Step:
         with torch.no_grad():
             self.method.prepare([Batch(self.views, self.index, self.index)])
             if isinstance(self.method, MicroCLIP):
-                self.patches = self.method.backbone.tokens(self.views.weak).patches.detach()
+                self.tokens = self.method.backbone.tokens(self.views.weak)
 
     @property
     def n_views(self) -> str:
@@ -100,8 +100,8 @@ class Step:
         """NCut and SOAP, which happen twice in a step."""
         assert isinstance(self.method, MicroCLIP)
         with torch.no_grad():
-            self.method.foreground(self.patches)
-            self.method.foreground(self.patches)
+            self.method.foreground(self.tokens)
+            self.method.foreground(self.tokens)
 
     def _learn(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -26,6 +26,7 @@ from clipviz.ops import expect_axes, expect_floats, normalize
 
 AffinityKind = Literal["dot", "cosine"]
 MaskRule = Literal["std", "mean"]
+Side = Literal["peak", "border"]
 
 
 def patch_affinity(patches: Tensor, tau: float = 0.2, kind: AffinityKind = "dot", eps: float = 1e-6) -> Tensor:
@@ -114,11 +115,42 @@ def fiedler_vector(affinity: Tensor) -> Tensor:
     return spectrum(affinity).fiedler
 
 
+def turn_to_side(fiedler: Tensor, grid: tuple[int, int], side: Side = "peak") -> Tensor:
+    """Fiedler vectors turned so that the chosen side of the cut is positive.
+
+    Args:
+        fiedler: (B, N) float, oriented as `fiedler_vector` returns it.
+        grid: (h, w) of the patches, h * w = N, row-major.
+        side: "peak" leaves them: the side with the largest entry (TokenCut, the official code). "border" takes the
+            side that less of the image's border lies on, the peak's where both have half of it: an object rarely
+            fills the margin, whereas in a cluttered scene the largest entry may well be of the clutter.
+
+    Returns:
+        (B, N) float; each row as it was, or negated.
+
+    Raises:
+        ValueError: if the side is unknown, the vectors are not (B, N) floats, or the grid is not one of N patches.
+    """
+    choose("side", side, ("peak", "border"))
+    expect_axes(fiedler=(fiedler, "BN"))
+    expect_floats(fiedler=fiedler)
+    height, width = grid
+    if height * width != fiedler.shape[1]:
+        raise ValueError(f"fiedler has {fiedler.shape[1]} patches, which a grid of {height} x {width} does not hold")
+    if side == "peak":
+        return fiedler
+    margin = torch.ones(grid, dtype=torch.bool, device=fiedler.device)
+    margin[1:-1, 1:-1] = False
+    outer = fiedler[:, margin.flatten()] > 0
+    turn = 2 * outer.sum(1, keepdim=True) > outer.shape[1]
+    return torch.where(turn, -fiedler, fiedler)
+
+
 def foreground_mask(fiedler: Tensor, rule: MaskRule = "std") -> Tensor:
     """Patches on the salient side of the cut.
 
     Args:
-        fiedler: (B, N) float, oriented as `fiedler_vector` returns it.
+        fiedler: (B, N) float, the foreground positive, as from `fiedler_vector` or `turn_to_side`.
         rule: "std" keeps entries above the (unbiased) standard deviation, a small salient core, as the official code;
             "mean" keeps entries above the mean (TokenCut), the larger side.
 

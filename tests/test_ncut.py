@@ -14,6 +14,7 @@ from clipviz.ncut import (
     normalized_laplacian,
     patch_affinity,
     spectrum,
+    turn_to_side,
 )
 
 CASES = [("49", "x49", "dot"), ("49_x3", "x49_x3", "dot"), ("49_cos", "x49", "cosine")]
@@ -43,6 +44,36 @@ def test_the_opposite_sign_would_give_the_other_official_mask(suffix, key, kind)
     np.testing.assert_allclose(fiedler.std(1).numpy(), golden[f"std{suffix}"], atol=1e-5)
     flipped = ~foreground_mask(-fiedler, "std")
     np.testing.assert_array_equal(flipped.numpy(), golden[f"mask_neg{suffix}"])
+
+
+def on_grid(*rows: str) -> torch.Tensor:
+    """A vector from a drawing: + is 1, - is -0.5, one row of the grid a word."""
+    return torch.tensor([[1.0 if mark == "+" else -0.5 for row in rows for mark in row]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "turned"),
+    [
+        (("++++", "+--+", "+--+", "++++"), True),  # a frame around an object
+        (("----", "-++-", "-++-", "----"), False),  # the object itself
+        (("++++", "++++", "----", "----"), False),  # half of the border each: the peak decides
+        (("+++++", "+---+", "-+++-"), True),  # 10 of 12 border patches, on a grid that is not square
+        (("++",), True),  # all patches are border
+    ],
+)
+def test_border_takes_the_side_with_less_of_it(rows, turned):
+    fiedler, grid = on_grid(*rows), (len(rows), len(rows[0]))
+    both = torch.cat([fiedler, fiedler * 3])  # each image by itself
+    torch.testing.assert_close(turn_to_side(both, grid, "border"), -both if turned else both)
+    torch.testing.assert_close(turn_to_side(both, grid, "peak"), both)
+
+
+def test_side_and_grid_are_checked():
+    fiedler = torch.ones(1, 12)
+    with pytest.raises(ValueError, match="side 'top'"):
+        turn_to_side(fiedler, (3, 4), "top")
+    with pytest.raises(ValueError, match="12 patches, which a grid of 3 x 5 does not hold"):
+        turn_to_side(fiedler, (3, 5))
 
 
 def test_separates_a_small_clique_from_a_large_one():

@@ -27,7 +27,8 @@ Where it is not, and why:
   black and the mean of raw embeddings. On nearly complete graphs its masks, as those of the authors' code, can hang on
   the last bit (see `clipviz.ncut`), so runs in float32 and float64 may part there.
 Beyond the official method: `crop_teacher="frozen"` takes the g_k of (4) from the frozen model, once an image, which
-makes a step several times cheaper (`clipviz.methods.crop_teacher`). No preset does so.
+makes a step several times cheaper (`clipviz.methods.crop_teacher`); `side="border"` takes the side of the cut with
+less of the image's border, which finds the object in clutter (docs/saliency.md). No preset does either.
 """
 
 from __future__ import annotations
@@ -54,7 +55,17 @@ from clipviz.methods.base import (
     unfreeze_norms,
 )
 from clipviz.methods.crop_teacher import CropTeacherKind, crop_teacher
-from clipviz.ncut import AffinityKind, MaskRule, Spectrum, edge_density, foreground_mask, patch_affinity, spectrum
+from clipviz.ncut import (
+    AffinityKind,
+    MaskRule,
+    Side,
+    Spectrum,
+    edge_density,
+    foreground_mask,
+    patch_affinity,
+    spectrum,
+    turn_to_side,
+)
 from clipviz.ops import class_logits, expect_axes, expect_floats, fairness_loss, normalize
 from clipviz.prompts import ClassPrompts
 
@@ -78,6 +89,8 @@ class MicroCLIPConfig:
         tau: threshold of the patch graph.
         affinity: what the threshold is applied to, raw dot products or cosines.
         mask_rule: where the Fiedler vector is cut.
+        side: which side of the cut is the foreground: the one with the largest entry ("peak"), or with less of the
+            border of the image ("border", ours).
         full_density: share of connected patch pairs from which on the graph tells nothing apart, so that the whole
             image is the foreground.
         name_embedding: t_c of eq. (7), the mean of "unit" or of "raw" prompt embeddings.
@@ -97,6 +110,7 @@ class MicroCLIPConfig:
     tau: float = 0.2
     affinity: AffinityKind = "dot"
     mask_rule: MaskRule = "std"
+    side: Side = "peak"
     full_density: float = 0.98
     name_embedding: NameEmbedding = "unit"
     crop_teacher: CropTeacherKind = "student"
@@ -252,7 +266,7 @@ class Foreground(NamedTuple):
         embedding: (B, E) float, unit norm, l of eq. (3).
         attention: (B, N) float, summing to 1.
         mask: (B, N) bool.
-        spectrum: Fiedler vector, lambda_2 and gap.
+        spectrum: Fiedler vector, the foreground positive, lambda_2 and gap.
         density: (B,) float, share of connected patch pairs.
     """
 
@@ -269,11 +283,13 @@ class Foreground(NamedTuple):
 
 
 def foreground(
-    patches: Tensor, config: MicroCLIPConfig, w_query: Tensor, w_key: Tensor, w_value: Tensor, projection: Tensor
+    tokens: ImageTokens, config: MicroCLIPConfig, w_query: Tensor, w_key: Tensor, w_value: Tensor, projection: Tensor
 ) -> Foreground:
-    """The [FG] branch of the patches (B, N, W) of a batch, eqs. (1)-(3); the matrices are those of `soap_pool`."""
+    """The [FG] branch of the tokens of a batch, eqs. (1)-(3); the matrices are those of `soap_pool`."""
+    patches = tokens.patches
     affinity = patch_affinity(patches.detach(), config.tau, config.affinity)
     cut, density = spectrum(affinity), edge_density(affinity)
+    cut = cut._replace(fiedler=turn_to_side(cut.fiedler, tokens.grid, config.side))
     mask = foreground_mask(cut.fiedler, config.mask_rule) | (density >= config.full_density)[:, None]
     query = saliency_query(patches, mask)
     embedding, attention = soap_pool(query, patches, w_query, w_key, w_value, projection)
@@ -338,13 +354,13 @@ class MicroCLIP(Method):
         """Let the crop teacher see the images before training."""
         self.crop_teacher.see(self.backbone, batches)
 
-    def foreground(self, patches: Tensor) -> Foreground:
+    def foreground(self, tokens: ImageTokens) -> Foreground:
         """The [FG] branch of a batch, by the trained matrices."""
         matrices = self.w_query, self.w_key, self.w_value
-        return foreground(patches, self.config, *matrices, self.backbone.visual.proj)
+        return foreground(tokens, self.config, *matrices, self.backbone.visual.proj)
 
     def _fg_embedding(self, tokens: ImageTokens) -> Tensor:
-        return self.foreground(tokens.patches).embedding if self.config.soap else tokens.cls
+        return self.foreground(tokens).embedding if self.config.soap else tokens.cls
 
     def _fused_logits(self, cls: Tensor, fg: Tensor) -> Tensor:
         """Logits of eq. (6); the mean of two unit vectors is deliberately not normalized."""
@@ -357,7 +373,7 @@ class MicroCLIP(Method):
         cls = fg = views.gather(tokens.cls)
         metrics = {}
         if self.config.soap:
-            found = self.foreground(tokens.patches)
+            found = self.foreground(tokens)
             fg = views.gather(found.embedding)
             metrics = {"lambda_2": found.spectrum.eigenvalue, "edge_density": found.density}
             metrics = {name: views.gather(values) for name, values in metrics.items()}
@@ -421,4 +437,4 @@ class MicroCLIP(Method):
     def explain(self, images: Tensor) -> dict[str, Tensor]:
         """SOAP attention, NCut mask and Fiedler vector on the patch grid."""
         tokens = self.backbone.tokens(images)
-        return self.foreground(tokens.patches).maps(tokens.grid)
+        return self.foreground(tokens).maps(tokens.grid)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clipviz.methods.microclip import MicroCLIP, foreground
-from clipviz.ncut import AffinityKind, MaskRule
+from clipviz.ncut import AffinityKind, MaskRule, Side
 from clipviz.saliency.question import Model, Question, backbone_of
 
 
@@ -24,6 +24,7 @@ def soap(
     tau: float | None = None,
     affinity: AffinityKind | None = None,
     mask_rule: MaskRule | None = None,
+    side: Side | None = None,
 ) -> Tensor:
     """SOAP attention of the foreground query over the patches.
 
@@ -31,14 +32,15 @@ def soap(
         model: a method or a backbone.
         images: (B, 3, S, S) float in [0, 1].
         question: not used; the foreground is the same for every class.
-        tau: threshold of the patch graph; None for the method's (or the preset's) own, likewise the next two.
+        tau: threshold of the patch graph; None for the method's (or the preset's) own, likewise the next three.
         affinity: "dot" or "cosine".
         mask_rule: "std" or "mean".
+        side: "peak" or "border".
 
     Returns:
         (B, h, w) float, summing to 1.
     """
-    return _maps(model, images, tau, affinity, mask_rule)["soap"]
+    return _maps(model, images, tau=tau, affinity=affinity, mask_rule=mask_rule, side=side)["soap"]
 
 
 def ncut(
@@ -49,9 +51,10 @@ def ncut(
     tau: float | None = None,
     affinity: AffinityKind | None = None,
     mask_rule: MaskRule | None = None,
+    side: Side | None = None,
 ) -> Tensor:
     """Foreground mask of the normalized cut, (B, h, w) of 0 and 1. Arguments as for `soap`."""
-    return _maps(model, images, tau, affinity, mask_rule)["ncut"]
+    return _maps(model, images, tau=tau, affinity=affinity, mask_rule=mask_rule, side=side)["ncut"]
 
 
 def fiedler(
@@ -61,30 +64,20 @@ def fiedler(
     *,
     tau: float | None = None,
     affinity: AffinityKind | None = None,
+    side: Side | None = None,
 ) -> Tensor:
     """Fiedler vector of the patch graph, (B, h, w), unit norm, the foreground positive. Arguments as for `soap`."""
-    return _maps(model, images, tau, affinity)["fiedler"]
+    return _maps(model, images, tau=tau, affinity=affinity, side=side)["fiedler"]
 
 
-def _maps(
-    model: Model,
-    images: Tensor,
-    tau: float | None,
-    affinity: AffinityKind | None,
-    mask_rule: MaskRule | None = None,
-) -> dict[str, Tensor]:
-    """All maps of the branch, without gradient. Arguments as for `soap`."""
+def _maps(model: Model, images: Tensor, **asked: object) -> dict[str, Tensor]:
+    """All maps of the branch, without gradient; `asked` are settings of microCLIP, None for its own."""
     backbone = backbone_of(model)
     own = model.config if isinstance(model, MicroCLIP) else MicroCLIP.default_config(backbone)
-    config = replace(
-        own,
-        tau=own.tau if tau is None else tau,
-        affinity=affinity or own.affinity,
-        mask_rule=mask_rule or own.mask_rule,
-    )
+    config = replace(own, **{name: value for name, value in asked.items() if value is not None})
     with torch.no_grad():
         tokens = backbone.tokens(images)
-        found = foreground(tokens.patches, config, *_matrices(model), backbone.visual.proj)
+        found = foreground(tokens, config, *_matrices(model), backbone.visual.proj)
     return found.maps(tokens.grid)
 
 

@@ -21,14 +21,14 @@ _TILE = 128
 
 
 class Cutting:
-    """Mask, Fiedler vector and attention of an image, for a tau, an affinity and a rule.
+    """Mask, Fiedler vector and attention of an image, for a tau, an affinity, a rule and a side.
 
     Args:
         trace: whose settings the controls begin with.
         looker: a `clipviz.looker.Looker`, which cuts; None, or one that cannot, hides everything.
 
     Attributes:
-        tau, affinity, rule: the controls.
+        tau, affinity, rule, side: the controls.
         maps: (kind, (h, w) in [0, 1]) pairs of the shown image, empty while none is.
         canvas: shows them.
         widget: controls and canvas.
@@ -52,12 +52,14 @@ class Cutting:
         self.affinity = ipywidgets.Dropdown(options=list(_TAU_RANGES), value=affinity, description="affinity", **narrow)
         rule = own.get("mask_rule") if own.get("mask_rule") in ("std", "mean") else "std"
         self.rule = ipywidgets.Dropdown(options=["std", "mean"], value=rule, description="rule", **narrow)
+        side = own.get("side") if own.get("side") in ("peak", "border") else "peak"
+        self.side = ipywidgets.Dropdown(options=["peak", "border"], value=side, description="side", **narrow)
         self.affinity.observe(lambda _: self._affinity_chosen(), "value")
-        for control in (self.tau, self.rule):
+        for control in (self.tau, self.rule, self.side):
             control.observe(lambda _: self._again(), "value")
         self.canvas = OverlayCanvas(empty="Choose an image to cut it.")
         heading = ipywidgets.HTML("<b>Normalized cut of the chosen image, by the current model</b>")
-        controls = ipywidgets.HBox([self.tau, self.affinity, self.rule], layout={"flex_flow": "row wrap"})
+        controls = ipywidgets.HBox([self.tau, self.affinity, self.rule, self.side], layout={"flex_flow": "row wrap"})
         self.widget = ipywidgets.VBox([heading, controls, self.canvas])
         self.widget.layout.display = "none" if self._looker is None else "flex"
 
@@ -77,12 +79,13 @@ class Cutting:
         pixels, looker = self._pixels, self._looker
         self.maps, title = [], "Cut"
         if pixels is not None and looker is not None and pixels.shape[0] == looker.image_size:
-            options = {"tau": self.tau.value, "affinity": self.affinity.value, "mask_rule": self.rule.value}
+            chosen = self.affinity.value, self.rule.value, self.side.value
+            options = dict(zip(("affinity", "mask_rule", "side"), chosen, strict=True)) | {"tau": self.tau.value}
             for kind in _KINDS:
                 known = {name: value for name, value in options.items() if name in looker.options(kind)}
                 self.maps.append((kind, unit_range(looker.saliency(pixels, kind, **known)[None])[0]))
             kept = float(self.maps[0][1].mean())
-            rule = f"tau {self.tau.value:g}, {self.affinity.value}, {self.rule.value}"
+            rule = f"tau {self.tau.value:g}, {', '.join(chosen)}"
             title = f"{rule}: {100 * kept:.0f} % of the patches kept"
         panels = [{"title": self._image, "label": "the chosen image", "shape": [0, 0], "mask": False}]
         panels += [

@@ -42,7 +42,7 @@ class DKAPlayground(View):
         gamma: share of the first source.
         temperature: of the softmax over crops.
         result: what changes, in a sentence.
-        cutting: the cut of the chosen image, with its controls `tau`, `affinity` and `rule`.
+        cutting: the cut of the chosen image, with its controls `tau`, `affinity`, `rule` and `side`.
     """
 
     def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:

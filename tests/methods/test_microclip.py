@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from tiny import GOLDEN, make_tiny_backbone
 
+from clipviz.backbone import ImageTokens
 from clipviz.data.base import Views
 from clipviz.events import PseudoLabels
 from clipviz.methods.base import text_classifier
@@ -166,7 +167,7 @@ def test_pseudo_label_is_equation_5(tiny_backbone):
     with torch.no_grad():
         pseudo = method.pseudo_label(views, torch.arange(4))
         tokens = tiny_backbone.tokens(views.weak)
-        fg = method.foreground(tokens.patches).embedding
+        fg = method.foreground(tokens).embedding
         crops = torch.stack([tiny_backbone.embed(views.crops[:, k]) for k in range(2)], 1)
     composite, weights = crop_composite(tokens.cls, crops)
     z = 0.3 * composite @ method.static_classifier.T
@@ -231,14 +232,14 @@ def test_the_callers_backbone_is_left_alone():
 def test_complete_graph_falls_back_to_the_whole_image(tiny_backbone):
     method = _toy_method(tiny_backbone)
     patches = torch.ones(2, 16, 64) + 0.01 * torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(0))
-    assert method.foreground(patches).mask.all()
+    assert method.foreground(ImageTokens(torch.zeros(2, 64), patches, (4, 4))).mask.all()
 
 
 @pytest.mark.parametrize(("preset", "whole"), [("default", True), ("official", False)])
 def test_an_almost_complete_graph_counts_as_complete_but_not_for_parity(tiny_backbone, preset, whole):
     patches = torch.ones(1, 16, 64)
     patches[0, 0, :32], patches[0, 1, 32:] = 0.0, 0.0  # these two, of 120 pairs, are not connected
-    mask = _toy_method(tiny_backbone, PRESETS[preset]).foreground(patches).mask
+    mask = _toy_method(tiny_backbone, PRESETS[preset]).foreground(ImageTokens(torch.zeros(1, 64), patches, (4, 4))).mask
     assert bool(mask.all()) == whole
 
 
@@ -258,7 +259,7 @@ def test_explain_gives_maps_on_the_patch_grid(tiny_backbone):
 def test_official_preset_has_the_papers_constants():
     official = PRESETS["official"]
     assert (official.gamma, official.rho, official.crops, official.crop_scale) == (0.5, 0.5, 8, (0.5, 0.9))
-    assert (official.tau, official.affinity, official.mask_rule) == (0.2, "dot", "std")
+    assert (official.tau, official.affinity, official.mask_rule, official.side) == (0.2, "dot", "std", "peak")
     assert (official.fill, official.name_embedding, official.full_density) == ((0, 0, 0), "raw", 1.0)
     schedule = official.schedule
     assert (schedule.epochs, schedule.batch_size, schedule.lr, schedule.weight_decay) == (15, 64, 1e-4, 0.1)

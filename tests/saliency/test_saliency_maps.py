@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import open_clip
 import pytest
@@ -57,6 +58,21 @@ def test_foreground_kinds_are_the_methods_own(microclip: Method, images: Tensor)
         torch.testing.assert_close(saliency(microclip, images, kind).raw, own[kind])
     assert not torch.equal(saliency(microclip.backbone, images, "soap").raw, own["soap"])
     assert not torch.equal(saliency(microclip, images, "ncut", mask_rule="mean").raw, own["ncut"])
+
+
+def test_foreground_kinds_take_the_side_asked_for(microclip: Method) -> None:
+    images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    raw = {side: saliency(microclip, images, "fiedler", side=side).raw for side in ("peak", "border")}
+    outer = torch.ones(4, 4, dtype=torch.bool)
+    outer[1:3, 1:3] = False
+    on_border = (raw["peak"][:, outer] > 0).sum(1)
+    assert {True, False} == set((on_border > 6).tolist())  # of twelve patches
+    for peak, border, count in zip(raw["peak"], raw["border"], on_border, strict=True):
+        torch.testing.assert_close(border, -peak if count > 6 else peak)
+    config = replace(microclip.config, side="border")
+    own = METHODS["microclip"](microclip.backbone, microclip.prompts, config).explain(images)
+    for kind in ("soap", "ncut", "fiedler"):
+        torch.testing.assert_close(saliency(microclip, images, kind, side="border").raw, own[kind])
 
 
 def test_cls_attention_reads_one_row_of_one_head(tiny_backbone: Backbone, images: Tensor) -> None:

@@ -13,7 +13,7 @@ from synthetic import synthetic_trace
 from widget_helpers import HOSTILE
 
 from clipviz.methods.microclip import crop_composite
-from clipviz.ncut import foreground_mask, patch_affinity, spectrum
+from clipviz.ncut import foreground_mask, patch_affinity, spectrum, turn_to_side
 from clipviz.ops import class_logits, normalize
 from clipviz.trace import Trace
 from clipviz.widgets import DKAPlayground, ViewState
@@ -132,12 +132,14 @@ def test_the_cut_is_made_again_by_the_model(run):
     playground.cutting.affinity.value = "cosine"
     playground.cutting.tau.value = 0.6
     playground.cutting.rule.value = "mean"
+    playground.cutting.side.value = "border"
     pixels = torch.from_numpy(run.looker.pixels("eval", 2).copy()).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
-        patches = run.method.eval().backbone.tokens(pixels).patches
-    expected = foreground_mask(spectrum(patch_affinity(patches, 0.6, "cosine")).fiedler, "mean")[0].numpy()
+        tokens = run.method.eval().backbone.tokens(pixels)
+    fiedler = spectrum(patch_affinity(tokens.patches, 0.6, "cosine")).fiedler
+    expected = foreground_mask(turn_to_side(fiedler, tokens.grid, "border"), "mean")[0].numpy()
     np.testing.assert_array_equal(playground.cutting.maps[0][1].ravel() > 0.5, expected)
-    title = f"tau 0.6, cosine, mean: {100 * expected.mean():.0f} % of the patches kept"
+    title = f"tau 0.6, cosine, mean, border: {100 * expected.mean():.0f} % of the patches kept"
     assert playground.cutting.canvas.rows[0]["title"] == title
     assert [kind for kind, _ in playground.cutting.maps] == ["ncut", "fiedler", "soap"]
 
