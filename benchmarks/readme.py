@@ -1,4 +1,4 @@
-"""Write the measured tables into README.md: `python -m benchmarks.readme`.
+"""Write the measured tables into README.md and docs/saliency.md: `python -m benchmarks.readme`.
 
 Sections between `<!-- name -->` and `<!-- /name -->` are made from benchmarks/results and from nothing else.
 """
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import accuracy, speed
+from benchmarks import accuracy, saliency, saliency_tables, speed
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 def accuracy_section() -> str:
@@ -39,17 +39,33 @@ def _quantity(value: str | float, unit: str, places: str = "g") -> str:
     return f"{100 * float(value):{places}} %" if unit == "share" else f"{float(value):{places}} {unit}"
 
 
+def saliency_sections() -> dict[str, str]:
+    """The tables of docs/saliency.md."""
+    scores = pd.read_csv(saliency.RESULTS / "saliency.csv", keep_default_na=False)
+    study = pd.read_csv(saliency.RESULTS / "saliency_soap.csv", dtype={"tau": str})
+    is_paired = scores["kind"] == "soap - cls_attention"
+    return {
+        "kinds": saliency_tables.by_kind(scores[~is_paired]),
+        "attention": saliency_tables.against_attention(scores[is_paired]),
+        "sides": saliency_tables.by_side(study),
+    }
+
+
+def replace_sections(page: Path, sections: dict[str, str]) -> None:
+    """Put the sections between their marks."""
+    text = page.read_text()
+    for name, section in sections.items():
+        made = f"<!-- {name} -->\n{section}\n<!-- /{name} -->"
+        text, n = re.subn(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, made=made: made, text, flags=re.DOTALL)
+        if n != 1:
+            raise ValueError(f"{page} wants one place between <!-- {name} --> and <!-- /{name} -->, found {n}")
+    page.write_text(text)
+
+
 def main() -> None:
-    """Replace the sections whose results exist."""
-    text = README.read_text()
-    for name, results, section in (
-        ("accuracy", accuracy.RUNS, accuracy_section),
-        ("speed", speed.RESULTS, speed_section),
-    ):
-        if results.exists():
-            made = f"<!-- {name} -->\n{section()}\n<!-- /{name} -->"
-            text = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, made=made: made, text, flags=re.DOTALL)
-    README.write_text(text)
+    """Replace all sections."""
+    replace_sections(ROOT / "README.md", {"accuracy": accuracy_section(), "speed": speed_section()})
+    replace_sections(ROOT / "docs" / "saliency.md", saliency_sections())
 
 
 if __name__ == "__main__":

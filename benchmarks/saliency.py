@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks.saliency_tables import STAGES, against_attention, best_settings, by_kind, by_side, mean_over_seeds
 from benchmarks.soap_study import soap_study
 from clipviz import METHODS, adapt, load_backbone, load_dataset
 from clipviz.evaluate import accuracy, predict, probe_images
@@ -33,18 +34,6 @@ from clipviz.saliency.table import mask_scores
 
 RESULTS = Path(__file__).parent / "results"
 CONTRASTED = ("relevance", "integrated_gradients", "layer_gradcam")  # occlusion twice would be half of the time
-SHORT = {"pointing_game": "point", "part_mass": "mass", "part_rank": "rank", "deletion_auc": "deletion",
-         "object": "bird", "discriminative": "parts", "pair": "pair", "": ""}  # fmt: skip
-STAGES = ("before", "after")
-SHOWN = (
-    ("pointing_game", "object"),
-    ("part_mass", "object"),
-    ("pointing_game", "discriminative"),
-    ("part_mass", "discriminative"),
-    ("part_rank", "discriminative"),
-    ("part_rank", "pair"),
-    ("deletion_auc", ""),
-)
 
 
 def look_alike(target: Tensor) -> Tensor:
@@ -130,58 +119,6 @@ def tidy(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def show(summary: pd.DataFrame) -> None:
-    """Mean over seeds, before > after, ± the larger half range over seeds of the two."""
-    for domain, table in summary.groupby("domain", sort=False):
-        columns = {}
-        for metric, region in SHOWN:
-            rows = table[(table["metric"] == metric) & (table["region"] == region)]
-            if rows.empty:
-                continue
-            cells = rows.groupby(["kind", "stage"], sort=False)["mean"].agg(["mean", "min", "max"]).unstack("stage")
-            spread = (cells["max"] - cells["min"]).max(axis=1) / 2
-            columns[f"{SHORT[metric]} {SHORT[region]}".strip()] = pd.Series(
-                {
-                    kind: f"{row['mean', 'before']:.2f} > {row['mean', 'after']:.2f} ±{spread[kind]:.2f}"
-                    for kind, row in cells.iterrows()
-                }
-            )
-        print(f"\n{domain}: mean over images and seeds, before > after adaptation, ± half the range over seeds")
-        order = list(dict.fromkeys(table["kind"]))
-        print(pd.DataFrame(columns).reindex(order).fillna("").to_string())
-
-
-def show_verdict(paired: pd.DataFrame) -> None:
-    """One line per comparison, and which side it favours."""
-    print("\nSOAP minus CLS attention of the last block, image by image (95 % bootstrap interval)")
-    for row in paired.itertuples():
-        better = row.metric != "deletion_auc"
-        favours = "no difference"
-        if row.low > 0 or row.high < 0:
-            favours = "SOAP" if (row.mean > 0) == better else "CLS attention"
-        name = f"{row.metric} {row.region}".strip()
-        print(f"{row.domain:8} {row.stage:6} {name:28} {row.mean:+.3f} [{row.low:+.3f}, {row.high:+.3f}]  {favours}")
-
-
-def show_study(study: pd.DataFrame, top: int = 8) -> None:
-    """The settings with the most SOAP mass on the bird, and the method's own, over domains and seeds."""
-    settings = ["tokens", "affinity", "tau", "sign", "rule"]
-    values = ["soap_mass", "soap_pointing", "mask_iou", "edge_density"]
-    share = study.groupby("stage")["place_share"].mean()
-    table = study.groupby(["stage", *settings], sort=False)[values].mean().reset_index()
-    own = study[study["own"]].groupby("stage", sort=False)[values].mean()
-    for stage, rows in table.groupby("stage", sort=False):
-        print(f"\nwhat SOAP would see with other settings, {stage} adaptation (mass and pointing: share on the bird)")
-        print(f"as it is: {own.loc[stage].round(3).to_dict()}; {share[stage]:.0%} of the patch variance is the place's")
-        print(
-            rows.sort_values("soap_mass", ascending=False)
-            .head(top)
-            .drop(columns="stage")
-            .round(3)
-            .to_string(index=False)
-        )
-
-
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--domains", nargs="+", default=["source", "clutter", "night", "fog"])
@@ -212,12 +149,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary, paired = tidy(everything), soap_against_attention(everything)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     pd.concat([summary, paired.assign(seed="all")]).round(5).to_csv(args.out, index=False)
-    show(summary)
-    show_verdict(paired)
+    for domain, rows in summary.groupby("domain", sort=False):
+        print(f"\n{domain}: mean over images and seeds, before → after adaptation\n{by_kind(rows)}")
+    print(f"\nmean of these domains\n{by_kind(summary)}")
+    print(f"\nSOAP minus CLS attention of the last block, with 95 % bootstrap intervals\n{against_attention(paired)}")
     if args.study:
-        study = pd.concat(studies, ignore_index=True)
+        study = mean_over_seeds(pd.concat(studies, ignore_index=True))
         study.round(5).to_csv(args.out.with_name(f"{args.out.stem}_soap.csv"), index=False)
-        show_study(study)
+        print(f"\nSOAP's mass on the bird (IoU of its mask) by the side of the cut\n{by_side(study)}")
+        for stage in STAGES:
+            print(f"\nwhat SOAP would see with other settings, {stage} adaptation\n{best_settings(study, stage)}")
 
 
 if __name__ == "__main__":
