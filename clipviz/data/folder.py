@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 
 from clipviz.data.image_files import (
@@ -15,7 +16,7 @@ from clipviz.data.image_files import (
 )
 from clipviz.data.layout import read_layout
 from clipviz.data.pixel_cache import DiskCache
-from clipviz.data.scan import display_name
+from clipviz.data.scan import data_name, display_name
 from clipviz.prompts import Descriptions
 
 
@@ -55,7 +56,7 @@ class ImageFolderDataset(ImageFileDataset):
     ) -> None:
         check_count(n)
         root = os.fsdecode(folder)
-        name = display_name(root)
+        name = data_name(root)
         super().__init__(
             read_layout(root, split, given_classes(classes)),
             root,
@@ -69,3 +70,16 @@ class ImageFolderDataset(ImageFileDataset):
             disk_cache=disk_cache,
             progress=progress,
         )
+        if classes is None and len(self.class_names) == 1:
+            self._warn_of_folders_in_the_class()
+
+    def _warn_of_folders_in_the_class(self) -> None:
+        """Say so where the one class holds the folders that were meant: the archive of a data set wraps it in one."""
+        folders = {os.path.dirname(path) for path in self._paths}
+        if len(folders) > 1:
+            above = display_name(os.path.dirname(min(folders, key=len)))
+            warnings.warn(
+                f"{self.name!r} has one class, {self.class_names[0]!r}, so every guess is right; if the folders in it "
+                f"are the classes, give {above!r}",
+                stacklevel=3,
+            )

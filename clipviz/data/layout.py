@@ -124,7 +124,11 @@ def _pick_split(split: str, split_folders: dict[str, str], root: str) -> str:
         return "val"
     if split not in split_folders:
         there = ", ".join(repr(name) for name in split_folders.values())
-        raise NoSuchSplit(f"no split {split!r} in the folder {display_name(root)!r}; it has {there}")
+        one = display_name(os.path.join(root, next(iter(split_folders.values()))))
+        raise NoSuchSplit(
+            f"no split {split!r} in the folder {display_name(root)!r}; it has {there}; ask for one of these, or give "
+            f"its folder as the data ({one!r})"
+        )
     return split
 
 
@@ -162,8 +166,10 @@ def _candidates(
     skipped = loose.skipped + [
         Skipped(display_path(path, root), "lies outside the class folders") for path in loose.images
     ]
+    # a link from one class to another, or to all of them, must not make the images of that one this one's
+    read_anyway = [root, base, *(os.path.join(base, folder) for folder in folders)]
     for folder, target in zip(folders, _targets_of(folders, class_names, root), strict=True):
-        tree = find_images(os.path.join(base, folder), root)
+        tree = find_images(os.path.join(base, folder), root, elsewhere=read_anyway)
         paths += tree.images
         targets += [target] * len(tree.images)
         skipped += tree.skipped

@@ -16,7 +16,7 @@ from clipviz.data.image_files import Classes, ImageFileDataset, Progress, given_
 from clipviz.data.layout import Layout
 from clipviz.data.manifest import MANIFEST_SUFFIXES, read_manifest
 from clipviz.data.pixel_cache import DiskCache
-from clipviz.data.scan import display_name
+from clipviz.data.scan import data_name, display_name
 from clipviz.errors import unknown
 from clipviz.prompts import Descriptions
 
@@ -106,7 +106,7 @@ def _load_coop(path: str, split: str, root: str | None, options: dict[str, Any])
 
 
 def _from_layout(layout: Layout, root: str, path: str, kind: str, options: dict[str, Any]) -> ImageDataset:
-    name = display_name(path)
+    name = data_name(path)
     return ImageFileDataset(layout, root, name=name, place=f"the {kind} {name!r}", **options)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from clipviz.data.base import Skipped
@@ -51,6 +51,12 @@ class Tree:
 def display_name(path: str) -> str:
     r"""Return a path as valid Unicode: bytes that are no UTF-8 become "\xff" and the like."""
     return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+
+
+def data_name(path: str) -> str:
+    """What results call data on disk: `photos`, `photos/` and `./photos` are the same data, and get the same name."""
+    name = display_name(os.path.normpath(path))
+    return f"./{name}" if path.startswith("./") and name.partition("/")[0] == "birds" else name
 
 
 def display_path(path: str, root: str) -> str:
@@ -100,16 +106,18 @@ def _sort_in(entry: os.DirEntry[str], listing: Listing) -> None:
         listing.unusable.append((entry.name, "not a regular file"))
 
 
-def find_images(folder: str, root: str, deep: bool = True) -> Tree:
+def find_images(folder: str, root: str, deep: bool = True, elsewhere: Iterable[str] = ()) -> Tree:
     """Find all images below a folder, through symbolic links, each real folder once.
 
     Args:
         folder: Where to look.
         root: The data set's folder, for the paths of what is skipped.
         deep: Whether to enter sub-folders.
+        elsewhere: Folders that are read on their own, so that a link to one of them adds nothing here.
     """
     tree = Tree()
-    for path, listing in _walk(folder, root, tree.skipped, set()):
+    seen = {os.path.realpath(other) for other in elsewhere} - {os.path.realpath(folder)}
+    for path, listing in _walk(folder, root, tree.skipped, seen):
         tree.images += [os.path.join(path, name) for name in listing.images]
         tree.skipped += [
             Skipped(display_path(os.path.join(path, name), root), reason) for name, reason in listing.unusable

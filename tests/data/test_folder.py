@@ -71,7 +71,7 @@ def test_split_folders_are_picked_by_name(tmp_path, save_image):
     assert (test.split, test.names) == ("test", ["Test/dog/2.png"])
     assert test.class_names == train.class_names  # so that the class indices agree
     assert test.targets.tolist() == [1]
-    with pytest.raises(ValueError, match=r"no split 'val' in the folder .*; it has 'Test', 'train'"):
+    with pytest.raises(ValueError, match=r"no split 'val' in .*; it has 'Test', 'train'; ask for .* give .*Test'\)"):
         ImageFolderDataset(tmp_path, "val")
 
 
@@ -180,6 +180,38 @@ def test_linked_folders_are_followed_and_loops_are_not(tmp_path, save_image):
     dataset = ImageFolderDataset(tmp_path / "set")
     assert dataset.names == ["cat/1.png", "dog/1.png"]
     assert reasons(dataset) == {"cat/loop": "a link to a folder that was already read"}
+
+
+def test_a_link_to_another_class_or_to_all_of_them_adds_nothing(two_classes):
+    (two_classes / "cat" / "all").symlink_to("..")
+    (two_classes / "cat" / "other").symlink_to(two_classes / "dog")
+    dataset = ImageFolderDataset(two_classes)
+    assert dataset.names == ["cat/1.png", "cat/2.jpg", "dog/1.png"]
+    assert set(reasons(dataset)) == {"cat/all", "cat/other"}
+
+
+def test_a_folder_has_one_name_however_it_is_written(two_classes, monkeypatch):
+    monkeypatch.chdir(two_classes.parent)
+    spellings = (
+        two_classes.name,
+        f"{two_classes.name}/",
+        f"./{two_classes.name}",
+        f"{two_classes.name}/../{two_classes.name}",
+    )
+    assert {ImageFolderDataset(spelling).name for spelling in spellings} == {two_classes.name}
+    two_classes.rename("birds")
+    assert ImageFolderDataset("./birds/").name == "./birds"  # "birds" would be the drawn ones
+
+
+def test_one_class_that_holds_folders_is_told(tmp_path, save_image, recwarn):
+    save_image("set/photos/cat/1.png")
+    save_image("set/photos/dog/1.png")
+    with pytest.warns(UserWarning, match=r"one class, 'photos', so every guess is right; .* give '.*set/photos'"):
+        ImageFolderDataset(tmp_path / "set")
+    recwarn.clear()
+    assert len(ImageFolderDataset(tmp_path / "set" / "photos")) == 2
+    assert len(ImageFolderDataset(tmp_path / "set", classes=["photos"])) == 2  # who lists one class means one
+    assert not recwarn.list
 
 
 ODD_NAMES = [
