@@ -67,8 +67,9 @@ def _read(path: str, source: str) -> dict[str, list[Item]]:
         raise ValueError(f"{source}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: is not valid JSON ({error})") from error
-    splits = {name: items for name, items in content.items() if name in SPLITS} if isinstance(content, dict) else {}
-    if not splits or not all(isinstance(items, list) and items for items in splits.values()):
+    # without a val split, some files have an empty one
+    splits = {name: content[name] for name in SPLITS if content.get(name)} if isinstance(content, dict) else {}
+    if not splits or not all(isinstance(items, list) for items in splits.values()):
         raise ValueError(f"{source}: wanted {{'train': [[path, label, class name], ...], 'test': ...}}")
     for name, items in splits.items():
         for position, item in enumerate(items):

@@ -20,7 +20,7 @@ import pandas as pd
 
 from clipviz.data.base import UNLABELLED, Skipped
 from clipviz.data.layout import ALL, SPLIT_FOLDERS, SPLITS, Layout, NoSuchSplit
-from clipviz.data.scan import display_name
+from clipviz.data.scan import IMAGE_SUFFIXES, display_name
 from clipviz.errors import choose, one_line
 from clipviz.prompts import check_class_names, normalize_name
 
@@ -64,20 +64,40 @@ def _read_table(path: str, source: str) -> pd.DataFrame:
     except OSError as error:
         raise ValueError(f"{source}: cannot be read ({error.strerror or one_line(error)})") from error
     except Exception as error:  # both parsers raise many kinds for a damaged file
-        raise ValueError(
-            f"{source}: is no table ({type(error).__name__}: {one_line(error)}); wanted Parquet, or UTF-8 text "
-            "that begins with the line path,label"
-        ) from error
+        raise ValueError(f"{source}: {_why_no_table(error)}") from error
     table.columns = [str(column).strip().lower() for column in table.columns]
     for column in ("path", "label", "split"):
         if list(table.columns).count(column) > 1:
             raise ValueError(f"{source}: has the column {column!r} twice")
     if "path" not in table.columns:
-        held = ", ".join(repr(column) for column in list(table.columns)[:10]) or "none"
-        raise ValueError(f"{source}: wanted the columns path and (if known) label, found {held}")
+        raise ValueError(f"{source}: {_why_no_path(list(table.columns))}")
     if not len(table):
         raise ValueError(f"{source}: lists no image; it has its header only")
     return table
+
+
+def _why_no_table(error: Exception) -> str:
+    """What is wrong with a file that the parsers refuse, and what to do."""
+    if isinstance(error, pd.errors.EmptyDataError):
+        return "is empty; wanted a line path,label and then one for each image"
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not UTF-8 text (byte {error.start}); save it again as UTF-8"
+    return (
+        f"is no table ({type(error).__name__}: {one_line(error)}); wanted Parquet, or UTF-8 text that begins with "
+        "the line path,label"
+    )
+
+
+def _why_no_path(columns: Sequence[str]) -> str:
+    """What is wrong with a table without the column `path`, and what to do."""
+    held = ", ".join(repr(column) for column in columns[:10])
+    if len(columns) == 1 and any(separator in columns[0] for separator in ";\t"):
+        advice = "separate the columns with commas"
+    elif any(os.path.splitext(column)[1] in IMAGE_SUFFIXES for column in columns):
+        advice = "put the line path,label before the first image"
+    else:
+        advice = "call the one with the file names path"
+    return f"wanted the columns path and (if known) label, found {held}; {advice}"
 
 
 def _labels(table: pd.DataFrame, source: str) -> list[str | None]:

@@ -130,9 +130,11 @@ def test_a_manifest_cannot_reach_devices(write, pictures):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na.png,x\n", r"wanted the columns path and \(if known\) label, found 'file', 'label'"),
+        ("file,label\na.png,x\n", r"\(if known\) label, found 'file', 'label'; call the one with the file names path"),
+        ("path;label\na.png;x\n", "found 'path;label'; separate the columns with commas"),
+        ("a.png,x\nb.png,y\n", "found 'a.png', 'x'; put the line path,label before the first image"),
         ("path,label\n", "lists no image; it has its header only"),
-        ("", "is no table"),
+        ("", "is empty; wanted a line path,label"),
         ('path,label\n"a.png\n', "is no table"),
         ("path,label\na.png,3\n", r"its labels are numbers \(3, \.\.\.\)"),
         ("Path,path\na.png,b.png\n", "has the column 'path' twice"),
@@ -163,7 +165,9 @@ def test_files_that_are_no_tables_are_refused(write, tmp_path):
     write("")
     for name, content in (("m.parquet", b"PAR1 but no more"), ("m.csv", b"\xff\xfe\x00"), ("n.csv", b"path\n\xff\n")):
         (tmp_path / "set" / name).write_bytes(content)
-        with pytest.raises(ValueError, match=r"is no table|wanted the columns"):
+        with pytest.raises(
+            ValueError, match=r"is no table|wanted the columns|is not UTF-8 text \(byte \d\); save it again"
+        ):
             load_dataset(tmp_path / "set" / name)
     with pytest.raises(ValueError, match=r"no such file: .*give an existing manifest"):
         load_dataset(tmp_path / "absent.csv")
@@ -199,6 +203,14 @@ def test_a_coop_split_says_so_and_brings_names_and_templates(coop):
     assert train.targets.tolist() == [1, 0]
     assert train.prompts.template_sentences("forest")[0] == "a centered satellite photo of forest."
     assert load_dataset(coop, templates="a {}.").prompts.templates == ("a {}.",)
+
+
+def test_a_coop_file_may_have_an_empty_split(coop):
+    content = json.loads(coop.read_text())
+    coop.write_text(json.dumps({**content, "val": []}))
+    assert len(load_dataset(coop, "train")) == 2
+    with pytest.raises(ValueError, match="has no split 'val'; it has train, test"):
+        load_dataset(coop, "val")
 
 
 def test_a_coop_file_cannot_leave_its_images(coop):
