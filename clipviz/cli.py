@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import NoReturn
 
@@ -168,25 +171,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    try:
-        _command(args.command)(args)
-    except KeyboardInterrupt:
-        return _fail(_stopped(args), 130)
-    except (ValueError, OSError) as error:
-        if args.debug or not _is_about_the_input(error):
-            raise
-        return _fail(str(error) or type(error).__name__, 2)
-    except FloatingPointError as error:
-        if args.debug:
-            raise
-        return _fail(f"{error}; the checkpoint of the last whole epoch is kept", 1)
+    with _noting_ctrl_c() as was_pressed:
+        try:
+            _command(args.command, was_pressed)(args)
+        except KeyboardInterrupt:
+            return _fail(_stopped(args), 130)
+        except Exception as error:
+            if was_pressed():
+                return _fail(_stopped(args), 130)
+            return _failed(error, args)
     return 0
 
 
-def _command(name: str) -> Callable[[argparse.Namespace], None]:
+def _failed(error: Exception, args: argparse.Namespace) -> int:
+    """One line and a status for what a user can mend; anything else is raised again, and all of it for --debug."""
+    if args.debug or not isinstance(error, (ValueError, OSError, FloatingPointError)):
+        raise error
+    if isinstance(error, FloatingPointError):
+        return _fail(f"{error}; the checkpoint of the last whole epoch is kept", 1)
+    if not _is_about_the_input(error):
+        raise error
+    return _fail(str(error) or type(error).__name__, 2)
+
+
+def _command(name: str, was_pressed: Callable[[], bool]) -> Callable[[argparse.Namespace], None]:
     module = import_module(f"clipviz.commands.{name}")  # one at a time: only some of them need torch
+    if was_pressed():  # and numpy swallowed it
+        raise KeyboardInterrupt
     command: Callable[[argparse.Namespace], None] = getattr(module, name)
     return command
+
+
+@contextmanager
+def _noting_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Remember Ctrl-C: a library that it interrupts while it is imported may swallow it, and be broken from then on."""
+    pressed: list[int] = []
+
+    def note(signum: int, frame: object) -> None:
+        pressed.append(signum)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where there is no Ctrl-C either
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _stopped(args: argparse.Namespace) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +183,25 @@ def test_resume_goes_on_and_a_finished_run_is_not_overwritten(photos, tmp_path, 
     capfd.readouterr()
     assert cli.main([*adapt(data=photos, out=tmp_path / "new"), "--resume"]) == 0
     assert "nothing to resume" in capfd.readouterr().err
+
+
+def test_what_is_left_of_a_run_is_not_overwritten(photos, tmp_path, capfd):
+    out = tmp_path / "run"
+    assert cli.main(adapt(data=photos, out=out)) == 0
+    for checkpoint in out.glob("checkpoint*"):  # to save space, say
+        checkpoint.unlink()
+    capfd.readouterr()
+    assert cli.main(adapt(data=photos, out=out)) == 2
+    assert "already holds a run" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["", "run", "red square/run"])
+def test_a_run_among_the_images_would_be_a_class_of_theirs(photos, place, capfd):
+    assert cli.main(adapt(data=photos, out=photos / place)) == 2
+    assert re.search("lies in the folder of images .* taken for a class; choose another", capfd.readouterr().err)
+    assert cli.main(["embed", "--model", "birds", "--data", str(photos), "--out", str(photos / "new" / "x.npz")]) == 2
+    assert "lies in the folder of images" in capfd.readouterr().err
+    assert sorted(path.name for path in photos.iterdir()) == ["blue square", "green square", "red square"]
 
 
 # ------------------------------------------------------------------------------------------------- mistakes
@@ -359,6 +380,20 @@ def test_ctrl_c_is_status_130_in_one_line(photos, tmp_path, capfd, monkeypatch):
     (photos / "red square" / "broken.jpg").unlink()
     assert cli.main(adapt(data=photos, out=tmp_path / "run")) == 130
     assert capfd.readouterr().err == "clipviz: error: stopped; nothing of this was saved\n"
+
+
+def test_ctrl_c_that_a_library_swallows_stops_it_all_the_same(photos, tmp_path, capfd, monkeypatch):
+    def swallowed_while_imported(*args, **options):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise AttributeError("module 'numpy' has no attribute 'subtract'")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("clipviz.commands.adapt.run_one", swallowed_while_imported)
+    (photos / "red square" / "broken.jpg").unlink()
+    assert cli.main(adapt(data=photos, out=tmp_path / "run")) == 130
+    assert capfd.readouterr().err == "clipviz: error: stopped; nothing of this was saved\n"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # ----------------------------------------------------------------------------------------------- help, report, compare

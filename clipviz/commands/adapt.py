@@ -20,6 +20,7 @@ from clipviz.commands.inputs import (
     load_model,
     open_data,
     open_eval_data,
+    refuse_among_images,
     skipped_note,
     told,
 )
@@ -42,8 +43,9 @@ PROBE = 12
 def adapt(args: argparse.Namespace) -> None:
     """`clipviz adapt`: one method on one dataset into one run folder."""
     choose("method", args.method, METHODS)
+    refuse_among_images(args.out, args.data, args.eval_data)
     out = prepare_folder(args.out)
-    if (out / CHECKPOINT).exists() and not args.resume:
+    if any((out / part).exists() for part in (CHECKPOINT, "results.json", "trace")) and not args.resume:
         raise ValueError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
     ranks = launch(args.devices, args.num_nodes, args.device)
     method, data, evaluation, notes = ranks.together(lambda: _chosen(args, out, ranks))

@@ -7,7 +7,14 @@ import sys
 from pathlib import Path
 
 from clipviz.backbone import Backbone
-from clipviz.commands.inputs import backbone_for, cache_note, data_options, load_model, skipped_note
+from clipviz.commands.inputs import (
+    backbone_for,
+    cache_note,
+    data_options,
+    load_model,
+    refuse_among_images,
+    skipped_note,
+)
 from clipviz.data import load_dataset
 from clipviz.data.base import ImageDataset
 from clipviz.data.embed import embed_dataset
@@ -23,6 +30,8 @@ def embed(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.suffix.lower() not in FEATURE_SUFFIXES:
         raise ValueError(f"--out wants a .npz or .safetensors file, got {args.out!r}")
+    if not out.parent.is_dir():
+        refuse_among_images(out.parent, args.data)
     prepare_folder(out.parent)
     ranks = launch(args.devices, args.num_nodes, args.device)
     backbone, data, notes = ranks.together(lambda: _chosen(args, ranks))

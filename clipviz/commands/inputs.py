@@ -85,6 +85,22 @@ def data_options(args: argparse.Namespace) -> dict[str, Any]:
     return {**{name: getattr(args, name) for name in names}, "disk_cache": cache, "progress": opening()}
 
 
+def refuse_among_images(folder: str | Path, *specs: str | None) -> None:
+    """Refuse to make a folder in a folder of images: from then on it would be taken for one of their classes.
+
+    Raises:
+        ValueError: naming both.
+    """
+    place = Path(folder).resolve()
+    for spec in filter(None, specs):
+        images = Path(spec).expanduser()
+        if images.is_dir() and place.is_relative_to(images.resolve()):
+            raise ValueError(
+                f"{str(folder)!r} lies in the folder of images {spec!r}, where it would be taken for a class; "
+                "choose another place for --out"
+            )
+
+
 def cache_note(args: argparse.Namespace) -> list[str]:
     """One line if the cache on disk does not take any more; none otherwise."""
     cache = getattr(args, "disk_cache", None)
