@@ -174,10 +174,12 @@ def test_playground_mixes_and_cuts_while_the_sliders_move(lab, page, run_all):
     expect(cut.locator(".clipviz-panels canvas")).to_have_count(4)
     before = cut.locator(".clipviz-overlay .clipviz-caption").inner_text()
     cut.get_by_label("rule").select_option("mean")
-    expect(cut.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("mean: ")
+    expect(cut.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("dot, mean, peak: ")
+    cut.get_by_label("side").select_option("border")
+    expect(cut.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("dot, mean, border: ")
     slider(cut, "tau").focus()
     page.keyboard.press("End")
-    expect(cut.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("tau 200, dot, mean: ")
+    expect(cut.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("tau 200, dot, mean, border: ")
     assert "std" in before
 
 
