@@ -136,7 +136,7 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"{purpose} needs the patch tokens of a ViT with a CLS token, but {self.name!r} is a "
                 f"{type(self.visual).__name__}; use a ViT such as ViT-B-32 or ViT-B-16, "
-                "or a method that needs only embeddings (zero_shot, descriptions)"
+                "or a method that needs only embeddings (dpa, ntua, tip_adapter, wca, descriptions, zero_shot)"
             )
 
     def _pixels(self, images: Tensor) -> Tensor:

@@ -93,16 +93,15 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
     """Restore what `save_checkpoint` wrote.
 
     Raises:
-        DamagedCheckpoint: if the file is not what was written.
+        DamagedCheckpoint: if the file is not what was written; what to do depends on whether there is another.
         ValueError: if it belongs to another method, model, class set or schedule.
     """
     metadata, tensors = _read(path)
     wanted, got = _identity(adaptation), {"precision": "32", **json.loads(metadata["identity"])}
     for key, value in wanted.items():
         if got.get(key) != value:
-            was, now = (one_line(repr(each), 60) for each in (got.get(key), value))
             raise ValueError(
-                f"checkpoint {path} belongs to another run: {key} was {was}, now it is {now}; "
+                f"checkpoint {path} belongs to another run: {_difference(key, got.get(key), value)}; "
                 "use the same arguments as when it was written, or another folder"
             )
     parts = {kind: _below(kind, tensors) for kind in ("method", "optimizer", "books")}
@@ -117,6 +116,14 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
     adaptation.epoch, adaptation.steps_in_epoch = int(metadata["epoch"]), int(metadata["steps_in_epoch"])
 
 
+def _difference(key: str, was: Any, now: Any) -> str:
+    """What differs, in words; of two dictionaries the first entry that does."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        inner = next(name for name in (*now, *was) if was.get(name) != now.get(name))
+        return _difference(f"{key}.{inner}", was.get(inner), now.get(inner))
+    return f"{key} was {one_line(repr(was), 60)}, now it is {one_line(repr(now), 60)}"
+
+
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors, bit by bit those that were written: safetensors alone does not notice a flipped bit."""
     try:
@@ -124,15 +131,13 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except Exception as error:  # parsers of foreign bytes raise what they like
-        raise DamagedCheckpoint(
-            f"cannot read checkpoint {path}: {one_line(error)}; delete it to start at the beginning"
-        ) from error
+        raise DamagedCheckpoint(f"cannot read checkpoint {path}: {one_line(error)}") from error
     if not metadata.get("format", "").startswith("clipviz-checkpoint-"):
         raise ValueError(f"{path} is not a clipviz checkpoint; use another folder")
     if metadata["format"] != FORMAT:
         raise ValueError(f"{path} is of another version of clipviz ({metadata['format']}); use another folder")
     if metadata.pop("digest", None) != _digest(tensors, metadata):
-        raise DamagedCheckpoint(f"checkpoint {path} is not what was saved; delete it to start at the beginning")
+        raise DamagedCheckpoint(f"checkpoint {path} is not what was saved")
     return metadata, tensors
 
 

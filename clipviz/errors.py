@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-_MOST_CHOICES_SHOWN = 30
+_MOST_CHOICES_SHOWN = 12
 
 
 def unknown(kind: str, name: object, choices: Iterable[str], also: Iterable[str] = ()) -> ValueError:
@@ -14,7 +14,8 @@ def unknown(kind: str, name: object, choices: Iterable[str], also: Iterable[str]
     Args:
         kind: What the name should have been, for the message: "model", "method", ...
         name: What came. It is quoted, so newlines and markup in it stay on one line.
-        choices: The valid names, in the order to show them.
+        choices: The valid names, in the order to show them; of many, those most like `name` are shown, the most
+            alike first.
         also: Others that may have been meant; they are not listed.
 
     Returns:
@@ -24,9 +25,18 @@ def unknown(kind: str, name: object, choices: Iterable[str], also: Iterable[str]
     by_lower = {choice.lower(): choice for choice in (*also, *valid)}
     nearest = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
     hint = f"; did you mean {by_lower[nearest[0]]!r}?" if nearest else "."
-    shown = ", ".join(repr(choice) for choice in valid[:_MOST_CHOICES_SHOWN])
-    more = f" and {len(valid) - _MOST_CHOICES_SHOWN} more" if len(valid) > _MOST_CHOICES_SHOWN else ""
-    return ValueError(f"unknown {kind} {name!r}{hint} Choose from {shown}{more}")
+    shown = valid if len(valid) <= _MOST_CHOICES_SHOWN else most_alike(str(name), valid, _MOST_CHOICES_SHOWN)
+    more = f" and {len(valid) - len(shown)} more" if len(valid) > len(shown) else ""
+    return ValueError(f"unknown {kind} {name!r}{hint} Choose from {', '.join(map(repr, shown))}{more}")
+
+
+def most_alike(name: str, choices: Sequence[str], n: int) -> list[str]:
+    """The `n` choices that are spelt most like a name, the most alike first, in any case of the letters."""
+
+    def unlikeness(choice: str) -> float:
+        return -difflib.SequenceMatcher(None, name.lower(), choice.lower()).ratio()
+
+    return sorted(choices, key=unlikeness)[:n]
 
 
 def one_line(error: object, limit: int = 200) -> str:

@@ -128,16 +128,30 @@ class RunFolder:
         found = [path for name in (CHECKPOINT, PREVIOUS) if (path := self.path / name).is_file()]
         if not found:
             return None
-        try:
-            load_checkpoint(found[0], adaptation)
-        except DamagedCheckpoint as error:
-            if len(found) < 2:
-                raise
-            load_checkpoint(found[1], adaptation)
-            warnings.warn(f"{error}; going on from the one before it", stacklevel=2)
+        self._load_newest(found, adaptation)
         if adaptation.epoch == adaptation.steps_in_epoch == 0:
             return Trace()  # the run measures itself anew
+        if not (self.path / _TRACE).is_dir():
+            raise ValueError(
+                f"{self.path} holds a checkpoint, but not the {_TRACE}/ that it goes on with; put that back, or begin "
+                "anew in another folder"
+            )
         return _known_to(adaptation, Trace.load(self.path))
+
+    def _load_newest(self, found: list[Path], adaptation: Adaptation) -> None:
+        """Load the first checkpoint that can be read, and say so if it is not the newest."""
+        damage: list[str] = []
+        for path in found:
+            try:
+                load_checkpoint(path, adaptation)
+            except DamagedCheckpoint as error:
+                damage.append(str(error))
+                continue
+            if damage:
+                warnings.warn(f"{damage[0]}; going on from the one before it", stacklevel=2)
+            return
+        which = "both" if len(damage) > 1 else "it"
+        raise DamagedCheckpoint(f"{' and '.join(damage)}; delete {which} to start at the beginning")
 
 
 def _known_to(adaptation: Adaptation, trace: Trace) -> Trace:

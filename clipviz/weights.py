@@ -5,7 +5,9 @@ Nothing here knows what a backbone is; `clipviz.backbone.load_backbone` puts it 
 
 from __future__ import annotations
 
+import errno
 import logging
+import re
 import socket
 import urllib.parse
 import urllib.request
@@ -64,9 +66,12 @@ def _check_pretrained(name: str, pretrained: str | None) -> None:
         if _is_for_quickgelu(pretrained):
             check_activation(name, pretrained, wants_quick=True)
         return
+    if Path(pretrained).is_dir():
+        raise ValueError(f"the weights {pretrained!r} are a folder; give the file in it (.safetensors or .pt)")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not tags or Path(pretrained).suffix in {".safetensors", ".pt", ".pth", ".bin"}:
-        known = f"one of the tags {', '.join(tags)}" if tags else f"leave it out: {name} has no pretrained tags"
+        more = f" and {len(tags) - 3} more" if len(tags) > 3 else ""
+        known = f"a tag ({', '.join(tags[:3])}{more})" if tags else f"leave it out: {name} has no pretrained tags"
         raise ValueError(f"no such weights file: {pretrained!r}; give an existing file or {known}")
     choose(f"pretrained tag for {name}", pretrained, tags)
     wants_quick = bool((open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu", False))
@@ -162,13 +167,26 @@ def explained(error: Exception) -> str:
     if isinstance(error, RuntimeError) and len(lines) > 1 and "state_dict" in lines[0]:
         more = f"; {len(lines) - 2} more such lines" if len(lines) > 2 else ""
         return (
-            f"the weights do not fit this architecture ({one_line(lines[1], 150)}{more}); name the architecture "
-            "that they belong to"
+            f"the weights do not fit this architecture ({one_line(_in_words(lines[1]), 150)}{more}); name the "
+            "architecture that they belong to"
         )
     first = lines[0] if lines else "no reason given"
-    if isinstance(error, RuntimeError | OSError | ValueError):
+    # what torch says of a file that is cut off
+    is_cut = "zip archive" in first or (isinstance(error, OSError) and error.errno == errno.EINVAL)
+    if isinstance(error, RuntimeError | OSError | ValueError) and not is_cut:
         return first
-    return f"damaged, or not a file of weights ({type(error).__name__}: {first})"
+    return (
+        f"damaged, or not a file of weights ({type(error).__name__}: {one_line(first, 80)}); copy or download it again"
+    )
+
+
+def _in_words(mismatch: str) -> str:
+    """Torch's line on a tensor of another shape, shorter."""
+    found = re.match(r"(size mismatch for \S+): .*Size\(\[(.*?)\]\) from .*Size\(\[(.*?)\]\)", mismatch)
+    if found is None:
+        return mismatch
+    name, in_file, wanted = found.groups()
+    return f"{name}: {in_file.replace(', ', ' x ')} in the file, {wanted.replace(', ', ' x ')} in the architecture"
 
 
 def is_script_archive(path: str) -> bool:

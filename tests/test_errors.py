@@ -18,4 +18,12 @@ def test_a_name_unlike_all_others_gets_no_guess():
 
 
 def test_many_choices_are_cut_short():
-    assert str(unknown("class", "q", map(str, range(100)))).endswith("'29' and 70 more")
+    assert str(unknown("class", "q", map(str, range(100)))).endswith("'11' and 88 more")
+
+
+def test_of_many_choices_those_most_alike_are_shown():
+    said = str(unknown("model", "vit-l14", [*map(str, range(100)), "ViT-L-14", "ViT-L-16", "ViT-B-14"]))
+    assert "did you mean 'ViT-L-14'? Choose from 'ViT-L-14', 'ViT-B-14', 'ViT-L-16', " in said or (
+        "did you mean 'ViT-L-14'? Choose from 'ViT-L-14', 'ViT-L-16', 'ViT-B-14', " in said
+    )
+    assert said.endswith(" and 91 more")

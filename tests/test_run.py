@@ -89,6 +89,21 @@ def test_stopped_at_any_step_and_resumed_is_undisturbed_to_the_bit(tiny_backbone
     assert differences(trace, undisturbed[0]) == []
 
 
+def test_what_cannot_be_gone_on_with_says_what_to_do(tiny_backbone, tmp_path):
+    make_run(tmp_path, tiny_backbone).fit()
+    (tmp_path / "trace").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"holds a checkpoint, but not the trace/ .* begin anew in another folder"):
+        make_run(tmp_path, tiny_backbone).restore()
+    newest, previous = sorted(tmp_path.glob("checkpoint*"), reverse=True)
+    newest.write_bytes(b"")
+    previous.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{CHECKPOINT}: .* and .*previous.safetensors: .*; delete both to start"):
+        make_run(tmp_path, tiny_backbone).restore()
+    previous.unlink()
+    with pytest.raises(ValueError, match="; delete it to start at the beginning"):
+        make_run(tmp_path, tiny_backbone).restore()
+
+
 def test_saved_between_epochs_and_cut_off_is_undisturbed_to_the_bit(tiny_backbone, undisturbed, tmp_path):
     run = make_run(tmp_path, tiny_backbone, listeners=[interrupt_after(StepFinished, 1, 5)])
     run.save_seconds = 0.0
@@ -240,8 +255,9 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tiny_backbone,
     newest = tmp_path / CHECKPOINT
     newest.write_bytes(newest.read_bytes()[:1000])
     resumed = make_run(tmp_path, tiny_backbone)
-    with pytest.warns(UserWarning, match="cannot read checkpoint .*going on from the one before"):
+    with pytest.warns(UserWarning, match="cannot read checkpoint .*going on from the one before") as told:
         assert resumed.restore()
+    assert "delete" not in str(told[0].message)  # nothing is to be done
     assert resumed.adaptation.epoch == 1  # the newest was written after epoch 1, the one before after epoch 0
     trace = resumed.fit()
     assert_same_bits(method_state(resumed.method), undisturbed[1])
@@ -293,7 +309,7 @@ def test_a_truncated_checkpoint_is_refused(tiny_backbone, checkpoint, keep):
     checkpoint.write_bytes(checkpoint.read_bytes()[:keep])
     adaptation = make_run(None, tiny_backbone).adaptation
     before = method_state(adaptation.method)
-    with pytest.raises(ValueError, match=r"cannot read checkpoint .*delete it"):
+    with pytest.raises(ValueError, match="cannot read checkpoint"):
         load_checkpoint(checkpoint, adaptation)
     assert_same_bits(before, method_state(adaptation.method))
 
@@ -335,8 +351,10 @@ def others(tiny_backbone):
 def test_a_checkpoint_of_another_run_is_refused(tiny_backbone, checkpoint, difference):
     adaptation = others(tiny_backbone)[difference].adaptation
     before = method_state(adaptation.method)
-    with pytest.raises(ValueError, match=f"belongs to another run: {difference} was .*, now it is"):
+    with pytest.raises(ValueError, match=rf"belongs to another run: {difference}[.\w]* was .*, now it is") as error:
         load_checkpoint(checkpoint, adaptation)
+    what = {"settings": "settings.gamma was 0.5, now", "schedule": "schedule.weight_decay was 0.1, now it is 0.0;"}
+    assert what.get(difference, "") in str(error.value)  # what differs, not all that might
     assert_same_bits(before, method_state(adaptation.method))
     assert adaptation.epoch == 0
 

@@ -135,9 +135,14 @@ def skipped_note(dataset: ImageDataset, listed_in: Path | None = None) -> list[s
         return []
     n = len(dataset.skipped)
     shown = n if listed_in is None else _SKIPPED_SHOWN
-    names = "; ".join(f"{s.path!r}: {s.reason}" for s in dataset.skipped[:shown])
+    names = "; ".join(f"{_ending(s.path)!r}: {s.reason}" for s in dataset.skipped[:shown])
     more = f"; and {n - shown} more, all listed in {listed_in}" if n > shown else ""
     return [f"skipped {n} files: {names}{more}"]
+
+
+def _ending(path: str, longest: int = 80) -> str:
+    """A path that fits into a line: of a long one the end, which says more."""
+    return path if len(path) <= longest else f"...{path[3 - longest :]}"
 
 
 def description_notes(data: ImageDataset, backbone: Backbone | None) -> list[str]:

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _NEEDS_PLUGIN = (".heic", ".heif")
 _LONGEST_REASON = 200
+_BOMB = "(PIL.Image.MAX_IMAGE_PIXELS): a decompression bomb?"
 
 
 class UnreadableImage(ValueError):
@@ -64,10 +65,7 @@ def _check_size(image: Image.Image) -> None:
         raise UnreadableImage("has no pixels")
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
-        raise UnreadableImage(
-            f"{image.width} x {image.height} pixels are more than the limit of {limit} "
-            "(PIL.Image.MAX_IMAGE_PIXELS): a decompression bomb?"
-        )
+        raise UnreadableImage(f"{image.width} x {image.height} pixels are more than the limit of {limit} {_BOMB}")
 
 
 def _turn_upright(image: Image.Image) -> None:
@@ -109,6 +107,8 @@ def _reason(path: str | os.PathLike[str], error: Exception) -> str:
         if os.fsdecode(path).lower().endswith(_NEEDS_PLUGIN):
             return "HEIC is not supported: convert it to JPEG or PNG"
         return "not an image, or its header is damaged"
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own, at twice the limit
+        return f"more pixels than twice the limit of {Image.MAX_IMAGE_PIXELS} {_BOMB}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).encode(errors="backslashreplace").decode().split())

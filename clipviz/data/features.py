@@ -182,7 +182,7 @@ class FeatureBackbone(Backbone):
     def require_patches(self, purpose: str) -> None:
         """Refuse, with the reason."""
         raise ValueError(
-            f"{purpose} needs images, but {self.name!r} holds their embeddings only; give the folder of images, or use "
+            f"{purpose} needs images, but the data are their embeddings only; give the folder of images, or use "
             "zero_shot, tip_adapter, ntua or dpa"
         )
 

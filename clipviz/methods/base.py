@@ -139,7 +139,7 @@ class Method(nn.Module, ABC):
             raise ValueError(f"{self.name} needs class names; give them with the dataset (classes=...)")
         if isinstance(backbone, FeatureBackbone) and not self.works_on_embeddings:
             raise ValueError(
-                f"{self.name} looks into the images, but {backbone.name!r} holds their embeddings only; "
+                f"{self.name} looks into the images, but the data are their embeddings only; "
                 "give images, or use zero_shot, tip_adapter, ntua or dpa"
             )
         self.backbone = backbone.trainable_copy() if self.trains and self.adapts_tower else backbone

@@ -247,7 +247,7 @@ class NtUA(Method):
         super().__init__(backbone, prompts)
         self.config: NtUAConfig = config or self.default_config(backbone)
         if teacher is not None and isinstance(backbone, FeatureBackbone):
-            raise ValueError(f"a teacher wants to see images, but {backbone.name!r} holds their embeddings only")
+            raise ValueError("a teacher wants to see images, but the data are their embeddings only; leave it out")
         if (self.config.selection == "oracle_balanced") != (oracle_index is not None):
             raise ValueError("oracle_index and selection='oracle_balanced' go together; give both or neither")
         self.register_buffer("classifier", text_classifier(backbone, self.sentences))
