@@ -9,6 +9,7 @@ Torch is imported by the commands that need it, so `--help` is instant.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from clipviz import __version__
+from clipviz.options import COMMANDS
 
 EPILOG = """examples:
   clipviz demo
@@ -36,118 +38,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {_one_line(message)} (see {self.prog} --help)\n")
 
 
-def _demo_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", default="clipviz-demo", metavar="DIR", help="default: %(default)s")
-    command.add_argument("--domain", default="fog", metavar="NAME", help="shifted domain, default: %(default)s")
-    command.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each method that trains")
-    command.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
-    command.add_argument("--methods", metavar="A,B", help="default: all")
-
-
-def _adapt_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "method", metavar="METHOD", help="zero_shot, descriptions, wca, tip_adapter, ntua, dpa, microclip"
-    )
-    _add_model_and_data(command)
-    command.add_argument("--eval-data", metavar="SPEC", help="images to measure on; default: the test split of --data")
-    command.add_argument("--preset", metavar="NAME", help="constants of the method: official, a benchmark's name, ...")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="one constant of the method; may be repeated"
-    )
-    command.add_argument("--teacher", metavar="NAME", help="ntua: a larger model that refines the cache")
-    command.add_argument("--teacher-pretrained", metavar="TAG_OR_FILE", help="its weights")
-    command.add_argument("--allow-labels", action="store_true", help="ntua: permit selection=oracle_balanced")
-    command.add_argument("--out", required=True, metavar="DIR", help="run folder")
-    command.add_argument("--epochs", type=_positive, metavar="N", help="default: what the method recommends")
-    command.add_argument("--batch-size", type=_positive, metavar="N", help="default: what the method recommends")
-    command.add_argument("--lr", type=float, metavar="X", help="default: what the method recommends")
-    command.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
-    command.add_argument("--workers", type=_natural, default=0, metavar="N", help="processes that load images")
-    command.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-
-
-def _embed_options(command: argparse.ArgumentParser) -> None:
-    _add_model_and_data(command)
-    command.add_argument("--split", default="train", choices=("train", "val", "test"), help="default: %(default)s")
-    command.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
-    command.add_argument("--out", required=True, metavar="FILE", help=".npz or .safetensors")
-
-
-def _describe_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", metavar="SPEC", help="data set whose classes are described")
-    command.add_argument("--classes", metavar="FILE", help="class names, one a line")
-    command.add_argument("--root", metavar="DIR", help="folder of the benchmarks; default: $CLIPVIZ_DATA, else data")
-    what = command.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", metavar="FILE.json", help="file to write; what is filled in already is kept")
-    what.add_argument("--check", metavar="FILE.json", help="say everything about a file, and write nothing")
-    command.add_argument("--model", metavar="NAME", help="--check: count what its text tower cuts; default: ViT-B-32")
-    command.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible, up to /v1; default: $OPENAI_BASE_URL")
-    command.add_argument("--llm", metavar="NAME", help="language model there; default: $OPENAI_MODEL")
-    command.add_argument("--sentences", type=_positive, default=20, metavar="N", help="a class; default: %(default)s")
-    command.add_argument("--kind", metavar="NOUN", help="what the classes are kinds of, such as bird")
-    command.add_argument("--yes", action="store_true", help="make the calls without asking")
-
-
-def _report_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("runs", nargs="+", metavar="RUN_DIR")
-    command.add_argument("--out", required=True, metavar="FILE.html")
-
-
-def _compare_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("runs", nargs="+", metavar="RUN_DIR")
-
-
-def _lab_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", default="clipviz-notebooks", metavar="DIR", help="their copy, default: %(default)s")
-    command.add_argument("--port", type=_positive, metavar="N", help="default: JupyterLab's own choice")
-    command.add_argument("--no-browser", action="store_true", help="only serve; the address is printed")
-
-
-def _add_model_and_data(command: argparse.ArgumentParser) -> None:
-    """Which model looks at which images, and what the classes are."""
-    command.add_argument("--model", metavar="NAME", help="birds, or an open_clip architecture; not for embeddings")
-    command.add_argument("--pretrained", metavar="TAG_OR_FILE", help="open_clip tag, or a .safetensors / .pt file")
-    command.add_argument(
-        "--data",
-        required=True,
-        metavar="SPEC",
-        help="folder of images, manifest (.csv, .parquet), split_zhou_*.json, benchmark (dtd, eurosat, ...), birds, "
-        "birds/DOMAIN, or a file of embeddings",
-    )
-    command.add_argument("--root", metavar="DIR", help="folder of the benchmarks; default: $CLIPVIZ_DATA, else data")
-    command.add_argument("--download", action="store_true", help="let torchvision download a missing benchmark")
-    command.add_argument("--allow-outside", action="store_true", help="let a manifest name images outside its folder")
-    command.add_argument("--classes", metavar="FILE", help="class names, one a line, where there are no class folders")
-    command.add_argument("--descriptions", metavar="FILE", help="CuPL JSON: class name -> list of sentences")
-    command.add_argument("--cache-dir", metavar="DIR", help="keep decoded images there, for epochs and runs to come")
-    command.add_argument("--cache-gb", type=_gigabytes, default=10.0, metavar="X", help="at most; default: %(default)g")
-    command.add_argument(
-        "--cache-side", type=_positive, default=512, metavar="N", help="their short side there; default: %(default)s"
-    )
-    command.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda if there is one")
-    command.add_argument(
-        "--devices", type=_positive, metavar="N", help="processes that share the work, a device each; default: 1"
-    )
-    command.add_argument(
-        "--num-nodes", type=_positive, metavar="N", help="machines with so many devices each; default: 1, or torchrun's"
-    )
-    command.add_argument(
-        "--precision", default="32", choices=("32", "bf16-mixed"), help="of the image tower, default: %(default)s"
-    )
-
-
-_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "demo": ("adapt the bundled CLIP to shifted birds and write a report", _demo_options),
-    "adapt": ("adapt a CLIP to unlabelled images", _adapt_options),
-    "embed": ("write the embeddings of images to a file that adapt can work on", _embed_options),
-    "describe": ("write the file of class descriptions, fill it by a language model, or check it", _describe_options),
-    "report": ("write one HTML page from run folders", _report_options),
-    "compare": ("print the results of run folders as one table", _compare_options),
-    "lab": ("open the tutorials in JupyterLab", _lab_options),
-}
-"""Name -> what it does, and its options."""
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = _Parser(
@@ -159,9 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"clipviz {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for name, (purpose, add_options) in _COMMANDS.items():
-        command = commands.add_parser(name, help=purpose)
-        add_options(command)
+    for name, about in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=about.purpose, description=about.more, epilog=f"example: {about.example}"
+        )
+        about.add_options(command)
         # here too, where one adds it to a command that failed
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     return parser
@@ -170,7 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.exit(2, f"clipviz {args.command}: error: {_one_line(_no_such_option(unknown, args))}\n")
     with _noting_ctrl_c() as was_pressed:
         try:
             _command(args.command, was_pressed)(args)
@@ -181,6 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _fail(_stopped(args), 130)
             return _failed(error, args)
     return 0
+
+
+def _no_such_option(unknown: Sequence[str], args: argparse.Namespace) -> str:
+    """Name what a command does not know, and its option that is spelt most like it."""
+    options = [f"--{name.replace('_', '-')}" for name in vars(args) if name not in ("command", "method", "runs")]
+    nearest = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"unrecognized arguments: {' '.join(unknown)}{hint} (see clipviz {args.command} --help)"
 
 
 def _failed(error: Exception, args: argparse.Namespace) -> int:
@@ -246,30 +148,6 @@ def _fail(message: str, status: int) -> int:
 
 def _one_line(message: str) -> str:
     return " ".join(message.split())
-
-
-def _positive(text: str) -> int:
-    return _whole_number(text, 1)
-
-
-def _natural(text: str) -> int:
-    return _whole_number(text, 0)
-
-
-def _gigabytes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"wanted a number of gigabytes above 0, got {text!r}")
-    return value
-
-
-def _whole_number(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"wanted a whole number of at least {least}, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

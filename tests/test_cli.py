@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import json
@@ -24,6 +25,7 @@ from clipviz import cli
 from clipviz.birds.world import SPECIES
 from clipviz.commands.results import results_of
 from clipviz.methods import METHODS
+from clipviz.options import COMMANDS
 from clipviz.trace import Trace
 
 RESULTS = {
@@ -417,6 +419,32 @@ def test_help_names_every_method(capsys):
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert not [name for name in METHODS if name not in text]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained_in_a_sentence_with_its_default(name, capsys):
+    parser = argparse.ArgumentParser()
+    COMMANDS[name].add_options(parser)
+    for action in parser._actions:
+        assert len(action.help.split()) > 3, action.dest
+        takes_a_value = action.option_strings and action.nargs is None
+        is_needed = action.required or action.dest in ("check", "out")
+        says_when = "default:" in action.help or "only" in action.help or "where there are no class" in action.help
+        assert says_when or not takes_a_value or is_needed or action.dest in ("model", "set"), action.dest
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    assert f"clipviz {name}" in capsys.readouterr().out.partition("example:")[2]
+
+
+def test_an_option_that_is_none_names_the_nearest_of_its_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["adapt", "zero_shot", "--data", "x", "--out", "y", "--epoch-count", "3", "--bach-size", "4"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "clipviz adapt: error: unrecognized arguments: --epoch-count 3 --bach-size 4; did you mean --epochs? "
+        "(see clipviz adapt --help)\n"
+    )
 
 
 def test_version(capsys):

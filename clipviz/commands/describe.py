@@ -71,4 +71,4 @@ def _confirm(endpoint: Endpoint, calls: int, n: int, yes: bool) -> None:
 
 
 def _tell(name: str, n: int) -> None:
-    print(f"{name}: {n} sentences" if n else f"{name}: no answer", flush=True)
+    print(f"{name}: {n} sentence{'s' * (n != 1)}" if n else f"{name}: no answer", flush=True)
