@@ -44,6 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder / path.name
+        (folder / path.name).chmod(folder.stat().st_mode & 0o666)  # the umask's; safetensors lets only its owner read
         with (folder / path.name).open("rb+") as file:
             os.fsync(file.fileno())
         (folder / path.name).replace(path)
