@@ -292,6 +292,7 @@ class Adaptation:
             "gamma": self.settings.get("gamma"),
             "part_names": list(data.part_names) if data.part_names else [],
             "skipped": [(s.path, s.reason) for s in data.skipped],
+            "files": {"learned": data.file_names, "measured": evaluation.file_names if evaluation else []},
             "device": str(method.backbone.device),
             "processes": self.ranks.size,
             "precision": method.backbone.precision,

@@ -106,8 +106,9 @@ class Trace:
             (n,K,K) of the last epoch, and of methods with a cache its k heaviest entries for each gallery image:
             `cache/index` (positions in training), `cache/labels`, `cache/votes` (G,k) and `cache/images`
             (G,k,h,w,3) uint8. Any of them may be absent.
-        meta: JSON-able facts: method, model, data, split, seed, class_names, settings, versions, ..., and
-            `gallery_sentences`: [position in the gallery, class, sentence, cosine] of the nearest sentences.
+        meta: JSON-able facts: method, model, data, split, seed, class_names, settings, versions, ...,
+            `gallery_sentences`: [position in the gallery, class, sentence, cosine] of the nearest sentences, and
+            `files`: {"learned": names of the training images, "measured": of the evaluation images}, by index.
     """
 
     steps: pd.DataFrame = field(default_factory=partial(empty_table, "steps"))
@@ -138,6 +139,17 @@ class Trace:
     def has_targets(self) -> bool:
         """Whether any image came with its true label, so that an accuracy can be measured."""
         return any(bool((table["target"] >= 0).any()) for table in (self.predictions, self.samples))
+
+    def file_name(self, index: int, part: str = "measured") -> str | None:
+        """The file of an image, relative to the folder of its data; None where the images are no files.
+
+        Args:
+            index: the position of the image, as the tables have it.
+            part: "measured" for evaluation images, "learned" for training images.
+        """
+        files = self.meta.get("files")
+        names = files.get(part) if isinstance(files, dict) else None
+        return str(names[index]) if isinstance(names, list) and 0 <= index < len(names) else None
 
     def metric(self, name: str) -> pd.Series:
         """Values of one metric by epoch, in order; empty when it was never recorded."""

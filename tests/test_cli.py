@@ -104,6 +104,9 @@ def test_a_labelled_folder_gives_a_complete_run_folder(photos, tmp_path, capfd):
     config = json.loads((out / "config.json").read_text())
     assert config["settings"]["schedule"]["batch_size"] == 4
     assert config["class_names"] == list(trace.class_names)
+    assert sorted(photos / trace.file_name(i) for i in range(15)) == sorted(photos.glob("*/*.png"))
+    assert trace.file_name(14, "learned") == trace.file_name(14)
+    assert "files" not in config
     captured = capfd.readouterr()
     images, header, row = captured.out.splitlines()
     assert images.endswith("photos (all), measured on the same images")
@@ -156,6 +159,9 @@ def test_a_test_split_is_measured_and_a_broken_one_is_an_error(photos, tmp_path,
     assert cli.main(adapt(data=root, out=tmp_path / "run")) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (results["split"], results["eval_split"], results["accuracy_is"]) == ("train", "test", "test")
+    trace = Trace.load(tmp_path / "run")
+    assert trace.file_name(0, "measured") == "test/red square/a.png"
+    assert trace.file_name(0, "learned").startswith("train/blue square/")
     (root / "test" / "red square" / "a.png").write_bytes(b"damaged")
     capfd.readouterr()
     assert cli.main(adapt(data=root, out=tmp_path / "run2")) == 2

@@ -109,6 +109,19 @@ def test_it_says_what_birds_are_and_how_to_repeat_the_run(report):
     assert "guessing" not in text, "these runs are far above chance"
 
 
+def test_photographs_are_no_birds_and_all_images_no_split(tmp_path):
+    traces = synthetic_comparison(epochs=1, **SMALL)[:1]
+    traces[0].meta.update(model="birds", data="photos", split="all")
+    text = Page(write(tmp_path, traces)).text
+    assert "has seen drawn birds only" in text
+    assert "procedural world" not in text
+    assert " images of photos in " in text
+    traces[0].meta.update(model="ViT-B-32", split="train")
+    text = Page(write(tmp_path, traces)).text
+    assert "drawn birds" not in text
+    assert " images of photos (train split) in " in text
+
+
 def test_chance_is_called_chance(tmp_path):
     traces = synthetic_comparison(epochs=1, **{**SMALL, "n_classes": 24})[::4]
     for trace in traces:

@@ -144,4 +144,5 @@ def run_one(
 def _settings(run: Run) -> dict[str, Any]:
     started = next(iter(run.adaptation))
     assert isinstance(started, RunStarted)
-    return {**started.meta, "class_names": list(started.class_names), "n_images": started.n_images}
+    settings = {key: value for key, value in started.meta.items() if key != "files"}  # the trace lists them
+    return {**settings, "class_names": list(started.class_names), "n_images": started.n_images}

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 from clipviz.events import UNLABELLED
 
+MAX_FILE_NAMES = 100_000
+"""Of so many files at most, results name each one."""
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -51,6 +54,7 @@ class ImageDataset(ABC):
         skipped: Files that could not be used.
         part_names: Names of the ids in `parts`, position = id (0 = background); None without masks.
         has_pixels: False for embeddings that stand in for images: `image` then refuses.
+        are_files: Whether `names` are those of files, by which a user finds an image again.
     """
 
     name: str
@@ -62,9 +66,15 @@ class ImageDataset(ABC):
     skipped: list[Skipped]
     part_names: tuple[str, ...] | None = None
     has_pixels: bool = True
+    are_files: bool = False
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def file_names(self) -> list[str]:
+        """The files, relative to the data set's folder; empty if there are none or more than `MAX_FILE_NAMES`."""
+        return list(self.names) if self.are_files and len(self) <= MAX_FILE_NAMES else []
 
     @property
     def has_targets(self) -> bool:

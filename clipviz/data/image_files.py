@@ -46,6 +46,8 @@ class ImageFileDataset(ImageDataset):
         ValueError: If texts and classes do not fit each other, or no image can be read.
     """
 
+    are_files = True
+
     def __init__(
         self,
         layout: Layout,

@@ -75,7 +75,7 @@ def draw_accuracy_over_epochs(info: AccuracyOverEpochs) -> go.Figure:
     if not any(len(values) for series in info.series for _, values in (series.test, series.pseudo_label)):
         return empty_chart(title, "No image came with its true label: accuracy cannot be measured.", "epoch", "%")
     figure = make_subplots(
-        cols=2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=("test images", "pseudo-labels")
+        cols=2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=("evaluation images", "pseudo-labels")
     )
     apply_layout(figure, title, 440, has_panel_titles=True)
     pairs = [pair for series in info.series for pair in (series.test, series.pseudo_label)]

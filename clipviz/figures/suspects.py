@@ -14,7 +14,7 @@ from clipviz.figures.sources import source_names
 from clipviz.trace import Trace
 
 _ROW, _HEAD = 26, 54
-_WIDTHS = {"image": 0.8, "flips": 0.6, "confidence": 1.0, "pseudo-labels, one after another": 5.0}
+_WIDTHS = {"image": 0.8, "file": 3.6, "flips": 0.6, "confidence": 1.0, "pseudo-labels, one after another": 5.0}
 
 
 class WronglyCalled(NamedTuple):
@@ -45,11 +45,17 @@ class Disputed(NamedTuple):
 
 
 class Suspects(NamedTuple):
-    """Three lists, the worst first. `wrong` is empty without targets, `disputed` with fewer than two sources."""
+    """Three lists, the worst first. `wrong` is empty without targets, `disputed` with fewer than two sources.
+
+    `measured` and `learned` are the files of the evaluation and of the training images in them, by number, where they
+    are files.
+    """
 
     wrong: list[WronglyCalled]
     flipped: list[Flipped]
     disputed: list[Disputed]
+    measured: dict[int, str]
+    learned: dict[int, str]
 
 
 def suspects_info(trace: Trace, n: int = 8) -> Suspects:
@@ -57,7 +63,19 @@ def suspects_info(trace: Trace, n: int = 8) -> Suspects:
 
     Disputed images come in the order of the least sure of their sources: the surer all are, the worse the dispute.
     """
-    return Suspects(_wrong(trace, n), _flipped(trace, n), _disputed(trace, n))
+    wrong, flipped, disputed = _wrong(trace, n), _flipped(trace, n), _disputed(trace, n)
+    return Suspects(
+        wrong,
+        flipped,
+        disputed,
+        _files(trace, "measured", [item.number for item in wrong]),
+        _files(trace, "learned", [item.number for item in flipped] + [item.number for item in disputed]),
+    )
+
+
+def _files(trace: Trace, part: str, numbers: Sequence[int]) -> dict[int, str]:
+    found = {number: trace.file_name(number, part) for number in numbers}
+    return {number: name for number, name in found.items() if name is not None}
 
 
 def _wrong(trace: Trace, n: int) -> list[WronglyCalled]:
@@ -162,12 +180,27 @@ def _add_table(figure: go.Figure, head: Sequence[str], rows: Sequence[Sequence[s
 Table = tuple[str, list[str], list[list[str]]]
 
 
+def _head(files: dict[int, str]) -> str:
+    return "file" if files else "image"
+
+
+def _image(number: int, files: dict[int, str]) -> str:
+    """How an image is called in a table: by its file, else by its position."""
+    return short_name(files[number], 36) if number in files else str(number)
+
+
 def _wrong_table(info: Suspects) -> Table:
     rows = [
-        [str(item.number), short_name(item.target), short_name(item.prediction), f"{item.confidence:.0%}"]
+        [
+            _image(item.number, info.measured),
+            short_name(item.target),
+            short_name(item.prediction),
+            f"{item.confidence:.0%}",
+        ]
         for item in info.wrong
     ]
-    return "confidently wrong (evaluation images)", ["image", "true class", "called", "confidence"], rows
+    head = [_head(info.measured), "true class", "called", "confidence"]
+    return "confidently wrong (evaluation images)", head, rows
 
 
 def _flipped_table(info: Suspects) -> Table:
@@ -175,8 +208,10 @@ def _flipped_table(info: Suspects) -> Table:
     for item in info.flipped:
         labels = item.labels if len(item.labels) <= 3 else [item.labels[0], "…", item.labels[-1]]
         way = " → ".join(short_name(label, 20) for label in labels)
-        rows.append([str(item.number), str(item.n_flips), short_name(item.target or "not known", 22), way])
-    head = ["image", "flips", "true class", "pseudo-labels, one after another"]
+        rows.append(
+            [_image(item.number, info.learned), str(item.n_flips), short_name(item.target or "not known", 22), way]
+        )
+    head = [_head(info.learned), "flips", "true class", "pseudo-labels, one after another"]
     return "flipped most often (training images)", head, rows
 
 
@@ -184,14 +219,14 @@ def _disputed_table(info: Suspects) -> Table:
     sources = list(info.disputed[0].votes) if info.disputed else []
     rows = [
         [
-            str(item.number),
+            _image(item.number, info.learned),
             short_name(item.target or "not known", 20),
             *(f"{short_name(name, 19)} {confidence:.0%}" for name, confidence in item.votes.values()),
             short_name(item.pseudo_label, 20),
         ]
         for item in info.disputed
     ]
-    head = ["image", "true class", *sources, "pseudo-label"]
+    head = [_head(info.learned), "true class", *sources, "pseudo-label"]
     return "sources disagree, and are sure (training images)", head, rows
 
 

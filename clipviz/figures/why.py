@@ -78,6 +78,7 @@ class WhyWrong(NamedTuple):
         sentences: The descriptions that pull hardest, of the class it is called and of its true one.
         history: What the image was called from before training on.
         strip: (epoch, map) of the first kind over the epochs, for images that were followed.
+        file: The image's file, None if it is none.
     """
 
     number: int
@@ -91,6 +92,7 @@ class WhyWrong(NamedTuple):
     sentences: list[Sentences]
     history: list[Moment]
     strip: list[tuple[int, np.ndarray]]
+    file: str | None = None
 
 
 def why_wrong_info(trace: Trace, position: int = 0, group: str = "gallery", n_classes: int = 4) -> WhyWrong:
@@ -122,6 +124,7 @@ def why_wrong_info(trace: Trace, position: int = 0, group: str = "gallery", n_cl
         _sentences(trace, position, target) if group == "gallery" else [],
         _history(trace, number),
         _strip(trace, position) if group == "probe" else [],
+        trace.file_name(number),
     )
 
 

@@ -43,9 +43,12 @@ def draw_why_wrong(info: WhyWrong) -> Figure:
         (partial(_draw_history, names=names), 76 + 24 * len(names) if names else 0),
         (_draw_strip, 150 if info.strip else 0),
     )
-    page = _Page(40 + sum(height for _, height in rows))
+    heading = 56 if info.file else 40
+    page = _Page(heading + sum(height for _, height in rows))
     page.write(8, 10, _headline(info), size=12, weight="bold")
-    top = 40.0
+    if info.file:
+        page.write(8, 29, shorten(info.file, 120), size=8.5)
+    top = float(heading)
     for draw, height in rows:
         if height:
             draw(page, info, top=top)
@@ -56,7 +59,12 @@ def draw_why_wrong(info: WhyWrong) -> Figure:
 def _middle_height(info: WhyWrong) -> float:
     """Of the votes and the examples beside them."""
     least = 190 if info.examples else 0
-    return max(66 + 44 * len(info.votes), least) if info.votes else least
+    return max(66 + _vote_height(info) * len(info.votes), least) if info.votes else least
+
+
+def _vote_height(info: WhyWrong) -> int:
+    """Of one class in the votes: each source has a bar, with room for its percentage."""
+    return max(44, 13 * len(info.votes[0].probs))
 
 
 class _Page:
@@ -112,23 +120,27 @@ def _draw_votes(page: _Page, info: WhyWrong, top: float) -> None:
     _draw_examples(page, info, top)
     if not info.votes:
         return
-    sources = list(info.votes[0].probs)
+    sources, each = list(info.votes[0].probs), _vote_height(info)
     page.write(8, top + 8, "votes of the last epoch" + " (✓ the true class)" * (info.target is not None))
-    axis = bare(page.axes(196, top + 30, 250, 44 * len(info.votes)))
+    axis = bare(page.axes(196, top + 30, 250, each * len(info.votes)))
     axis.set_xlim(0, 1)
     axis.set_ylim(len(info.votes) - 0.5, -0.5)
     thick = 0.78 / len(sources)
     for row, vote in enumerate(info.votes):
-        mark = "✓ " if vote.is_target else ""
-        page.write(8, top + 30 + 44 * row + 14, mark + shorten(vote.name, 23), weight="bold" if mark else "normal")
+        page.write(8, top + 22 + each * (row + 0.5), *_class(vote.name, vote.is_target))
         for i, source in enumerate(sources):
             y = row - 0.39 + thick * (i + 0.5)
             axis.barh(y, vote.probs[source], height=0.86 * thick, color=_source_color(source, i))
-            axis.text(vote.probs[source] + 0.015, y, f"{vote.probs[source]:.0%}", fontsize=8, va="center")
+            axis.text(vote.probs[source] + 0.015, y, f"{vote.probs[source]:.0%}", fontsize=7, va="center")
     for i, source in enumerate(sources):
         left = 196 + 90 * i
-        bare(page.axes(left, top + 36 + 44 * len(info.votes), 10, 10)).set_facecolor(_source_color(source, i))
-        page.write(left + 15, top + 34 + 44 * len(info.votes), shorten(source, 11), size=8.5)
+        bare(page.axes(left, top + 36 + each * len(info.votes), 10, 10)).set_facecolor(_source_color(source, i))
+        page.write(left + 15, top + 34 + each * len(info.votes), shorten(source, 11), size=8.5)
+
+
+def _class(name: str, is_target: bool) -> tuple[str, float, str]:
+    """Text, size and weight of a class in the column on the left: the true one is bold, and wider for it."""
+    return (f"✓ {shorten(name, 18)}", _FONT, "bold") if is_target else (shorten(name, 23), _FONT, "normal")
 
 
 def _source_color(source: str, place: int) -> str:
@@ -168,9 +180,7 @@ def _draw_sentences(page: _Page, info: WhyWrong, top: float) -> None:
     page.write(8, top + 6, "sentences nearest to the image, with their cosine")
     row = 0
     for said in info.sentences:
-        mark = "✓ " if said.is_target else ""
-        name = mark + shorten(said.name, 23)
-        page.write(8, top + 28 + 17 * row, name, weight="bold" if mark else "normal")
+        page.write(8, top + 28 + 17 * row, *_class(said.name, said.is_target))
         for sentence, similarity in said.nearest:
             page.write(196, top + 28 + 17 * row, f"{similarity:.2f}  {shorten(sentence, 104)}", size=8.5)
             row += 1

@@ -29,17 +29,22 @@ def introduction(traces: Sequence[Trace], summary: Summary) -> Iterator[Html]:
     first = traces[0]
     model, data = first.meta.get("model", "a CLIP model"), first.meta.get("data", "unnamed images")
     n_images = first.meta.get("n_images") or first.samples["index"].nunique()
-    split = f" ({first.meta['split']} split)" if first.meta.get("split") else ""
+    split = f" ({first.meta['split']} split)" if first.meta.get("split") not in (None, "all") else ""
     yield paragraphs(
         f"The model {model} was adapted to {n_images:,} images of {data}{split} in "
         f"{len(first.class_names)} classes. The methods saw the images and the names and descriptions of "
         "the classes, never a label: they learn from their own guesses, the pseudo-labels."
     )
     yield _meaning_of_accuracy(first, summary)
-    if str(model) == "birds" or str(data).split("/")[0] == "birds":
+    if str(data).split("/")[0] == "birds":
         yield _note(
             "The birds are a procedural world with known parts, and their model is a very small CLIP: a "
             "teaching instrument, not a claim about real photographs."
+        )
+    elif str(model) == "birds":
+        yield _note(
+            "The model birds is a very small CLIP that has seen drawn birds only: it shows how a method works, "
+            "not what it would do for these images. Try a model that was trained on photographs."
         )
     yield from _warn_of_chance(traces, summary)
 

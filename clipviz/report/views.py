@@ -157,7 +157,8 @@ VIEWS = (
     View(
         "suspects",
         "Images worth a look",
-        "Numbers are positions in the data. Confident mistakes show wrong ideas, labels that flip show doubt, "
+        "Images are named by their files, or numbered by their places in the data. Confident mistakes show wrong "
+        "ideas, labels that flip show doubt, "
         "and sources that disagree although both are sure show what each of them misses.",
         _one(figures.suspects),
         lambda trace: any(figures.suspects_info(trace)),

@@ -449,6 +449,23 @@ def test_suspects_are_the_confident_the_fickle_and_the_disputed():
     ]
 
 
+def test_suspects_are_named_by_their_files_where_they_are_files():
+    table = samples([(0, 0, 0, 0.5, 0), (1, 0, 1, 0.5, 0)])
+    rows = predictions([(1, 1, 2, 0.8, 0)])
+    files = {"learned": ["train/<b>.jpg"], "measured": ["test/0.jpg", "test/1.jpg"]}
+    run = trace(samples=table, predictions=rows, meta={"files": files})
+    info = figures.suspects_info(run)
+    assert (info.learned, info.measured) == ({0: "train/<b>.jpg"}, {1: "test/1.jpg"})
+    wrong, flipped = figures.suspects(run).data
+    assert (wrong.header["values"][0], wrong.cells["values"][0]) == ("file", ["test/1.jpg"])
+    assert (flipped.header["values"][0], flipped.cells["values"][0]) == ("file", ["train/&lt;b&gt;.jpg"])
+    assert (run.file_name(1), run.file_name(2), run.file_name(0, "learned")) == ("test/1.jpg", None, "train/<b>.jpg")
+    for nonsense in (None, [], {"learned": 3}):
+        unnamed = trace(samples=table, predictions=rows, meta={"files": nonsense})
+        assert not any(figures.suspects_info(unnamed)[3:])
+        assert figures.suspects(unnamed).data[0].cells["values"][0] == ["1"]
+
+
 def test_the_flipped_equal_a_loop_over_images(run):
     flips = {}
     for index, rows in run.samples.sort_values("epoch").groupby("index"):
