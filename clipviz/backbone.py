@@ -233,6 +233,20 @@ class Backbone(nn.Module):
         return torch.cat(rows)
 
 
+def usable_device(name: str | torch.device | None) -> torch.device:
+    """The device of a name; None means CPU.
+
+    Raises:
+        ValueError: if there is none, or torch cannot use it.
+    """
+    try:
+        device = torch.device(name or "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try device cpu") from error
+    return device
+
+
 def load_backbone(
     name: str,
     pretrained: str | None = None,
@@ -254,10 +268,11 @@ def load_backbone(
 
     Raises:
         ValueError: for an unknown name or tag, a file that is missing, damaged, pickled or does not fit, or
-            activations that do not match the weights (QuickGELU).
+            activations that do not match the weights (QuickGELU), or a device that cannot be used.
     """
     import open_clip
 
+    place = usable_device(device)
     source = source_of(name, pretrained)
     is_random = pretrained is None and ":" not in source
     archive = pretrained if pretrained is not None and is_script_archive(pretrained) else None
@@ -268,7 +283,7 @@ def load_backbone(
             model, _, _ = open_clip.create_model_and_transforms(
                 source,
                 pretrained=None if archive else pretrained,
-                device=device or "cpu",
+                device=place,
                 weights_only=True,
                 require_pretrained=not is_random and archive is None,
             )
@@ -287,7 +302,7 @@ def load_backbone(
     if pretrained is not None and archive is None and (notice := rounding_notice(name, pretrained, model.visual)):
         warnings.warn(notice, stacklevel=2)
     cfg = open_clip.get_model_preprocess_cfg(model)
-    backbone = Backbone(model, tokenizer, cfg["mean"], cfg["std"], name, precision).to(device or "cpu")
+    backbone = Backbone(model, tokenizer, cfg["mean"], cfg["std"], name, precision).to(place)
     return backbone.requires_grad_(False).eval()
 
 

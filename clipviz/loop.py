@@ -103,6 +103,7 @@ class Adaptation:
             )
         if not isinstance(config, AdaptConfig | None):
             raise ValueError(f"adapt wants an AdaptConfig, got {config!r}; a method's constants go into the method")
+        _check_that_labels_mean_the_same(method, dataset, eval_dataset)
         self.method, self.dataset, self.eval_dataset, self.seed = method, dataset, eval_dataset, seed
         self.ranks = ranks
         self.config = config or method.schedule
@@ -303,6 +304,16 @@ class Adaptation:
             method.name, meta, method.class_names, len(data), self.n_epochs, self.n_steps, self.probe,
             done, self.seconds_before,
         )  # fmt: skip
+
+
+def _check_that_labels_mean_the_same(method: Method, *datasets: ImageDataset | None) -> None:
+    """Refuse labelled images of other classes than the method's: label 0 would be another class for each."""
+    for data in datasets:
+        if data is not None and data.has_targets and tuple(data.class_names) != method.class_names:
+            raise ValueError(
+                f"{data.name} has other classes than the prompts that {method.name} was built with "
+                f"({len(data.class_names)} against {len(method.class_names)}, or in another order); both need the same"
+            )
 
 
 def _check_that_it_divides(method: Method, dataset: ImageDataset, config: AdaptConfig, ranks: Ranks) -> None:

@@ -81,7 +81,7 @@ def storable_text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Trace:
     """What one run of one method did; every figure is a function of it.
 
@@ -118,6 +118,12 @@ class Trace:
     skipped: pd.DataFrame = field(default_factory=partial(empty_table, "skipped"))
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        measured = self.metric("accuracy")
+        accuracy = f", accuracy {measured.iloc[-1]:.3f}" if len(measured) else ""
+        place, status = self.meta.get("data", "unnamed images"), self.meta.get("status", "no status")
+        return f"Trace({self.method} on {place}, {status}, last epoch {self.final_epoch}{accuracy})"
 
     @property
     def method(self) -> str:

@@ -260,7 +260,7 @@ def mistakes(photos, flat, tmp_path, architectures):
             "microclip needs the patch tokens of a ViT with a CLS token, but 'cli-resnet' is a ModifiedResNet",
         ),
         "QuickGELU": (adapt("--pretrained", "openai", model="ViT-B-32", out=out), "'ViT-B-32-quickgelu'"),
-        "device": (adapt("--device", "abacus", out=out), "device 'abacus' cannot be used: .*; try --device cpu"),
+        "device": (adapt("--device", "abacus", out=out), "device 'abacus' cannot be used: .*; try device cpu"),
         "other classes": (adapt("--eval-data", "birds", data=photos, out=out), "has other classes than --data"),
         "zero rate": (adapt("--lr", "0", method="microclip", data=photos, out=out), "positive and finite, got 0"),
         "infinite rate": (adapt("--lr", "inf", method="dpa", data=photos, out=out), "lr must be positive and finite"),

@@ -31,8 +31,13 @@ def test_a_file_has_the_mode_that_the_umask_gives(tmp_path, umask, mask, mode):
 def test_what_fails_leaves_the_file_before(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("before")
-    with pytest.raises(RuntimeError, match="half"), replacing(path) as place:
-        place.write_text("ha")
-        raise RuntimeError("half")
+
+    def write_half():
+        with replacing(path) as place:
+            place.write_text("ha")
+            raise RuntimeError("half")
+
+    with pytest.raises(RuntimeError, match="half"):
+        write_half()
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]

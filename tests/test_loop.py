@@ -28,6 +28,21 @@ def run_to_end(method, data, config=CONFIG, **options):
     return list(adapt(method, data, config, **options))
 
 
+def test_labels_of_other_classes_are_refused_before_any_work(tiny_backbone, toy_test):
+    method, other = microclip(tiny_backbone), ToyDataset(8)
+    other.class_names = tuple(reversed(other.class_names))
+    for data, evaluation in ((other, None), (toy_test, other)):
+        with pytest.raises(ValueError, match="has other classes than the prompts that microclip was built with"):
+            adapt(method, data, CONFIG, eval_dataset=evaluation)
+    other.targets = np.full(8, -1)
+    adapt(method, other, CONFIG, eval_dataset=toy_test)  # without labels their names do not matter
+
+
+def test_a_data_set_in_the_place_of_its_prompts_is_told(tiny_backbone, toy_test):
+    with pytest.raises(ValueError, match=r"wants the prompts of a data set \(data\.prompts\), got ToyDataset"):
+        ZeroShot(tiny_backbone, toy_test)
+
+
 # ------------------------------------------------------------------------------------------------- events
 
 

@@ -232,6 +232,11 @@ def test_a_place_that_cannot_be_written_is_refused_and_keeps_what_is_there(tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "report.html"]
 
 
+def test_a_folder_in_the_place_of_its_trace_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"wants traces, got 'runs/dpa'; Trace\.load reads that of a run folder"):
+        write_report(["runs/dpa"], tmp_path / "r.html")
+
+
 def test_an_empty_trace_still_gives_a_page(tmp_path):
     assert "unnamed images" in Page(write(tmp_path, [empty_trace()])).text
 

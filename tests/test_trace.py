@@ -197,6 +197,11 @@ def test_foreign_and_newer_manifests_are_refused(tmp_path, saved, manifest, comp
         Trace.load(directory)
 
 
+def test_a_trace_says_in_one_line_what_it_is():
+    text = repr(Trace(meta={"method": "dpa", "data": "photos", "status": "finished"}))
+    assert text == "Trace(dpa on photos, finished, last epoch -1)"
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(tmp_path, saved, name):
     directory = write(tmp_path, {other: content for other, content in saved.items() if other != name})

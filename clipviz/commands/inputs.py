@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from clipviz.backbone import Backbone, load_backbone
+from clipviz.backbone import Backbone, load_backbone, usable_device
 from clipviz.commands.progress import opening
 from clipviz.data import load_dataset
 from clipviz.data.base import ImageDataset
@@ -153,9 +153,4 @@ def description_notes(data: ImageDataset, backbone: Backbone | None) -> list[str
 
 
 def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try --device cpu") from error
-    return device
+    return usable_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -23,7 +23,8 @@ def read_results(run: Path) -> dict[str, Any]:
     """
     path = run / "results.json"
     if not path.is_file():
-        raise ValueError(f"{run} holds no results.json; give the folder of a finished run")
+        reason = "holds no results.json" if run.exists() else "is not there"
+        raise ValueError(f"{run} {reason}; give the folder of a finished run")
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

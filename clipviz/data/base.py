@@ -76,6 +76,13 @@ class ImageDataset(ABC):
         """The files, relative to the data set's folder; empty if there are none or more than `MAX_FILE_NAMES`."""
         return list(self.names) if self.are_files and len(self) <= MAX_FILE_NAMES else []
 
+    def __repr__(self) -> str:
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return (
+            f"{type(self).__name__}({self.name!r}, split {self.split!r}: {len(self)} images, "
+            f"{len(self.class_names)} classes{skipped})"
+        )
+
     @property
     def has_targets(self) -> bool:
         """Whether any image is labelled."""

@@ -135,6 +135,7 @@ class Method(nn.Module, ABC):
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts) -> None:
         super().__init__()
+        _require_prompts(prompts)
         if not prompts.names:
             raise ValueError(f"{self.name} needs class names; give them with the dataset (classes=...)")
         if isinstance(backbone, FeatureBackbone) and not self.works_on_embeddings:
@@ -328,8 +329,15 @@ def embed(backbone: Backbone, images: Tensor) -> Tensor:
     return images if images.ndim == 2 else backbone.embed(images)
 
 
+def _require_prompts(prompts: object) -> None:
+    """Refuse a data set, whose names are those of its images, where its prompts belong."""
+    if not isinstance(prompts, ClassPrompts):
+        raise ValueError(f"a method wants the prompts of a data set (data.prompts), got {type(prompts).__name__}")
+
+
 def prompt_sentences(prompts: ClassPrompts, source: TextSource) -> list[tuple[str, ...]]:
     """The sentences that each class is made of."""
+    _require_prompts(prompts)
     of_class = prompts.description_sentences if source == "descriptions" else prompts.template_sentences
     return [of_class(name) for name in prompts.names]
 

@@ -38,7 +38,9 @@ def write_report(traces: Trace | Sequence[Trace], path: str | os.PathLike[str], 
     Raises:
         ValueError: No trace, traces that cannot share a table, or a place that cannot be written.
     """
-    traces = [traces] if isinstance(traces, Trace) else traces
+    traces = [traces] if isinstance(traces, Trace) else list(traces)
+    if strange := [trace for trace in traces if not isinstance(trace, Trace)]:
+        raise ValueError(f"a report wants traces, got {strange[0]!r}; Trace.load reads that of a run folder")
     check_comparable(traces)
     path = Path(path)
     if path.is_dir():

@@ -33,6 +33,13 @@ def test_class_folders_give_names_and_targets(two_classes):
     assert dataset.parts(0) is None
 
 
+def test_a_data_set_says_in_one_line_what_it_is(two_classes, monkeypatch):
+    monkeypatch.chdir(two_classes.parent)
+    (two_classes / "cat" / "bad.png").write_bytes(b"")
+    said = repr(ImageFolderDataset(two_classes.name))
+    assert said == f"ImageFolderDataset({two_classes.name!r}, split 'all': 3 images, 2 classes, 1 skipped)"
+
+
 def test_without_splits_every_split_gives_all_images_and_says_so(two_classes):
     assert {ImageFolderDataset(two_classes, split).split for split in ("train", "val", "test")} == {"all"}
 
