@@ -22,6 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -177,8 +178,10 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     order = {name: i for i, name in enumerate((*DOMAINS, VALIDATION_DOMAIN, "all"))}
     ranks = {name: i for i, name in enumerate(METHODS)}
-    by = [table["domain"].map(order), table["method"].map(ranks)] if len(table) else []
-    return table.iloc[pd.concat(by, axis=1).apply(tuple, axis=1).argsort()] if by else table
+    if not len(table):
+        return table
+    places = [table["domain"].map(order), table["method"].map(ranks).fillna(len(ranks))]  # variants come last
+    return table.iloc[np.lexsort(places[::-1])]
 
 
 def half_width(values: Iterable[float]) -> float:

@@ -42,6 +42,13 @@ def test_a_method_that_has_not_done_every_domain_has_no_overall_mean():
     assert len(table) == 4
 
 
+def test_rows_are_in_the_order_of_domains_and_methods_and_variants_come_last():
+    runs = make_runs({"dpa without": 0.3, "dpa": 0.6, "descriptions": 0.4}, domains=("night", "fog"))
+    found = list(summarize(runs)[["domain", "method"]].itertuples(index=False, name=None))
+    names = ["descriptions", "dpa", "dpa without"]
+    assert found == [(domain, name) for domain in ("night", "fog", "all") for name in names]
+
+
 def test_the_table_ranks_by_the_mean_of_all_domains():
     runs = make_runs({"descriptions": 0.4, "dpa": 0.6, "wca": 0.5})
     lines = markdown(summarize(runs), runs).splitlines()
