@@ -55,6 +55,8 @@ COMMANDS = {
     "benchmark whose files are missing": "adapt zero_shot --model birds --data dtd --out run",
     "benchmark that cannot be downloaded": "adapt zero_shot --model birds --data cars --out run",
     "manifest without a path column": "adapt zero_shot --model birds --data columns.csv --out run",
+    "manifest with semicolons": "adapt zero_shot --model birds --data semicolons.csv --out run",
+    "run folder among the images": "adapt zero_shot --model birds --data photos --out photos/run",
     "manifest that leaves its folder": "adapt zero_shot --model birds --data outside.csv --out run",
     "manifest with numbers for labels": "adapt zero_shot --model birds --data numbers.csv --out run",
     "manifest that is no table": "adapt zero_shot --model birds --data damaged.parquet --out run",
@@ -106,6 +108,7 @@ def make_inputs() -> None:
     Path("twice.txt").write_text("cat\ncat\n")
     Path("names.txt").write_text("owl\nwren\n")
     Path("columns.csv").write_text("file,class\nphotos/owl/1.png,owl\n")
+    Path("semicolons.csv").write_text("path;label\nphotos/owl/1.png;owl\n")
     Path("outside.csv").write_text("path,label\n../secret.png,owl\n")
     Path("numbers.csv").write_text("path,label\nphotos/owl/1.png,3\n")
     Path("damaged.parquet").write_bytes(b"PAR1PAR1")

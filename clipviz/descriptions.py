@@ -76,7 +76,7 @@ class DescriptionCheck(NamedTuple):
             ValueError: If there are problems, with the whole report in one line.
         """
         if self.problems:
-            raise ValueError(self.report())
+            raise ValueError(f"{self.report()}; mend the file, then `clipviz describe --check` looks at it again")
         return self
 
 

@@ -62,6 +62,7 @@ def test_everything_wrong_is_in_one_line_with_the_counts(write):
     with pytest.raises(ValueError, match=r"given\.json") as error:
         check.require()
     message = str(error.value)
+    assert message.endswith("; mend the file, then `clipviz describe --check` looks at it again")
     for part in (
         "no entry for 'cat'",
         "entries for no class: 'fox', 'x'",
