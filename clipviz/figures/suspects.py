@@ -14,7 +14,8 @@ from clipviz.figures.sources import source_names
 from clipviz.trace import Trace
 
 _ROW, _HEAD = 26, 54
-_WIDTHS = {"image": 0.8, "file": 3.6, "flips": 0.6, "confidence": 1.0, "pseudo-labels, one after another": 5.0}
+_FIRST_WIDTHS = {"image": 0.8, "file": 3.6}  # apart from the others: DPA has a source that is called "image"
+_WIDTHS = {"flips": 0.6, "confidence": 1.0, "pseudo-labels, one after another": 5.0}
 
 
 class WronglyCalled(NamedTuple):
@@ -153,7 +154,7 @@ def draw_suspects(info: Suspects) -> go.Figure:
     figure = make_subplots(
         rows=len(tables),
         row_heights=heights,
-        vertical_spacing=_HEAD / (sum(heights) + _HEAD * (len(tables) - 1)),
+        vertical_spacing=_HEAD / (sum(heights) + _HEAD * (len(tables) - 1)) if len(tables) > 1 else 0,
         specs=[[{"type": "table"}]] * len(tables),
         subplot_titles=[name for name, _, _ in tables],
     )
@@ -166,7 +167,7 @@ def draw_suspects(info: Suspects) -> go.Figure:
 
 def _add_table(figure: go.Figure, head: Sequence[str], rows: Sequence[Sequence[str]], row: int) -> None:
     columns = [list(column) for column in zip(*rows, strict=True)]
-    widths = [_WIDTHS.get(name, 2.6) for name in head]
+    widths = [_FIRST_WIDTHS[head[0]], *(_WIDTHS.get(name, 2.6) for name in head[1:])]
     shared = {"align": "left", "height": _ROW, "line_color": "#dddddd"}
     figure.add_table(
         header={"values": [escape(name) for name in head], "fill_color": "#eeeeee", "font_size": 12.5, **shared},

@@ -466,6 +466,13 @@ def test_suspects_are_named_by_their_files_where_they_are_files():
         assert figures.suspects(unnamed).data[0].cells["values"][0] == ["1"]
 
 
+def test_a_source_that_is_called_image_is_as_wide_as_the_others():
+    table = samples([(0, 0, 0, 0.5, 0)], image_label=[0], text_label=[1], image_confidence=[0.9], text_confidence=[0.8])
+    (disputed,) = figures.suspects(trace(samples=table, meta={"sources": ["text", "image"]})).data
+    assert list(disputed.header["values"]) == ["image", "true class", "text", "image", "pseudo-label"]
+    assert disputed.columnwidth[2] == disputed.columnwidth[3] > disputed.columnwidth[0]
+
+
 def test_the_flipped_equal_a_loop_over_images(run):
     flips = {}
     for index, rows in run.samples.sort_values("epoch").groupby("index"):
