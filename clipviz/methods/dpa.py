@@ -288,7 +288,8 @@ class DPA(Method):
         n = sum(len(index) for index, _, _ in rows)
         bank = self._resize("bank_embeddings", (n, self.text_prototypes.shape[1]))
         bank_labels = self._resize("bank_labels", (n,))
-        for index, embeddings, labels in rows:
+        while rows:  # each goes as it is copied: all of them beside the bank would be its size again
+            index, embeddings, labels = rows.pop()
             bank[index], bank_labels[index] = embeddings, labels
         self._update_prototypes()
 
