@@ -307,13 +307,23 @@ class Adaptation:
 
 
 def _check_that_labels_mean_the_same(method: Method, *datasets: ImageDataset | None) -> None:
-    """Refuse labelled images of other classes than the method's: label 0 would be another class for each."""
+    """Refuse labels that are of no class of the method, or of another one; classes may have got better names."""
+    known = {name: position for position, name in enumerate(method.class_names)}
     for data in datasets:
-        if data is not None and data.has_targets and tuple(data.class_names) != method.class_names:
+        if data is None or not data.has_targets:
+            continue
+        highest = int(data.targets.max())
+        if highest >= len(known):
             raise ValueError(
-                f"{data.name} has other classes than the prompts that {method.name} was built with "
-                f"({len(data.class_names)} against {len(method.class_names)}, or in another order); both need the same"
+                f"{data.name} has labels up to {highest}, but the prompts that {method.name} was built with are of "
+                f"{len(known)} classes; both need the same classes"
             )
+        for position, name in enumerate(data.class_names):
+            if known.get(name, position) != position:
+                raise ValueError(
+                    f"label {position} of {data.name} is {name!r}, which is class {known[name]} of the prompts that "
+                    f"{method.name} was built with; both need the same order"
+                )
 
 
 def _check_that_it_divides(method: Method, dataset: ImageDataset, config: AdaptConfig, ranks: Ranks) -> None:

@@ -32,8 +32,15 @@ def test_labels_of_other_classes_are_refused_before_any_work(tiny_backbone, toy_
     method, other = microclip(tiny_backbone), ToyDataset(8)
     other.class_names = tuple(reversed(other.class_names))
     for data, evaluation in ((other, None), (toy_test, other)):
-        with pytest.raises(ValueError, match="has other classes than the prompts that microclip was built with"):
+        with pytest.raises(ValueError, match="label 0 of toy is 'blue square', which is class 2 of the prompts"):
             adapt(method, data, CONFIG, eval_dataset=evaluation)
+    other.class_names = tuple(f"a {name}" for name in method.class_names)
+    adapt(method, other, CONFIG, eval_dataset=toy_test)  # better names of the same classes
+    other.targets = np.arange(8)
+    with pytest.raises(
+        ValueError, match="toy has labels up to 7, but the prompts that microclip was built with are of 3"
+    ):
+        adapt(method, other, CONFIG)
     other.targets = np.full(8, -1)
     adapt(method, other, CONFIG, eval_dataset=toy_test)  # without labels their names do not matter
 

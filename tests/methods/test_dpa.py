@@ -252,7 +252,8 @@ def test_bank_and_window_are_rebuilt_epoch_by_epoch(toy, make_dpa):
 
 def test_one_class_and_fewer_images_than_a_batch(tiny_backbone):
     toy = ToyDataset(n=5)
-    method = DPA(tiny_backbone, ClassPrompts(("red square",)), DPAConfig(schedule=SHORT))
+    toy.class_names, toy.targets = ("red square",), np.zeros(5, dtype=np.int64)
+    method = DPA(tiny_backbone, ClassPrompts(toy.class_names), DPAConfig(schedule=SHORT))
     events = run(method, toy)
     assert all((e.pseudo.labels == 0).all() for e in events if isinstance(e, StepFinished))
 
