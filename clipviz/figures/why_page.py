@@ -196,9 +196,8 @@ def _draw_history(page: _Page, info: WhyWrong, names: list[str], top: float) -> 
         color, marker = {True: (BLUE, "o"), False: (VERMILLION, "X"), None: ("#666666", "s")}[moment.is_right]
         axis.plot(x, row, marker=marker, color=color, markersize=7)
         if x % every == 0 and np.isfinite(moment.confidence):
-            axis.annotate(
-                f"{100 * moment.confidence:.0f}", (x, row), (6, 0), textcoords="offset points", fontsize=8, va="center"
-            )
+            percent = f"{100 * moment.confidence:.0f}"
+            axis.annotate(percent, (x, row), (0, 4), textcoords="offset points", fontsize=8, ha="center", va="bottom")
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_xlim(-0.4, max(len(rows) - 0.4, 0.6))
     ticks = range(0, len(rows), every)
