@@ -46,7 +46,7 @@ def gallery(
     images = probe.images.to(method.backbone.device)
     probs = predictions.probs[torch.from_numpy(index)]
     with undisturbed(method):
-        explanation = {kind: value.cpu() for kind, value in method.explain(images).items()}
+        explanation = {kind: value.cpu() for kind, value in _maps(method, images).items()}
         branches = {name: logits.softmax(-1).cpu() for name, logits in method.branches(images).items()}
         sentences = nearest_sentences(method, images, classes_in_question(probs, probe.target))
         votes = method.cache_votes(images, NEIGHBORS)
@@ -62,6 +62,16 @@ def gallery(
         votes,
         None if votes is None or train_dataset is None else _voters(train_dataset, votes),
     )
+
+
+def _maps(method: Method, images: Tensor) -> dict[str, Tensor]:
+    """The method's own maps, and where its CLS looks, on every ViT: what a map of the foreground is compared with."""
+    from clipviz.saliency import available_kinds, saliency  # captum is half a second that only a run's end needs
+
+    own = method.explain(images)
+    if "cls_attention" in available_kinds(method):
+        own["cls_attention"] = saliency(method, images, "cls_attention").raw
+    return own
 
 
 def _thumbnails(dataset: ImageDataset, index: np.ndarray) -> Tensor | None:

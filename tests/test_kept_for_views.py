@@ -12,6 +12,7 @@ from clipviz.evaluate import predict
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
 from clipviz.run import Run
+from clipviz.saliency import KINDS, saliency
 
 
 @pytest.fixture
@@ -49,6 +50,18 @@ def test_the_trace_keeps_as_many_embeddings_as_fit(run, monkeypatch):
     assert index[-1] == 19
     np.testing.assert_array_equal(trace.arrays["embeddings/target"], run.adaptation.dataset.targets[index])
     np.testing.assert_allclose(np.linalg.norm(trace.arrays["embeddings/images"].astype(float), axis=-1), 1, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "ntua", "dpa", "microclip"])
+def test_the_gallery_has_the_attention_of_cls_beside_the_maps_of_the_method(tiny_backbone, name):
+    data = ToyDataset(20)
+    method = METHODS[name](tiny_backbone, data.prompts)
+    arrays = Run(method, data, AdaptConfig(epochs=1, batch_size=8, lr=1e-3), eval_dataset=data).fit().arrays
+    images = torch.from_numpy(arrays["gallery/images"]).permute(0, 3, 1, 2) / 255
+    expected = saliency(method, images, "cls_attention").raw
+    np.testing.assert_allclose(arrays["gallery/cls_attention"], expected, atol=1e-5)
+    own = {"soap", "ncut", "fiedler"} if name == "microclip" else set()
+    assert {kind for kind in KINDS if f"gallery/{kind}" in arrays} == own | {"cls_attention"}
 
 
 def test_crop_votes_give_the_static_logits_back(run):

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, str] = {
     "evaluate": "events ops backbone data methods parallel",
     "saliency": "errors ops ncut backbone data birds methods evaluate",
     "looker": "data methods evaluate saliency",
-    "gallery": "events data methods evaluate",
+    "gallery": "events data methods evaluate saliency",
     "loop": "events data methods evaluate gallery parallel",
     "checkpoint": "errors files methods loop prompts",
     "build": "errors backbone data methods",

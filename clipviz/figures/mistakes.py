@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipviz.figures._style import BLUE, VERMILLION, bare, class_name, empty_picture, shorten
-from clipviz.figures.saliency import show_image, show_saliency, unit_range
+from clipviz.figures.saliency import KIND_NAMES, show_image, show_saliency, unit_range
 from clipviz.trace import Trace
 
 _INCH = 100
@@ -37,19 +37,24 @@ class Mistake(NamedTuple):
 
 
 class PredictionMistakes(NamedTuple):
-    """Gallery of mistakes; without labels they are the least sure images (`is_labelled` False)."""
+    """Gallery of mistakes; without labels they are the least sure images (`is_labelled` False).
+
+    `map_name` says what the saliency is of.
+    """
 
     mistakes: list[Mistake]
     is_labelled: bool
+    map_name: str
 
 
 def prediction_mistakes_info(trace: Trace, kind: str = "soap", max_images: int = 12) -> PredictionMistakes:
-    """Collect the gallery of the trace with the top-3 classes of every image."""
+    """Collect the gallery of the trace with the top-3 classes of every image; without such maps, the CLS attention."""
     images = trace.arrays.get("gallery/images", np.zeros((0, 1, 1, 3), np.uint8))[:max_images]
     n = len(images)
     probs = trace.arrays.get("gallery/probs")
     target = trace.arrays.get("gallery/target", np.full(n, -1))
     index = trace.arrays.get("gallery/index", np.arange(n))
+    kind = kind if f"gallery/{kind}" in trace.arrays else "cls_attention"
     maps = trace.arrays.get(f"gallery/{kind}")
     saliency = None if maps is None else unit_range(maps[:n])
     mistakes = [
@@ -61,7 +66,8 @@ def prediction_mistakes_info(trace: Trace, kind: str = "soap", max_images: int =
         )
         for i in range(n)
     ]
-    return PredictionMistakes(mistakes, bool((target[:n] >= 0).any()))
+    name = "where the model looked" if maps is None else KIND_NAMES.get(kind, kind)
+    return PredictionMistakes(mistakes, bool((target[:n] >= 0).any()), name)
 
 
 def _guesses(probs: np.ndarray, target: int, names: tuple[str, ...]) -> list[Guess]:
@@ -81,7 +87,7 @@ def draw_prediction_mistakes(info: PredictionMistakes) -> Figure:
     height = head + n_rows * row
     figure = Figure(figsize=(9, height / _INCH), dpi=_INCH)
     figure.text(0.008, 1 - 10 / height, title, fontsize=12, weight="bold", va="top")
-    legend = "image, where the model looked, top classes" + " (✓ the true one)" * info.is_labelled
+    legend = f"image, {info.map_name}, top classes" + " (✓ the true one)" * info.is_labelled
     figure.text(0.992, 1 - 12 / height, legend, fontsize=_FONT, color="#555", va="top", ha="right")
     for i, mistake in enumerate(info.mistakes):
         left, bottom = 8 + 450 * (i % 2), height - head - (i // 2 + 1) * row + 10

@@ -17,7 +17,12 @@ from matplotlib.patches import Patch
 from clipviz.figures._style import SALIENCY_COLORS, bare, class_name, empty_picture, epoch_name, shorten
 from clipviz.trace import Trace
 
-KIND_NAMES = {"soap": "SOAP attention", "ncut": "NCut mask", "fiedler": "Fiedler vector"}
+KIND_NAMES = {
+    "soap": "SOAP attention",
+    "ncut": "NCut mask",
+    "cls_attention": "CLS attention",
+    "fiedler": "Fiedler vector",
+}
 
 _INCH = 100  # pixels at the default resolution, so that sizes below read as pixels
 _FONT = 9.5  # points: 13 pixels

@@ -22,7 +22,6 @@ from clipviz.widgets.state import ViewState
 
 NAMES = {
     **KIND_NAMES,
-    "cls_attention": "CLS attention",
     "rollout": "rollout",
     "relevance": "relevance",
     "integrated_gradients": "integrated gradients",
@@ -191,13 +190,7 @@ class Inspector:
 
     def _asks(self) -> bool:
         """Whether a chosen kind has a contrast, a layer or a head to choose."""
-        looker = self.album.looker
-        stored = self.album.stored_kinds()
-        return looker is not None and any(
-            kind not in stored and (looker.contrasts(kind) or "layer" in looker.options(kind))
-            for kind in self.chosen_kinds
-            if kind in looker.kinds
-        )
+        return any(_asks(self.album.looker, kind) for kind in self.chosen_kinds)
 
     def _row(self, label: str, image: str) -> Row:
         album = self.albums[label]
@@ -211,10 +204,10 @@ class Inspector:
 
     def _panel(self, album: Album, image: str, kind: str) -> Panel:
         name = NAMES.get(kind, kind)
-        values = album.stored_map(image, kind, self.state.epoch)
+        looker = album.looker
+        values = None if _asks(looker, kind) else album.stored_map(image, kind, self.state.epoch)
         if values is not None:
             return Panel(name, unit_range(values[None])[0], kind == "ncut")
-        looker = album.looker
         if looker is None or kind not in looker.kinds:
             return Panel(f"{name}: not in this trace", None, False)
         pixels = album.pixels(image)
@@ -244,6 +237,11 @@ class Inspector:
                 names = looker.class_names
                 text += f": {shorten(class_name(names, int(order[0])), 26)}, not {shorten(names[other], 26)}"
         return options, text
+
+
+def _asks(looker: Any, kind: str) -> bool:
+    """Whether the model can be asked for such a map in more than one way, so that a kept one is not the answer."""
+    return looker is not None and kind in looker.kinds and (looker.contrasts(kind) or "layer" in looker.options(kind))
 
 
 def _row_json(row: Row) -> dict[str, Any]:

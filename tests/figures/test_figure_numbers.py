@@ -345,6 +345,17 @@ def test_mistakes_list_the_top_classes_and_the_true_one():
         ("ant", False), ("bee", False), ("dog", False), ("cat", True)
     ]  # fmt: skip
     assert mistake.saliency.tolist() == [[0, 0.5], [1, 0.25]]
+    assert info.map_name == "SOAP attention"
+
+
+@pytest.mark.parametrize(("kept", "map_name"), [("cls_attention", "CLS attention"), (None, "where the model looked")])
+def test_mistakes_of_a_method_without_soap_show_the_attention_of_cls(kept, map_name):
+    arrays = {"gallery/images": np.zeros((1, 4, 4, 3), np.uint8), "gallery/target": np.array([0])}
+    if kept is not None:
+        arrays[f"gallery/{kept}"] = np.arange(4.0).reshape(1, 2, 2)
+    info = figures.prediction_mistakes_info(trace(arrays=arrays))
+    assert info.map_name == map_name
+    assert (info.mistakes[0].saliency is None) == (kept is None)
 
 
 def test_saliency_grid_takes_the_first_and_last_epoch_and_scales_each_map():

@@ -5,11 +5,14 @@ import gc
 import open_clip
 import pytest
 import torch
+from tiny import ToyDataset
 from torch import Tensor, nn
 from towers import hook_count, make_backbone
 
 from clipviz.backbone import Backbone
+from clipviz.methods import METHODS
 from clipviz.methods.base import Method
+from clipviz.run import Run
 from clipviz.saliency import capture_attention
 
 
@@ -202,3 +205,10 @@ def test_refuses_cross_attention_in_use(tiny_backbone: Backbone) -> None:
     x, y = torch.rand(2, 1, 5, 64)
     with capture_attention(tiny_backbone), pytest.raises(ValueError, match="self-attention"):
         module(x, y, y)
+
+
+def test_the_gallery_of_a_tower_without_attention_has_no_map(resnet: Backbone) -> None:
+    data = ToyDataset(20)
+    arrays = Run(METHODS["zero_shot"](resnet, data.prompts), data, eval_dataset=data).fit().arrays
+    assert len(arrays["gallery/images"])
+    assert "gallery/cls_attention" not in arrays
