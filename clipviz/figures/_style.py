@@ -55,6 +55,22 @@ def method_style(method: str) -> MethodStyle:
     return _METHODS.get(method, MethodStyle(method, GRAY, "hexagon", "solid"))
 
 
+_MORE_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
+
+
+def trace_styles(traces: Sequence[Trace]) -> list[MethodStyle]:
+    """How each trace looks: further runs of one method keep its colour, with an open marker and another dash."""
+    styles: list[MethodStyle] = []
+    for trace in traces:
+        style = method_style(trace.method)
+        earlier = sum(style.name == other.name for other in styles)
+        if earlier:
+            dashes = [dash for dash in _MORE_DASHES if dash != style.dash]
+            style = style._replace(symbol=f"{style.symbol}-open", dash=dashes[(earlier - 1) % len(dashes)])
+        styles.append(style)
+    return styles
+
+
 def trace_labels(traces: Sequence[Trace]) -> list[str]:
     """One distinct plain-text label per trace: the method, with seed or number where that is not enough."""
     labels = [str(trace.meta.get("label") or method_style(trace.method).name) for trace in traces]

@@ -21,10 +21,10 @@ from clipviz.figures._style import (
     epoch_axis,
     escape,
     is_trained,
-    method_style,
     percent,
     short_name,
     trace_labels,
+    trace_styles,
 )
 from clipviz.trace import Trace
 
@@ -54,12 +54,12 @@ def accuracy_over_epochs_info(traces: Trace | Sequence[Trace]) -> AccuracyOverEp
         [
             AccuracySeries(
                 label,
-                method_style(trace.method),
+                style,
                 is_trained(trace),
                 _pair(trace.metric("accuracy")),
                 _pair(trace.metric("pseudo_label_accuracy")),
             )
-            for label, trace in zip(trace_labels(traces), traces, strict=True)
+            for label, style, trace in zip(trace_labels(traces), trace_styles(traces), traces, strict=True)
         ]
     )
 

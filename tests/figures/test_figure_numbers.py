@@ -53,6 +53,14 @@ def test_accuracy_over_epochs_takes_both_metrics_and_keeps_methods_apart():
     assert len(series[1].test[1]) == 0
 
 
+def test_runs_of_one_method_can_be_told_apart():
+    runs = [trace(meta={"method": name}) for name in ("dpa", "dpa", "microclip", "dpa")]
+    styles = [series.style for series in figures.accuracy_over_epochs_info(runs).series]
+    assert len({(style.dash, style.symbol, style.color) for style in styles}) == 4
+    assert len({style.color for style in styles if style.name == "DPA"}) == 1
+    assert [style.symbol.endswith("-open") for style in styles] == [False, True, False, True]
+
+
 def test_labels_of_equal_methods_name_the_seed():
     runs = [trace(meta={"seed": seed}) for seed in (0, 1)] + [trace(meta={"method": "dpa", "seed": 0})]
     assert figures.trace_labels(runs) == ["microCLIP, seed 0", "microCLIP, seed 1", "DPA"]
