@@ -174,7 +174,7 @@ class Run:
         """Do the run in the caller and return its trace.
 
         Ctrl-C, or the notebook's stop button, ends it at a step boundary: what is recorded is saved, then
-        `KeyboardInterrupt` goes on to the caller. A second Ctrl-C does not wait for the boundary.
+        `KeyboardInterrupt` goes on to the caller. Before the first step, and at a second Ctrl-C, it does not wait.
         """
         self._claim()
         with _interrupt_stops(self) as interrupted:
@@ -394,7 +394,8 @@ def _interrupt_stops(run: Run) -> Iterator[Callable[[], bool]]:
         return
 
     def handle(signum: int, frame: object) -> None:
-        if seen:
+        is_preparing = run.steps_done == 0 and run.ranks.size == 1  # minutes with many images, and nothing to save
+        if seen or is_preparing:
             raise KeyboardInterrupt
         seen.append(signum)
         run.stop()

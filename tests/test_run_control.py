@@ -1,6 +1,7 @@
 """A run in a thread: commands are obeyed at step boundaries, and looking changes nothing."""
 
 import asyncio
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -196,8 +197,6 @@ def test_ask_answers_from_the_owner_and_changes_nothing(make_run):
 
 
 def test_interrupt_stops_at_a_boundary_and_saves(make_run, tmp_path):
-    import signal
-
     def interrupt(event):
         if isinstance(event, StepFinished) and event.step == 5:
             signal.raise_signal(signal.SIGINT)
@@ -210,6 +209,24 @@ def test_interrupt_stops_at_a_boundary_and_saves(make_run, tmp_path):
     assert run.status == "stopped"
     assert run.steps_done == 6
     assert len(run.trace.samples) == 6 * 4
+
+
+def test_an_interrupt_before_the_first_step_does_not_wait_for_the_whole_set(tiny_backbone, tmp_path):
+    data, seen = ToyDataset(24), []
+
+    class Slow(METHODS["dpa"]):
+        def prepare(self, batches):
+            for batch in batches:
+                seen.append(batch)
+                signal.raise_signal(signal.SIGINT)
+
+    run = Run(Slow(tiny_backbone, data.prompts), data, AdaptConfig(epochs=1, batch_size=6), folder=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run.fit()
+    assert (len(seen), run.status, run.steps_done) == (1, "stopped", 0)
+    again = Run(METHODS["dpa"](tiny_backbone, data.prompts), data, AdaptConfig(epochs=1), folder=tmp_path / "run")
+    assert not again.restore()  # from the beginning
+    assert len(again.fit().steps)
 
 
 def test_repr_is_the_same_everywhere(make_run):
