@@ -29,7 +29,7 @@ from torch import Tensor
 
 from clipviz.data.base import ImageDataset
 from clipviz.evaluate import undisturbed
-from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, StepFinished
+from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, RunStarted, StepFinished
 from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.parallel import ONE, Ranks
@@ -324,7 +324,8 @@ class Run:
             if outcome == "failed":
                 self.recorder.meta["seconds"] = round(self.seconds, 3)
             if self._writes is not None:
-                self._writes.save_trace(self.trace)
+                if outcome != "stopped" or self.newest.keys() - {RunStarted}:  # else nothing has happened yet
+                    self._writes.save_trace(self.trace)
                 self._writes.unlock()
             self.status = outcome
             self._drain()

@@ -224,6 +224,7 @@ def test_an_interrupt_before_the_first_step_does_not_wait_for_the_whole_set(tiny
     with pytest.raises(KeyboardInterrupt):
         run.fit()
     assert (len(seen), run.status, run.steps_done) == (1, "stopped", 0)
+    assert not list((tmp_path / "run").iterdir())  # an empty trace would have the same command refused
     again = Run(METHODS["dpa"](tiny_backbone, data.prompts), data, AdaptConfig(epochs=1), folder=tmp_path / "run")
     assert not again.restore()  # from the beginning
     assert len(again.fit().steps)
