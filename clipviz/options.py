@@ -30,7 +30,7 @@ def _demo(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--epochs", type=positive, metavar="N",
-        help="times that each method that trains sees every image; default: so few that all takes a minute or two",
+        help="times that each method that trains sees every image; default: few, so that all of it takes minutes",
     )  # fmt: skip
     _add_seed(command)
     command.add_argument(
