@@ -5,7 +5,6 @@ grids are matplotlib figures; nothing is shown and no global state is touched. A
 figure needs gives an empty, labelled figure that says what is missing. Nothing here imports torch.
 """
 
-from clipviz.figures._style import MethodStyle, is_trained, method_style, trace_labels
 from clipviz.figures.accuracy import (
     accuracy_over_epochs,
     accuracy_over_epochs_info,
@@ -52,6 +51,7 @@ from clipviz.figures.sources import (
     source_decisions,
     source_decisions_info,
 )
+from clipviz.figures.style import MethodStyle, is_trained, method_style, trace_labels
 from clipviz.figures.suspects import draw_suspects, suspects, suspects_info
 from clipviz.figures.why import why_wrong_info
 from clipviz.figures.why_page import draw_why_wrong, why_wrong

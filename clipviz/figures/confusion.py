@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from clipviz.figures._style import (
+from clipviz.figures.style import (
     COUNT_COLORS,
     VERMILLION,
     apply_layout,

@@ -8,8 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from clipviz.figures._style import BLACK, BLUE, GRAY, ORANGE, apply_layout, empty_chart, epoch_axis, percent
 from clipviz.figures.confidence import add_bands, quantiles_by_epoch
+from clipviz.figures.style import BLACK, BLUE, GRAY, ORANGE, apply_layout, empty_chart, epoch_axis, percent
 from clipviz.trace import Trace
 
 _BINS = 30

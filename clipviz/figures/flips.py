@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from clipviz.figures._style import (
+from clipviz.figures.style import (
     BLUE,
     ORANGE,
     PURPLE,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from clipviz.figures._style import (
+from clipviz.figures.style import (
     BLACK,
     BLUE,
     GREEN,

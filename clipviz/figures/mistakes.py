@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipviz.figures._style import BLUE, VERMILLION, bare, class_name, empty_picture, shorten
 from clipviz.figures.saliency import KIND_NAMES, show_image, show_saliency, unit_range
+from clipviz.figures.style import BLUE, VERMILLION, bare, class_name, empty_picture, shorten
 from clipviz.trace import Trace
 
 _INCH = 100

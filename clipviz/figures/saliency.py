@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from clipviz.figures._style import SALIENCY_COLORS, bare, class_name, empty_picture, epoch_name, shorten
+from clipviz.figures.style import SALIENCY_COLORS, bare, class_name, empty_picture, epoch_name, shorten
 from clipviz.trace import Trace
 
 KIND_NAMES = {

@@ -8,7 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from clipviz.figures._style import (
+from clipviz.figures.prototypes import finite_snapshots, unit
+from clipviz.figures.style import (
     CHANGE_COLORS,
     SIMILARITY_COLORS,
     apply_layout,
@@ -17,7 +18,6 @@ from clipviz.figures._style import (
     escape,
     thinned,
 )
-from clipviz.figures.prototypes import finite_snapshots, unit
 from clipviz.trace import Trace
 
 _MAX_NAMES = 24

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from clipviz.figures._style import (
+from clipviz.figures.style import (
     BLACK,
     BLUE,
     GRAY,

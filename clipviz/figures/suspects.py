@@ -9,8 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from clipviz.figures._style import apply_layout, class_name, empty_chart, escape, short_name
 from clipviz.figures.sources import source_names
+from clipviz.figures.style import apply_layout, class_name, empty_chart, escape, short_name
 from clipviz.trace import Trace
 
 _ROW, _HEAD = 26, 54

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipviz.figures._style import class_name
 from clipviz.figures.saliency import KIND_NAMES, unit_range
+from clipviz.figures.style import class_name
 from clipviz.trace import Trace
 
 _MAX_MAPS, MAX_STRIP = 4, 8

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipviz.figures._style import (
+from clipviz.figures.saliency import show_image, show_parts, show_saliency
+from clipviz.figures.style import (
     BLUE,
     GREEN,
     ORANGE,
@@ -20,7 +21,6 @@ from clipviz.figures._style import (
     epoch_name,
     shorten,
 )
-from clipviz.figures.saliency import show_image, show_parts, show_saliency
 from clipviz.figures.why import MAX_STRIP, METHOD, WhyWrong, why_wrong_info
 from clipviz.trace import Trace
 

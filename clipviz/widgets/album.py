@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from clipviz.figures._style import class_name, shorten
 from clipviz.figures.sources import source_names
+from clipviz.figures.style import class_name, shorten
 from clipviz.trace import Trace
 
 #: Arrays beside the maps.

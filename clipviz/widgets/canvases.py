@@ -9,7 +9,7 @@ import numpy as np
 import traitlets
 from matplotlib.figure import Figure
 
-from clipviz.figures._style import bare, shorten
+from clipviz.figures.style import bare, shorten
 from clipviz.widgets.images import color_table, jpeg, sheet
 from clipviz.widgets.state import ViewState
 from clipviz.widgets.view import source

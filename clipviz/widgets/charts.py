@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from clipviz.figures._style import shorten
+from clipviz.figures.style import shorten
 
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "none": ""}
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^", "cross": "x", "": ""}

@@ -8,8 +8,8 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from clipviz.figures._style import bare
 from clipviz.figures.saliency import unit_range
+from clipviz.figures.style import bare
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import OverlayCanvas
 from clipviz.widgets.images import jpeg, laid_over, sheet, to_bytes

@@ -11,7 +11,7 @@ import traitlets
 from matplotlib.figure import Figure
 
 from clipviz.figures import confusion_info
-from clipviz.figures._style import bare, shorten
+from clipviz.figures.style import bare, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, MatrixCanvas, draw_thumbnails
 from clipviz.widgets.images import laid_over, thumbnail

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from clipviz.figures._style import SALIENCY_COLORS
+from clipviz.figures.style import SALIENCY_COLORS
 
 MOST_BYTES = 60_000
 """Of a static picture: a notebook with every view stays well below a megabyte."""

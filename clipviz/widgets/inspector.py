@@ -12,8 +12,8 @@ import numpy as np
 import traitlets
 
 from clipviz.figures import trace_labels
-from clipviz.figures._style import class_name, epoch_name, shorten
 from clipviz.figures.saliency import KIND_NAMES, unit_range
+from clipviz.figures.style import class_name, epoch_name, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album, same_classes
 from clipviz.widgets.canvases import OverlayCanvas

@@ -16,8 +16,8 @@ from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 
 from clipviz.events import EpochFinished, Event, RunFinished
-from clipviz.figures._style import shorten
 from clipviz.figures.saliency import KIND_NAMES
+from clipviz.figures.style import shorten
 from clipviz.trace import Trace
 from clipviz.widgets.charts import Chart
 from clipviz.widgets.controls import OVER, RunControls

@@ -8,7 +8,7 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from clipviz.figures._style import BLACK, BLUE, ORANGE, VERMILLION, class_name, shorten
+from clipviz.figures.style import BLACK, BLUE, ORANGE, VERMILLION, class_name, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album
 from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, draw_thumbnails

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clipviz.events import RunStarted
-from clipviz.figures._style import bare, class_name, shorten
 from clipviz.figures.saliency import unit_range
+from clipviz.figures.style import bare, class_name, shorten
 from clipviz.widgets.images import jpeg, laid_over, sheet
 from clipviz.widgets.watch import array
 

@@ -11,7 +11,7 @@ import traitlets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipviz.figures._style import shorten
+from clipviz.figures.style import shorten
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, draw_thumbnails
 from clipviz.widgets.charts import legend_below

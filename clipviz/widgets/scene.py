@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipviz.figures._style import BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, VERMILLION, class_name
 from clipviz.figures.prototypes import finite_snapshots, prototype_plane
+from clipviz.figures.style import BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, VERMILLION, class_name
 from clipviz.trace import Trace
 
 #: Color and marker of each group of class vectors; images are gray, blue where right, vermillion where wrong.

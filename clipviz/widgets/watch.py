@@ -11,7 +11,7 @@ import numpy as np
 
 from clipviz import figures
 from clipviz.events import EpochFinished, Event, RunFinished, RunStarted, StepFinished
-from clipviz.figures._style import (
+from clipviz.figures.style import (
     BLACK,
     BLUE,
     GREEN,

@@ -16,7 +16,7 @@ from PIL import Image
 from synthetic import empty_trace, synthetic_comparison, synthetic_trace
 
 from clipviz import figures
-from clipviz.figures._style import MAX_LABELS, escape, shorten
+from clipviz.figures.style import MAX_LABELS, escape, shorten
 
 NAMES = [name for name in figures.__all__ if f"draw_{name}" in figures.__all__]
 HOSTILE = [
