@@ -23,7 +23,6 @@ from clipviz.errors import one_line
 from clipviz.files import replacing
 from clipviz.loop import Adaptation, versions
 from clipviz.methods.base import Method
-from clipviz.prompts import ClassPrompts
 
 FORMAT = "clipviz-checkpoint-2"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -41,7 +40,7 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
         "frozen weights": method.backbone.fingerprint(),
         "precision": method.backbone.precision,
         "class_names": list(method.class_names),
-        "prompts or descriptions": _texts_digest(adaptation.dataset.prompts),
+        "prompts or descriptions": adaptation.dataset.prompts.digest,
         "settings": json.loads(json.dumps(adaptation.settings)),
         "data": adaptation.dataset.name,
         "split": adaptation.dataset.split,
@@ -50,12 +49,6 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
         "schedule": {key: value for key, value in asdict(adaptation.config).items() if key != "workers"},
         "seed": adaptation.seed,
     }
-
-
-def _texts_digest(prompts: ClassPrompts) -> str:
-    """A short hash of everything that is said about the classes."""
-    texts = [[*prompts.template_sentences(name), *prompts.description_sentences(name)] for name in prompts.names]
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 class DamagedCheckpoint(ValueError):

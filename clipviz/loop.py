@@ -290,6 +290,8 @@ class Adaptation:
             "seed": self.seed,
             "epochs": self.n_epochs if method.trains else 0,
             "settings": {"method": self.settings, "schedule": asdict(self.config)},
+            "descriptions": data.prompts.source or f"{sum(map(len, data.prompts.descriptions.values()))} sentences",
+            "texts": data.prompts.digest,
             "gamma": self.settings.get("gamma"),
             "part_names": list(data.part_names) if data.part_names else [],
             "skipped": [(s.path, s.reason) for s in data.skipped],

@@ -7,6 +7,7 @@ the classes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import unicodedata
@@ -60,6 +61,7 @@ class ClassPrompts:
         names: Class names; the position is the class index. Empty if the classes are not known yet.
         templates: Patterns with "{}" where the class name goes; the first serves where one is asked for.
         descriptions: Class name -> its sentences, for all classes or (nobody wrote any) for none.
+        source: The file of the descriptions, "" where they are of none.
 
     Raises:
         ValueError: If a name occurs twice or is blank, a template lacks "{}", or descriptions and names
@@ -69,6 +71,7 @@ class ClassPrompts:
     names: tuple[str, ...]
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     descriptions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         check_class_names(self.names)
@@ -81,6 +84,12 @@ class ClassPrompts:
     def descriptions_given(self) -> bool:
         """Whether somebody wrote descriptions; if not, the template sentences stand in for them."""
         return bool(self.descriptions)
+
+    @property
+    def digest(self) -> str:
+        """A short hash of everything that is said about the classes."""
+        texts = [[*self.template_sentences(name), *self.description_sentences(name)] for name in self.names]
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
     def template_sentences(self, name: str) -> tuple[str, ...]:
         """Return the class name in every template, in the order of `templates`.
@@ -123,7 +132,8 @@ def make_prompts(
     else:
         described = resolve_descriptions(descriptions, expected)
     patterns = (templates,) if isinstance(templates, str) else tuple(templates or DEFAULT_TEMPLATES)
-    return ClassPrompts(class_names or tuple(described), patterns, described)
+    source = Path(descriptions).name if isinstance(descriptions, str | os.PathLike) else ""
+    return ClassPrompts(class_names or tuple(described), patterns, described, source)
 
 
 def check_class_names(names: Sequence[str], source: str = "class names") -> None:

@@ -110,6 +110,7 @@ class Trace:
         meta: JSON-able facts: method, model, data, split, seed, class_names, settings, versions, ...,
             `gallery_sentences`: [position in the gallery, class, sentence, cosine] of the nearest sentences, and
             `files`: {"learned": names of the training images, "measured": of the evaluation images}, by index.
+        folder: the run folder that the trace was read from, "" in memory; not part of what is saved.
     """
 
     steps: pd.DataFrame = field(default_factory=partial(empty_table, "steps"))
@@ -119,6 +120,7 @@ class Trace:
     skipped: pd.DataFrame = field(default_factory=partial(empty_table, "skipped"))
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+    folder: str = field(default="", init=False)
 
     def __repr__(self) -> str:
         measured = self.metric("accuracy")
@@ -204,7 +206,9 @@ class Trace:
         meta = parse(directory / _META, files[_META], _parse_meta)
         tables = {name: _parse_table(directory, name, files[f"{name}.parquet"]) for name in TABLES}
         arrays = parse(directory / _ARRAYS, files[_ARRAYS], safetensors.numpy.load)
-        return cls(**tables, arrays=arrays, meta=meta)
+        trace, place = cls(**tables, arrays=arrays, meta=meta), Path(path).resolve()
+        trace.folder = str(place.parent if place.name == "trace" else place)
+        return trace
 
 
 def _same_array(one: np.ndarray, other: np.ndarray) -> bool:

@@ -485,6 +485,17 @@ def test_report_and_compare_read_run_folders(photos, tmp_path, capfd):
     assert "is none; choose another" in capfd.readouterr().err
 
 
+def test_compare_tells_runs_of_one_method_apart_by_what_was_chosen(photos, tmp_path, capfd):
+    runs = [tmp_path / name for name in ("first", "second", "again")]
+    for run, beta in zip(runs, (5.0, 2.5, 2.5), strict=True):
+        assert cli.main(adapt("--set", f"beta={beta}", method="tip_adapter", data=photos, out=run)) == 0
+    capfd.readouterr()
+    assert cli.main(["compare", *map(str, runs)]) == 0
+    rows = capfd.readouterr().out.splitlines()[2:]
+    told = [re.split(r"  +", row)[1] for row in rows]
+    assert told == ["tip_adapter, beta 5", "tip_adapter, beta 2.5, second", "tip_adapter, beta 2.5, again"]
+
+
 def test_runs_on_different_data_are_not_compared(photos, tmp_path, capfd):
     for i, seed in enumerate((0, 1)):
         assert cli.main(adapt("--seed", seed, data=photos, out=tmp_path / f"run{i}")) == 0

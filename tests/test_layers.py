@@ -53,8 +53,8 @@ MAY_IMPORT: dict[str, str] = {
     # on top of both
     "run_folder": "loop checkpoint trace",
     "run": "events data methods evaluate looker loop parallel recorder run_folder trace",
-    "commands": "errors files events data birds backbone methods evaluate loop build parallel run trace report "
-    "descriptions describe",
+    "commands": "errors files events data birds backbone methods evaluate loop build parallel run trace figures "
+    "report descriptions describe",
     "options": "",
     "cli": "options",
     "__main__": "cli",

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from clipviz.commands.table import check_same_images, read_results, summary
+from clipviz.figures import run_labels
 
 
 def compare(args: argparse.Namespace) -> None:
     """`clipviz compare`: one table from run folders; runs on different data or splits are not put together."""
     rows = [read_results(Path(run)) for run in args.runs]
     check_same_images(args.runs, rows)
-    print(summary(rows, args.runs))
+    facts = [row | _chosen(run) for run, row in zip(args.runs, rows, strict=True)]
+    print(summary(rows, args.runs, run_labels([row["method"] for row in rows], facts, args.runs)))
+
+
+def _chosen(run: str) -> dict[str, Any]:
+    """What was chosen for a run, and changed on the way, by its trace; nothing where that cannot be read."""
+    try:
+        meta = json.loads((Path(run) / "trace" / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}

@@ -59,8 +59,10 @@ def check_same_images(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> N
         )
 
 
-def summary(rows: Sequence[dict[str, Any]], runs: Sequence[str] | None = None) -> str:
-    """Results on the same images: a line that names them, and an aligned table.
+def summary(
+    rows: Sequence[dict[str, Any]], runs: Sequence[str] | None = None, methods: Sequence[str] | None = None
+) -> str:
+    """Results on the same images: a line that names them, and an aligned table; `methods` are labels for their runs.
 
     Accuracies are in percent, "-" where there is none; gain is that over the zero-shot accuracy of the same model.
     """
@@ -74,7 +76,8 @@ def summary(rows: Sequence[dict[str, Any]], runs: Sequence[str] | None = None) -
 
     columns = {
         **({"run": list(runs)} if runs is not None else {}),
-        **{name: [str(row[name]) for row in rows] for name in ("method", "model", "seed", "epochs")},
+        "method": list(methods or [row["method"] for row in rows]),
+        **{name: [str(row[name]) for row in rows] for name in ("model", "seed", "epochs")},
         "accuracy %": [percent(row["accuracy"]) for row in rows],
         "gain": [gain(row) for row in rows],
         "pseudo-labels %": [percent(row["pseudo_label_accuracy"]) for row in rows],

@@ -31,6 +31,7 @@ from clipviz.figures.flips import (
     label_flow,
     label_flow_info,
 )
+from clipviz.figures.labels import run_labels, trace_labels
 from clipviz.figures.losses import draw_loss_terms, loss_terms, loss_terms_info
 from clipviz.figures.mistakes import draw_prediction_mistakes, prediction_mistakes, prediction_mistakes_info
 from clipviz.figures.prototypes import (
@@ -51,68 +52,10 @@ from clipviz.figures.sources import (
     source_decisions,
     source_decisions_info,
 )
-from clipviz.figures.style import MethodStyle, is_trained, method_style, trace_labels
+from clipviz.figures.style import MethodStyle, is_trained, method_style
 from clipviz.figures.suspects import draw_suspects, suspects, suspects_info
 from clipviz.figures.why import why_wrong_info
 from clipviz.figures.why_page import draw_why_wrong, why_wrong
 
-__all__ = [
-    "MethodStyle",
-    "accuracy_over_epochs",
-    "accuracy_over_epochs_info",
-    "confidence_evolution",
-    "confidence_evolution_info",
-    "confusion",
-    "confusion_info",
-    "crop_weights",
-    "crop_weights_info",
-    "draw_accuracy_over_epochs",
-    "draw_confidence_evolution",
-    "draw_confusion",
-    "draw_crop_weights",
-    "draw_gamma_what_if",
-    "draw_label_flips",
-    "draw_label_flow",
-    "draw_loss_terms",
-    "draw_per_class_accuracy",
-    "draw_prediction_mistakes",
-    "draw_prototype_drift",
-    "draw_prototype_paths",
-    "draw_prototype_similarity",
-    "draw_reliability",
-    "draw_saliency_grid",
-    "draw_source_decisions",
-    "draw_suspects",
-    "draw_why_wrong",
-    "gamma_what_if",
-    "gamma_what_if_info",
-    "is_trained",
-    "label_flips",
-    "label_flips_info",
-    "label_flow",
-    "label_flow_info",
-    "loss_terms",
-    "loss_terms_info",
-    "method_style",
-    "per_class_accuracy",
-    "per_class_accuracy_info",
-    "prediction_mistakes",
-    "prediction_mistakes_info",
-    "prototype_drift",
-    "prototype_drift_info",
-    "prototype_paths",
-    "prototype_paths_info",
-    "prototype_similarity",
-    "prototype_similarity_info",
-    "reliability",
-    "reliability_info",
-    "saliency_grid",
-    "saliency_grid_info",
-    "source_decisions",
-    "source_decisions_info",
-    "suspects",
-    "suspects_info",
-    "trace_labels",
-    "why_wrong",
-    "why_wrong_info",
-]
+# What is imported above, and nothing else: names would stand twice.
+__all__ = [name for name, value in list(globals().items()) if callable(value)]

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from clipviz.figures.labels import trace_labels
 from clipviz.figures.style import (
     BLUE,
     GRAY,
@@ -23,7 +24,6 @@ from clipviz.figures.style import (
     is_trained,
     percent,
     short_name,
-    trace_labels,
     trace_styles,
 )
 from clipviz.trace import Trace

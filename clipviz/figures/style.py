@@ -71,24 +71,6 @@ def trace_styles(traces: Sequence[Trace]) -> list[MethodStyle]:
     return styles
 
 
-def trace_labels(traces: Sequence[Trace]) -> list[str]:
-    """One distinct plain-text label per trace: the method, with seed or number where that is not enough."""
-    labels = [str(trace.meta.get("label") or method_style(trace.method).name) for trace in traces]
-    for detail in ("seed", None):
-        repeated = {label for label in labels if labels.count(label) > 1}
-        if detail and any("seed" in trace.meta for trace in traces):
-            labels = [
-                f"{label}, seed {trace.meta.get('seed')}" if label in repeated else label
-                for label, trace in zip(labels, traces, strict=True)
-            ]
-        elif not detail:
-            labels = [
-                f"{label} ({labels[: i + 1].count(label)})" if label in repeated else label
-                for i, label in enumerate(labels)
-            ]
-    return labels
-
-
 def is_trained(trace: Trace) -> bool:
     """Whether the run took optimizer steps; methods that only guess are baselines."""
     return len(trace.steps) > 0

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clipviz.figures import is_trained, trace_labels
+from clipviz.figures import is_trained, method_style, trace_labels
 from clipviz.files import replacing
 from clipviz.report import sections
 from clipviz.report.page import Html, element, page
@@ -56,7 +56,8 @@ def write_report(traces: Trace | Sequence[Trace], path: str | os.PathLike[str], 
 def _default_title(traces: Sequence[Trace]) -> str:
     data = traces[0].meta.get("data", "unnamed images")
     trained = [trace for trace in traces if is_trained(trace)]
-    return f"{', '.join(dict.fromkeys(trace_labels(trained or traces)))} on {data}"
+    names = (trace.meta.get("label") or method_style(trace.method).name for trace in trained or traces)
+    return f"{', '.join(dict.fromkeys(map(str, names)))} on {data}"
 
 
 def _body(title: str, traces: Sequence[Trace]) -> Iterator[Html]:

@@ -46,7 +46,7 @@ def test_accuracy_over_epochs_takes_both_metrics_and_keeps_methods_apart():
     (alone,) = figures.accuracy_over_epochs_info(trace(epochs=epochs)).series
     series = figures.accuracy_over_epochs_info([trace(epochs=epochs), trace()]).series
     np.testing.assert_equal(alone.test, series[0].test)
-    assert [s.label for s in series] == ["microCLIP (1)", "microCLIP (2)"]
+    assert [s.label for s in series] == ["microCLIP, run 1", "microCLIP, run 2"]
     assert series[0].test[0].tolist() == [-1, 0, 1]
     assert series[0].test[1].tolist() == [0.25, 0.75, 0.5]
     assert [part.tolist() for part in series[0].pseudo_label] == [[0], [0.4]]
@@ -59,11 +59,6 @@ def test_runs_of_one_method_can_be_told_apart():
     assert len({(style.dash, style.symbol, style.color) for style in styles}) == 4
     assert len({style.color for style in styles if style.name == "DPA"}) == 1
     assert [style.symbol.endswith("-open") for style in styles] == [False, True, False, True]
-
-
-def test_labels_of_equal_methods_name_the_seed():
-    runs = [trace(meta={"seed": seed}) for seed in (0, 1)] + [trace(meta={"method": "dpa", "seed": 0})]
-    assert figures.trace_labels(runs) == ["microCLIP, seed 0", "microCLIP, seed 1", "DPA"]
 
 
 def test_per_class_accuracy_counts_and_sorts_by_gain():
