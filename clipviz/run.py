@@ -14,22 +14,21 @@ import asyncio
 import atexit
 import os
 import queue
-import signal
 import threading
 import time
-import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
+from clipviz.changes import Change, plain_numbers, whole_number
 from clipviz.data.base import ImageDataset
 from clipviz.evaluate import undisturbed
 from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, RunStarted, StepFinished
+from clipviz.interrupts import StoppedBySignal, raise_for, stopping
 from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.parallel import ONE, Ranks
@@ -43,6 +42,10 @@ if TYPE_CHECKING:
 __all__ = ["CHECKPOINT", "Run"]
 
 T = TypeVar("T")
+
+OVER = ("stopped", "finished", "failed")
+PATIENCE = 30.0
+"""Seconds that a step has to end when whoever waits for it is interrupted."""
 
 
 class Run:
@@ -62,7 +65,7 @@ class Run:
 
     Attributes:
         recorder: holds the trace so far.
-        status: "ready", "running", "paused", "stopped", "finished" or "failed".
+        status: "ready", "running", "paused", "stopped", "finished" or "failed"; the last three are the end.
         steps_done: optimizer steps since this object began.
         error: what ended a failed run.
         newest: the newest event of each type, for views that come late.
@@ -95,8 +98,11 @@ class Run:
         self.error: BaseException | None = None
         self.newest: dict[type[Event], Event] = {}
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._pending: list[Change] = []
         self._lock = threading.Lock()  # the recorder's: one thread writes, any may read
+        self._gate = threading.Lock()  # begins and ends the time in which commands are taken
         self._thread: threading.Thread | None = None
+        self._over = threading.Event()  # not `Thread.join`: Ctrl-C in it has Python 3.11 take a live thread for ended
         self._saved = time.monotonic()
         self._begun: float | None = None
         self._stopping = False
@@ -149,7 +155,13 @@ class Run:
     @property
     def is_live(self) -> bool:
         """Whether a thread of this run is at work or paused."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._thread is not None and not self._over.is_set()
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """What `set` changed, in order: {"step": the first that it holds for, "gamma": 0.3}; step None: not yet."""
+        waiting = [{"step": None, **change.constants} for change in list(self._pending)]
+        return [*self.recorder.meta.get("changes", ()), *waiting]
 
     # --------------------------------------------------------------------------------------------- driving
 
@@ -168,35 +180,43 @@ class Run:
         self.adaptation.seconds_before = float(known.meta.get("seconds") or 0.0)
         if len(known.samples):
             self.recorder = Recorder(known if self.ranks.is_first else Trace(meta=known.meta))
+        self._next_step = int(known.steps["step"].max()) + 1 if len(known.steps) else 0
         return True
 
     def fit(self) -> Trace:
         """Do the run in the caller and return its trace.
 
-        Ctrl-C, or the notebook's stop button, ends it at a step boundary: what is recorded is saved, then
-        `KeyboardInterrupt` goes on to the caller. Before the first step, and at a second Ctrl-C, it does not wait.
+        Ctrl-C (or the notebook's stop button), SIGTERM and SIGHUP end it at a step boundary: what is recorded is saved
+        with the status "stopped", then `KeyboardInterrupt`, or `SystemExit` with the status 128 + the signal's number,
+        goes on to the caller. Before the first step, and at a second Ctrl-C, it does not wait.
         """
-        self._claim()
-        with _interrupt_stops(self) as interrupted:
+        with self._gate:
+            self._claim()
+        with stopping(self.stop, self._is_preparing) as came:
             self._drive()
-        if self.ranks.any(interrupted()):
-            raise KeyboardInterrupt
+        if signum := max(map(int, self.ranks.texts(str(max(came, default=0))))):
+            raise_for(signum)
         return self.trace
 
     def start(self) -> Run:
-        """Do the run in a thread of its own and return at once.
+        """Do the run in a thread of its own and return at once; of a run that goes on already, say so and do nothing.
 
         Raises:
-            RuntimeError: if it was started before; a run is done once.
+            RuntimeError: if it is over; a run is done once.
         """
-        self._claim()
-        self._thread = threading.Thread(target=self._drive_quietly, name=f"clipviz {self.method.name}", daemon=True)
-        _stop_at_exit(self)
+        with self._gate:
+            if self.status in ("running", "paused"):
+                more = "; resume() lets it go on" if self.status == "paused" else ""
+                print(f"this run is {self.status} already{more}")
+                return self
+            self._claim()
+            self._thread = threading.Thread(target=self._drive_quietly, name=f"clipviz {self.method.name}", daemon=True)
+        atexit.register(self._stop_at_exit)
         self._thread.start()
         return self
 
     def wait(self, timeout: float | None = None) -> Trace:
-        """Wait for the end of a started run.
+        """Wait for the end of a started run; signals end it as they end `fit`.
 
         Args:
             timeout: seconds; None waits for as long as it takes.
@@ -211,12 +231,12 @@ class Run:
         if self._thread is None and self.status == "ready":
             raise RuntimeError("this run was not started; call start(), or fit() to do it in the caller")
         if self._thread is not None:
-            try:
-                self._thread.join(timeout)
-            except KeyboardInterrupt:
-                self.stop()
-                self._thread.join()
-                raise
+            with stopping(self.stop, lambda: False, PATIENCE) as came:
+                self._over.wait(timeout)
+                if came:
+                    self._over.wait()
+            if came:
+                raise_for(came[0])
         if self.is_live:
             raise TimeoutError(f"the run is still {self.status} after {timeout:g} s; it goes on")
         if self.error is not None:
@@ -224,8 +244,20 @@ class Run:
         return self.trace
 
     def __await__(self) -> Generator[Any, None, Trace]:
-        """Wait without blocking the event loop, so that widgets answer while a cell awaits the run."""
-        return asyncio.to_thread(self.wait).__await__()
+        """Wait without blocking the event loop, so that widgets answer while a cell awaits the run.
+
+        To interrupt the cell, or to cancel the task, is to stop the run; it is over when the cell is.
+        """
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Trace:
+        waiting = asyncio.ensure_future(asyncio.to_thread(self.wait))
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            self.stop()
+            await asyncio.gather(waiting, return_exceptions=True)
+            raise
 
     # --------------------------------------------------------------------------------------------- commands
 
@@ -238,32 +270,39 @@ class Run:
         self._commands.put(lambda: self._allow(None))
 
     def step(self, n: int = 1) -> None:
-        """Do n optimizer steps, then rest."""
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
-        self._commands.put(lambda: self._allow((self._steps_allowed or 0) + n))
+        """Do n optimizer steps, then rest.
+
+        Raises:
+            ValueError: if n is no whole number, or less than 1.
+        """
+        more = whole_number("n", n, 1)
+        self._commands.put(lambda: self._allow((self._steps_allowed or 0) + more))
 
     def stop(self) -> None:
         """End the run at the next step boundary; the model is the one of that step."""
         self._stopping = True
         self._commands.put(lambda: None)  # wakes a paused run
 
-    def set(self, **changes: float) -> None:
-        """Change constants of the method from the next step on, for example `set(gamma=0.3)`; the trace says when.
+    def set(self, **constants: float) -> Change:
+        """Change constants of the method from the next step on, for example `set(gamma=0.3)`.
+
+        Returns:
+            A future of the first step that they hold for; `changes` and the trace's metadata have it, too.
 
         Raises:
-            ValueError: if the method cannot change such a constant while it runs, or not to this value, or if other
-                processes would not know.
+            ValueError: if the method cannot change such a constant while it runs, or not to this value, if other
+                processes would not know, or if the run is over.
         """
         if self.ranks.size > 1:
             raise ValueError(f"constants cannot change while {self.ranks.size} processes share a run; use one")
-        self.method.adjusted(**changes)  # refuses here, not in the thread
-
-        def apply() -> None:
-            self.method.config = self.method.adjusted(**changes)
-            self.recorder.meta.setdefault("changes", []).append({"step": self._next_step, **changes})
-
-        self._commands.put(apply)
+        change = Change(plain_numbers(constants))
+        self.method.adjusted(**change.constants)  # refuses here, not in the thread
+        with self._gate:
+            if self.status in OVER:
+                raise ValueError(f"this run is {self.status}, so no step of it can take {change}")
+            self._pending.append(change)
+            self._commands.put(lambda: self._apply(change))
+        return change
 
     def ask(self, question: Callable[[Method], T]) -> Future[T]:
         """Have a question about the current model answered at the next step boundary, without changing its course.
@@ -297,37 +336,62 @@ class Run:
             self._writes.lock()
         self.status = "running"
 
+    def _is_preparing(self) -> bool:
+        """Whether nothing is there to be saved yet: with many images for minutes."""
+        return self.steps_done == 0 and self.ranks.size == 1
+
     def _drive_quietly(self) -> None:
         try:
             self._drive()
         except BaseException as error:
             self.error = error  # wait() raises it: a thread has nobody to raise to
+        finally:
+            self._over.set()
+            atexit.unregister(self._stop_at_exit)
+
+    def _stop_at_exit(self) -> None:
+        """An interpreter that ends must not cut a thread in the middle of a step."""
+        self.stop()
+        self._over.wait(PATIENCE)
 
     def _drive(self) -> None:
         self._begun = time.perf_counter()
-        outcome = "failed"
         try:
-            self._obey()
-            for event in self.adaptation:
-                self._take(event)
-                if self._obey() and not isinstance(event, RunFinished):
-                    self._take(RunFinished("stopped", self.seconds, None))
-                    self._save()
-                    outcome = "stopped"
-                    return
-            outcome = "finished"
-        except KeyboardInterrupt:
-            outcome = "stopped"
+            outcome = self._work()
+        except BaseException as error:
+            self._end("stopped" if isinstance(error, KeyboardInterrupt | StoppedBySignal) else "failed", error)
             raise
+        self._end(outcome)
+
+    def _work(self) -> str:
+        """All events; returns "stopped" or "finished"."""
+        self._obey()
+        for event in self.adaptation:
+            self._take(event)
+            if not isinstance(event, RunFinished) and self._obey():
+                self._take(RunFinished("stopped", self.seconds, None))
+                self._save()
+                return "stopped"
+        return "finished"
+
+    def _end(self, outcome: str, error: BaseException | None = None) -> None:
+        """Save what there is, let go of the folder, and answer what was still asked, whatever fails of it."""
+        meta = self.recorder.meta
+        meta["status"] = outcome
+        if outcome == "failed":
+            meta["seconds"] = round(self.seconds, 3)
+        try:
+            if self._writes is not None and self.newest.keys() - {RunStarted}:  # else nothing has happened yet
+                self._writes.save_trace(self.trace)
+        except BaseException:
+            if error is None:
+                outcome = meta["status"] = "failed"
+                raise
         finally:
-            self.recorder.meta["status"] = outcome
-            if outcome == "failed":
-                self.recorder.meta["seconds"] = round(self.seconds, 3)
             if self._writes is not None:
-                if outcome != "stopped" or self.newest.keys() - {RunStarted}:  # else nothing has happened yet
-                    self._writes.save_trace(self.trace)
                 self._writes.unlock()
-            self.status = outcome
+            with self._gate:
+                self.status = outcome
             self._drain()
 
     def _take(self, event: Event) -> None:
@@ -366,43 +430,22 @@ class Run:
     def _allow(self, steps: int | None) -> None:
         self._steps_allowed = steps
 
+    def _apply(self, change: Change) -> None:
+        """Carry out a `set`; one that came too late, or does not go with another, says so and harms nothing."""
+        self._pending.remove(change)
+        try:
+            if self.status in OVER:
+                raise RuntimeError(f"the run was {self.status} before it")
+            self.method.config = self.method.adjusted(**change.constants)
+        except (ValueError, RuntimeError) as error:
+            change.set_exception(error)
+            return
+        meta = self.recorder.meta
+        meta["changes"] = [*meta.get("changes", ()), {"step": self._next_step, **change.constants}]
+        change.set_result(self._next_step)
+
     def _save(self) -> None:
         if self._writes is not None:
             self.recorder.meta["seconds"] = round(self.seconds, 3)
             self._writes.save(self.trace, self.adaptation)
         self._saved = time.monotonic()
-
-
-def _stop_at_exit(run: Run) -> None:
-    """An interpreter that ends must not cut a thread in the middle of a step."""
-    reference = weakref.ref(run)
-
-    def stop() -> None:
-        live = reference()
-        if live is not None and live._thread is not None:
-            live.stop()
-            live._thread.join(30)
-
-    atexit.register(stop)
-
-
-@contextmanager
-def _interrupt_stops(run: Run) -> Iterator[Callable[[], bool]]:
-    """SIGINT becomes `run.stop()`; yields a function that says whether it came. Outside the main thread: nothing."""
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def handle(signum: int, frame: object) -> None:
-        is_preparing = run.steps_done == 0 and run.ranks.size == 1  # minutes with many images, and nothing to save
-        if seen or is_preparing:
-            raise KeyboardInterrupt
-        seen.append(signum)
-        run.stop()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, before)

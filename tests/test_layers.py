@@ -51,8 +51,10 @@ MAY_IMPORT: dict[str, str] = {
     # where they meet
     "recorder": "events ops trace",
     # on top of both
+    "interrupts": "",
+    "changes": "errors",
     "run_folder": "loop checkpoint trace",
-    "run": "events data methods evaluate looker loop parallel recorder run_folder trace",
+    "run": "changes interrupts events data methods evaluate looker loop parallel recorder run_folder trace",
     "commands": "errors files events data birds backbone methods evaluate loop build parallel run trace figures "
     "report descriptions describe",
     "options": "",

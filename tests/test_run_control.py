@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from tiny import ToyDataset
@@ -14,6 +15,7 @@ from clipviz.events import RunFinished, StepFinished
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
 from clipviz.run import Run
+from clipviz.trace import Trace
 
 CONFIG = AdaptConfig(epochs=3, batch_size=4, lr=1e-3)
 
@@ -93,14 +95,22 @@ def test_stop_ends_at_the_next_step_with_the_model_of_that_step(make_run):
     assert_same_bits(weights(run), weights(reference))
 
 
-def test_a_run_is_done_once(make_run):
+def test_a_run_that_goes_on_is_not_started_again_and_one_that_is_over_refuses(make_run, capsys):
     run = make_run()
-    run.start()
-    with pytest.raises(RuntimeError, match="a run is done once"):
-        run.start()
+    run.pause()
+    assert run.start() is run
+    wait_for(lambda: run.status == "paused")
+    assert capsys.readouterr().out == ""
+    assert run.start() is run  # the button first, then the cell
+    assert capsys.readouterr().out == "this run is paused already; resume() lets it go on\n"
+    run.listeners.append(lambda event: run.start() if isinstance(event, StepFinished) and event.step == 3 else None)
+    run.resume()
     run.wait(60)
-    with pytest.raises(RuntimeError, match="finished"):
-        run.fit()
+    assert capsys.readouterr().out == "this run is running already\n"
+    assert run.steps_done == 12
+    for begin in (run.start, run.fit):
+        with pytest.raises(RuntimeError, match="this run is finished; a run is done once, make a new Run"):
+            begin()
 
 
 def test_wait_for_what_never_began(make_run):
@@ -158,17 +168,67 @@ def test_set_is_applied_between_steps_and_recorded(make_run):
     run.start()
     run.step(2)
     wait_for(lambda: run.steps_done == 2 and run.status == "paused")
-    run.set(gamma=0.25)
+    change = run.set(gamma=0.25)
+    assert change.result(20) == 2
+    assert repr(change) == "gamma = 0.25 from step 2 on"
     run.step()
     wait_for(lambda: run.steps_done == 3 and run.status == "paused")
     assert run.method.config.gamma == 0.25
     run.stop()
-    assert run.wait(20).meta["changes"] == [{"step": 2, "gamma": 0.25}]
+    assert run.wait(20).meta["changes"] == run.changes == [{"step": 2, "gamma": 0.25}]
+
+
+def test_a_change_waits_visibly_and_one_that_comes_too_late_says_so(make_run):
+    run, late = make_run(), []
+    change = run.set(gamma=0.25)
+    assert run.changes == [{"step": None, "gamma": 0.25}]
+    assert repr(change) == "gamma = 0.25 from the next step on"
+    run.listeners.append(lambda event: late.append(run.set(gamma=0.5)) if isinstance(event, RunFinished) else None)
+    run.fit()
+    assert change.result(0) == 0
+    assert run.changes == run.trace.meta["changes"] == [{"step": 0, "gamma": 0.25}]
+    assert repr(late[0]) == "gamma = 0.5: the run was finished before it"
+    assert run.method.config.gamma == 0.25
+    with pytest.raises(ValueError, match=r"this run is finished, so no step of it can take gamma = 0.75"):
+        run.set(gamma=0.75)
+
+
+def test_numbers_of_numpy_and_torch_are_plain_ones_before_the_run_has_them(make_run, tmp_path):
+    run = make_run(folder=tmp_path)
+    run.set(gamma=torch.tensor(0.25), rho=np.float32(0.5))
+    trace = run.fit()
+    assert trace.meta["changes"] == [{"step": 0, "gamma": 0.25, "rho": 0.5}]
+    assert all(type(value) in (int, float) for value in trace.meta["changes"][0].values())
+    assert Trace.load(tmp_path).meta["changes"] == trace.meta["changes"]
+
+
+@pytest.mark.parametrize("n", [1.5, 1.0, "2", None, True, np.bool_(True), 0, -1, np.int64(0)])
+def test_steps_are_whole_numbers(make_run, n):
+    with pytest.raises(ValueError, match="n must be a whole number of at least 1, got"):
+        make_run().step(n)
+
+
+def test_a_whole_number_of_numpy_is_one(make_run):
+    run = make_run()
+    run.step(np.int64(3))
+    run.start()
+    wait_for(lambda: run.status == "paused" and run.steps_done == 3)
+    run.stop()
+    run.wait(20)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"tau": 0.3}, "it can change: gamma"), ({"gamma": 1.5}, r"gamma must be in \[0, 1\]"), ({"x": 1}, "'x'")],
+    [
+        ({"tau": 0.3}, "it can change: gamma"),
+        ({"gamma": 1.5}, r"gamma must be in \[0, 1\]"),
+        ({"x": 1}, "'x'"),
+        ({"gamma": torch.ones(2)}, "gamma must be a number, got tensor"),
+        ({"gamma": "0.3"}, "must be a number"),
+        ({"gamma": True}, "must be a number"),
+        ({"gamma": None}, "must be a number"),
+        ({"gamma": np.nan}, "gamma"),
+    ],
 )
 def test_set_refuses_at_once(make_run, changes, message):
     with pytest.raises(ValueError, match=message):
