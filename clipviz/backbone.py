@@ -8,15 +8,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from clipviz.ops import normalize
-from clipviz.tower import short_last_block, value_path
+from clipviz.ownership import lock_of
+from clipviz.tower import encode, value_path
 from clipviz.weights import at_once, explained, is_script_archive, missing, quietly, rounding_notice, source_of
 
 Precision = Literal["32", "bf16-mixed"]
@@ -64,6 +65,7 @@ class Backbone(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.name, self.precision = name, precision
+        self._collected: list[Tensor] | None = None
         self._scale: tuple[Tensor | None, int, float] = (None, 0, 0.0)  # parameter, its version, exponential
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -154,8 +156,27 @@ class Backbone(nn.Module):
         """What autocast made bfloat16, as float32."""
         return x if self.precision == "32" else x.float()
 
-    def _encode(self, images: Tensor) -> Tensor:
-        return normalize(self._float(self.model.encode_image(self._pixels(images))))  # type: ignore[operator]
+    def _encode(self, images: Tensor) -> tuple[Tensor, Any]:
+        """Unit embeddings, and of a tower with patch tokens the input of its last block."""
+        pixels, inputs = self._pixels(images), None
+        if self.has_patches:
+            embeddings, inputs = encode(self.visual, pixels)
+        else:
+            embeddings = self.model.encode_image(pixels)  # type: ignore[operator]
+        if self._collected is not None:
+            self._collected.append(embeddings)
+        return normalize(self._float(embeddings)), inputs
+
+    @contextmanager
+    def collected(self) -> Iterator[list[Tensor]]:
+        """What the image tower puts out inside the `with` statement, (B, E) for each pass: no second look is needed."""
+        with lock_of(self):
+            seen: list[Tensor] = []
+            self._collected = seen
+            try:
+                yield seen
+            finally:
+                self._collected = None
 
     def embed(self, images: Tensor) -> Tensor:
         """Image embeddings, equal to `model.encode_image(normalize=True)` on normalized pixels.
@@ -169,8 +190,8 @@ class Backbone(nn.Module):
         Raises:
             ValueError: if the images have another shape.
         """
-        with self._autocast(), short_last_block(self.visual) if self.has_patches else nullcontext():
-            return self._encode(images)
+        with lock_of(self), self._autocast():
+            return self._encode(images)[0]
 
     def tokens(self, images: Tensor) -> ImageTokens:
         """Embedding and value-path patch tokens of a batch, in one forward pass.
@@ -182,10 +203,9 @@ class Backbone(nn.Module):
             ValueError: if the images have another shape, or the tower has no patch tokens.
         """
         self.require_patches("tokens")
-        with self._autocast():
-            with short_last_block(self.visual) as inputs:
-                cls = self._encode(images)
-            patches = self._float(value_path(self.visual, inputs[0]))
+        with lock_of(self), self._autocast():
+            cls, inputs = self._encode(images)
+            patches = self._float(value_path(self.visual, inputs))
         return ImageTokens(cls, patches, tuple(self.visual.grid_size))
 
     def project(self, tokens: Tensor) -> Tensor:
@@ -195,7 +215,8 @@ class Backbone(nn.Module):
     def trainable_copy(self) -> Backbone:
         """A backbone with its own image tower, for training; text tower and tokenizer are shared with this one."""
         model = copy.copy(self.model)
-        model._modules = {**self.model._modules, "visual": copy.deepcopy(self.visual)}
+        with lock_of(self):  # neither in the middle of a step nor with somebody's hooks
+            model._modules = {**self.model._modules, "visual": copy.deepcopy(self.visual)}
         mean, std = (cast(Tensor, t).flatten().tolist() for t in (self.mean, self.std))
         return Backbone(model, self.tokenizer, mean, std, self.name, self.precision).to(self.device)
 

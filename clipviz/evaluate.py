@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset, ViewConfig, Views
 from clipviz.data.embed import embed_dataset
 from clipviz.data.features import FeatureDataset
@@ -18,29 +16,15 @@ from clipviz.data.views import eval_parts, eval_view
 from clipviz.events import UNLABELLED, Predictions, Probe
 from clipviz.methods.base import Method
 from clipviz.ops import normalize
+from clipviz.ownership import preserved_state
 from clipviz.parallel import ONE, Ranks
-
-
-@contextmanager
-def undisturbed(model: Method | Backbone) -> Iterator[None]:
-    """Look at a model without changing its course: eval mode, no gradient, random state and modes restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    device = (model.backbone if isinstance(model, Method) else model).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
 
 def evaluation_inputs(method: Method, dataset: ImageDataset, ranks: Ranks = ONE) -> ImageDataset:
     """The data set to measure a method on again and again: of a frozen image tower, the embeddings, computed once."""
     if method.adapts_tower or not method.works_on_embeddings or not dataset.has_pixels:
         return dataset
-    with undisturbed(method):
-        return embed_dataset(method.backbone, dataset, ranks=ranks)
+    return embed_dataset(method.backbone, dataset, ranks=ranks)
 
 
 def _views(method: Method, dataset: ImageDataset, batch_size: int, ranks: Ranks) -> Iterator[Views]:
@@ -68,9 +52,8 @@ def predict(method: Method, dataset: ImageDataset, batch_size: int = 256, ranks:
     """
     probs = torch.empty(len(dataset), len(method.class_names))  # a million times a thousand is 4 GB: never twice
     done, embeddings = 0, []
-    with undisturbed(method), _seen_embeddings(method) as seen:
-        for views in _views(method, dataset, batch_size, ranks):
-            seen.clear()
+    for views in _views(method, dataset, batch_size, ranks):
+        with preserved_state(method), method.backbone.collected() as seen:  # let go between batches: others wait
             guesses = views.gather(method.view_logits(views).softmax(-1)).cpu()
             probs[done : done + len(guesses)] = guesses
             done += len(guesses)
@@ -85,24 +68,6 @@ def predict(method: Method, dataset: ImageDataset, batch_size: int = 256, ranks:
         torch.from_numpy(dataset.targets.copy()),
         torch.cat(embeddings) if complete else None,
     )
-
-
-@contextmanager
-def _seen_embeddings(method: Method) -> Iterator[list[Tensor]]:
-    """Collect what the image tower puts out meanwhile, (B, E) for each pass: no second look is needed."""
-    seen: list[Tensor] = []
-
-    def keep(module: torch.nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.ndim == 2:
-            seen.append(output)
-
-    tower = method.backbone.visual
-    handle = tower.register_forward_hook(keep) if isinstance(tower, torch.nn.Module) else None
-    try:
-        yield seen
-    finally:
-        if handle is not None:
-            handle.remove()
 
 
 def branch_accuracies(
@@ -124,12 +89,12 @@ def branch_accuracies(
     parts: dict[str, list[Tensor]] = {}
     if not dataset.has_targets:
         return {}
-    with undisturbed(method):
-        for views in _views(method, dataset, batch_size, ranks):
+    for views in _views(method, dataset, batch_size, ranks):
+        with preserved_state(method):
             for name, logits in branches(views.weak).items():
                 parts.setdefault(name, []).append(views.gather(logits.argmax(-1)).cpu())
-            if not parts:
-                return {}
+        if not parts:
+            return {}
     target = torch.from_numpy(dataset.targets.copy())
     return {f"accuracy_{name}": accuracy(torch.cat(rows), target) for name, rows in parts.items()}
 

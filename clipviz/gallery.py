@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from clipviz.data.base import ImageDataset
-from clipviz.evaluate import probe_images, undisturbed
+from clipviz.evaluate import probe_images
 from clipviz.events import UNLABELLED, CacheVotes, Gallery, Predictions, SentenceSimilarity
 from clipviz.methods.base import Method, embed, sentence_embeddings
+from clipviz.ownership import preserved_state
 
 THUMBNAIL = 64
 """Side of an example in pixels."""
@@ -45,7 +46,7 @@ def gallery(
     probe = probe_images(dataset, index, method.backbone.image_size)
     images = probe.images.to(method.backbone.device)
     probs = predictions.probs[torch.from_numpy(index)]
-    with undisturbed(method):
+    with preserved_state(method):
         explanation = {kind: value.cpu() for kind, value in _maps(method, images).items()}
         branches = {name: logits.softmax(-1).cpu() for name, logits in method.branches(images).items()}
         sentences = nearest_sentences(method, images, classes_in_question(probs, probe.target))

@@ -1,13 +1,14 @@
 """Looker: questions about images in numpy, answered by the current model.
 
 It stands between the views, which know no torch, and methods, which know nothing else. A run's looker asks through
-`Run.ask`, so its answers come from the thread that owns the model, between two steps, and change nothing.
+`Run.ask`, so its answers come between two steps, from a model that nobody else is at, and change nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from clipviz.data.base import ImageDataset
 from clipviz.data.views import eval_view
-from clipviz.evaluate import undisturbed
 from clipviz.methods.base import Method
+from clipviz.ownership import lock_of, preserved_state
 from clipviz.saliency import KINDS, available_kinds, saliency
 from clipviz.saliency.attention import attention_modules
 from clipviz.saliency.maps import option_names
@@ -49,10 +50,10 @@ class Looker:
         self.class_names = method.class_names
 
     def _directly(self, question: Callable[[Method], T]) -> T:
-        with undisturbed(self._method):
+        with preserved_state(self._method):
             return question(self._method)
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[str, ...]:
         """The saliency kinds that work with this model."""
         return available_kinds(self._method)
@@ -65,18 +66,24 @@ class Looker:
         """Names of what can be chosen for a kind ("layer", "head", "tau", ...)."""
         return option_names(kind)
 
+    @cached_property
+    def _attention(self) -> list[Any]:
+        """The attention of each block of the image tower; nothing for other towers."""
+        with lock_of(self._method):
+            try:
+                return list(attention_modules(self._method))
+            except ValueError:
+                return []
+
     @property
     def n_layers(self) -> int:
         """Blocks of the image tower with attention; 0 for other towers."""
-        try:
-            return len(attention_modules(self._method, "image"))
-        except ValueError:
-            return 0
+        return len(self._attention)
 
     @property
     def n_heads(self) -> int:
         """Attention heads of a block; 0 for other towers."""
-        return int(cast(Any, attention_modules(self._method, "image")[-1]).num_heads) if self.n_layers else 0
+        return int(self._attention[-1].num_heads) if self._attention else 0
 
     def has(self, split: str, index: int) -> bool:
         """Whether image `index` of "train" or "eval" can be shown."""

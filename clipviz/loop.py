@@ -7,6 +7,7 @@ import platform
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
 from clipviz.data.features import FeatureDataset, FeatureLoader
 from clipviz.data.loader import ViewLoader
-from clipviz.evaluate import accuracy, branch_accuracies, evaluation_inputs, predict, undisturbed
+from clipviz.evaluate import accuracy, branch_accuracies, evaluation_inputs, predict
 from clipviz.events import (
     UNLABELLED,
     EpochFinished,
@@ -31,6 +32,7 @@ from clipviz.events import (
 )
 from clipviz.gallery import gallery
 from clipviz.methods.base import AdaptConfig, Batches, Method, ViewNeeds
+from clipviz.ownership import lock_of, preserved_state
 from clipviz.parallel import ONE, Ranks
 
 MEASURED = 200_000
@@ -140,7 +142,8 @@ class Adaptation:
         yield self._started()
         self.ranks.copy_from_first([*method.parameters(), *method.buffers()])
         if self.epoch == self.steps_in_epoch == 0:
-            method.eval()
+            with lock_of(method):
+                method.eval()
             with torch.no_grad():
                 method.prepare(_without_targets(batch) for batch in self.loader.epoch(0))
             yield self._measured(-1)
@@ -148,19 +151,14 @@ class Adaptation:
         self.n_steps = self.n_epochs * len(self.batches)
         last: EpochFinished | None = None
         for epoch in range(self.epoch, self.n_epochs):
-            method.train(method.trains)
-            if self.steps_in_epoch == 0:
-                method.begin_epoch()
+            with self._owned():
+                if self.steps_in_epoch == 0:
+                    method.begin_epoch()
             for i, batch in enumerate(self.batches.epoch(epoch, self.steps_in_epoch), self.steps_in_epoch):
-                step = epoch * len(self.batches) + i
-                with torch.no_grad():
-                    pseudo = self._guesses(batch)
-                losses = self._learn(batch.views, pseudo, step) if self.optimizer else {}
-                target = self._count(pseudo, batch.index)
+                finished = self._step(batch, epoch, epoch * len(self.batches) + i)
                 self.steps_in_epoch = i + 1
-                yield StepFinished(epoch, step, batch.index, target, pseudo, losses)
-                method.train(method.trains)  # a listener may have looked in eval mode
-            with torch.no_grad():
+                yield finished
+            with self._owned(), torch.no_grad():
                 method.end_epoch()
             self._check_weights(epoch)
             self.epoch, self.steps_in_epoch = epoch + 1, 0
@@ -168,6 +166,21 @@ class Adaptation:
             yield last
         found = self._gallery(last.predictions if last else None)
         yield RunFinished("finished", self.seconds_before + time.perf_counter() - begun, found)
+
+    @contextmanager
+    def _owned(self) -> Iterator[None]:
+        """Nobody else is at the model, and it is in training mode: a listener may have looked in eval mode."""
+        with lock_of(self.method):
+            self.method.train(self.method.trains)
+            yield
+
+    def _step(self, batch: Batch, epoch: int, step: int) -> StepFinished:
+        """Guess and learn."""
+        with self._owned():
+            with torch.no_grad():
+                pseudo = self._guesses(batch)
+            losses = self._learn(batch.views, pseudo, step) if self.optimizer else {}
+        return StepFinished(epoch, step, batch.index, self._count(pseudo, batch.index), pseudo, losses)
 
     def _training_loader(self) -> Batches:
         """The loader, without what only `prepare` needed."""
@@ -250,7 +263,7 @@ class Adaptation:
                     branch_accuracies(self.method, self.eval_dataset, self.method.baselines, ranks=self.ranks)
                 )
         explanation: dict[str, Tensor] = {}
-        with undisturbed(self.method):
+        with preserved_state(self.method):
             if self.probe is not None:
                 explanation = self.method.explain(self.probe.images.to(self.method.backbone.device))
             snapshot = {name: value.detach().cpu().clone() for name, value in self.method.snapshot().items()}

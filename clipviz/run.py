@@ -1,8 +1,8 @@
 """Run: drives the iterator of events, in the caller or in a thread, and keeps its folder.
 
-One thread owns model, optimizer and recorder. Everybody else puts commands on a queue, which the owner drains between
-two optimizer steps: `pause`, `resume`, `step`, `stop`, `set(gamma=...)`, `ask(function)`. Training is therefore the
-same whether anybody looks or not.
+One thread owns optimizer and recorder. Everybody else puts commands on a queue, which the owner drains between two
+optimizer steps: `pause`, `resume`, `step`, `stop`, `set(gamma=...)`, `ask(function)`. Training is therefore the same
+whether anybody looks or not. The model has a lock of its own (`clipviz.ownership`), before, during and after a run.
 
 A run folder holds `config.json`, `trace/`, `checkpoint.safetensors` and, at the end, `results.json`. Each is written
 beside its place and moved there, so that a half-written file is never taken for a whole one.
@@ -26,11 +26,11 @@ from torch import Tensor
 
 from clipviz.changes import Change, plain_numbers, whole_number
 from clipviz.data.base import ImageDataset
-from clipviz.evaluate import undisturbed
 from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, RunStarted, StepFinished
 from clipviz.interrupts import StoppedBySignal, raise_for, stopping
 from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig, Method
+from clipviz.ownership import lock_of, preserved_state
 from clipviz.parallel import ONE, Ranks
 from clipviz.recorder import Recorder
 from clipviz.run_folder import CHECKPOINT, RunFolder
@@ -107,6 +107,7 @@ class Run:
         self._begun: float | None = None
         self._stopping = False
         self._next_step = 0
+        self._driver: int | None = None  # the thread that does the run
         self._steps_allowed: int | None = None  # None: any number; 0: paused
 
     def __repr__(self) -> str:
@@ -140,7 +141,11 @@ class Run:
         from clipviz.looker import Looker
 
         def wait(question: Callable[[Method], T]) -> T:
-            return self.ask(question).result(30)
+            future = self.ask(question)
+            try:
+                return future.result(30)
+            finally:
+                future.cancel()  # if it was too late: nobody waits for it any more
 
         return Looker(self.method, self.adaptation.dataset, self.adaptation.eval_dataset, wait)
 
@@ -311,19 +316,27 @@ class Run:
             question: called with the method in eval mode and without gradient.
 
         Returns:
-            A future of its answer. After the run the answer comes at once.
+            A future of its answer. The answer comes at once where no other thread drives the run, or where that one
+            waits for the caller, who holds the lock of the model.
         """
         future: Future[T] = Future()
 
         def answer() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
-                with undisturbed(self.method):
+                with preserved_state(self.method):
                     future.set_result(question(self.method))
-            except Exception as error:
+            except BaseException as error:
                 future.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
 
-        self._commands.put(answer)
-        if not self.is_live:
+        if lock_of(self.method)._is_owned():
+            answer()
+            return future
+        self._commands.put(answer)  # before the look at who drives: a run that ends drains the queue once more
+        if self._driver in (None, threading.get_ident()):
             self._drain()
         return future
 
@@ -355,7 +368,7 @@ class Run:
         self._over.wait(PATIENCE)
 
     def _drive(self) -> None:
-        self._begun = time.perf_counter()
+        self._begun, self._driver = time.perf_counter(), threading.get_ident()
         try:
             outcome = self._work()
         except BaseException as error:
@@ -391,7 +404,7 @@ class Run:
             if self._writes is not None:
                 self._writes.unlock()
             with self._gate:
-                self.status = outcome
+                self.status, self._driver = outcome, None
             self._drain()
 
     def _take(self, event: Event) -> None:
@@ -436,7 +449,8 @@ class Run:
         try:
             if self.status in OVER:
                 raise RuntimeError(f"the run was {self.status} before it")
-            self.method.config = self.method.adjusted(**change.constants)
+            with lock_of(self.method):
+                self.method.config = self.method.adjusted(**change.constants)
         except (ValueError, RuntimeError) as error:
             change.set_exception(error)
             return

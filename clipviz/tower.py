@@ -10,8 +10,6 @@ CLS row of the block and no other (`cls_row`). All modules are the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
@@ -60,39 +58,38 @@ def cls_row(block: Any, x: Tensor) -> Tensor:
     return row + block.ls_2(block.mlp(block.ln_2(row)))
 
 
-@contextmanager
-def short_last_block(visual: Any) -> Iterator[list[Tensor]]:
-    """Inside the `with` statement the last block computes its CLS row only, and its inputs are collected.
+def encode(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The CLS embedding, and the input of the last block, of which only the CLS row is computed.
 
-    A block that somebody looks at, with hooks or a replaced forward, runs as open_clip wrote it.
+    Whoever looks, with hooks or a replaced forward, sees what open_clip computes, in the same places.
 
-    Yields:
-        A list that receives one (B, 1 + N, W) tensor per forward pass. The block is restored on exit.
+    Args:
+        visual: an open_clip `VisionTransformer` that ends in its CLS token.
+        pixels: (B, 3, S, S) float, normalized.
+
+    Returns:
+        (B, E) float, `visual(pixels)` up to rounding, and (B, 1 + N, W) float.
     """
-    block = visual.transformer.resblocks[-1]
-    own, plain, watched = block.__dict__.get("forward"), block.forward, _is_watched(block)
-    inputs: list[Tensor] = []
-
-    def forward(q_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        inputs.append(q_x)
-        return plain(q_x, *args, **kwargs) if watched else cls_row(block, q_x)
-
-    block.forward = forward
-    try:
-        yield inputs
-    finally:
-        if own is None:
-            del block.forward
-        else:
-            block.forward = own
+    blocks = visual.transformer.resblocks
+    if _is_watched(visual) or _is_watched(visual.transformer):
+        inputs: list[Tensor] = []
+        handle = blocks[-1].register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+        try:
+            return visual(pixels), inputs[0]
+        finally:
+            handle.remove()
+    x = visual._embeds(pixels)
+    if len(blocks) > 1:
+        x, _ = visual.transformer.forward_intermediates(x, indices=[len(blocks) - 2], stop_early=True)
+    row = blocks[-1](x) if any(map(_is_watched, blocks[-1].modules())) else cls_row(blocks[-1], x)
+    return visual._pool(row)[0] @ visual.proj, x
 
 
-def _is_watched(block: nn.Module) -> bool:
-    """Whether a block or a module in it has hooks or instance-level replacements of its methods."""
-    return any(
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a module has hooks or instance-level replacements of its methods."""
+    return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or {"forward", "attention"} & module.__dict__.keys()
-        for module in block.modules()
     )

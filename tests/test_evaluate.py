@@ -16,11 +16,11 @@ from clipviz.evaluate import (
     predict,
     probe_images,
     spread_probe,
-    undisturbed,
 )
 from clipviz.events import Predictions
 from clipviz.gallery import gallery, instructive
 from clipviz.methods.zero_shot import ZeroShot
+from clipviz.ownership import preserved_state
 
 
 def one_by_one(method, data, function):
@@ -65,7 +65,7 @@ def test_accuracy_counts_labelled_images_only():
     assert math.isnan(accuracy(labels, torch.full((4,), -1)))
 
 
-def test_undisturbed_restores_modes_gradients_and_random_numbers(tiny_backbone):
+def test_preserved_state_restores_modes_gradients_and_random_numbers(tiny_backbone):
     method = microclip(tiny_backbone)
     method.train()
     method.backbone.visual.ln_post.eval()  # a mixture of modes comes back as it was
@@ -74,7 +74,7 @@ def test_undisturbed_restores_modes_gradients_and_random_numbers(tiny_backbone):
     state = torch.random.get_rng_state()
 
     def look():
-        with undisturbed(method):
+        with preserved_state(method):
             assert not torch.is_grad_enabled()
             assert not any(module.training for module in method.modules())
             torch.rand(10)

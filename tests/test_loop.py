@@ -11,13 +11,13 @@ from tiny import ToyDataset, assert_same_bits, make_tiny_backbone, method_state,
 from torch import nn
 
 from clipviz.data.base import Batch
-from clipviz.evaluate import undisturbed
 from clipviz.events import EpochFinished, RunFinished, RunStarted, StepFinished
 from clipviz.loop import Adaptation, adapt, cosine_lr
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
 from clipviz.methods.zero_shot import ZeroShot
+from clipviz.ownership import preserved_state
 from clipviz.recorder import record
 from clipviz.run import Run
 
@@ -237,7 +237,7 @@ def test_looking_changes_no_bit(tiny_backbone, toy_test):
     images = torch.rand(2, 3, 32, 32)
 
     def stare(event):
-        with undisturbed(seen):
+        with preserved_state(seen):
             seen.logits(images)
             torch.rand(3)
         seen.eval()

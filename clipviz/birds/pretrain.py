@@ -47,7 +47,6 @@ from clipviz.birds.losses import attribute_loss, clip_loss, pair_loss, place_los
 from clipviz.birds.render import IMAGE_SIDE
 from clipviz.birds.world import ATTRIBUTE_NAMES, CARDINALITIES, sample_attributes
 from clipviz.ops import normalize
-from clipviz.tower import short_last_block, value_path
 
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 128,
@@ -224,11 +223,11 @@ def losses(
     images, codes, cover = batch.images.to(device), batch.codes.to(device), batch.cover.to(device)
     texts = batch.captions + [prompt for prompts in batch.prompts for prompt in prompts]
     # bf16 for the towers only; similarities and losses in fp32
-    with torch.autocast(device.type, torch.bfloat16), short_last_block(model.visual) as inputs:
+    with torch.autocast(device.type, torch.bfloat16):
         text = normalize(model.encode_text(tokenizer(texts).to(device)).float())
-        cls = normalize(backbone.embed(images).float())
-        tokens = value_path(model.visual, inputs[0])
-        projected = tokens @ model.visual.proj
+        cls, tokens, _ = backbone.tokens(images)
+        projected = backbone.project(tokens)
+    cls = normalize(cls.float())
     captions, prompts, background = text.split([len(images), int(CARDINALITIES.sum()), 1])
     scale = model.logit_scale.exp().clamp(max=100.0)
     patches = normalize(projected.float())

@@ -9,6 +9,7 @@ from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset, ViewConfig
 from clipviz.data.features import FeatureDataset
 from clipviz.data.loader import eval_views
+from clipviz.ownership import preserved_state
 from clipviz.parallel import ONE, Ranks
 
 
@@ -32,8 +33,8 @@ def embed_dataset(
         Embeddings (n, E) float32 on the CPU, with the name, split, classes and targets of `dataset`.
     """
     rows = []
-    with torch.no_grad():
-        for views in eval_views(dataset, ViewConfig(backbone.image_size), batch_size, backbone.device, ranks):
+    for views in eval_views(dataset, ViewConfig(backbone.image_size), batch_size, backbone.device, ranks):
+        with preserved_state(backbone):
             rows.append(views.gather(backbone.embed(views.weak)).cpu())
     return FeatureDataset(
         torch.cat(rows),

@@ -22,6 +22,7 @@ from clipviz.data.features import FeatureBackbone
 from clipviz.errors import choose
 from clipviz.events import CacheVotes, PseudoLabels
 from clipviz.ops import class_logits, normalize
+from clipviz.ownership import lock_of
 from clipviz.prompts import ClassPrompts
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -297,8 +298,9 @@ class Method(nn.Module, ABC):
                 f"wanted {shapes.get(different[0])}, got {got.get(different[0])}; "
                 "use the same method, model and classes as when it was written"
             )
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+        with lock_of(self):
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
 
     def _resize(self, name: str, shape: Iterable[int]) -> Tensor:
         """Give a buffer or parameter another shape, in place, so that an optimizer that knows it still does."""

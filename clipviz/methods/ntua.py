@@ -51,6 +51,7 @@ from clipviz.methods.base import (
 from clipviz.methods.cache import CacheBatches, Candidates, choose_streaming, most_confident
 from clipviz.methods.teacher import Teacher
 from clipviz.ops import class_logits, expect_axes, expect_floats, normalize
+from clipviz.ownership import lock_of
 from clipviz.prompts import ClassPrompts
 
 _VIEWS_AT_ONCE = 640
@@ -352,8 +353,9 @@ class NtUA(Method):
             "student": chosen.student,
             "teacher_probs": chosen.teacher,
         }
-        for name, tensor in entries.items():
-            self._resize(name, tensor.shape).copy_(tensor)
+        with lock_of(self):  # nobody sees half a cache
+            for name, tensor in entries.items():
+                self._resize(name, tensor.shape).copy_(tensor)
 
     def training_batches(self, batch_size: int, seed: int) -> CacheBatches:
         """The cache's images, as embeddings of their views."""

@@ -7,11 +7,13 @@ each chosen attention module is replaced, on the instance, by the textbook formu
     A = softmax(Q K^T / sqrt(d) + mask),    output = W_o (A V)
 
 which leaves A in the autograd graph. Parameters, state dict and hooks are not touched; leaving the `with` statement,
-by an exception too, deletes the replacement, and the class's own `forward` is back.
+by an exception too, deletes the replacement, and the class's own `forward` is back. Meanwhile nobody else can look at
+the model through clipviz, and a forward pass that another thread makes with open_clip itself is none of the captured.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -20,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import Attention, PatchDropout
 from torch import Tensor, nn
+
+from clipviz.ownership import image_tower, lock_of
 
 Tower = Literal["image", "text"]
 
@@ -48,17 +52,19 @@ def capture_attention(
             gradient checkpointing or patch dropout is on, if another tool has already replaced a `forward`, or if a
             layer does not exist.
     """
-    modules = attention_modules(model, tower)
-    chosen = {layer: modules[layer] for layer in layer_indices(layers, len(modules))}
     captured: dict[int, Tensor] = {}
-    try:
-        for layer, module in chosen.items():
-            # into the instance's dict, past nn.Module's bookkeeping, so that nothing but this entry has to go again
-            vars(module)["forward"] = _explicit_forward(module, layer, captured)
-        yield captured
-    finally:
-        for module in chosen.values():
-            vars(module).pop("forward", None)
+    part = _tower(model, tower)  # models that train on copies of one image tower share a text tower
+    with lock_of(model), lock_of(getattr(part, "transformer", part)):
+        modules = attention_modules(model, tower)
+        chosen = {layer: modules[layer] for layer in layer_indices(layers, len(modules))}
+        try:
+            for layer, module in chosen.items():
+                # into the instance's dict, past nn.Module's bookkeeping, so that only this entry has to go again
+                vars(module)["forward"] = _in_this_thread(module, _explicit_forward(module, layer, captured))
+            yield captured
+        finally:
+            for module in chosen.values():
+                vars(module).pop("forward", None)
 
 
 def attention_modules(model: nn.Module, tower: Tower = "image") -> list[nn.Module]:
@@ -108,11 +114,11 @@ def layer_indices(layers: Sequence[int] | None, n_layers: int) -> list[int]:
 
 def _tower(model: nn.Module, tower: Tower) -> nn.Module:
     """Method -> backbone -> open_clip model -> tower; a bare tower is taken as it is."""
-    for inner in ("backbone", "model"):
-        model = getattr(model, inner, model)
     if tower == "image":
-        return getattr(model, "visual", model)
-    return getattr(model, "text", model)
+        return image_tower(model)
+    for inner in ("backbone", "model", "text"):
+        model = getattr(model, inner, model)
+    return model
 
 
 def _require_supported(module: nn.Module) -> None:
@@ -128,6 +134,17 @@ def _require_supported(module: nn.Module) -> None:
         reason = f"scaled cosine attention fails in open_clip itself; {_ELSEWHERE}"
     if reason:
         raise ValueError(f"cannot capture the attention of {type(module).__name__}: {reason}")
+
+
+def _in_this_thread(module: nn.Module, replacement: Callable[..., Any]) -> Callable[..., Any]:
+    here = threading.get_ident()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != here:
+            return type(module).forward(module, *args, **kwargs)
+        return replacement(*args, **kwargs)
+
+    return forward
 
 
 def _explicit_forward(module: nn.Module, layer: int, captured: dict[int, Tensor]) -> Callable[..., Any]:

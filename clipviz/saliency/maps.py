@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from clipviz.errors import choose
+from clipviz.ownership import lock_of, preserved_state
 from clipviz.saliency.attention import attention_modules
 from clipviz.saliency.attention_maps import cls_attention, relevance, rollout
 from clipviz.saliency.attribution import integrated_gradients, layer_gradcam, occlusion
 from clipviz.saliency.foreground import fiedler, ncut, soap
-from clipviz.saliency.question import Asked, Model, Question, ask, backbone_of, looking
+from clipviz.saliency.question import Asked, Model, Question, ask, backbone_of
 
 Needs = Literal["patches", "attention", "pixels"]
 
@@ -94,11 +95,11 @@ def saliency(
         asking = ", ".join(name for name, other in KINDS.items() if other.asks)
         raise ValueError(f"{kind} is the same for every class, so it has no contrast; these have: {asking}")
     _require_images(model, images)
-    with looking(model):
+    with preserved_state(model, gradients=True):  # over both: the model of the question is that of the map
         require_kind(model, kind)
         images = images.detach().clone().to(backbone_of(model).device)
         question = ask(model, images, target, contrast) if asks else None
-    raw = raw_map(model, images, kind, question, **options)
+        raw = raw_map(model, images, kind, question, **options)
     return SaliencyMaps(unit_maps(raw), raw)
 
 
@@ -110,7 +111,7 @@ def raw_map(model: Model, images: Tensor, kind: str, question: Question | None, 
     """
     for name in options:
         choose(f"option of {kind}", name, option_names(kind))
-    with looking(model):
+    with preserved_state(model, gradients=True):
         raw = KINDS[kind].function(model, images, question, **options).detach().float()
     if not torch.isfinite(raw).all():
         raise ValueError(f"{kind} is not finite; the images or the model's weights hold NaN or infinity")
@@ -131,7 +132,8 @@ def option_names(kind: str) -> tuple[str, ...]:
 
 def available_kinds(model: Model) -> tuple[str, ...]:
     """The kinds that work with the image tower of a model."""
-    return tuple(name for name, kind in KINDS.items() if _obstacle(model, kind.needs) is None)
+    with lock_of(model):  # a tower whose attention somebody captures seems to have none
+        return tuple(name for name, kind in KINDS.items() if _obstacle(model, kind.needs) is None)
 
 
 def require_kind(model: Model, kind: str) -> None:

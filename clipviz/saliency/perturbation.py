@@ -22,9 +22,10 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 
 from clipviz.methods.base import Method
+from clipviz.ownership import lock_of, preserved_state
 from clipviz.saliency.attribution import Baseline, baseline_image
 from clipviz.saliency.maps import KINDS, raw_map
-from clipviz.saliency.question import Asked, Model, ask, backbone_of, class_indices, looking, predicted_classes
+from clipviz.saliency.question import Asked, Model, ask, backbone_of, class_indices, predicted_classes
 
 _FORWARD_BATCH = 256
 
@@ -107,7 +108,7 @@ def _auc(
     device = backbone_of(model).device
     images, chosen = images.to(device), removal_masks(maps.to(device), steps)
     curve = torch.empty(len(images), steps + 1)
-    with looking(model), torch.no_grad():
+    with preserved_state(model):
         probability = probability_of(model, images, target, contrast)
         other = baseline_image(model, images, baseline)
         for step in range(steps + 1):
@@ -167,7 +168,7 @@ def map_infidelity(
     images, maps = (tensor.to(backbone_of(model).device) for tensor in (images, maps))
     generator = torch.Generator().manual_seed(seed)
     grid = maps.shape[1:]
-    with looking(model), torch.no_grad():
+    with preserved_state(model):
         question = ask(model, images, target, contrast)
         baseline = baseline_image(model, images, "mean")[:1]
 
@@ -221,8 +222,12 @@ def map_sensitivity(
         ValueError: as `saliency`.
     """
     images = images.to(backbone_of(model).device)
-    with looking(model), torch.no_grad():
+    with preserved_state(model):
         question = ask(model, images, target, contrast) if KINDS[kind].asks else None
+    generator = torch.Generator().manual_seed(seed)  # its own: the global one is everybody's, in any thread
+
+    def changed(pixels: Tensor, radius: float) -> Tensor:
+        return pixels + torch.empty(pixels.shape).uniform_(-radius, radius, generator=generator).to(pixels)
 
     def explain(pixels: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:
         if isinstance(pixels, tuple):  # captum wraps the unchanged images only
@@ -230,9 +235,8 @@ def map_sensitivity(
         asked = None if question is None else question.repeat(len(pixels) // len(images))
         return (raw_map(model, pixels, kind, asked, **options),)  # captum reads a bare tensor as a tuple of rows
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return sensitivity_max(explain, images, perturb_radius=radius, n_perturb_samples=samples)
+    with lock_of(model):  # all maps by the same model
+        return sensitivity_max(explain, images, changed, perturb_radius=radius, n_perturb_samples=samples)
 
 
 def _spread(maps: Tensor, images: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ For a method, the two logits come from its own inference; for a bare backbone, A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -17,9 +16,9 @@ from torch import Tensor
 
 from clipviz.backbone import Backbone
 from clipviz.errors import unknown
-from clipviz.evaluate import undisturbed
 from clipviz.methods.base import Method
 from clipviz.ops import normalize
+from clipviz.ownership import preserved_state
 
 Model: TypeAlias = Backbone | Method
 Asked: TypeAlias = int | str | Sequence[int] | Sequence[str] | Tensor
@@ -66,13 +65,6 @@ def backbone_of(model: Model) -> Backbone:
     return backbone
 
 
-@contextmanager
-def looking(model: Model) -> Iterator[None]:
-    """Look with gradients and leave no trace: eval mode inside, modes and random state restored after."""
-    with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
 def ask(model: Model, images: Tensor, target: Asked | None = None, contrast: Asked | None = None) -> Question:
     """Turn classes (of a method) or sentences (for a backbone) into a question.
 
@@ -102,7 +94,7 @@ def resolve(model: Model, asked: Asked, n: int) -> Tensor:
 
 def predicted_classes(method: Method, images: Tensor, batch_size: int = 256) -> Tensor:
     """The class that a method names for each image, (B,) int64."""
-    with looking(method), torch.no_grad():
+    with preserved_state(method):
         batches = images.to(method.backbone.device).split(batch_size)
         return torch.cat([method.logits(batch).argmax(-1) for batch in batches])
 
@@ -123,7 +115,7 @@ def runner_up(method: Method, images: Tensor, target: Asked | None = None) -> Te
     """
     if len(method.class_names) < 2:
         raise ValueError("a runner-up needs at least two classes")
-    with looking(method), torch.no_grad():
+    with preserved_state(method):
         logits = method.logits(images.to(method.backbone.device))
     first = logits.argmax(-1) if target is None else class_indices(method, target, len(images))
     return logits.scatter(1, first[:, None], -torch.inf).argmax(-1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clipviz.methods.base import Method
+from clipviz.ownership import lock_of
 from clipviz.saliency.maps import KINDS, saliency
 from clipviz.saliency.question import Asked, Model, backbone_of, predicted_classes
 
@@ -44,10 +45,11 @@ def sanity_check(
         One row per stage, from the output to the input: `scrambled` (the last part that was), `correlation` (mean over
         images of Spearman's rho of the raw maps, in [-1, 1]), and `parts`, how many parts are scrambled so far.
     """
-    if target is None and KINDS[kind].asks and isinstance(model, Method):
-        target = predicted_classes(model, images)
-    original = saliency(model, images, kind, target=target, contrast=contrast, **options).raw
-    scrambled = _own_tower(model)
+    with lock_of(model):  # the map and the copy are of the same weights
+        if target is None and KINDS[kind].asks and isinstance(model, Method):
+            target = predicted_classes(model, images)
+        original = saliency(model, images, kind, target=target, contrast=contrast, **options).raw
+        scrambled = _own_tower(model)
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for count, (name, parameters) in enumerate(_cascade(backbone_of(scrambled).visual), start=1):
