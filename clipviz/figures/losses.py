@@ -7,30 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from clipviz.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    apply_layout,
-    empty_chart,
-    escape,
-)
+from clipviz.figures.style import apply_layout, empty_chart, escape, term_look
 from clipviz.trace import Trace
 
 #: More points than pixels say nothing; longer runs are averaged into so many.
 _MAX_POINTS = 300
-_LOOKS = [
-    (VERMILLION, "dash"),
-    (BLUE, "dot"),
-    (GREEN, "dashdot"),
-    (ORANGE, "longdash"),
-    (PURPLE, "longdashdot"),
-    (SKY, "dash"),
-]
 
 
 class LossTerms(NamedTuple):
@@ -67,16 +48,13 @@ def draw_loss_terms(info: LossTerms) -> go.Figure:
         return empty_chart(title, "Nothing was trained.", "step", "loss")
     figure = go.Figure()
     apply_layout(figure, title, 400)
-    others = 0
-    for name, (steps, values) in info.terms.items():
-        color, dash = (BLACK, "solid") if name == "loss" else _LOOKS[others % len(_LOOKS)]
-        others += name != "loss"
+    for place, (name, (steps, values)) in enumerate(info.terms.items()):
         figure.add_scatter(
             x=steps,
             y=values,
             name="loss = their sum" if name == "loss" else escape(name),
             mode="lines" if len(steps) > 1 else "markers",
-            line={"color": color, "dash": dash, "width": 2},
+            line={"color": term_look(place).color, "dash": term_look(place).dash, "width": 2},
             hovertemplate="%{fullData.name}: %{y:.3f}, step %{x:.0f}<extra></extra>",
         )
     if len(info.epoch_starts) <= 60:

@@ -9,16 +9,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from clipviz.figures.style import (
-    BLUE,
     GRAY,
-    GREEN,
-    ORANGE,
-    VERMILLION,
+    Look,
     apply_layout,
     class_name,
     empty_chart,
     epoch_axis,
     escape,
+    prototype_look,
     short_name,
 )
 from clipviz.trace import Trace
@@ -26,12 +24,6 @@ from clipviz.trace import Trace
 _NAMED_CLASSES = 10
 _DRIFT_ROWS = 30
 _NO_SNAPSHOTS = "This trace holds no snapshots of class vectors."
-_LOOKS = [
-    (VERMILLION, "circle", "solid"),
-    (BLUE, "diamond", "dash"),
-    (GREEN, "square", "dot"),
-    (ORANGE, "x", "dashdot"),
-]
 
 
 def finite_snapshots(trace: Trace) -> dict[str, np.ndarray]:
@@ -113,7 +105,7 @@ def draw_prototype_paths(info: PrototypePaths) -> go.Figure:
     figure = go.Figure()
     apply_layout(figure, title, 620, legend_rows=2)
     for i, (name, path) in enumerate(info.paths.items()):
-        _add_paths(figure, info.names, escape(name), path, _LOOKS[i % len(_LOOKS)])
+        _add_paths(figure, info.names, escape(name), path, prototype_look(i))
     _name_farthest(figure, info)
     labels = [f"{share:.0%} of the variance" for share in info.explained]
     figure.update_xaxes(title_text=f"first direction ({labels[0]})")
@@ -121,8 +113,8 @@ def draw_prototype_paths(info: PrototypePaths) -> go.Figure:
     return figure
 
 
-def _add_paths(figure: go.Figure, names: list[str], label: str, path: np.ndarray, look: tuple[str, str, str]) -> None:
-    color, symbol, dash = look
+def _add_paths(figure: go.Figure, names: list[str], label: str, path: np.ndarray, look: Look) -> None:
+    color, symbol, dash, _ = look
     gap = np.full((1, path.shape[1], 2), np.nan)
     path = path.astype(np.float32)  # more digits than pixels only make a page heavier
     line = np.concatenate([path, gap.astype(np.float32)]).transpose(1, 0, 2).reshape(-1, 2)
@@ -229,7 +221,7 @@ def draw_prototype_drift(info: PrototypeDrift) -> go.Figure:
     )
     apply_layout(figure, title, max(420, 180 + 20 * len(order)), has_panel_titles=True)
     for i, (name, angles) in enumerate(info.angles.items()):
-        _add_drift(figure, escape(name), info.epochs, angles, _LOOKS[i % len(_LOOKS)])
+        _add_drift(figure, escape(name), info.epochs, angles, prototype_look(i))
     rows = list(range(len(order)))
     names = [short_name(info.names[label]) for label in order]
     figure.add_bar(
@@ -249,10 +241,8 @@ def draw_prototype_drift(info: PrototypeDrift) -> go.Figure:
     return figure
 
 
-def _add_drift(
-    figure: go.Figure, label: str, epochs: np.ndarray, angles: np.ndarray, look: tuple[str, str, str]
-) -> None:
-    color, symbol, dash = look
+def _add_drift(figure: go.Figure, label: str, epochs: np.ndarray, angles: np.ndarray, look: Look) -> None:
+    color, symbol, dash, _ = look
     low, median, high = np.quantile(angles, [0.05, 0.5, 0.95], axis=1)
     figure.add_scatter(
         x=epochs,

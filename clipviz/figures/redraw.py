@@ -21,18 +21,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MultipleLocator
 
+from clipviz.figures.style import DASHES, MARKERS
+
 WIDTH = 900
 """Pixels of a plotly figure that does not say how wide it is: the text column of a notebook."""
 
 _DPI = 100
 _POINT = 72 / _DPI  # points in a pixel
-_DASHES: dict[str | None, Any] = {
-    "dot": ":", "dash": "--", "dashdot": "-.", "longdash": (0, (8, 3)), "longdashdot": (0, (8, 3, 2, 3)),
-}  # fmt: skip
-_MARKERS = {
-    "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "x": "X", "star": "*",
-    "hexagon": "h", "cross": "P",
-}  # fmt: skip
 _HATCHES = {"/": "//", "\\": "\\\\", "|": "||", "x": "xx", ".": ".."}
 
 
@@ -263,7 +258,7 @@ class _Redrawing:
             axes = next(a for n, a in self.axes.items() if (shape.xref or "x").split()[0] in n
                         or (shape.yref or "y").split()[0] in n)  # fmt: skip
             look = {"color": color(shape.line.color), "linewidth": (shape.line.width or 2) * _POINT, "zorder": 1.5,
-                    "linestyle": _DASHES.get(shape.line.dash, "-")}  # fmt: skip
+                    "linestyle": DASHES.get(shape.line.dash, "-")}  # fmt: skip
             axes.axvline(shape.x0, **look) if "domain" in (shape.yref or "") else axes.axhline(shape.y0, **look)
 
     def _texts(self) -> None:
@@ -337,7 +332,7 @@ def _line_look(trace: Any) -> dict[str, Any]:
     return {
         "color": color(shade if isinstance(shade, str) else None),
         "linewidth": (trace.line.width or 2) * _POINT,
-        "linestyle": _DASHES.get(trace.line.dash, "-"),
+        "linestyle": DASHES.get(trace.line.dash, "-"),
     }
 
 
@@ -349,7 +344,7 @@ def _marker_look(trace: Any) -> dict[str, Any]:
     is_open = symbol.endswith("-open")
     look = {"facecolors": "none" if is_open else colors, "edgecolors": colors, "linewidths": 1.2}
     size = (marker.size if isinstance(marker.size, int | float) else 6) * _POINT
-    return {"marker": _MARKERS.get(symbol.removesuffix("-open"), "o"), "s": size**2, **look}
+    return {"marker": MARKERS.get(symbol.removesuffix("-open"), "o"), "s": size**2, **look}
 
 
 def _bar_look(trace: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +13,10 @@ from plotly.subplots import make_subplots
 from clipviz.figures.style import (
     BLACK,
     BLUE,
-    GRAY,
-    GREEN,
-    ORANGE,
-    PURPLE,
     VERMILLION,
+    Look,
     apply_layout,
+    decider_look,
     empty_chart,
     epoch_axis,
     escape,
@@ -27,7 +26,6 @@ from clipviz.figures.style import (
 from clipviz.trace import Trace
 
 _STEPS = 50
-_SOURCE_LOOKS = [(ORANGE, "square", "dash"), (BLUE, "diamond", "dot"), (PURPLE, "triangle-up", "longdash")]
 
 
 class SourceDecisions(NamedTuple):
@@ -73,12 +71,13 @@ def source_decisions_info(trace: Trace) -> SourceDecisions:
     if len(sources) < 2 or not len(epochs):
         return SourceDecisions(np.zeros(0, int), sources, {}, {}, {}, {})
     is_right = samples["pseudo_label"] == samples["target"]
-    samples = samples.assign(decider=_decider(samples, sources), is_right=is_right)
+    votes = np.stack([samples[f"{name}_label"] == samples["pseudo_label"] for name in sources], 1)
+    samples = samples.assign(decider=deciders(votes, sources), is_right=is_right)
     known = samples[samples["target"] >= 0]
     shares = samples.groupby("epoch")["decider"].value_counts(normalize=True).unstack(fill_value=0)
     margin = samples.groupby(["epoch", "decider"])["margin"].median().unstack()
     right = known.groupby(["epoch", "decider"])["is_right"].mean().unstack()
-    deciders = [name for name in ("all agree", *sources, "several", "neither") if name in shares]
+    found = [name for name in kinds_of_decision(sources) if name in shares]
     accuracy = {
         name: (known[column] == known["target"]).groupby(known["epoch"]).mean().reindex(epochs).to_numpy(float)
         for name, column in [("pseudo-label", "pseudo_label"), *((name, f"{name}_label") for name in sources)]
@@ -86,26 +85,36 @@ def source_decisions_info(trace: Trace) -> SourceDecisions:
     return SourceDecisions(
         epochs,
         sources,
-        _by_epoch(shares, deciders, epochs),
-        _by_epoch(margin, deciders, epochs),
-        _by_epoch(right, deciders, epochs) if len(known) else {},
+        _by_epoch(shares, found, epochs),
+        _by_epoch(margin, found, epochs),
+        _by_epoch(right, found, epochs) if len(known) else {},
         accuracy if len(known) else {},
     )
 
 
-def _by_epoch(table: pd.DataFrame, deciders: list[str], epochs: np.ndarray) -> dict[str, np.ndarray]:
-    table = table.reindex(index=epochs, columns=deciders)
-    return {name: table[name].to_numpy(dtype=float) for name in deciders}
+def _by_epoch(table: pd.DataFrame, names: list[str], epochs: np.ndarray) -> dict[str, np.ndarray]:
+    table = table.reindex(index=epochs, columns=names)
+    return {name: table[name].to_numpy(dtype=float) for name in names}
 
 
-def _decider(samples: pd.DataFrame, sources: list[str]) -> pd.Series:
-    votes = np.stack([(samples[f"{name}_label"] == samples["pseudo_label"]).to_numpy() for name in sources], 1)
+def kinds_of_decision(sources: Sequence[str]) -> list[str]:
+    """Who may have decided a pseudo-label, in the order in which it is drawn."""
+    return ["all agree", *sources, *["several"] * (len(sources) > 2), "neither"]
+
+
+def decision_name(kind: str, sources: Sequence[str]) -> str:
+    """A kind of decision in words."""
+    return f"only {kind}" if kind in sources else kind
+
+
+def deciders(votes: np.ndarray, sources: Sequence[str]) -> np.ndarray:
+    """The kind of each decision (n,), by which source's own label is the pseudo-label (n, S) bool."""
     n_votes = votes.sum(1)
     winner = np.array(sources, dtype=object)[votes.argmax(1)]
     winner[n_votes > 1] = "several"
     winner[n_votes == len(sources)] = "all agree"
     winner[n_votes == 0] = "neither"
-    return pd.Series(winner, index=samples.index)
+    return winner
 
 
 def draw_source_decisions(info: SourceDecisions) -> go.Figure:
@@ -123,9 +132,9 @@ def draw_source_decisions(info: SourceDecisions) -> go.Figure:
     for name in info.decided:
         _add_decider(figure, info, name)
     for name, values in info.accuracy.items():
-        color, symbol, dash = _look(info.sources.index(name)) if name in info.sources else (BLACK, "circle", "solid")
+        look = decider_look(name, info.sources) if name in info.sources else Look(BLACK, "circle", "solid")
         label = "the pseudo-label" if name == "pseudo-label" else f"{escape(name)} alone"
-        _add_line(figure, label, info.epochs, percent(values), color, symbol, dash, (2, 2))
+        _add_line(figure, label, info.epochs, percent(values), look, (2, 2))
     figure.update_xaxes(**epoch_axis(info.epochs))
     figure.update_yaxes(title_text="% of the images", range=[0, 100], row=1, col=1)
     figure.update_yaxes(title_text="probability", rangemode="tozero", row=1, col=2)
@@ -137,39 +146,22 @@ def draw_source_decisions(info: SourceDecisions) -> go.Figure:
 
 def _add_decider(figure: go.Figure, info: SourceDecisions, name: str) -> None:
     """Its share as stacked bars, and its margin and accuracy as lines of the same colour."""
-    color, symbol, dash, shape = _decider_look(info.sources, name)
-    label = f"only {escape(name)}" if name in info.sources else name
+    look, label = decider_look(name, info.sources), escape(decision_name(name, info.sources))
     figure.add_bar(
         x=info.epochs,
         y=percent(info.decided[name]),
         name=label,
         legendgroup=label,
         width=0.7,
-        marker=pattern(color, shape),
+        marker=pattern(look.color, look.hatch),
         hovertemplate=label + ": %{y:.1f} %<extra></extra>",
         row=1,
         col=1,
     )
-    _add_line(figure, label, info.epochs, info.margin[name], color, symbol, dash, (1, 2), ".2f", in_legend=False)
+    _add_line(figure, label, info.epochs, info.margin[name], look, (1, 2), ".2f", in_legend=False)
     if info.right:
         values = percent(info.right[name])
-        _add_line(figure, label, info.epochs, values, color, symbol, dash, (2, 1), in_legend=False)
-
-
-def _decider_look(sources: list[str], name: str) -> tuple[str, str, str, str]:
-    """Colour, marker, dash and hatching of a decider."""
-    if name in sources:
-        place = sources.index(name)
-        return (*_look(place), "/\\|"[place % 3])
-    return {
-        "all agree": (GRAY, "circle", "solid", ""),
-        "several": (GREEN, "star", "dashdot", "."),
-        "neither": (VERMILLION, "x", "dot", "x"),
-    }[name]
-
-
-def _look(source: int) -> tuple[str, str, str]:
-    return _SOURCE_LOOKS[source % len(_SOURCE_LOOKS)]
+        _add_line(figure, label, info.epochs, values, look, (2, 1), in_legend=False)
 
 
 def _add_line(
@@ -177,9 +169,7 @@ def _add_line(
     name: str,
     x: np.ndarray,
     y: np.ndarray,
-    color: str,
-    symbol: str,
-    dash: str,
+    look: Look,
     place: tuple[int, int],
     digits: str = ".1f",
     in_legend: bool = True,
@@ -191,8 +181,8 @@ def _add_line(
         legendgroup=name,
         showlegend=in_legend,
         mode="lines+markers",
-        line={"color": color, "dash": dash, "width": 2.5},
-        marker={"symbol": symbol, "size": 9},
+        line={"color": look.color, "dash": look.dash, "width": 2.5},
+        marker={"symbol": look.symbol, "size": 9},
         hovertemplate=f"{name}: %{{y:{digits}}}, epoch %{{x}}<extra></extra>",
         row=place[0],
         col=place[1],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -28,6 +28,62 @@ SALIENCY_COLORS, COUNT_COLORS = "magma", "Blues"
 SIMILARITY_COLORS, CHANGE_COLORS = "Cividis", "PuOr"
 #: At most so many names on an axis; more would overlap at 900 pixels.
 MAX_LABELS = 32
+
+
+#: Dashes and markers by plotly's names, which the scripts of the widgets know too, and what matplotlib calls them.
+DASHES: dict[str | None, Any] = {
+    "solid": "-", "dot": ":", "dash": "--", "dashdot": "-.", "longdash": (0, (8, 3)),
+    "longdashdot": (0, (8, 3, 2, 3)), "none": "",
+}  # fmt: skip
+MARKERS = {
+    "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "x": "X", "star": "*",
+    "hexagon": "h", "cross": "P", "": "",
+}  # fmt: skip
+
+
+class Look(NamedTuple):
+    """How a thing looks in every figure and view."""
+
+    color: str
+    symbol: str
+    dash: str
+    hatch: str = ""
+
+
+#: Sources of pseudo-labels, the first to the last; then what else may have decided one.
+_SOURCES = (
+    Look(ORANGE, "square", "dash", "/"), Look(BLUE, "diamond", "dot", "\\"),
+    Look(PURPLE, "triangle-up", "longdash", "|"),
+)  # fmt: skip
+_DECIDERS = {
+    "all agree": Look(GRAY, "circle", "solid"),
+    "several": Look(GREEN, "star", "dashdot", "."),
+    "neither": Look(VERMILLION, "x", "dot", "x"),
+}
+#: Class vectors, one snapshot after another; blue and vermillion are right and wrong images beside them.
+_PROTOTYPES = (
+    Look(ORANGE, "diamond", "solid"), Look(GREEN, "square", "dash"), Look(PURPLE, "triangle-up", "dot"),
+    Look(SKY, "diamond", "dashdot"),
+)  # fmt: skip
+_TERMS = (
+    Look(VERMILLION, "", "dash"), Look(BLUE, "", "dot"), Look(GREEN, "", "dashdot"), Look(ORANGE, "", "longdash"),
+    Look(PURPLE, "", "longdashdot"), Look(SKY, "", "dash"),
+)  # fmt: skip
+
+
+def decider_look(name: str, sources: Sequence[str]) -> Look:
+    """That of a source, or of "all agree", "several", "neither"."""
+    return _SOURCES[list(sources).index(name) % len(_SOURCES)] if name in sources else _DECIDERS[name]
+
+
+def prototype_look(place: int) -> Look:
+    """That of a snapshot's class vectors, by its place among the snapshots."""
+    return _PROTOTYPES[place % len(_PROTOTYPES)]
+
+
+def term_look(place: int) -> Look:
+    """That of a term of the loss; the first one is their sum."""
+    return _TERMS[(place - 1) % len(_TERMS)] if place else Look(BLACK, "", "solid")
 
 
 class MethodStyle(NamedTuple):

@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from clipviz.figures.style import shorten
-
-_DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "none": ""}
-_MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^", "cross": "x", "": ""}
+from clipviz.figures.style import DASHES, MARKERS, shorten
 
 
 @dataclass(frozen=True)
@@ -25,9 +22,9 @@ class Series:
         color: "#rrggbb".
         x: (n,) numbers.
         y: (n,) numbers; None and NaN are gaps.
-        dash: "solid", "dash", "dot", "dashdot", or "none" for markers alone.
-        symbol: "circle", "square", "diamond", "triangle", "cross" or "" for none.
-        hatch: of bars: "", "/", "\\", "x" or ".".
+        dash: of `clipviz.figures.style.DASHES`; "none" for markers alone.
+        symbol: of `MARKERS` there: "circle", "square", "diamond", "triangle-up", "x" or "" for none.
+        hatch: of bars: "", "/", "\\", "|", "x" or ".".
     """
 
     name: str
@@ -128,8 +125,8 @@ class Chart:
     def _draw_lines(self, axes: Axes) -> None:
         for series in self.series:
             y = [math.nan if value is None else value for value in series.y]
-            marker = _MARKERS[series.symbol] or ("o" if len(y) == 1 else "")
-            axes.plot(series.x, y, color=series.color, linestyle=_DASHES[series.dash], marker=marker, markersize=4,
+            marker = MARKERS[series.symbol] or ("o" if len(y) == 1 else "")
+            axes.plot(series.x, y, color=series.color, linestyle=DASHES[series.dash], marker=marker, markersize=4,
                       linewidth=1.6, label=shorten(series.name, 44))  # fmt: skip
 
     def _draw_bars(self, axes: Axes) -> None:

@@ -8,7 +8,7 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from clipviz.figures.style import BLACK, BLUE, ORANGE, VERMILLION, class_name, shorten
+from clipviz.figures.style import BLACK, BLUE, VERMILLION, Look, class_name, decider_look, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album
 from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, draw_thumbnails
@@ -152,11 +152,12 @@ class DKAPlayground(View):
         mixed = self.gamma.value * first + (1 - self.gamma.value) * second
         top = np.argsort(-np.maximum(np.maximum(_softmax(first), _softmax(second)), _softmax(mixed)))[:_TOP]
         x = list(map(float, range(len(top))))
-        looks = [(votes.sources[0], ORANGE, "square", first), (votes.sources[1], BLUE, "diamond", second)]
-        looks.append((f"mixed, gamma {self.gamma.value:.2f}", BLACK, "cross", mixed))
+        looks = [(name, decider_look(name, votes.sources), logits)
+                 for name, logits in zip(votes.sources, (first, second), strict=True)]  # fmt: skip
+        looks.append((f"mixed, gamma {self.gamma.value:.2f}", Look(BLACK, "x", "none"), mixed))
         series = [
-            Series(name, color, x, [float(p) for p in _softmax(logits)[top]], "none", symbol)
-            for name, color, symbol, logits in looks
+            Series(name, look.color, x, [float(p) for p in _softmax(logits)[top]], "none", look.symbol)
+            for name, look, logits in looks
         ]
         ticks = [
             (float(i), ("✓ " if label == votes.target[row] else "") + shorten(class_name(self.names, int(label)), 16))

@@ -11,13 +11,13 @@ import traitlets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipviz.figures.style import shorten
+from clipviz.figures.style import MARKERS, prototype_look, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, draw_thumbnails
 from clipviz.widgets.charts import legend_below
 from clipviz.widgets.explorer import PAGE, draw_row
 from clipviz.widgets.inspector import Inspector
-from clipviz.widgets.scene import IMAGES, LOOKS, MARK_COLORS, RIGHT, UNKNOWN, WRONG, Scene
+from clipviz.widgets.scene import IMAGES, MARK_COLORS, RIGHT, UNKNOWN, WRONG, Scene
 from clipviz.widgets.state import ViewState
 from clipviz.widgets.view import View, source
 
@@ -27,7 +27,6 @@ _MARK_NAMES = {
     RIGHT: "images, right (for measuring only)",
     WRONG: "images, wrong (for measuring only)",
 }
-_SHAPES = {"diamond": "D", "square": "s", "triangle": "^", "circle": "o"}
 
 
 class ScatterCanvas(anywidget.AnyWidget):
@@ -109,7 +108,7 @@ class PrototypeExplorer(View):
 
     def _looks(self) -> list[tuple[str, str, str]]:
         return [
-            (name, MARK_COLORS[UNKNOWN], "circle") if name == IMAGES else (name, *LOOKS[i % len(LOOKS)])
+            (name, MARK_COLORS[UNKNOWN], "circle") if name == IMAGES else (name, *prototype_look(i)[:2])
             for i, name in enumerate(self.scene.groups)
         ]
 
@@ -201,7 +200,7 @@ class PrototypeExplorer(View):
                 continue
             path = scene.places[: at + 1, mine]
             axes.plot(path[..., 0], path[..., 1], color=color, linewidth=0.8, alpha=0.7)
-            look: dict[str, Any] = {"marker": _SHAPES[symbol], "edgecolors": "black", "linewidths": 0.5}
+            look: dict[str, Any] = {"marker": MARKERS[symbol], "edgecolors": "black", "linewidths": 0.5}
             axes.scatter(
                 places[mine, 0], places[mine, 1], s=max(12, 52 - 26 * i), c=color, label=shorten(name, 40), **look
             )

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipviz.figures.prototypes import finite_snapshots, prototype_plane
-from clipviz.figures.style import BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, VERMILLION, class_name
+from clipviz.figures.style import BLUE, GRAY, VERMILLION, class_name
 from clipviz.trace import Trace
 
-#: Color and marker of each group of class vectors; images are gray, blue where right, vermillion where wrong.
-LOOKS = [(ORANGE, "diamond"), (GREEN, "square"), (PURPLE, "triangle"), (SKY, "diamond")]
 UNKNOWN, RIGHT, WRONG = 0, 1, 2
 MARK_COLORS = {UNKNOWN: GRAY, RIGHT: BLUE, WRONG: VERMILLION}
 IMAGES = "images"

@@ -11,25 +11,15 @@ import numpy as np
 
 from clipviz import figures
 from clipviz.events import EpochFinished, Event, RunFinished, RunStarted, StepFinished
-from clipviz.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    epoch_name,
-)
+from clipviz.figures.sources import deciders, decision_name, kinds_of_decision
+from clipviz.figures.style import BLACK, BLUE, VERMILLION, decider_look, epoch_name, prototype_look, term_look
 from clipviz.trace import Trace
 from clipviz.widgets.charts import Chart, Series
 
 MEASURING = "(for measuring only)"
 _MOST_POINTS = 300
 _MOST_PATHS = 60
-_LOSS_LOOKS = [(VERMILLION, "dash"), (BLUE, "dot"), (GREEN, "dashdot"), (ORANGE, "dash"), (PURPLE, "dot")]
 _PLACES = {RunStarted: "started", StepFinished: "last_step", EpochFinished: "last_epoch", RunFinished: "finished"}
-_SOURCE_LOOKS = [(ORANGE, "/"), (BLUE, "\\"), (PURPLE, "x")]
 
 
 class Watch:
@@ -154,13 +144,8 @@ class Watch:
         pseudo = self.last_step.pseudo
         labels = array(pseudo.labels)
         votes = np.stack([array(logits).argmax(-1) == labels for logits in pseudo.sources.values()], 1)
-        n = votes.sum(1)
-        shares = {"all agree": float((n == votes.shape[1]).mean())}
-        for i, name in enumerate(self.sources):
-            shares[name] = float(((n == 1) & votes[:, i]).mean())
-        if votes.shape[1] > 2:
-            shares["several"] = float(((n > 1) & (n < votes.shape[1])).mean())
-        return {**shares, "neither": float((n == 0).mean())}
+        decided = deciders(votes, self.sources)
+        return {kind: float((decided == kind).mean()) for kind in kinds_of_decision(self.sources)}
 
     # ------------------------------------------------------------------------------------------- charts
 
@@ -190,8 +175,8 @@ class Watch:
             steps, values = exact.get(name, ((), ()))
             x = [*map(float, steps), *(float(step) for step, _ in sampled)]
             y = [*map(float, values), *(terms[name] for _, terms in sampled)]
-            color, dash = (BLACK, "solid") if name == "loss" else _LOSS_LOOKS[(i - 1) % len(_LOSS_LOOKS)]
-            series.append(Series("loss = their sum" if name == "loss" else name, color, x, y, dash))
+            look = term_look(i)
+            series.append(Series("loss = their sum" if name == "loss" else name, look.color, x, y, look.dash))
         return Chart("Losses", "step", "loss", series, empty="The first step will show here.")
 
     def decisions(self) -> Chart:
@@ -201,15 +186,13 @@ class Watch:
         kinds = list(now or info.decided) if self.sources or len(info.sources) > 1 else []
         epochs = [int(epoch) for epoch in info.epochs]
         place = epochs[-1] + 1 if epochs else 0
-        looks = {"all agree": ("#BBBBBB", ""), "several": (GREEN, "."), "neither": (VERMILLION, "x")}
-        looks |= {name: _SOURCE_LOOKS[i % 3] for i, name in enumerate(self.sources or info.sources)}
+        sources = self.sources or info.sources
         series = []
         for kind in kinds:
             shares = info.decided.get(kind, np.zeros(len(info.epochs)))
             y = [100 * float(share) for share in shares] + ([100 * now[kind]] if now else [])
-            color, hatch = looks.get(kind, (SKY, ""))
-            name = decision_name(kind, self.sources or info.sources)
-            series.append(Series(name, color, [*epochs, place] if now else epochs, y, hatch=hatch))
+            look, name = decider_look(kind, sources), decision_name(kind, sources)
+            series.append(Series(name, look.color, [*epochs, place] if now else epochs, y, hatch=look.hatch))
         ticks = [(epoch, str(epoch)) for epoch in epochs] + ([(place, "batch")] if now else [])
         return Chart(
             "Which source decides", "epoch", "% of the images", series, "bars", (0, 100), ticks,
@@ -245,23 +228,18 @@ def path_chart(trace: Trace) -> Chart:
     info = figures.prototype_paths_info(trace)
     series, n_left_out = [], 0
     for i, (name, path) in enumerate(info.paths.items()):
-        color, symbol = [(VERMILLION, "circle"), (BLUE, "diamond"), (GREEN, "square")][i % 3]
+        color, symbol, dash, _ = prototype_look(i)
         order = np.argsort(-np.linalg.norm(path[-1] - path[0], axis=-1), kind="stable")
         n_left_out = max(n_left_out, len(order) - _MOST_PATHS)
         path = path[:, order[:_MOST_PATHS]]
         if len(path) > 1 and not np.array_equal(path[0], path[-1]):
             x = [float(v) for column in path[:, :, 0].T for v in (*column, column[-1])]
             y = [v for column in path[:, :, 1].T for v in (*map(float, column), None)]
-            series.append(Series(f"{name}: path", color, x, y))
+            series.append(Series(f"{name}: path", color, x, y, dash))
         ends = path[-1]
         series.append(Series(f"{name}: now", color, ends[:, 0].tolist(), ends[:, 1].tolist(), "none", symbol))
     title = "Paths of the class vectors" + (f" ({_MOST_PATHS} that moved most)" if n_left_out > 0 else "")
     return Chart(title, "first direction", "second direction", series, empty="This method has no class vectors.")
-
-
-def decision_name(kind: str, sources: list[str]) -> str:
-    """A kind of decision in words."""
-    return f"only {kind}" if kind in sources else kind
 
 
 def clock_time(seconds: float) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from synthetic import synthetic_trace
 
+from clipviz.figures import style
 from clipviz.recorder import Recorder
 from clipviz.widgets import DKAPlayground, LiveMonitor, PrototypeExplorer, ViewState
+from clipviz.widgets.view import source
 
 
 @pytest.fixture
@@ -41,3 +44,19 @@ def test_legends_stand_under_their_axes_and_cover_nothing(figures):
                 written.append(box)
         for one, other in combinations([box for box in written if box.width > 1], 2):
             assert not (one.x0 < other.x1 and other.x0 < one.x1 and one.y0 < other.y1 and other.y0 < one.y1), name
+
+
+def test_the_scripts_know_the_looks_of_the_figures():
+    """One table for plotly, matplotlib and our own charts: a class vector is no diamond here and a circle there."""
+    script = source("common.js", "scatter.js")
+    deciders = [style.decider_look(name, "abc") for name in ("a", "b", "c", "all agree", "several", "neither")]
+    prototypes, terms = [style.prototype_look(i) for i in range(9)], [style.term_look(i) for i in range(9)]
+    dashes, hatches = re.search("DASHES = {(.*?)};", script)[1], re.search("lines = {(.*?)}", script)[1]
+    for look in [*deciders, *prototypes, *terms]:
+        assert look.dash in style.DASHES
+        assert look.symbol in style.MARKERS
+        assert f"{look.dash}:" in dashes
+        assert not look.hatch or re.search(re.escape(look.hatch) + '"?: "M', hatches)
+    for look in prototypes:
+        assert re.search(rf'"?{look.symbol}"?: `|"{look.symbol}"', script)
+        assert look.color not in (style.RIGHT, style.WRONG), "right and wrong images lie beside them"

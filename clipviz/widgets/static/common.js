@@ -134,7 +134,7 @@ function drawContour(data, values, size) {
 
 // ------------------------------------------------------------------------------------------------ charts
 
-const DASHES = { solid: "", dash: "6 3", dot: "2 3", dashdot: "7 3 2 3" };
+const DASHES = { solid: "", dash: "6 3", dot: "2 3", dashdot: "7 3 2 3", longdash: "9 4", longdashdot: "9 4 2 4" };
 
 function marker(symbol, x, y, color) {
   color = paint(color);
@@ -143,10 +143,10 @@ function marker(symbol, x, y, color) {
   if (symbol === "circle") return makeSvg("circle", { cx: x, cy: y, r, fill: color });
   const shapes = {
     diamond: `M${x},${y - 4.4}L${x + 4.4},${y}L${x},${y + 4.4}L${x - 4.4},${y}Z`,
-    triangle: `M${x},${y - 4}L${x + 4},${y + 3.4}L${x - 4},${y + 3.4}Z`,
-    cross: `M${x - r},${y - r}L${x + r},${y + r}M${x - r},${y + r}L${x + r},${y - r}`,
+    "triangle-up": `M${x},${y - 4}L${x + 4},${y + 3.4}L${x - 4},${y + 3.4}Z`,
+    x: `M${x - r},${y - r}L${x + r},${y + r}M${x - r},${y + r}L${x + r},${y - r}`,
   };
-  const isLine = symbol === "cross";
+  const isLine = symbol === "x";
   return makeSvg("path", { d: shapes[symbol] || "", fill: isLine ? "none" : color, stroke: isLine ? color : "none" });
 }
 
@@ -166,7 +166,7 @@ let patterns = 0;
 function hatching(root, color, hatch) {
   if (!hatch) return paint(color);
   const id = `clipviz-hatch-${patterns++}`;
-  const lines = { "/": "M0,6L6,0", "\\": "M0,0L6,6", x: "M0,0L6,6M0,6L6,0", ".": "M3,2L3,4" }[hatch];
+  const lines = { "/": "M0,6L6,0", "\\": "M0,0L6,6", "|": "M3,0L3,6", x: "M0,0L6,6M0,6L6,0", ".": "M3,2L3,4" }[hatch];
   root.append(
     makeSvg(
       "pattern",

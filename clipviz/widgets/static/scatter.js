@@ -51,7 +51,7 @@ function render({ model, el }) {
     context.beginPath();
     if (symbol === "square") context.rect(x - r, y - r, 2 * r, 2 * r);
     else if (symbol === "diamond") polygon([[x, y - 1.4 * r], [x + 1.4 * r, y], [x, y + 1.4 * r], [x - 1.4 * r, y]]);
-    else if (symbol === "triangle") polygon([[x, y - 1.3 * r], [x + 1.3 * r, y + r], [x - 1.3 * r, y + r]]);
+    else if (symbol === "triangle-up") polygon([[x, y - 1.3 * r], [x + 1.3 * r, y + r], [x - 1.3 * r, y + r]]);
     else context.arc(x, y, r, 0, 7);
   };
   const polygon = (points) => {
