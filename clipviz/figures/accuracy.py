@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from clipviz.figures.labels import trace_labels
+from clipviz.figures.moments import Moments, draw_epochs, marks
 from clipviz.figures.style import (
     BLUE,
     GRAY,
@@ -19,7 +20,6 @@ from clipviz.figures.style import (
     apply_layout,
     class_name,
     empty_chart,
-    epoch_axis,
     escape,
     is_trained,
     percent,
@@ -42,14 +42,21 @@ class AccuracySeries(NamedTuple):
 
 
 class AccuracyOverEpochs(NamedTuple):
-    """One series per trace."""
+    """One series per trace; `moments` are those of all."""
 
     series: list[AccuracySeries]
+    moments: Moments = Moments()
 
 
 def accuracy_over_epochs_info(traces: Trace | Sequence[Trace]) -> AccuracyOverEpochs:
     """Test accuracy and pseudo-label accuracy by epoch for each trace, or for the only one."""
     traces = [traces] if isinstance(traces, Trace) else traces
+    styles = trace_styles(traces)
+    changed = [
+        mark._replace(text=f"{style.name}: {mark.text}" if len(traces) > 1 else mark.text)
+        for style, trace in zip(styles, traces, strict=True)
+        for mark in marks(trace)
+    ]
     return AccuracyOverEpochs(
         [
             AccuracySeries(
@@ -59,8 +66,9 @@ def accuracy_over_epochs_info(traces: Trace | Sequence[Trace]) -> AccuracyOverEp
                 _pair(trace.metric("accuracy")),
                 _pair(trace.metric("pseudo_label_accuracy")),
             )
-            for label, style, trace in zip(trace_labels(traces), trace_styles(traces), traces, strict=True)
-        ]
+            for label, style, trace in zip(trace_labels(traces), styles, traces, strict=True)
+        ],
+        Moments(marks=changed),
     )
 
 
@@ -82,7 +90,7 @@ def draw_accuracy_over_epochs(info: AccuracyOverEpochs) -> go.Figure:
     epochs = sorted({int(epoch) for pair in pairs for epoch in pair[0]})
     for series in info.series:
         _add_series(figure, series, epochs)
-    figure.update_xaxes(**epoch_axis(epochs))
+    draw_epochs(figure, epochs, info.moments, [(1, 1), (1, 2)])
     figure.update_yaxes(title_text="accuracy (%)", col=1)
     return figure
 

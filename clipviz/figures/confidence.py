@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from clipviz.figures.moments import Moments, draw_epochs, moments, when
 from clipviz.figures.style import (
     BLACK,
     GRAY,
@@ -18,7 +19,6 @@ from clipviz.figures.style import (
     WRONG,
     apply_layout,
     empty_chart,
-    epoch_axis,
     percent,
 )
 from clipviz.trace import Trace
@@ -39,6 +39,7 @@ class ConfidenceEvolution(NamedTuple):
     right: np.ndarray | None
     wrong: np.ndarray | None
     accuracy: np.ndarray | None
+    moments: Moments = Moments()
 
 
 def confidence_evolution_info(trace: Trace) -> ConfidenceEvolution:
@@ -53,6 +54,7 @@ def confidence_evolution_info(trace: Trace) -> ConfidenceEvolution:
         quantiles_by_epoch(known[is_right], epochs) if len(known) else None,
         quantiles_by_epoch(known[~is_right], epochs) if len(known) else None,
         is_right.groupby(known["epoch"]).mean().reindex(epochs).to_numpy(dtype=float) if len(known) else None,
+        moments(trace),
     )
 
 
@@ -96,7 +98,7 @@ def draw_confidence_evolution(info: ConfidenceEvolution) -> go.Figure:
             row=1,
             col=1,
         )
-    figure.update_xaxes(**epoch_axis(info.epochs))
+    draw_epochs(figure, info.epochs, info.moments, [(1, 1 + i) for i in range(len(panels))])
     figure.update_yaxes(range=[0, 1.02])
     figure.update_yaxes(title_text="confidence, accuracy" if info.accuracy is not None else "confidence", col=1)
     return figure
@@ -171,6 +173,7 @@ class Reliability(NamedTuple):
     ece: float
     epochs: np.ndarray
     ece_by_epoch: np.ndarray
+    moments: Moments = Moments()
 
 
 def reliability_info(trace: Trace, epoch: int | None = None, n_bins: int = 10) -> Reliability:
@@ -195,6 +198,7 @@ def reliability_info(trace: Trace, epoch: int | None = None, n_bins: int = 10) -
         ece,
         epochs,
         np.array([bins[int(e)][3] for e in epochs]),
+        moments(trace),
     )
 
 
@@ -222,7 +226,10 @@ def draw_reliability(info: Reliability) -> go.Figure:
         cols=2,
         column_widths=[0.6, 0.4],
         horizontal_spacing=0.12,
-        subplot_titles=(f"epoch {info.epoch}: ECE {100 * info.ece:.1f} %", "ECE over epochs"),
+        subplot_titles=(
+            f"{when(info.epoch, info.moments.part)}: ECE {100 * info.ece:.1f} %",
+            "ECE over epochs",
+        ),
     )
     apply_layout(figure, title, 440, has_panel_titles=True)
     centers = (info.edges[:-1] + info.edges[1:]) / 2
@@ -275,7 +282,7 @@ def _add_ece(figure: go.Figure, info: Reliability) -> None:
         row=1,
         col=2,
     )
-    figure.update_xaxes(**epoch_axis(info.epochs), row=1, col=2)
+    draw_epochs(figure, info.epochs, info.moments, [(1, 2)])
     figure.update_yaxes(title_text="expected calibration error (%)", rangemode="tozero", row=1, col=2)
 
 

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from clipviz.figures.confidence import add_bands, quantiles_by_epoch
-from clipviz.figures.style import BLACK, BLUE, GRAY, ORANGE, apply_layout, empty_chart, epoch_axis, percent
+from clipviz.figures.moments import Moments, draw_epochs, moments
+from clipviz.figures.style import BLACK, BLUE, GRAY, ORANGE, apply_layout, empty_chart, percent
 from clipviz.trace import Trace
 
 _BINS = 30
@@ -34,6 +35,7 @@ class CropWeights(NamedTuple):
     largest_first: np.ndarray
     largest_last: np.ndarray
     n_crops: int | None
+    moments: Moments = Moments()
 
 
 def crop_weights_info(trace: Trace) -> CropWeights:
@@ -56,6 +58,7 @@ def crop_weights_info(trace: Trace) -> CropWeights:
         first / first.sum(),
         last / last.sum(),
         n_crops,
+        moments(trace),
     )
 
 
@@ -82,7 +85,7 @@ def draw_crop_weights(info: CropWeights) -> go.Figure:
         )
     if info.n_crops:
         _mark_equal_weights(figure, info.n_crops)
-    figure.update_xaxes(**epoch_axis(info.epochs), row=1, col=1)
+    draw_epochs(figure, info.epochs, info.moments, [(1, 1)])
     figure.update_yaxes(title_text="crops", row=1, col=1)
     figure.update_xaxes(title_text="largest crop weight", row=1, col=2)
     figure.update_yaxes(title_text="% of the images", rangemode="tozero", row=1, col=2)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from clipviz.figures.moments import WHOLE, Moments, Part, add_marks, moments, part_of_epoch
 from clipviz.figures.style import (
     BLUE,
     ORANGE,
@@ -36,6 +37,7 @@ class LabelFlips(NamedTuple):
 
     steps: list[tuple[int, int]]
     shares: dict[str, np.ndarray]
+    moments: Moments = Moments()
 
 
 _FLIP_STYLES = {
@@ -55,7 +57,9 @@ def label_flips_info(trace: Trace, epoch_from: int | None = None, epoch_to: int 
     steps = list(pairwise(int(epoch) for epoch in labels.columns))
     kinds = [_flip_shares(labels[start], labels[end], target) for start, end in steps]
     names = [name for name in _FLIP_STYLES if any(name in kind for kind in kinds)]
-    return LabelFlips(steps, {name: np.array([kind.get(name, 0.0) for kind in kinds]) for name in names})
+    return LabelFlips(
+        steps, {name: np.array([kind.get(name, 0.0) for kind in kinds]) for name in names}, moments(trace)
+    )
 
 
 def _labels_by_epoch(trace: Trace, first: int | None, last: int | None) -> tuple[pd.DataFrame, pd.Series]:
@@ -105,10 +109,17 @@ def draw_label_flips(info: LabelFlips) -> go.Figure:
             hovertemplate=name + ": %{y:.1f} %<extra></extra>",
         )
     ticks = list(range(0, len(info.steps), max(1, -(-len(info.steps) // 10))))
-    text = [f"{info.steps[tick][0]} → {info.steps[tick][1]}" for tick in ticks]
+    part = info.moments.part
+    text = [
+        f"{start} → {end}{part.said(end, '<br>').replace(' im', '<br>im')}"
+        for start, end in (info.steps[tick] for tick in ticks)
+    ]
     bounds = [-0.6, max(len(info.steps) - 0.4, 2)]
     figure.update_xaxes(title_text="from epoch → to epoch", tickvals=ticks, ticktext=text, range=bounds)
     figure.update_yaxes(title_text="% of the images", range=[0, 100])
+    add_marks(
+        figure, [(mark.epoch - info.steps[0][0] - 0.5, mark.text) for mark in info.moments.marks], len(info.steps)
+    )
     return figure
 
 
@@ -136,6 +147,7 @@ class LabelFlow(NamedTuple):
     flows: list[Flow]
     n_moved: int
     n_images: int
+    part: Part = WHOLE
 
 
 def label_flow_info(
@@ -155,7 +167,8 @@ def label_flow_info(
         Flow(class_name(names, old), class_name(names, new), outcome, n)
         for old, new, outcome, n in zip(*columns, strict=True)
     ]
-    return LabelFlow((int(labels.columns[0]), int(labels.columns[-1])), flows, len(moved), len(both))
+    epochs = int(labels.columns[0]), int(labels.columns[-1])
+    return LabelFlow(epochs, flows, len(moved), len(both), part_of_epoch(trace))
 
 
 def _outcomes(moved: pd.DataFrame) -> np.ndarray:
@@ -171,7 +184,8 @@ def draw_label_flow(info: LabelFlow) -> go.Figure:
         return empty_chart("Label flow: which classes traded labels", why)
     start, end = info.epochs
     shown = sum(flow.n for flow in info.flows)
-    title = f"Label flow, epoch {start} → {end}: {info.n_moved} of {info.n_images} labels moved"
+    done = info.part.said(end, ", ")
+    title = f"Label flow, epoch {start} → {end}{done}: {info.n_moved} of {info.n_images} labels moved"
     title += "" if shown == info.n_moved else f"; drawn are the {shown} in the largest flows"
     left = list(dict.fromkeys(flow.start for flow in info.flows))
     # On the right in the order of where their labels come from, so that few bands cross.

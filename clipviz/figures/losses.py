@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
+from clipviz.figures.moments import Moments, add_marks, moments
 from clipviz.figures.style import apply_layout, empty_chart, escape, term_look
 from clipviz.trace import Trace
 
@@ -19,6 +20,7 @@ class LossTerms(NamedTuple):
 
     terms: dict[str, tuple[np.ndarray, np.ndarray]]
     epoch_starts: np.ndarray
+    moments: Moments = Moments()
 
 
 def loss_terms_info(trace: Trace) -> LossTerms:
@@ -30,7 +32,7 @@ def loss_terms_info(trace: Trace) -> LossTerms:
         rows = steps[steps["term"] == name].sort_values("step")
         terms[str(name)] = _averaged(rows["step"].to_numpy(float), rows["value"].to_numpy(float))
     starts = steps.groupby("epoch")["step"].min().to_numpy(int)
-    return LossTerms(terms, starts)
+    return LossTerms(terms, starts, moments(trace))
 
 
 def _averaged(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +62,10 @@ def draw_loss_terms(info: LossTerms) -> go.Figure:
     if len(info.epoch_starts) <= 60:
         for start in info.epoch_starts[1:]:
             figure.add_vline(x=int(start), line={"color": "#cfcfcf", "width": 1}, layer="below")
-    figure.update_xaxes(title_text="step (vertical lines: a new epoch)", showgrid=False)
+    add_marks(
+        figure, [(mark.step, mark.text) for mark in info.moments.marks], float(next(iter(info.terms.values()))[0][-1])
+    )
+    figure.update_xaxes(title_text="step (faint vertical lines: a new epoch)", showgrid=False)
     figure.update_yaxes(title_text="loss")
     return figure
 

@@ -8,13 +8,13 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from clipviz.figures.moments import Moments, draw_epochs, moments
 from clipviz.figures.style import (
     GRAY,
     Look,
     apply_layout,
     class_name,
     empty_chart,
-    epoch_axis,
     escape,
     prototype_look,
     short_name,
@@ -181,6 +181,7 @@ class PrototypeDrift(NamedTuple):
     names: list[str]
     epochs: np.ndarray
     angles: dict[str, np.ndarray]
+    moments: Moments = Moments()
 
 
 def prototype_drift_info(trace: Trace) -> PrototypeDrift:
@@ -191,7 +192,7 @@ def prototype_drift_info(trace: Trace) -> PrototypeDrift:
     angles = {name: _angles(array) for name, array in snapshots.items()}
     n_epochs, n_classes = next(iter(angles.values())).shape
     names = [class_name(trace.class_names, i) for i in range(n_classes)]
-    return PrototypeDrift(names, np.arange(n_epochs) - 1, angles)
+    return PrototypeDrift(names, np.arange(n_epochs) - 1, angles, moments(trace))
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -234,7 +235,7 @@ def draw_prototype_drift(info: PrototypeDrift) -> go.Figure:
         col=2,
         hovertemplate="%{x:.1f} degrees<extra></extra>",
     )
-    figure.update_xaxes(**epoch_axis(info.epochs), row=1, col=1)
+    draw_epochs(figure, info.epochs, info.moments, [(1, 1)])
     figure.update_yaxes(title_text="angle (degrees)", rangemode="tozero", row=1, col=1)
     figure.update_xaxes(title_text="angle (degrees)", rangemode="tozero", row=1, col=2)
     figure.update_yaxes(tickvals=rows, ticktext=names, autorange="reversed", row=1, col=2)

@@ -14,7 +14,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from clipviz.figures.style import SALIENCY_COLORS, bare, class_name, empty_picture, epoch_name, shorten
+from clipviz.figures.moments import epoch_name, part_of_epoch
+from clipviz.figures.style import SALIENCY_COLORS, bare, class_name, empty_picture, shorten
 from clipviz.trace import Trace
 
 KIND_NAMES = {
@@ -89,6 +90,8 @@ def _columns(trace: Trace, kind: str, epochs: Sequence[str | int], n_images: int
         place = {"before": 0, "after": len(maps) - 1}.get(str(epoch))
         place = int(epoch) + 1 if place is None else place
         when = str(epoch) if epoch in ("before", "after") else f"epoch {epoch_name(place - 1)}"
+        if epoch == "after" and part_of_epoch(trace).epoch >= 0:  # the run went on from here, and was stopped
+            when = f"after epoch {place - 1}" if place else "before"
         if 0 <= place < len(maps):
             chosen.setdefault(place, when)
     return [

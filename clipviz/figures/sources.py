@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from clipviz.figures.moments import Moments, draw_epochs, moments, when
 from clipviz.figures.style import (
     BLACK,
     BLUE,
@@ -18,7 +19,6 @@ from clipviz.figures.style import (
     apply_layout,
     decider_look,
     empty_chart,
-    epoch_axis,
     escape,
     pattern,
     percent,
@@ -49,6 +49,7 @@ class SourceDecisions(NamedTuple):
     margin: dict[str, np.ndarray]
     right: dict[str, np.ndarray]
     accuracy: dict[str, np.ndarray]
+    moments: Moments = Moments()
 
 
 def source_names(trace: Trace) -> list[str]:
@@ -89,6 +90,7 @@ def source_decisions_info(trace: Trace) -> SourceDecisions:
         _by_epoch(margin, found, epochs),
         _by_epoch(right, found, epochs) if len(known) else {},
         accuracy if len(known) else {},
+        moments(trace),
     )
 
 
@@ -135,7 +137,7 @@ def draw_source_decisions(info: SourceDecisions) -> go.Figure:
         look = decider_look(name, info.sources) if name in info.sources else Look(BLACK, "circle", "solid")
         label = "the pseudo-label" if name == "pseudo-label" else f"{escape(name)} alone"
         _add_line(figure, label, info.epochs, percent(values), look, (2, 2))
-    figure.update_xaxes(**epoch_axis(info.epochs))
+    draw_epochs(figure, info.epochs, info.moments, [(1 + i // 2, 1 + i % 2) for i in range(len(titles))])
     figure.update_yaxes(title_text="% of the images", range=[0, 100], row=1, col=1)
     figure.update_yaxes(title_text="probability", rangemode="tozero", row=1, col=2)
     if info.accuracy:
@@ -208,6 +210,7 @@ class GammaWhatIf(NamedTuple):
     changed: np.ndarray
     reference: float
     is_own: bool
+    moments: Moments = Moments()
 
 
 def final_constant(trace: Trace, name: str) -> float | None:
@@ -240,7 +243,7 @@ def gamma_what_if_info(trace: Trace) -> GammaWhatIf:
     known = target >= 0
     accuracy = (labels[:, known] == target[known]).mean(1) if known.any() else None
     changed = (labels != at_reference).mean(1)
-    return GammaWhatIf((stored[0], stored[1]), gamma, accuracy, changed, reference, is_own)
+    return GammaWhatIf((stored[0], stored[1]), gamma, accuracy, changed, reference, is_own, moments(trace))
 
 
 def _mixed_labels(first: np.ndarray, second: np.ndarray, gamma: float) -> np.ndarray:
@@ -253,6 +256,8 @@ def draw_gamma_what_if(info: GammaWhatIf) -> go.Figure:
     if info.sources is None:
         why = "The what-if needs the stored logits of exactly two sources."
         return empty_chart(title, why, "gamma", "%")
+    part = info.moments.part
+    title += f" ({when(part.epoch, part)})" if part.epoch >= 0 else ""
     figure = go.Figure()
     apply_layout(figure, title, 420)
     if info.accuracy is not None:

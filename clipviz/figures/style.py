@@ -8,7 +8,7 @@ goes through `escape` or `short_name` first.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,25 +155,6 @@ def short_name(text: object, width: int = 26) -> str:
 def class_name(names: Sequence[str], label: int) -> str:
     """Name of class `label`, or its number when the trace names no such class."""
     return names[label] if 0 <= label < len(names) else f"class {label}"
-
-
-def epoch_name(epoch: int) -> str:
-    """Axis label of an epoch: -1 is before training."""
-    return "before" if epoch < 0 else str(epoch)
-
-
-def epoch_axis(epochs: Iterable[int]) -> dict:
-    """X axis with whole epochs only, thinned, -1 written as "before"."""
-    ordered = sorted({int(epoch) for epoch in epochs})
-    ticks = ordered[:: max(1, -(-len(ordered) // 10))]
-    pad = 0.5 if len(ordered) > 1 else 1.0
-    axis: dict = {
-        "title_text": "epoch",
-        "tickangle": 0,
-        "tickvals": ticks,
-        "ticktext": [epoch_name(epoch) for epoch in ticks],
-    }
-    return {**axis, "range": [ordered[0] - pad, ordered[-1] + pad]} if ordered else axis
 
 
 def thinned(names: Sequence[str], limit: int = MAX_LABELS, width: int = 26) -> dict:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clipviz.figures.moments import epoch_name
 from clipviz.figures.saliency import show_image, show_parts, show_saliency
 from clipviz.figures.style import (
     BLUE,
@@ -18,7 +19,6 @@ from clipviz.figures.style import (
     VERMILLION,
     bare,
     empty_picture,
-    epoch_name,
     shorten,
 )
 from clipviz.figures.why import MAX_STRIP, METHOD, WhyWrong, why_wrong_info

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from clipviz import figures
+from clipviz.figures.moments import part_of_epoch, when
 from clipviz.report.page import Column, Html, chart, element, paragraphs, picture, table
 from clipviz.report.summary import (
     Summary,
@@ -21,6 +22,7 @@ from clipviz.report.views import VIEWS
 from clipviz.trace import Trace
 
 _MAX_SKIPPED = 100
+_UNFINISHED = {"stopped": "was stopped", "failed": "failed", "running": "had not ended, and stood"}
 _FACTS = ("model", "pretrained", "seed", "epochs", "status", "device")
 
 
@@ -47,6 +49,19 @@ def introduction(traces: Sequence[Trace], summary: Summary) -> Iterator[Html]:
             "not what it would do for these images. Try a model that was trained on photographs."
         )
     yield from _warn_of_chance(traces, summary)
+    for label, trace in zip(figures.trace_labels(traces), traces, strict=True):
+        if word := _UNFINISHED.get(str(trace.meta.get("status"))):
+            yield _note(f"{label} {word} {_ended(trace)}.")
+
+
+def _ended(trace: Trace) -> str:
+    """Where a run ended that did not come to its end, and what was measured last."""
+    part, epochs = part_of_epoch(trace), trace.metric("accuracy").dropna().index
+    last = trace.final_epoch
+    place = f"in {when(part.epoch, part)}" if part.epoch >= 0 else when(last) if last < 0 else f"after {when(last)}"
+    measured = max(epochs, default=-1)
+    moment = when(measured) if measured < 0 else f"after {when(measured)}"
+    return f"{place}: its accuracy is that {moment}" if len(epochs) else place
 
 
 def _warn_of_chance(traces: Sequence[Trace], summary: Summary) -> Iterator[Html]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from clipviz.figures.moments import part_of_epoch
 from clipviz.figures.sources import source_names
 from clipviz.figures.style import class_name, shorten
 from clipviz.trace import Trace
@@ -43,6 +44,8 @@ class Album:
         self._probe = self._places("probe", self._probe_split())
         self._gallery = self._places("gallery", "eval")
         self._frames: dict[int, pd.DataFrame] = {}
+        self._measured = [int(epoch) for epoch in trace.predictions["epoch"].unique()]
+        self.last, self.part = trace.final_epoch, part_of_epoch(trace)  # of large tables, so once
 
     def _probe_split(self) -> str:
         """Where the probe images come from, told by their targets; "probe" if that cannot be told."""
@@ -95,18 +98,25 @@ class Album:
     def stored_map(self, image: str, kind: str, epoch: int) -> np.ndarray | None:
         """(h, w) raw values at an epoch (gallery images: at the end); None if the trace does not hold them."""
         probe, gallery = self.trace.arrays.get(f"probe/{kind}"), self.trace.arrays.get(f"gallery/{kind}")
-        if probe is not None and image in self._probe:
-            return probe[min(max(epoch + 1, 0), len(probe) - 1), self._probe[image]]
-        if gallery is not None and image in self._gallery and epoch >= self.trace.final_epoch:
+        if probe is not None and image in self._probe and 0 <= epoch + 1 < len(probe):
+            return probe[epoch + 1, self._probe[image]]
+        if gallery is not None and image in self._gallery and epoch >= self.last:
             return gallery[self._gallery[image]]
         return None
 
     # ------------------------------------------------------------------------------------------- verdicts
 
+    def epoch(self, epoch: int) -> int:
+        """The epoch of this run that a view at `epoch` shows: its last one where another run went on for longer."""
+        return min(epoch, self.last)
+
+    def measured(self, epoch: int) -> int:
+        """The last epoch up to this one with predictions: not after every one, and not after a part of one."""
+        return max((known for known in self._measured if known <= epoch), default=-1)
+
     def frame(self, epoch: int) -> pd.DataFrame:
         """Predictions of the last measurement up to `epoch`, by image: prediction, confidence, target, before."""
-        table = self.trace.predictions
-        measured = table["epoch"][table["epoch"] <= epoch].max() if len(table) else -1
+        table, measured = self.trace.predictions, self.measured(epoch)
         if measured not in self._frames:
             now = table[table["epoch"] == measured].drop_duplicates("index").set_index("index")
             first = table[table["epoch"] == table["epoch"].min()].drop_duplicates("index").set_index("index")
@@ -123,10 +133,11 @@ class Album:
         if split == "eval":
             frame, column = self.frame(epoch), "prediction"
         else:
-            rows = self.trace.samples[self.trace.samples["epoch"] == max(0, epoch)]
+            rows = self.trace.samples[self.trace.samples["epoch"] == self.epoch(epoch)]
             frame, column = rows[rows["index"] == int(index)].set_index("index"), "pseudo_label"
         if int(index) not in frame.index:
-            return Verdict(-1, None, -1)
+            targets = self.trace.samples.loc[self.trace.samples["index"] == int(index), "target"]
+            return Verdict(-1, None, int(targets.iloc[0]) if split == "train" and len(targets) else -1)
         row = frame.loc[int(index)].to_dict()
         return Verdict(int(row[column]), float(row["confidence"]), int(row["target"]))
 
@@ -187,8 +198,8 @@ class Album:
         return [image for image in (f"eval/{index}" for index in rows.index) if self.has(image)]
 
     def _disagreeing(self, epoch: int) -> list[str]:
-        rows = self.trace.samples[self.trace.samples["epoch"] == max(0, epoch)]
-        labels = np.stack([rows[f"{name}_label"].to_numpy() for name in source_names(self.trace)], 1)
+        rows = self.trace.samples[self.trace.samples["epoch"] == self.epoch(epoch)]
+        labels = rows[[f"{name}_label" for name in source_names(self.trace)]].to_numpy()
         apart = rows[(labels != labels[:, :1]).any(1)].sort_values("margin")
         return [f"{self.train_split}/{index}" for index in apart["index"]]
 

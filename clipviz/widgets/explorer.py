@@ -11,6 +11,7 @@ import traitlets
 from matplotlib.figure import Figure
 
 from clipviz.figures import confusion_info
+from clipviz.figures.moments import when
 from clipviz.figures.style import bare, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, MatrixCanvas, draw_thumbnails
@@ -102,10 +103,10 @@ class SaliencyExplorer(View):
         pair = (self.matrix.selected[0], self.matrix.selected[1]) if len(self.matrix.selected) == 2 else None
         self._ids = album.chosen(self.filter.value, epoch, pair)
         self._page = 0
-        info = confusion_info(album.trace, epoch) if len(album.trace.predictions) else None
-        if info is not None and info.epoch is not None:
-            when = "before training" if epoch < 0 else f"epoch {epoch}"
-            self.matrix.fill(info.counts, info.names, f"Which class is taken for which, {when}")
+        info = confusion_info(album.trace, album.measured(epoch))
+        whose = f"{self.state.method}: which" if len(self.inspector.albums) > 1 else "Which"
+        moment = "not measured" if info.epoch is None else when(info.epoch)
+        self.matrix.fill(info.counts, info.names, f"{whose} class is taken for which, {moment}")
         self._fill_gallery()
 
     def _fill_gallery(self) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import traitlets
 
 from clipviz.figures import trace_labels
+from clipviz.figures.moments import when
 from clipviz.figures.saliency import KIND_NAMES, unit_range
-from clipviz.figures.style import class_name, epoch_name, shorten
+from clipviz.figures.style import class_name, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album, same_classes
 from clipviz.widgets.canvases import OverlayCanvas
@@ -194,20 +195,26 @@ class Inspector:
 
     def _row(self, label: str, image: str) -> Row:
         album = self.albums[label]
-        said = album.caption(image, self.state.epoch)
-        when = "before training" if self.state.epoch < 0 else f"epoch {epoch_name(self.state.epoch)}"
+        epoch = album.epoch(self.state.epoch)
+        said, measured = album.caption(image, epoch), album.measured(epoch)
+        if image.startswith("eval/") and measured != epoch and len(album.trace.predictions):
+            said += f" (measured {when(measured)})"
         panels = [
             Panel(shorten(image, 30), None, False),
             *(self._panel(album, image, kind) for kind in self.chosen_kinds),
         ]
-        return Row(f"{label}, {when}: {said}", panels)
+        return Row(f"{label}, {when(epoch, album.part)}: {said}", panels)
 
     def _panel(self, album: Album, image: str, kind: str) -> Panel:
         name = NAMES.get(kind, kind)
-        looker = album.looker
-        values = None if _asks(looker, kind) else album.stored_map(image, kind, self.state.epoch)
+        looker, epoch = album.looker, album.epoch(self.state.epoch)
+        is_now = looker is not None and epoch == album.last
+        values = None if is_now and _asks(looker, kind) else album.stored_map(image, kind, epoch)
         if values is not None:
             return Panel(name, unit_range(values[None])[0], kind == "ncut")
+        if looker is not None and not is_now:
+            then = when(album.last)
+            return Panel(f"{name}: not kept {when(epoch)}; the model at hand is that of {then}", None, False)
         if looker is None or kind not in looker.kinds:
             return Panel(f"{name}: not in this trace", None, False)
         pixels = album.pixels(image)

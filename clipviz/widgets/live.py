@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anywidget
@@ -16,6 +17,7 @@ from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 
 from clipviz.events import EpochFinished, Event, RunFinished
+from clipviz.figures.moments import change_text, marks_of, when
 from clipviz.figures.saliency import KIND_NAMES
 from clipviz.figures.style import shorten
 from clipviz.trace import Trace
@@ -95,7 +97,7 @@ class LiveMonitor(View):
         self._probe = ProbeStrip()
         self._drawn: tuple[int, str, bool] | None = None
         self._handles: list[DisplayHandle] = []
-        self._seen = (run.status, run.steps_done)
+        self._seen = self._news()
         self.canvas = MonitorCanvas(colors=color_table())
         self._controls = controls = RunControls(run, self._pressed, self._show_what_if)
         self.start, self.pause, self.step, self.stop = controls.start, controls.pause, controls.step, controls.stop
@@ -142,7 +144,11 @@ class LiveMonitor(View):
     def _has_moved(self) -> bool:
         """Whether the run came to rest, or went on, without an event."""
         self.watch.rest(self.run.status == "paused")
-        return self._seen != (self.run.status, self.run.steps_done)
+        return self._seen != self._news()
+
+    def _news(self) -> tuple[str, int, str]:
+        """What may change without an event."""
+        return self.run.status, self.run.steps_done, str(self.run.changes)
 
     # ------------------------------------------------------------------------------------------- controls
 
@@ -160,7 +166,7 @@ class LiveMonitor(View):
             if votes is None:
                 self.what_if.value = "what-if: after the first epoch"
                 return
-            own = getattr(self.run.method.config, "gamma", 0.5)
+            own = 0.5 if votes.gamma is None else votes.gamma  # of that epoch, whatever was applied since
             self.what_if.value = f"instead of {own:.2f}: " + compare(
                 votes, votes.labels(self.gamma.value), votes.labels(own)
             )
@@ -170,16 +176,20 @@ class LiveMonitor(View):
     def refresh(self) -> None:
         """Bring the view up to date, in one message; may be called from any thread."""
         with self._lock:
-            self._seen = (self.run.status, self.run.steps_done)
+            self._seen = self._news()
             status = self.watch.finished.status if self.watch.finished else self.run.status
             self.watch.n_steps = self.run.adaptation.n_steps if self.watch.started else 0
             self.watch.rest(status == "paused")
+            n_epochs = self.watch.started.n_epochs if self.watch.started else 1
+            self.watch.marks = marks_of(self.run.changes, max(1, self.watch.n_steps // max(1, n_epochs)))
             self.watch.sample_losses()
             with self.canvas.hold_sync():
                 self._take_epoch()
                 self._take_paths(status)
                 self._set_chart("losses", self.watch.losses())
                 self._set_chart("decisions", self.watch.decisions())
+                if "labels" in self._charts:
+                    self._set_chart("labels", replace(self._charts["labels"], marks=self.watch.epoch_marks))
                 self.canvas.frame = self._frame(status)
             self._controls.enable(status)
 
@@ -188,14 +198,22 @@ class LiveMonitor(View):
         error = self.run.error
         kind = self._probe.kind
         epoch = self.watch.last_epoch.epoch if self.watch.last_epoch else -1
-        when = "before training" if epoch < 0 else f"after epoch {epoch}"
+        moment = when(epoch) if epoch < 0 else f"after {when(epoch)}"
         return {
             "headline": self.watch.headline(status, self.run.seconds),
             "progress": done / total if total else 0.0,
-            "now": self.watch.batch_lines(),
+            "now": [*self.watch.batch_lines(), *filter(None, [self._acknowledged()])],
             "problem": "" if error is None else f"{type(error).__name__}: {shorten(error, 400)}",
-            "probe": f"Probe images and {KIND_NAMES.get(kind, kind)}, {when}" if kind else "",
+            "probe": f"Probe images and {KIND_NAMES.get(kind, kind)}, {moment}" if kind else "",
         }
+
+    def _acknowledged(self) -> str:
+        """From which step on the newest change holds."""
+        if not self.run.changes:
+            return ""
+        newest = self.run.changes[-1]
+        from_step = "the next step" if newest["step"] is None else f"step {newest['step']}"
+        return f"Applied: {change_text(newest)}, from {from_step} on"
 
     def _take_epoch(self) -> None:
         """Once per epoch: its charts and the maps of the probe."""
@@ -218,7 +236,7 @@ class LiveMonitor(View):
     def _draw_trace(self) -> None:
         """The charts of what is recorded."""
         self.watch.take_trace(self._trace)
-        self._set_chart("labels", pseudo_label_chart(self._trace))
+        self._charts["labels"] = pseudo_label_chart(self._trace)
 
     def _take_paths(self, status: str) -> None:
         """The paths of the newest epoch; while the run trains, no sooner than costs a fiftieth of the time.

@@ -11,6 +11,7 @@ import traitlets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clipviz.figures.moments import when
 from clipviz.figures.style import MARKERS, prototype_look, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, draw_thumbnails
@@ -83,7 +84,7 @@ class PrototypeExplorer(View):
         traitlets.dlink((self.state, "epoch"), (self.scatter, "epoch"))
         self.gallery.link(self.state)
         self.scatter.observe(lambda _: self._points_chosen(), "chosen")
-        self.state.observe(lambda _: self._title(), "epoch")
+        self.state.observe(lambda _: self._turned(), "epoch")
         self._title()
 
     def __repr__(self) -> str:
@@ -113,10 +114,21 @@ class PrototypeExplorer(View):
         ]
 
     def _title(self) -> None:
-        epoch = self.state.epoch
-        self.scatter.title = "before training" if epoch < 0 else f"after epoch {epoch}"
+        epoch = min(self.state.epoch, len(self.scene.places) - 2)
+        self.scatter.title = when(epoch) if epoch < 0 else f"after {when(epoch)}"
+
+    def _turned(self) -> None:
+        """Another epoch: what the chosen images are called there, and what a class vector is given there."""
+        self._title()
+        if self.scatter.chosen:
+            self._fill()
 
     def _points_chosen(self) -> None:
+        self._fill()
+        if self._ids:
+            self.state.selected = (self._ids[0],)
+
+    def _fill(self) -> None:
         """From points to images: their own, or those that a class vector is given."""
         scene, album = self.scene, self.inspector.album
         chosen = np.array([i for i in self.scatter.chosen if 0 <= i < len(scene.index)], dtype=np.int64)
@@ -136,8 +148,6 @@ class PrototypeExplorer(View):
         self.count.value = f"{len(images)} {noun} chosen, {len(shown)} shown" + (
             f"; the pixels of {hidden} are not in the trace, give a run to see them" if hidden else ""
         )
-        if shown:
-            self.state.selected = (shown[0],)
 
     # ------------------------------------------------------------------------------------------- picture
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from clipviz import figures
 from clipviz.events import EpochFinished, Event, RunFinished, RunStarted, StepFinished
+from clipviz.figures.moments import Mark
 from clipviz.figures.sources import deciders, decision_name, kinds_of_decision
-from clipviz.figures.style import BLACK, BLUE, VERMILLION, decider_look, epoch_name, prototype_look, term_look
+from clipviz.figures.style import BLACK, BLUE, VERMILLION, decider_look, prototype_look, term_look
 from clipviz.trace import Trace
 from clipviz.widgets.charts import Chart, Series
 
@@ -31,6 +32,7 @@ class Watch:
         last_epoch: the newest measurement, or None.
         finished: the last event, or None.
         n_steps: of the whole run, 0 before it started; some methods know it only when they are prepared.
+        marks: changes of constants, for the charts.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,18 +41,24 @@ class Watch:
         self.last_epoch: EpochFinished | None = None
         self.finished: RunFinished | None = None
         self.n_steps = 0
+        self.marks: list[Mark] = []
         self._clock = clock
-        self._steps_seen = 0
-        self._begun_at: float | None = None
-        self._rested = 0.0
-        self._resting_since: float | None = None
+        self._last_at: float | None = None  # when the step or the measurement ended that the next one follows
+        self._rested = False
+        self._spent = {StepFinished: (0.0, 0), EpochFinished: (0.0, 0)}  # seconds, and of how many
         self._losses: list[tuple[int, dict[str, float]]] = []
         self.take_trace(Trace())
 
     def take(self, event: Event) -> None:
         """Note an event; tensors are not read here, so that no device is waited for."""
+        now, kind = self._clock(), type(event)
+        if self._last_at is not None and kind in self._spent and not self._rested:
+            seconds, n = self._spent[kind]
+            self._spent[kind] = (seconds + now - self._last_at, n + 1)
+        # What comes before the first step, preparation and the first measurement, does not come again.
+        self._last_at = now if isinstance(event, StepFinished) or self._last_at is not None else None
+        self._rested = False
         self._note(event)
-        self._steps_seen += isinstance(event, StepFinished)
 
     def catch_up(self, events: Iterable[Event]) -> None:
         """Note what a run told before anybody listened; what came since then is newer."""
@@ -61,15 +69,11 @@ class Watch:
     def _note(self, event: Event) -> None:
         setattr(self, _PLACES[type(event)], event)
         if isinstance(event, RunStarted):
-            self._begun_at, self.n_steps = self._clock(), event.n_steps
+            self.n_steps = event.n_steps
 
     def rest(self, is_paused: bool) -> None:
-        """Say that the run rests or works, so that pauses do not count as slowness."""
-        if is_paused and self._resting_since is None:
-            self._resting_since = self._clock()
-        elif not is_paused and self._resting_since is not None:
-            self._rested += self._clock() - self._resting_since
-            self._resting_since = None
+        """Say that the run rests or works: a step with a pause before it says nothing of the pace."""
+        self._rested = self._rested or is_paused
 
     # ------------------------------------------------------------------------------------------- progress
 
@@ -87,13 +91,22 @@ class Watch:
             return self.last_epoch.epoch + 1
         return self.started.steps_done * self.started.n_epochs // max(1, self.started.n_steps) if self.started else 0
 
+    def in_epoch(self) -> str:
+        """How much is done of the epoch that is being done: "epoch 3: 64 of 320 images", or "" between two epochs."""
+        if self.started is None or self.last_step is None or self.n_steps <= 0:
+            return ""
+        each, size = self.n_steps // max(1, self.started.n_epochs), len(self.last_step.index)
+        done, known = self.steps_done % max(1, each), self.last_epoch.metrics if self.last_epoch else {}
+        total = int(known.get("cache_size", self.started.n_images))
+        return f"epoch {self.last_step.epoch}: {min(done * size, total)} of {total} images" if done else ""
+
     def seconds_left(self) -> float | None:
-        """At the mean pace until now, measurements between epochs included, pauses not; None before the first step."""
-        if self._begun_at is None or not self._steps_seen:
+        """At the mean pace of the steps until now, and for each epoch the mean of what measuring took; None unknown."""
+        (working, n_steps), (measuring, n_epochs) = self._spent[StepFinished], self._spent[EpochFinished]
+        if not n_steps or self.started is None:
             return None
-        until = self._clock() if self._resting_since is None else self._resting_since
-        worked = until - self._begun_at - self._rested
-        return worked / self._steps_seen * (self.n_steps - self.steps_done)
+        to_measure = self.started.n_epochs - (self.last_epoch.epoch + 1 if self.last_epoch else 0)
+        return working / n_steps * (self.n_steps - self.steps_done) + measuring / max(1, n_epochs) * to_measure
 
     def headline(self, status: str, seconds: float) -> str:
         """Status, steps, epochs, the time until now and the time left, on one line."""
@@ -103,6 +116,7 @@ class Watch:
             status,
             f"step {self.steps_done} of {self.n_steps}",
             f"{self.epochs_done} of {self.started.n_epochs} epochs done",
+            *filter(None, [self.in_epoch()]),
         ]
         left = self.seconds_left()
         if self.finished is not None:
@@ -177,7 +191,13 @@ class Watch:
             y = [*map(float, values), *(terms[name] for _, terms in sampled)]
             look = term_look(i)
             series.append(Series("loss = their sum" if name == "loss" else name, look.color, x, y, look.dash))
-        return Chart("Losses", "step", "loss", series, empty="The first step will show here.")
+        marks = [(mark.step, mark.text) for mark in self.marks]
+        return Chart("Losses", "step", "loss", series, marks=marks, empty="The first step will show here.")
+
+    @property
+    def epoch_marks(self) -> list[tuple[float, str]]:
+        """The changes on an axis of epochs."""
+        return [(mark.epoch, mark.text) for mark in self.marks]
 
     def decisions(self) -> Chart:
         """Who decided the pseudo-labels, per epoch, and in the newest batch."""
@@ -193,9 +213,9 @@ class Watch:
             y = [100 * float(share) for share in shares] + ([100 * now[kind]] if now else [])
             look, name = decider_look(kind, sources), decision_name(kind, sources)
             series.append(Series(name, look.color, [*epochs, place] if now else epochs, y, hatch=look.hatch))
-        ticks = [(epoch, str(epoch)) for epoch in epochs] + ([(place, "batch")] if now else [])
+        ticks = [(epoch, info.moments.part.tick(epoch)) for epoch in epochs] + ([(place, "batch")] if now else [])
         return Chart(
-            "Which source decides", "epoch", "% of the images", series, "bars", (0, 100), ticks,
+            "Which source decides", "epoch", "% of the images", series, "bars", (0, 100), ticks, self.epoch_marks,
             empty="One source alone decides." if self.last_step else "The first step will show here.",
         )  # fmt: skip
 
@@ -219,7 +239,7 @@ def pseudo_label_chart(trace: Trace) -> Chart:
         if len(x)
     ]
     epochs = sorted({int(x) for line in series for x in line.x})
-    ticks = [(epoch, epoch_name(epoch)) for epoch in epochs]
+    ticks = [(epoch, info.moments.part.tick(epoch)) for epoch in epochs]
     return Chart("Pseudo-labels", "epoch", "share", series, y_range=(0, 1), ticks=ticks)
 
 

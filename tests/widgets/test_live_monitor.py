@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import assert_same_bits, differences
 from widget_helpers import HOSTILE, wait_for
 
-from clipviz.events import EpochFinished, Probe, RunStarted, StepFinished
+from clipviz.events import EpochFinished, Probe, PseudoLabels, RunStarted, StepFinished
 from clipviz.recorder import Recorder
 from clipviz.widgets import LiveMonitor, ViewState
 from clipviz.widgets.watch import path_chart
@@ -271,8 +271,6 @@ def test_pauses_do_not_count_as_slowness(make_run):
     watch = monitor.watch
     watch.take(RunStarted("microclip", {}, ("a",), 4, 1, 10, None))
     labels = torch.zeros(1, dtype=torch.long)
-    from clipviz.events import PseudoLabels
-
     pseudo = PseudoLabels(labels, torch.ones(1, 1), torch.ones(1), {})
     for step in range(2):
         now[0] += 2.0
@@ -283,6 +281,78 @@ def test_pauses_do_not_count_as_slowness(make_run):
     assert watch.seconds_left() == pytest.approx(16.0)
     watch.rest(False)
     assert watch.headline("running", 1010.0).endswith("16:50 so far · about 0:16 left")
+
+
+def test_time_left_is_of_measured_steps_and_measurements(make_run):
+    """Preparation and the first step, which warms up, do not come again; measuring does, once an epoch."""
+    now = [0.0]
+    watch = LiveMonitor(make_run(), clock=lambda: now[0]).watch
+    index = torch.zeros(4, dtype=torch.long)
+    pseudo = PseudoLabels(index, torch.ones(4, 2), torch.ones(4), {})
+
+    def take(seconds, event):
+        now[0] += seconds
+        watch.take(event)
+
+    take(0, RunStarted("microclip", {}, ("a", "b"), 10, 3, 9, None))
+    take(200, EpochFinished(-1, {}, None, {}, {}))
+    take(30, StepFinished(0, 0, index, index, pseudo, {}))
+    assert watch.seconds_left() is None, "nothing is known of the pace"
+    take(2, StepFinished(0, 1, index, index, pseudo, {}))
+    assert watch.seconds_left() == pytest.approx(7 * 2)
+    assert "0 of 3 epochs done · epoch 0: 8 of 10 images" in watch.headline("running", 232)
+    take(2, StepFinished(0, 2, index, index, pseudo, {}))
+    take(5, EpochFinished(0, {}, None, {}, {}))
+    assert watch.seconds_left() == pytest.approx(6 * 2 + 2 * 5)
+    assert watch.headline("running", 1).endswith("1 of 3 epochs done · 0:01 so far · about 0:22 left")
+    watch.rest(True)
+    take(1000, StepFinished(1, 3, index, index, pseudo, {}))
+    assert watch.seconds_left() == pytest.approx(5 * 2 + 2 * 5)
+
+
+def test_buttons_and_cells_agree(make_run):
+    run = make_run(epochs=50)
+    monitor = LiveMonitor(run, rate=100)
+    monitor.start.click()
+    assert run.start() is run, "the cell after the button"
+    wait_for(lambda: run.steps_done > 2)
+
+    def enabled():
+        return [name for name in ("start", "pause", "step", "stop", "apply") if not getattr(monitor, name).disabled]
+
+    wait_for(lambda: enabled() == ["pause", "step", "stop", "apply"])
+    run.pause()
+    wait_for(lambda: enabled() == ["start", "step", "stop", "apply"])
+    assert monitor.start.description == "Resume"
+    run.resume()
+    wait_for(lambda: enabled() == ["pause", "step", "stop", "apply"])
+    run.stop()
+    run.wait(20)
+    wait_for(lambda: enabled() == [])
+    assert monitor.canvas.frame["problem"] == ""
+
+
+def test_what_is_applied_is_acknowledged_and_marked(make_run):
+    run = make_run(epochs=30)
+    monitor = LiveMonitor(run, rate=100)
+    monitor.gamma.value = 0.3
+    monitor.apply.click()
+    monitor.refresh()
+    assert monitor.canvas.frame["now"][-1] == "Applied: gamma 0.3, from the next step on"
+    run.step(6)
+    run.start()
+    wait_for(lambda: run.status == "paused" and run.steps_done == 6)
+    monitor.gamma.value = 0.9
+    monitor.apply.click()
+    wait_for(lambda: monitor.canvas.frame["now"][-1] == "Applied: gamma 0.9, from step 6 on")
+    assert monitor.canvas.losses["marks"] == [[0.0, "gamma 0.3"], [6.0, "gamma 0.9"]]
+    marks = [[-0.5, "gamma 0.3"], [1.0, "gamma 0.9"]]
+    assert monitor.canvas.labels["marks"] == monitor.canvas.decisions["marks"] == marks
+    assert monitor.what_if.value.startswith("instead of 0.30: "), "of the epoch whose votes are mixed again"
+    monitor.stop.click()
+    run.wait(20)
+    wait_for(lambda: "1 of 30 epochs done · epoch 1: 8 of 16 images" in monitor.canvas.frame["headline"])
+    wait_for(lambda: [1.0, "1 (8/16)"] in monitor.canvas.labels["ticks"])
 
 
 def test_memory_stays_flat_over_a_hundred_refreshes(make_run):

@@ -67,6 +67,16 @@ def test_a_class_vector_shows_the_images_that_are_called_so(run):
     assert sorted(explorer.gallery.ids) == sorted(f"eval/{index}" for index in called)
 
 
+def test_chosen_images_are_called_what_they_are_called_at_the_epoch(run):
+    explorer = PrototypeExplorer(run.trace, run)
+    explorer.scatter.chosen = [int(np.flatnonzero(explorer.scene.is_image)[0])]
+    chosen = explorer.state.selected
+    for epoch in range(-1, run.trace.final_epoch + 1):
+        explorer.state.epoch = epoch
+        assert explorer.gallery.captions == [explorer.inspector.album.caption(chosen[0], epoch)]
+    assert explorer.state.selected == chosen
+
+
 def test_pixels_that_the_trace_lacks_are_told(run):
     explorer = PrototypeExplorer(run.trace)
     explorer.scatter.chosen = [int(i) for i in np.flatnonzero(explorer.scene.is_image)]

@@ -13,6 +13,7 @@ from synthetic import synthetic_trace
 from widget_helpers import HOSTILE
 
 from clipviz.events import Probe
+from clipviz.figures.saliency import unit_range
 from clipviz.looker import Looker
 from clipviz.widgets import SaliencyExplorer, ViewState
 
@@ -110,12 +111,58 @@ def test_other_kinds_come_from_the_model_and_change_nothing(run):
 def test_on_demand_maps_are_those_of_the_method(run):
     explorer = SaliencyExplorer(run.trace, Looker(run.method, eval_dataset=run.adaptation.eval_dataset))
     explorer.state.selected = ("eval/5",)
-    explorer.state.epoch = 0  # SOAP of this image is stored for no epoch
+    explorer.state.epoch = run.trace.final_epoch  # SOAP of this image is stored for no epoch
     panel = explorer.inspector.rows[0].panels[1]
     pixels = torch.from_numpy(explorer.inspector.image.copy()).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         soap = run.method.eval().explain(pixels)["soap"][0]
     np.testing.assert_allclose(panel.values, soap / soap.max(), atol=1e-5)
+
+
+def test_no_map_of_the_trained_model_is_shown_as_another_epochs(run):
+    """A map is computed where the epoch is that of the model; before that there are the kept ones, or none."""
+    explorer = SaliencyExplorer(run.trace, run)
+    for kind in ("relevance", "cls_attention", "soap"):
+        explorer.inspector.kinds[kind].value = True
+    kept, last = run.trace.arrays["probe/soap"], run.trace.final_epoch
+    explorer.state.selected = ("eval/0",)
+    for epoch in range(-1, last):
+        explorer.state.epoch = epoch
+        then = "before training" if epoch < 0 else f"epoch {epoch}"
+        (row,) = explorer.inspector.rows
+        assert row.title.startswith(f"microCLIP, {then}: ")
+        np.testing.assert_allclose(row.panels[1].values, unit_range(kept[epoch + 1, :1])[0], rtol=1e-5)
+        for panel in row.panels[2:]:
+            assert panel.values is None
+            assert f"not kept {then}; the model at hand is that of epoch {last}" in panel.title
+    explorer.state.epoch = last
+    assert all(panel.values is not None for panel in explorer.inspector.rows[0].panels[1:])
+
+
+def test_what_is_said_is_of_the_epoch_that_is_named(make_run):
+    """A shorter run beside a longer one, pseudo-labels before training, and a part of an epoch."""
+    long, short = synthetic_trace(n_classes=4, epochs=5), synthetic_trace(n_classes=4, epochs=2, method="dpa")
+    explorer = SaliencyExplorer([long, short])
+    explorer.inspector.beside.value = "DPA"
+    assert [row.title.split(":")[0] for row in explorer.inspector.rows] == ["microCLIP, epoch 4", "DPA, epoch 1"]
+    explorer.method.value = "DPA"
+    assert explorer.matrix.title == "DPA: which class is taken for which, epoch 1"
+    baseline = synthetic_trace(n_classes=4, epochs=0, method="zero_shot")
+    explorer = SaliencyExplorer([long, baseline])
+    explorer.filter.value = "sources disagree"
+    explorer.method.value = "zero-shot"
+    assert explorer.shown == []
+    album = explorer.inspector.albums["microCLIP"]
+    assert album.verdict("train/3", -1).prediction == -1, "there are no pseudo-labels before training"
+    assert album.verdict("train/3", 0).prediction >= 0
+    run = make_run()
+    run.step(6)
+    run.listeners.append(lambda event: run.stop() if getattr(event, "step", 0) == 5 else None)
+    trace = run.fit()
+    row = SaliencyExplorer(trace).inspector.rows[0]
+    assert row.title.startswith("microCLIP, epoch 1, 8 of 16 images: ")
+    assert row.title.endswith(" (measured epoch 0)")
+    assert row.panels[1].values is None, "no map was made after a part of an epoch"
 
 
 def test_two_methods_stand_beside_each_other(make_run):

@@ -193,17 +193,19 @@ function chart(spec, width = 340) {
   const root = makeSvg("svg", { viewBox: `0 0 ${width} ${height}`, width, height });
   const isBars = spec.kind === "bars";
   const pad = isBars || spec.names ? 0.5 : 0;
-  let [x0, x1] = [Math.min(...xs) - pad, Math.max(...xs) + pad];
+  const held = [...xs, ...spec.marks.map(([x]) => x)];
+  let [x0, x1] = [Math.min(Math.min(...xs) - pad, ...held), Math.max(Math.max(...xs) + pad, ...held)];
   if (x0 === x1) [x0, x1] = [x0 - 0.5, x1 + 0.5];
   let [y0, y1] = spec.yRange || yExtent(spec.series);
   const px = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
   const py = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - top - bottom);
   drawAxes(root, spec, { x0, x1, y0, y1, px, py, left, right, top, bottom, width, height });
   const looks = isBars ? drawBars(root, spec, px, py, x1 - x0) : drawLines(root, spec, px, py);
-  for (const [x, text] of spec.marks) {
+  spec.marks.forEach(([x, text], i) => {
     root.append(makeSvg("line", { x1: px(x), x2: px(x), y1: top, y2: height - bottom, class: "clipviz-mark" }));
-    root.append(label(px(x), top - 6, text, "middle"));
-  }
+    const half = 3.2 * text.length; // one below the other, and within the chart
+    root.append(label(Math.max(half, Math.min(px(x), width - half)), top - 6 + 12 * (i % 4), text, "middle"));
+  });
   box.append(root, legend(spec.series, looks));
   return box;
 }
