@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clipviz.ops import normalize
+from clipviz.origin import remembered
 from clipviz.ownership import lock_of
 from clipviz.tower import encode, value_path
 from clipviz.weights import at_once, explained, is_script_archive, missing, quietly, rounding_notice, source_of
@@ -50,7 +51,12 @@ class Backbone(nn.Module):
         std: (3,) channel standard deviations.
         name: what to call it in results.
         precision: of the image tower; what leaves it is float32, and so is everything else.
+
+    Attributes:
+        origin: the arguments of `load_backbone` that gave it; None if it was made otherwise.
     """
+
+    origin: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -218,7 +224,9 @@ class Backbone(nn.Module):
         with lock_of(self):  # neither in the middle of a step nor with somebody's hooks
             model._modules = {**self.model._modules, "visual": copy.deepcopy(self.visual)}
         mean, std = (cast(Tensor, t).flatten().tolist() for t in (self.mean, self.std))
-        return Backbone(model, self.tokenizer, mean, std, self.name, self.precision).to(self.device)
+        own = Backbone(model, self.tokenizer, mean, std, self.name, self.precision).to(self.device)
+        own.origin = self.origin
+        return own
 
     def fingerprint(self) -> str:
         """Short hash of the frozen weights, to tell two models of one architecture apart.
@@ -268,6 +276,7 @@ def usable_device(name: str | torch.device | None) -> torch.device:
     return device
 
 
+@remembered("device")
 def load_backbone(
     name: str,
     pretrained: str | None = None,

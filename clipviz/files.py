@@ -33,6 +33,41 @@ def prepare_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def lock_folder(folder: Path, *, shared: bool = False) -> int | None:
+    """Keep others out of a folder until the descriptor is closed, by the system if this process dies.
+
+    Returns:
+        The descriptor; None where a system or a file system has no locks.
+
+    Raises:
+        BlockingIOError: if somebody else has locked it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether somebody keeps others out of a folder, or might: where there are no locks nobody knows."""
+    try:
+        descriptor = lock_folder(folder, shared=True)
+    except OSError:
+        return True
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A place to write a file, which moves to `path` when the block ends and vanishes if it fails.
@@ -60,4 +95,5 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write an object as indented JSON; NaN is refused."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())  # a name that is no Unicode stays an escape

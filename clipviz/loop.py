@@ -6,14 +6,17 @@ import math
 import platform
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from clipviz.changes import whole_number
 from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
 from clipviz.data.features import FeatureDataset, FeatureLoader
 from clipviz.data.loader import ViewLoader
@@ -34,6 +37,7 @@ from clipviz.gallery import gallery
 from clipviz.methods.base import AdaptConfig, Batches, Method, ViewNeeds
 from clipviz.ownership import lock_of, preserved_state
 from clipviz.parallel import ONE, Ranks
+from clipviz.refusals import check_labels, check_shares, check_storable
 
 MEASURED = 200_000
 """Larger evaluation sets are measured before and after training only, smaller ones after every epoch as well."""
@@ -55,12 +59,12 @@ def adapt(
     datasets reach the events, never the method.
 
     Args:
-        method: from `METHODS`; changed in place.
+        method: from `METHODS`; changed in place. One that was trained goes on from there; only one run at a time.
         dataset: the images to learn from.
         config: the schedule; default: the one the method recommends.
         eval_dataset: images to measure on before training and after every epoch; None measures nothing.
         probe: images to follow through the run: a `Probe`, or (P, 3, S, S) in [0, 1].
-        seed: order of the images and all views.
+        seed: order of the images and all views, from 0.
         ranks: the processes that share each batch (`clipviz.parallel`); all of them get all events.
 
     Yields:
@@ -105,12 +109,12 @@ class Adaptation:
             )
         if not isinstance(config, AdaptConfig | None):
             raise ValueError(f"adapt wants an AdaptConfig, got {config!r}; a method's constants go into the method")
-        _check_that_labels_mean_the_same(method, dataset, eval_dataset)
-        self.method, self.dataset, self.eval_dataset, self.seed = method, dataset, eval_dataset, seed
+        check_labels(method, dataset, eval_dataset)
+        self.method, self.dataset, self.eval_dataset = method, dataset, eval_dataset
         self.ranks = ranks
         self.config = config or method.schedule
         if ranks.size > 1:
-            _check_that_it_divides(method, dataset, self.config, ranks)
+            check_shares(method, dataset, self.config, ranks)
         if method.trains and self.config.lr < self.config.min_lr:
             warnings.warn(
                 f"the learning rate {self.config.lr:g} is below the schedule's floor {self.config.min_lr:g}, so it "
@@ -118,6 +122,8 @@ class Adaptation:
                 stacklevel=3,
             )
         self.settings = method.settings  # as the run began; some may be adjusted on the way
+        self.seed = whole_number("seed", seed, 0)
+        check_storable({"method": self.settings, "schedule": asdict(self.config)})
         self.probe = _as_probe(probe)
         self.epoch = self.steps_in_epoch = 0
         self.seconds_before = 0.0
@@ -135,7 +141,34 @@ class Adaptation:
         self._before: EpochFinished | None = None  # of a method that does not train: measured once
         self._evaluated: ImageDataset | None = None
 
+    def claim(self) -> None:
+        """Have the method to oneself until `release`, or until this object is gone.
+
+        Raises:
+            ValueError: if another run or iterator is at work on it.
+        """
+        owner = self.method.adapted_by and self.method.adapted_by()
+        if owner is not None and owner is not self and owner.method is self.method:  # a copy has the original's owner
+            raise ValueError(
+                f"another run or iterator is adapting this {self.method.name}; wait for its end, stop it (an iterator: "
+                "close() it), or build another method"
+            )
+        self.method.adapted_by = weakref.ref(self)
+
+    def release(self) -> None:
+        """Let another run have the method, which may go on from what it has learned."""
+        if self.method.adapted_by and self.method.adapted_by() is self:
+            self.method.adapted_by = None
+
     def __iter__(self) -> Iterator[Event]:
+        """The events of the run, while which the method is nobody else's."""
+        self.claim()
+        try:
+            yield from self._events()
+        finally:
+            self.release()
+
+    def _events(self) -> Iterator[Event]:
         """The whole of training."""
         begun = time.perf_counter()
         method = self.method
@@ -217,6 +250,7 @@ class Adaptation:
         total.backward()
         self.ranks.average_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         self.optimizer.step()
+        self.method.has_learned = True
         return {name: value.detach() for name, value in losses.items()}
 
     def _check_weights(self, epoch: int) -> None:
@@ -289,10 +323,11 @@ class Adaptation:
         predictions = predictions or self._predictions(self.eval_dataset)
         return gallery(self.method, self.eval_dataset, predictions, train_dataset=self.dataset)
 
-    def _started(self) -> RunStarted:
+    def facts(self) -> dict[str, Any]:
+        """What was chosen for this run, JSON-able: the metadata of its trace."""
         method, data, evaluation = self.method, self.dataset, self.eval_dataset
         transductive = evaluation is not None and (data.name, data.split) == (evaluation.name, evaluation.split)
-        meta = {
+        return {
             "method": method.name,
             "model": method.backbone.name,
             "data": data.name,
@@ -306,6 +341,11 @@ class Adaptation:
             "descriptions": data.prompts.source or f"{sum(map(len, data.prompts.descriptions.values()))} sentences",
             "texts": data.prompts.digest,
             "gamma": self.settings.get("gamma"),
+            "origins": {
+                "model": method.backbone.origin,
+                "data": data.origin,
+                "eval_data": evaluation.origin if evaluation else None,
+            },
             "part_names": list(data.part_names) if data.part_names else [],
             "skipped": [(s.path, s.reason) for s in data.skipped],
             "files": {"learned": data.file_names, "measured": evaluation.file_names if evaluation else []},
@@ -314,51 +354,14 @@ class Adaptation:
             "precision": method.backbone.precision,
             "versions": versions(),
         }
+
+    def _started(self) -> RunStarted:
+        method = self.method
         done = self.epoch * len(self.loader) + self.steps_in_epoch
         return RunStarted(
-            method.name, meta, method.class_names, len(data), self.n_epochs, self.n_steps, self.probe,
+            method.name, self.facts(), method.class_names, len(self.dataset), self.n_epochs, self.n_steps, self.probe,
             done, self.seconds_before,
         )  # fmt: skip
-
-
-def _check_that_labels_mean_the_same(method: Method, *datasets: ImageDataset | None) -> None:
-    """Refuse labels that are of no class of the method, or of another one; classes may have got better names."""
-    known = {name: position for position, name in enumerate(method.class_names)}
-    for data in datasets:
-        if data is None or not data.has_targets:
-            continue
-        highest = int(data.targets.max())
-        if highest >= len(known):
-            raise ValueError(
-                f"{data.name} has labels up to {highest}, but the prompts that {method.name} was built with are of "
-                f"{len(known)} classes; both need the same classes"
-            )
-        for position, name in enumerate(data.class_names):
-            if known.get(name, position) != position:
-                raise ValueError(
-                    f"label {position} of {data.name} is {name!r}, which is class {known[name]} of the prompts that "
-                    f"{method.name} was built with; both need the same order"
-                )
-
-
-def _check_that_it_divides(method: Method, dataset: ImageDataset, config: AdaptConfig, ranks: Ranks) -> None:
-    """Refuse what several processes cannot share, or gain nothing by."""
-    if not dataset.has_pixels:
-        raise ValueError(
-            f"{dataset.name} holds embeddings, and {ranks.size} processes share the making of embeddings only; "
-            "use one device"
-        )
-    if config.batch_size < ranks.size:
-        raise ValueError(
-            f"a batch of {config.batch_size} images cannot be shared by {ranks.size} processes; "
-            "ask for a larger --batch-size, or fewer devices"
-        )
-    norms = (m for m in method.backbone.visual.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    if method.trains and method.adapts_tower and any(norms):
-        raise ValueError(
-            f"{method.backbone.name} has BatchNorms, which learn from whole batches, so {ranks.size} processes cannot "
-            "share one; use one device, or a ViT"
-        )
 
 
 def _loader(

@@ -4,7 +4,7 @@ One thread owns optimizer and recorder. Everybody else puts commands on a queue,
 optimizer steps: `pause`, `resume`, `step`, `stop`, `set(gamma=...)`, `ask(function)`. Training is therefore the same
 whether anybody looks or not. The model has a lock of its own (`clipviz.ownership`), before, during and after a run.
 
-A run folder holds `config.json`, `trace/`, `checkpoint.safetensors` and, at the end, `results.json`. Each is written
+A run folder holds `config.json`, `trace/`, `checkpoint.safetensors` and, once finished, `results.json`. Each is written
 beside its place and moved there, so that a half-written file is never taken for a whole one.
 """
 
@@ -33,6 +33,7 @@ from clipviz.methods.base import AdaptConfig, Method
 from clipviz.ownership import lock_of, preserved_state
 from clipviz.parallel import ONE, Ranks
 from clipviz.recorder import Recorder
+from clipviz.results import measure_zero_shot
 from clipviz.run_folder import CHECKPOINT, RunFolder
 from clipviz.trace import Trace
 
@@ -52,7 +53,7 @@ class Run:
     """One adaptation that can be watched, paused, changed and stopped.
 
     Args:
-        method: from `METHODS`; changed in place.
+        method: from `METHODS`; changed in place. One that was trained goes on from there; only one run at a time.
         dataset: the images to learn from.
         config: the schedule; default: the method's own.
         eval_dataset: images to measure on.
@@ -90,7 +91,7 @@ class Run:
         )
         self.ranks = ranks
         self.recorder = Recorder()
-        self._disk = None if folder is None else RunFolder(folder)
+        self._disk = folder if isinstance(folder, RunFolder | None) else RunFolder(folder)
         self.listeners = list(listeners)
         self.save_seconds = save_seconds
         self.status = "ready"
@@ -177,8 +178,10 @@ class Run:
             False where there is none yet: the run starts at the beginning.
 
         Raises:
-            ValueError: if the checkpoint is damaged or belongs to another run.
+            ValueError: if the checkpoint is damaged or belongs to another run, or the method is in another one.
         """
+        self.adaptation.claim()
+        self.adaptation.release()
         known = self._disk.restore(self.adaptation) if self._disk else None
         if known is None:
             return False
@@ -345,8 +348,13 @@ class Run:
     def _claim(self) -> None:
         if self.status != "ready":
             raise RuntimeError(f"this run is {self.status}; a run is done once, make a new Run to repeat it")
-        if self._writes is not None:
-            self._writes.lock()
+        self.adaptation.claim()
+        try:
+            if self._writes is not None:
+                self._writes.lock()
+        except BaseException:
+            self.adaptation.release()
+            raise
         self.status = "running"
 
     def _is_preparing(self) -> bool:
@@ -395,7 +403,7 @@ class Run:
             meta["seconds"] = round(self.seconds, 3)
         try:
             if self._writes is not None and self.newest.keys() - {RunStarted}:  # else nothing has happened yet
-                self._writes.save_trace(self.trace)
+                self._writes.save_trace(self.trace, self.adaptation)
         except BaseException:
             if error is None:
                 outcome = meta["status"] = "failed"
@@ -403,6 +411,7 @@ class Run:
         finally:
             if self._writes is not None:
                 self._writes.unlock()
+            self.adaptation.release()
             with self._gate:
                 self.status, self._driver = outcome, None
             self._drain()
@@ -419,6 +428,8 @@ class Run:
                 self._steps_allowed -= 1
         for listener in self.listeners:
             listener(event)
+        if self._disk is not None and isinstance(event, EpochFinished) and event.epoch == -1:
+            measure_zero_shot(self.recorder.meta, self.method, self.adaptation.eval_dataset, self.ranks)
         is_due = isinstance(event, StepFinished) and time.monotonic() - self._saved > self.save_seconds
         if isinstance(event, EpochFinished) or is_due:
             self._save()

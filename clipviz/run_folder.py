@@ -1,5 +1,6 @@
-"""The folder of a run: its trace and checkpoints, one writer at a time, and what of them a run can go on from.
+"""The folder of a run: what is in it, one writer at a time, and what of it a run can go on from.
 
+`config.json` says what was chosen; `results.json` is there once the run is finished, and says how it went.
 `trace/` is written before `checkpoint.safetensors`, so a checkpoint never knows more than the trace beside it. The one
 before the newest is kept as `checkpoint.previous.safetensors`, in case a disk damages the newest.
 
@@ -19,9 +20,12 @@ import numpy as np
 import pandas as pd
 
 from clipviz.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
+from clipviz.files import lock_folder, write_json
 from clipviz.loop import Adaptation
+from clipviz.results import config_of, results_of
 from clipviz.trace import TABLES, Trace, is_by_epoch
 
+CONFIG, RESULTS = "config.json", "results.json"
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 _TRACE = "trace"
@@ -40,28 +44,36 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._lock: int | None = None
+        self._is_begun = self._is_restored = False
 
-    def lock(self) -> None:
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    @property
+    def holds_a_run(self) -> bool:
+        """Whether a run was here before."""
+        return any((self.path / part).exists() for part in (CHECKPOINT, RESULTS, _TRACE))
+
+    def lock(self) -> bool:
         """Keep other processes out until `unlock`; a killed process leaves nothing behind.
+
+        Returns:
+            Whether it was open before.
 
         Raises:
             ValueError: if another run is writing here.
         """
-        try:
-            import fcntl
-        except ImportError:  # not POSIX: no lock, as before
-            return
+        if self._lock is not None:
+            return False
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock_folder(self.path)
         except BlockingIOError:
-            os.close(descriptor)
             raise ValueError(
                 f"another run is writing to {self.path}; wait for it, stop it, or choose another folder"
             ) from None
-        self._lock = descriptor
         self._tidy()
+        return True
 
     def _tidy(self) -> None:
         """Clear away what a killed process left behind; a trace that it had just moved aside moves back."""
@@ -81,13 +93,27 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
-    def save_trace(self, trace: Trace) -> None:
-        """Write or replace `trace/`."""
+    def save_trace(self, trace: Trace, adaptation: Adaptation) -> None:
+        """Write or replace `trace/`, and `results.json` of a finished run."""
+        self._begin(trace, adaptation)
         trace.save(self.path / _TRACE)
+        if trace.meta["status"] == "finished":
+            write_json(self.path / RESULTS, results_of(trace))
+
+    def _begin(self, trace: Trace, adaptation: Adaptation) -> None:
+        """Before anything else is written: what an older run has left goes, so that nothing of two runs is mixed."""
+        if self._is_begun:
+            return
+        (self.path / RESULTS).unlink(missing_ok=True)
+        if not self._is_restored:
+            for name in (PREVIOUS, CHECKPOINT):
+                (self.path / name).unlink(missing_ok=True)
+        write_json(self.path / CONFIG, config_of(trace, adaptation))
+        self._is_begun = True
 
     def save(self, trace: Trace, adaptation: Adaptation) -> None:
         """Write trace and checkpoint; the checkpoint of before stays as the previous one."""
-        self.save_trace(trace)
+        self.save_trace(trace, adaptation)
         newest, previous = self.path / CHECKPOINT, self.path / PREVIOUS
         if newest.is_file():
             previous.unlink(missing_ok=True)
@@ -108,11 +134,13 @@ class RunFolder:
                 processes do not find the same.
         """
         ranks = adaptation.ranks
-        ranks.together(lambda: self.lock() if ranks.is_first and self.path.is_dir() else None)
+        was_open = ranks.together(lambda: ranks.is_first and self.path.is_dir() and self.lock())
         try:
             known = ranks.together(lambda: self._restore(adaptation))
         finally:
-            self.unlock()
+            if was_open:
+                self.unlock()
+        self._is_restored = known is not None
         found = ranks.texts(f"epoch {adaptation.epoch}, step {adaptation.steps_in_epoch}")
         ranks.together(lambda: self._check_that_all_found_it(found))
         return known

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 
+from clipviz.files import is_locked
 from clipviz.trace_folder import FORMAT_VERSION, Refused, parse, read_folder, write_folder
 
 #: Required columns of each table, with the type of an empty one. Further columns are kept as they are:
@@ -198,12 +199,16 @@ class Trace:
     def load(cls, path: str | os.PathLike[str]) -> Trace:
         """Read a trace folder, or the run folder that holds one as `trace/`; of a run that goes on, what it saved last.
 
+        Where no process is at work any more on a run whose status is "running", it is "interrupted".
+
         Raises:
             ValueError: No trace there, or one that is truncated, altered, foreign or from a newer clipviz;
                 the message names the file and the reason.
         """
         directory, files = read_folder(Path(path), _FILES)
         meta = parse(directory / _META, files[_META], _parse_meta)
+        if meta.get("status") == "running" and not is_locked(directory.parent):
+            meta["status"] = "interrupted"
         tables = {name: _parse_table(directory, name, files[f"{name}.parquet"]) for name in TABLES}
         arrays = parse(directory / _ARRAYS, files[_ARRAYS], safetensors.numpy.load)
         trace, place = cls(**tables, arrays=arrays, meta=meta), Path(path).resolve()

@@ -23,9 +23,10 @@ from tiny import TINY, ToyDataset, clusters
 import clipviz
 from clipviz import cli
 from clipviz.birds.world import SPECIES
-from clipviz.commands.results import results_of
 from clipviz.methods import METHODS
 from clipviz.options import COMMANDS
+from clipviz.results import results_of
+from clipviz.run_folder import RunFolder
 from clipviz.trace import Trace
 
 RESULTS = {
@@ -191,6 +192,23 @@ def test_resume_goes_on_and_a_finished_run_is_not_overwritten(photos, tmp_path, 
     capfd.readouterr()
     assert cli.main([*adapt(data=photos, out=tmp_path / "new"), "--resume"]) == 0
     assert "nothing to resume" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["adapt", "demo"])
+def test_a_second_process_on_one_folder_is_refused_before_it_touches_anything(photos, tmp_path, capfd, command):
+    out, own = tmp_path / "run", RunFolder(tmp_path / "run")
+    own.lock()  # as another process does, before it loads anything
+    (out / "config.json").write_text('{"seed": 0}')
+    given = adapt("--seed", 7, data=tmp_path / "nowhere", out=out)
+    arguments = {"adapt": given, "demo": ["demo", "--seed", "7", "--out", str(out)]}[command]
+    assert cli.main(arguments) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"another run is writing to {out}; wait for it" in line
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("config.json", '{"seed": 0}')]
+    own.unlock()
+    assert cli.main(given) == 2
+    assert "no such folder" in capfd.readouterr().err
+    assert own.lock()  # which the refusal left open
 
 
 def test_what_is_left_of_a_run_is_not_overwritten(photos, tmp_path, capfd):
@@ -526,7 +544,7 @@ def test_compare_needs_no_torch(tmp_path):
 def test_the_results_of_a_cache_name_a_teacher_only_where_there_is_one(name, refines):
     dataset = clusters(n=30)
     events = clipviz.adapt(METHODS[name](dataset.backbone(), dataset.prompts), dataset, eval_dataset=dataset)
-    results = results_of(clipviz.record(events), 0.5, 1.0)
+    results = results_of(clipviz.record(events))
     zero_shot = np.mean((dataset.embeddings @ dataset.classifier.T).argmax(1).numpy() == dataset.targets)
     assert (results["teacher"] == "none") == (not refines)
     assert results["teacher_zero_shot_accuracy"] == (pytest.approx(zero_shot) if refines else None)

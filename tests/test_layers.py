@@ -20,6 +20,9 @@ MAY_IMPORT: dict[str, str] = {
     # no clipviz below these
     "errors": "",
     "files": "",
+    "origin": "",
+    "changes": "errors",
+    "interrupts": "",
     "events": "",
     # the stem with torch
     "ops": "",
@@ -27,37 +30,37 @@ MAY_IMPORT: dict[str, str] = {
     "ownership": "",
     "tower": "errors ops",
     "weights": "errors",
-    "backbone": "errors ops ownership tower weights",
+    "backbone": "errors origin ops ownership tower weights",
     "prompts": "errors",
     "descriptions": "prompts",
     "describe": "errors files prompts",
     "parallel": "errors",
-    "data": "errors files events ops ownership backbone prompts parallel",
+    "data": "errors files origin events ops ownership backbone prompts parallel",
     "birds": "errors ops tower backbone prompts data",
     "methods": "errors events ops ncut ownership backbone prompts data",
     "evaluate": "events ops ownership data methods parallel",
     "saliency": "errors ops ncut ownership backbone data birds methods",
     "looker": "ownership data methods saliency",
     "gallery": "events ownership data methods evaluate saliency",
-    "loop": "events ownership data methods evaluate gallery parallel",
+    "refusals": "errors data methods parallel",
+    "loop": "changes events ownership data methods evaluate gallery parallel refusals",
     "checkpoint": "errors files methods loop prompts",
     "build": "errors backbone data methods",
     "ladder": "events backbone data methods evaluate loop",
     # the stem without torch
     "trace_folder": "",
-    "trace": "trace_folder",
+    "trace": "files trace_folder",
     "figures": "errors trace",
     "report": "errors files trace figures",
     "widgets": "errors events trace figures",
     # where they meet
     "recorder": "events ops trace",
     # on top of both
-    "interrupts": "",
-    "changes": "errors",
-    "run_folder": "loop checkpoint trace",
-    "run": "changes interrupts events ownership data methods looker loop parallel recorder run_folder trace",
-    "commands": "errors files events data birds backbone methods evaluate loop build parallel run trace figures "
-    "report descriptions describe",
+    "results": "backbone data methods evaluate loop parallel prompts trace",
+    "run_folder": "files loop checkpoint results trace",
+    "run": "changes interrupts events ownership data methods looker loop parallel recorder results run_folder trace",
+    "commands": "errors files interrupts events data birds backbone methods evaluate loop build parallel results "
+    "run_folder run trace figures report descriptions describe",
     "options": "",
     "cli": "options",
     "__main__": "cli",
@@ -135,7 +138,7 @@ def test_the_two_stems_meet_in_the_recorder_only():
         "build",
         "ladder",
     }
-    on_top = {"run", "run_folder", "commands", "options", "cli"}
+    on_top = {"results", "run", "run_folder", "commands", "options", "cli"}
     meeting = set()
     for unit, _, tree in sources():
         used = clipviz_units(tree)

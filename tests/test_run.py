@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import ToyDataset, assert_same_bits, differences, make_tiny_backbone, method_state, microclip
 
-from clipviz import loop
+from clipviz import adapt, cli, load_backbone, load_dataset, loop
 from clipviz.checkpoint import load_checkpoint, save_checkpoint
 from clipviz.evaluate import predict, spread_probe
-from clipviz.events import EpochFinished, StepFinished
+from clipviz.events import EpochFinished, RunFinished, StepFinished
 from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig
+from clipviz.methods.microclip import MicroCLIP
 from clipviz.methods.ntua import NtUA, NtUAConfig
 from clipviz.methods.zero_shot import Descriptions, ZeroShot
 from clipviz.prompts import ClassPrompts
@@ -217,10 +223,184 @@ def test_without_a_folder_nothing_is_written(tiny_backbone, tmp_path, monkeypatc
 # ------------------------------------------------------------------------------------------------- the folder
 
 
-def test_the_folder_holds_trace_and_checkpoint_and_nothing_else(undisturbed):
+def test_the_folder_holds_what_every_run_folder_holds_and_nothing_else(undisturbed, tiny_backbone):
     trace, _, folder = undisturbed
-    assert sorted(os.listdir(folder)) == [PREVIOUS, CHECKPOINT, "trace"]
+    assert sorted(os.listdir(folder)) == [PREVIOUS, CHECKPOINT, "config.json", "results.json", "trace"]
     assert Trace.load(folder).equals(trace)
+    results = json.loads((folder / "results.json").read_text())
+    assert results.keys() >= {
+        "method", "model", "data", "split", "seed", "epochs", "accuracy", "pseudo_label_accuracy",
+        "zero_shot_accuracy", "n_images", "seconds", "versions",
+    }  # fmt: skip
+    test = ToyDataset(9, seed=1, split="test")
+    guesses = predict(ZeroShot(tiny_backbone, test.prompts), test).probs.argmax(-1).numpy()
+    assert results["zero_shot_accuracy"] == pytest.approx((guesses == test.targets).mean())
+    assert results["accuracy"] == trace.metric("accuracy").iloc[-1]
+    assert (results["n_images"], results["seed"], results["seconds"]) == (20, 5, trace.meta["seconds"])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"]["schedule"]["lr"] == 1e-3
+    assert config["origins"] == {"model": None, "data": None, "eval_data": None}  # made by hand
+    assert config["prompts"] == "data"
+    assert "command" not in config
+
+
+def test_a_run_of_a_notebook_says_where_everything_came_from_and_is_compared_and_reported(tmp_path, capsys):
+    (tmp_path / "words.json").write_text(json.dumps({"a red cap": ["A cap that is red."]}))
+    data = load_dataset("birds/fog", "train", n=np.int64(24), templates=("a photo of a {}.",))
+    test = load_dataset("birds/fog", "test", n=24)
+    backbone = load_backbone("birds")
+    for name, prompts in (("a", data.prompts), ("b", replace(data.prompts, templates=("a bird, {}.",)))):
+        method = ZeroShot(backbone, prompts)
+        Run(method, data, eval_dataset=test, folder=tmp_path / name).start().wait(100)
+    config, other = (json.loads((tmp_path / name / "config.json").read_text()) for name in "ab")
+    assert config["origins"]["model"] == {"name": "birds", "pretrained": None, "precision": "32"}
+    again = load_dataset(**config["origins"]["data"])
+    assert (again.name, again.split, len(again), again.prompts) == ("birds/fog", "train", 24, data.prompts)
+    assert config["origins"]["eval_data"]["split"] == "test"
+    assert config["prompts"] == "data"
+    assert other["prompts"]["templates"] == ["a bird, {}."]
+    runs = [str(tmp_path / name) for name in "ab"]
+    assert cli.main(["compare", *runs]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert cli.main(["report", *runs, "--out", str(tmp_path / "page.html")]) == 0
+
+
+def test_a_folder_of_images_is_named_by_a_path_that_holds_from_everywhere(tmp_path, monkeypatch):
+    for i in range(2):
+        (tmp_path / "train" / f"class {i}").mkdir(parents=True)
+        ToyDataset(1).image(0).save(tmp_path / "train" / f"class {i}" / "x.png")
+    monkeypatch.chdir(tmp_path)
+    data = load_dataset("train", split="train", templates="train {}")
+    assert (data.origin["spec"], data.origin["split"]) == (str(tmp_path / "train"), "train")
+    assert data.origin["templates"] == "train {}"
+
+
+def test_what_was_not_measured_is_null(tiny_backbone, tmp_path, capsys):
+    data = ToyDataset(8, labelled=False)
+    Run(microclip(tiny_backbone), data, AdaptConfig(epochs=1, batch_size=8), folder=tmp_path).fit()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["accuracy"] is results["pseudo_label_accuracy"] is results["zero_shot_accuracy"] is None
+    assert cli.main(["compare", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("toy (train), not measured\n")
+
+
+def test_the_zero_shot_accuracy_of_a_tower_that_was_adapted_before_is_not_known(tiny_backbone, tmp_path):
+    method = microclip(tiny_backbone)
+    for name in ("first", "second"):
+        make_run(tmp_path / name, tiny_backbone, method=method).fit()
+    first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("first", "second"))
+    assert first["zero_shot_accuracy"] is not None
+    assert second["zero_shot_accuracy"] is None
+
+
+def test_an_older_run_stays_whole_until_the_first_save_and_then_goes_as_a_whole(tiny_backbone, tmp_path, monkeypatch):
+    make_run(tmp_path, tiny_backbone).fit()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    prepare = MicroCLIP.prepare
+    monkeypatch.setattr(MicroCLIP, "prepare", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        make_run(tmp_path, tiny_backbone, seed=7).fit()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    monkeypatch.setattr(MicroCLIP, "prepare", prepare)
+    run = make_run(tmp_path, tiny_backbone, seed=7, listeners=[interrupt_after(StepFinished, 0, 0)])
+    with pytest.raises(ConnectionError):
+        run.fit()
+    assert sorted(os.listdir(tmp_path)) == [CHECKPOINT, "config.json", "trace"]
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == Trace.load(tmp_path).meta["seed"] == 7
+
+
+def test_a_run_that_nobody_is_at_work_on_any_more_is_interrupted(tiny_backbone, tmp_path, capsys):
+    seen = []
+
+    def killed(event):
+        if isinstance(event, StepFinished) and event.step == 4:
+            seen.append(Trace.load(tmp_path).meta["status"])
+            shutil.copytree(tmp_path, tmp_path.with_name("killed"))
+
+    make_run(tmp_path, tiny_backbone, listeners=[killed]).fit()
+    folder = tmp_path.with_name("killed")
+    assert seen == ["running"]
+    assert Trace.load(folder).meta["status"] == "interrupted"
+    assert ", interrupted, " in repr(Trace.load(folder / "trace"))
+    assert cli.main(["compare", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{folder} holds no results.json, because its run was interrupted" in line
+    resumed = make_run(folder, tiny_backbone)
+    assert resumed.restore()
+    assert resumed.fit().meta["status"] == Trace.load(folder).meta["status"] == "finished"
+    assert cli.main(["compare", str(folder)]) == 0
+
+
+@pytest.mark.parametrize("when", ["in an epoch", "at the end"])
+def test_a_disk_that_is_full_ends_a_run_in_a_thread_and_frees_its_folder(tiny_backbone, tmp_path, monkeypatch, when):
+    run = make_run(tmp_path, tiny_backbone)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def fill(event):
+        if isinstance(event, StepFinished if when == "in an epoch" else RunFinished):
+            monkeypatch.setattr(Trace, "save", full)
+
+    run.listeners.append(fill)
+    run.start()
+    with pytest.raises(OSError, match="No space left"):
+        run.wait(60)
+    assert run.status == run.trace.meta["status"] == "failed"
+    monkeypatch.undo()
+    resumed = make_run(tmp_path, tiny_backbone)  # neither folder nor disk is in the way
+    assert resumed.restore()
+    assert resumed.fit().meta["status"] == "finished"
+
+
+# ------------------------------------------------------------------------------------------------- one method, one run
+
+
+def test_a_method_is_in_one_run_at_a_time(tiny_backbone, tmp_path):
+    method = microclip(tiny_backbone)
+    first, second = (make_run(tmp_path / name, tiny_backbone, method=method) for name in "ab")
+    events = adapt(method, ToyDataset(8), CONFIG)
+    first.pause()
+    first.start()
+    for begin in (second.start, second.fit, second.restore, lambda: next(events)):
+        with pytest.raises(ValueError, match="another run or iterator is adapting this microclip; wait for its end"):
+            begin()
+    assert (second.status, list(tmp_path.glob("b"))) == ("ready", [])
+    first.stop()
+    first.wait(60)
+    second.fit()  # goes on from what the first has learned
+    events = adapt(method, ToyDataset(8), CONFIG)
+    next(events)
+    third = make_run(None, tiny_backbone, method=method)
+    with pytest.raises(ValueError, match="close"):
+        third.fit()
+    events.close()
+    assert third.fit().meta["status"] == "finished"
+
+
+def test_a_copy_of_a_method_is_another_one(tiny_backbone):
+    method = microclip(tiny_backbone)
+    events = adapt(method, ToyDataset(8), CONFIG)
+    next(events)
+    assert next(adapt(copy.deepcopy(method), ToyDataset(8), CONFIG)).method == "microclip"
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"method": lambda backbone: microclip(backbone, gamma=np.float32(0.3))},
+        {"method": lambda backbone: microclip(backbone, gamma=torch.tensor(0.3))},
+        {"config": AdaptConfig(epochs=3, lr=np.float32(1e-3))},
+        {"seed": 0.5},
+    ],
+)
+def test_what_no_file_can_hold_is_refused_before_the_run(tiny_backbone, tmp_path, refused):
+    with pytest.raises(ValueError, match=r"(gamma|lr) of the (method|schedule) must be a plain number|seed must be a"):
+        make_run(tmp_path, tiny_backbone, **{k: v(tiny_backbone) if callable(v) else v for k, v in refused.items()})
+
+
+def test_a_seed_of_numpy_is_a_seed(tiny_backbone, tmp_path):
+    assert make_run(tmp_path, tiny_backbone, seed=np.int64(3)).fit().meta["seed"] == 3
 
 
 def test_a_checkpoint_keeps_what_training_changed_and_no_frozen_weight(undisturbed):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from clipviz.build import build_method, parse_constants
 from clipviz.commands.inputs import (
@@ -25,16 +23,17 @@ from clipviz.commands.inputs import (
     told,
 )
 from clipviz.commands.progress import Progress
-from clipviz.commands.results import results_of, zero_shot_accuracy
 from clipviz.commands.table import summary
 from clipviz.data.base import ImageDataset
 from clipviz.errors import choose
 from clipviz.evaluate import spread_probe
-from clipviz.events import RunStarted
-from clipviz.files import prepare_folder, write_json
+from clipviz.files import prepare_folder
+from clipviz.interrupts import StoppedBySignal
 from clipviz.methods import METHODS, AdaptConfig, Method
 from clipviz.parallel import ONE, Ranks, launch
-from clipviz.run import CHECKPOINT, Run
+from clipviz.results import results_of
+from clipviz.run import Run
+from clipviz.run_folder import RunFolder
 from clipviz.trace import Trace
 
 PROBE = 12
@@ -44,21 +43,32 @@ def adapt(args: argparse.Namespace) -> None:
     """`clipviz adapt`: one method on one dataset into one run folder."""
     choose("method", args.method, METHODS)
     refuse_among_images(args.out, args.data, args.eval_data)
-    out = prepare_folder(args.out)
-    if any((out / part).exists() for part in (CHECKPOINT, "results.json", "trace")) and not args.resume:
-        raise ValueError(f"{args.out} already holds a run; add --resume to go on with it, or choose another --out")
+    folder = RunFolder(prepare_folder(args.out))
     ranks = launch(args.devices, args.num_nodes, args.device)
-    method, data, evaluation, notes = ranks.together(lambda: _chosen(args, out, ranks))
-    given = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
-    changes = {name: value for name, value in given.items() if value is not None}
-    config = ranks.together(lambda: replace(method.schedule, workers=args.workers, **changes))
-    run_one(method, data, evaluation, config, args.seed, out, resume=args.resume, notes=notes, ranks=ranks)
+    try:
+        ranks.together(lambda: _keep(folder, args.resume) if ranks.is_first else None)
+        method, data, evaluation, notes = ranks.together(lambda: _chosen(args, folder.path, ranks))
+        given = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
+        changes = {name: value for name, value in given.items() if value is not None}
+        config = ranks.together(lambda: replace(method.schedule, workers=args.workers, **changes))
+        trace = run_one(method, data, evaluation, config, args.seed, folder, args.resume, notes=notes, ranks=ranks)
+    finally:
+        folder.unlock()
     if not ranks.is_first:
         return
-    results = json.loads((out / "results.json").read_text())
+    results = results_of(trace)
     print(summary([results]))
     if results["accuracy"] is None:
         print("accuracy is not known: the images have no labels")
+
+
+def _keep(folder: RunFolder, resume: bool) -> None:
+    """Have a folder to oneself before anything is looked at: another process may be about to write to it."""
+    folder.lock()
+    if folder.holds_a_run and not resume:
+        raise ValueError(
+            f"{os.fspath(folder)} already holds a run; add --resume to go on with it, or choose another --out"
+        )
 
 
 def _chosen(args: argparse.Namespace, out: Path, ranks: Ranks) -> tuple[Method, ImageDataset, ImageDataset, list[str]]:
@@ -97,52 +107,36 @@ def run_one(
     evaluation: ImageDataset,
     config: AdaptConfig,
     seed: int,
-    out: Path,
-    *,
+    folder: RunFolder,
     resume: bool = False,
+    *,
     zero_shot: float | None = None,
     notes: Sequence[str] = (),
     ranks: Ranks = ONE,
 ) -> Trace:
-    """Run a method into a folder, with config.json before and results.json after; returns the trace.
+    """Run a method into a folder and return its trace.
 
     `notes` go to stderr once nothing can be refused any more, so that an error is the only line there. Of several
     processes the first one speaks and writes.
     """
-    begun = time.perf_counter()
     probe = spread_probe(evaluation, method.backbone.image_size, PROBE)
-    options: dict[str, Any] = {"eval_dataset": evaluation, "probe": probe, "seed": seed, "folder": out, "ranks": ranks}
+    options = {"eval_dataset": evaluation, "probe": probe, "seed": seed, "folder": folder, "ranks": ranks}
     run, said = ranks.together(lambda: told(Run, method, data, config, **options))
     notes = [*notes, *said]
     if resume:
         restored, said = told(run.restore)
-        notes = [*notes, *said] if restored else [*notes, f"nothing to resume in {out}: starting at the beginning"]
-    command = shlex.join(["clipviz", *sys.argv[1:]])
+        missing = f"nothing to resume in {os.fspath(folder)}: starting at the beginning"
+        notes = [*notes, *said] if restored else [*notes, missing]
     if ranks.is_first:
         run.listeners.append(Progress())
         for note in notes:
             print(note, file=sys.stderr)
-        (out / "results.json").unlink(missing_ok=True)
-        write_json(out / "config.json", {"command": command, **_settings(run)})
-    if "zero_shot_accuracy" in run.recorder.meta:  # of a run that goes on: its tower is an adapted one by now
-        zero_shot = run.recorder.meta["zero_shot_accuracy"]
-    elif zero_shot is None:
-        zero_shot = zero_shot_accuracy(method.backbone, evaluation, ranks) if method.name != "zero_shot" else None
-    run.recorder.meta.update(command=command, zero_shot_accuracy=zero_shot)
+    run.recorder.meta["command"] = shlex.join(["clipviz", *sys.argv[1:]])
+    if zero_shot is not None:
+        run.recorder.meta["zero_shot_accuracy"] = zero_shot
     try:
-        trace = run.fit()
-    except (FloatingPointError, KeyboardInterrupt):  # all processes come here, one says so
+        return run.fit()
+    except (FloatingPointError, KeyboardInterrupt, StoppedBySignal):  # all processes come here, one says so
         if ranks.is_first:
             raise
         raise SystemExit(0) from None
-    if ranks.is_first:
-        seconds = run.adaptation.seconds_before + time.perf_counter() - begun
-        write_json(out / "results.json", results_of(trace, zero_shot, seconds))
-    return trace
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    started = next(iter(run.adaptation))
-    assert isinstance(started, RunStarted)
-    settings = {key: value for key, value in started.meta.items() if key != "files"}  # the trace lists them
-    return {**settings, "class_names": list(started.class_names), "n_images": started.n_images}

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
 from clipviz.backbone import load_backbone
 from clipviz.commands.adapt import run_one
-from clipviz.commands.results import zero_shot_accuracy
 from clipviz.commands.table import summary
 from clipviz.data import load_dataset
 from clipviz.errors import choose
 from clipviz.files import prepare_folder, write_text
 from clipviz.methods import METHODS
 from clipviz.report import write_report
+from clipviz.results import results_of, zero_shot_accuracy
+from clipviz.run_folder import RunFolder
 
 DEMO_IMAGES = {"train": 600, "test": 480}
 DEMO_EPOCHS = {"dpa": 5, "microclip": 6}
@@ -30,20 +31,28 @@ def demo(args: argparse.Namespace) -> None:
     names = [name.strip() for name in args.methods.split(",")] if args.methods else list(METHODS)
     for name in names:
         choose("method", name, METHODS)
-    out = prepare_folder(args.out)
+    out = RunFolder(prepare_folder(args.out))
+    out.lock()
+    try:
+        _demo(args, names, out.path, begun)
+    finally:
+        out.unlock()
+
+
+def _demo(args: argparse.Namespace, names: list[str], out: Path, begun: float) -> None:
     data, evaluation = (
         load_dataset(f"birds/{args.domain}", split, seed=args.seed, n=n) for split, n in DEMO_IMAGES.items()
     )
     backbone = load_backbone("birds")
-    zero_shot = zero_shot_accuracy(backbone, evaluation)
+    zero_shot = zero_shot_accuracy(backbone, evaluation.prompts, evaluation)
     traces, rows = [], []
     for name in names:
         method = METHODS[name](backbone, data.prompts)
         epochs = args.epochs or DEMO_EPOCHS.get(name, method.schedule.epochs)
         config = replace(method.schedule, epochs=epochs)
-        folder = prepare_folder(out / name)
+        folder = RunFolder(prepare_folder(out / name))
         traces.append(run_one(method, data, evaluation, config, args.seed, folder, zero_shot=zero_shot))
-        rows.append(json.loads((folder / "results.json").read_text()))
+        rows.append(results_of(traces[-1]))
     write_text(out / "results.csv", pd.json_normalize(rows).to_csv(index=False))
     write_report(traces, out / "report.html", title=f"clipviz demo: birds/{args.domain}")
     print(summary(rows))

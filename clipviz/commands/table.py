@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipviz.errors import one_line
+from clipviz.trace import Trace
 
 _SHOWN = (
     "method", "model", "seed", "epochs", "accuracy", "pseudo_label_accuracy", "zero_shot_accuracy", "seconds",
@@ -23,8 +24,7 @@ def read_results(run: Path) -> dict[str, Any]:
     """
     path = run / "results.json"
     if not path.is_file():
-        reason = "holds no results.json" if run.exists() else "is not there"
-        raise ValueError(f"{run} {reason}; give the folder of a finished run")
+        raise ValueError(f"{run} {_lack(run)}; give the folder of a finished run")
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -35,10 +35,24 @@ def read_results(run: Path) -> dict[str, Any]:
     return dict(row)
 
 
+def _lack(run: Path) -> str:
+    """Why a folder has no results."""
+    if not run.exists():
+        return "is not there"
+    try:
+        status = str(Trace.load(run).meta.get("status"))
+    except ValueError:
+        return "holds no results.json"
+    was = {"running": "is still running", "failed": "failed"}.get(status, f"was {status}")
+    return f"holds no results.json, because its run {was}"
+
+
 def measured_on(row: dict[str, Any]) -> str:
     """The images that a run learned from, and those that it was measured on."""
     learned, measured = (f"{one_line(row[name])} ({row[split]})" for name, split in
                          (("data", "split"), ("eval_data", "eval_split")))  # fmt: skip
+    if row["eval_data"] is None:
+        return f"{learned}, not measured"
     return f"{learned}, measured on {'the same images' if measured == learned else measured}"
 
 

@@ -6,8 +6,9 @@ Free of torch at import time: tensors are named in annotations only.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipviz.events import UNLABELLED
 
@@ -55,6 +56,7 @@ class ImageDataset(ABC):
         part_names: Names of the ids in `parts`, position = id (0 = background); None without masks.
         has_pixels: False for embeddings that stand in for images: `image` then refuses.
         are_files: Whether `names` are those of files, by which a user finds an image again.
+        origin: The arguments of `load_dataset` that gave it; None if it was made otherwise.
     """
 
     name: str
@@ -67,6 +69,7 @@ class ImageDataset(ABC):
     part_names: tuple[str, ...] | None = None
     has_pixels: bool = True
     are_files: bool = False
+    origin: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)

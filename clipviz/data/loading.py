@@ -18,12 +18,14 @@ from clipviz.data.manifest import MANIFEST_SUFFIXES, read_manifest
 from clipviz.data.pixel_cache import DiskCache
 from clipviz.data.scan import data_name, display_name
 from clipviz.errors import unknown
+from clipviz.origin import remembered
 from clipviz.prompts import Descriptions
 
 _BIRDS = "birds"
 _DEFAULT_DOMAIN = "source"
 
 
+@remembered("disk_cache", "progress")
 def load_dataset(
     spec: str | os.PathLike[str],
     split: str = "train",

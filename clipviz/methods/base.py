@@ -123,6 +123,8 @@ class Method(nn.Module, ABC):
         presets: name -> configuration; "default", or that of a backbone's name, is taken where none is given.
         adjustable: constants of `config` that may change while the method runs.
         config: a frozen dataclass with the method's constants, and its schedule; None for methods without any.
+        has_learned: whether it has done a step of training.
+        adapted_by: weak reference to the `Adaptation` at work on it, or None.
     """
 
     name: ClassVar[str]
@@ -133,6 +135,8 @@ class Method(nn.Module, ABC):
     presets: ClassVar[Mapping[str, Any]] = {}
     adjustable: ClassVar[tuple[str, ...]] = ()
     config: Any = None
+    has_learned = False
+    adapted_by: Any = None
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts) -> None:
         super().__init__()

@@ -1,0 +1,66 @@
+"""What no run can be made of, refused before anything is done."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from torch import nn
+
+from clipviz.data.base import ImageDataset
+from clipviz.errors import one_line
+from clipviz.methods.base import AdaptConfig, Method
+from clipviz.parallel import Ranks
+
+
+def check_storable(settings: dict[str, dict[str, Any]]) -> None:
+    """Refuse constants that no file of a run could hold: at the first save it would be too late."""
+    for group, constants in settings.items():
+        for name, value in constants.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{name} of the {group} must be a plain number or text, got {one_line(repr(value), 60)}; "
+                    "convert it with int() or float()"
+                ) from error
+
+
+def check_labels(method: Method, *datasets: ImageDataset | None) -> None:
+    """Refuse labels that are of no class of the method, or of another one; classes may have got better names."""
+    known = {name: position for position, name in enumerate(method.class_names)}
+    for data in datasets:
+        if data is None or not data.has_targets:
+            continue
+        highest = int(data.targets.max())
+        if highest >= len(known):
+            raise ValueError(
+                f"{data.name} has labels up to {highest}, but the prompts that {method.name} was built with are of "
+                f"{len(known)} classes; both need the same classes"
+            )
+        for position, name in enumerate(data.class_names):
+            if known.get(name, position) != position:
+                raise ValueError(
+                    f"label {position} of {data.name} is {name!r}, which is class {known[name]} of the prompts that "
+                    f"{method.name} was built with; both need the same order"
+                )
+
+
+def check_shares(method: Method, dataset: ImageDataset, config: AdaptConfig, ranks: Ranks) -> None:
+    """Refuse what several processes cannot share, or gain nothing by."""
+    if not dataset.has_pixels:
+        raise ValueError(
+            f"{dataset.name} holds embeddings, and {ranks.size} processes share the making of embeddings only; "
+            "use one device"
+        )
+    if config.batch_size < ranks.size:
+        raise ValueError(
+            f"a batch of {config.batch_size} images cannot be shared by {ranks.size} processes; "
+            "ask for a larger --batch-size, or fewer devices"
+        )
+    norms = (m for m in method.backbone.visual.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    if method.trains and method.adapts_tower and any(norms):
+        raise ValueError(
+            f"{method.backbone.name} has BatchNorms, which learn from whole batches, so {ranks.size} processes cannot "
+            "share one; use one device, or a ViT"
+        )

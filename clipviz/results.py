@@ -1,0 +1,89 @@
+"""What stands beside a trace: the objects of config.json, when a run begins, and of results.json, when it is done."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from clipviz.backbone import Backbone
+from clipviz.data.base import ImageDataset
+from clipviz.evaluate import accuracy, predict
+from clipviz.loop import Adaptation, versions
+from clipviz.methods import METHODS, Method
+from clipviz.parallel import ONE, Ranks
+from clipviz.prompts import ClassPrompts
+from clipviz.trace import Trace
+
+
+def zero_shot_accuracy(
+    backbone: Backbone, prompts: ClassPrompts, evaluation: ImageDataset | None, ranks: Ranks = ONE
+) -> float | None:
+    """Accuracy of a model that was not adapted with the template ensemble, or None without labels."""
+    if evaluation is None or not evaluation.has_targets:
+        return None
+    predictions = predict(METHODS["zero_shot"](backbone, prompts), evaluation, ranks=ranks)
+    return accuracy(predictions.probs.argmax(-1), predictions.target)
+
+
+def measure_zero_shot(meta: dict[str, Any], method: Method, evaluation: ImageDataset | None, ranks: Ranks) -> None:
+    """Note the zero-shot accuracy of a method's model before its first step, unless it is known, or never will be."""
+    if "zero_shot_accuracy" not in meta and method.name != "zero_shot" and not method.has_learned:
+        meta["zero_shot_accuracy"] = zero_shot_accuracy(method.backbone, method.prompts, evaluation, ranks)
+
+
+def config_of(trace: Trace, adaptation: Adaptation) -> dict[str, Any]:
+    """The object of config.json: all that was chosen, and, as far as it is known, where model and images came from.
+
+    `origins` are arguments of `load_backbone` and `load_dataset`, null for what was made by hand; `prompts` is "data"
+    where the method reads those of its images, else the texts themselves.
+    """
+    method, command = adaptation.method, trace.meta.get("command")
+    facts = {key: value for key, value in adaptation.facts().items() if key != "files"}  # the trace lists them
+    return {
+        **({"command": command} if command else {}),
+        **facts,
+        "class_names": list(method.class_names),
+        "n_images": len(adaptation.dataset),
+        "prompts": "data" if method.prompts == adaptation.dataset.prompts else asdict(method.prompts),
+    }
+
+
+def results_of(trace: Trace) -> dict[str, Any]:
+    """The object of results.json; accuracies are fractions, null where there are no labels."""
+    last = {name: _last(trace, name) for name in ("accuracy", "pseudo_label_accuracy")}
+    zero_shot = last["accuracy"] if trace.method == "zero_shot" else trace.meta.get("zero_shot_accuracy")
+    keys = ("method", "model", "data", "split", "eval_data", "eval_split", "accuracy_is", "seed", "epochs")
+    return {
+        **{key: trace.meta[key] for key in keys},
+        **last,
+        "zero_shot_accuracy": zero_shot,
+        **_cache_results(trace),
+        "n_images": trace.meta["n_images"],
+        "n_skipped": len(trace.skipped),
+        "seconds": trace.meta["seconds"],
+        "versions": versions(),
+    }
+
+
+def _cache_results(trace: Trace) -> dict[str, Any]:
+    """What a method with a cache adds to its results: how much of it is filled, by whom, and how good that one is."""
+    coverage = _last(trace, "coverage")
+    if coverage is None:
+        return {}
+    settings = trace.meta["settings"]["method"]
+    teacher = _last(trace, "accuracy_teacher")
+    if teacher is None and settings["rectify"]:  # the model itself is its teacher
+        teacher = _last(trace, "accuracy_zero_shot")
+    return {
+        "coverage": coverage,
+        "cache_size": int(_last(trace, "cache_size") or 0),
+        "selection": settings["selection"],
+        "uses_labels": settings["selection"] == "oracle_balanced",
+        "teacher": settings["teacher"],
+        "teacher_zero_shot_accuracy": teacher,
+    }
+
+
+def _last(trace: Trace, metric: str) -> float | None:
+    series = trace.metric(metric)
+    return float(series.iloc[-1]) if len(series) else None
