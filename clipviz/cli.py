@@ -1,8 +1,8 @@
 """Command line: `clipviz demo | adapt | embed | describe | report | compare | lab`.
 
 Exit 0: done. Exit 2 and one line on stderr: a mistake of the user's (what was wanted, what came, what to do); `--debug`
-shows the traceback. Exit 1: the run itself failed, or clipviz did, and then with its traceback. Exit 130: stopped by
-Ctrl-C; a run has saved what it did.
+shows the traceback. Exit 1: the run itself failed, or clipviz did, and then with its traceback. Exit 128 + n: stopped
+by signal n (130: Ctrl-C, 143: SIGTERM, 129: SIGHUP, unless nohup has it ignored); a run has saved what it did.
 Torch is imported by the commands that need it, so `--help` is instant.
 """
 
@@ -11,15 +11,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
 from clipviz import __version__
+from clipviz.interrupts import StoppedBySignal, on_signal, raise_for
 from clipviz.options import COMMANDS
 
 EPILOG = """examples:
@@ -65,15 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.exit(2, f"clipviz {args.command}: error: {_one_line(_no_such_option(unknown, args))}\n")
-    with _noting_ctrl_c() as was_pressed:
+    came: list[int] = []  # a library that a signal interrupts while it is imported may swallow it, and be broken then
+
+    def note(signum: int) -> None:
+        came.append(signum)
+        raise_for(signum)
+
+    with on_signal(note):
         try:
-            _command(args.command, was_pressed)(args)
-        except KeyboardInterrupt:
-            return _fail(_stopped(args), 130)
+            _command(args.command, came)(args)
+        except (KeyboardInterrupt, StoppedBySignal) as stop:
+            return _fail(_stopped(args), getattr(stop, "code", 130))
         except Exception as error:
-            if was_pressed():
-                return _fail(_stopped(args), 130)
-            return _failed(error, args)
+            return _fail(_stopped(args), 128 + came[0]) if came else _failed(error, args)
     return 0
 
 
@@ -96,34 +98,17 @@ def _failed(error: Exception, args: argparse.Namespace) -> int:
     return _fail(str(error) or type(error).__name__, 2)
 
 
-def _command(name: str, was_pressed: Callable[[], bool]) -> Callable[[argparse.Namespace], None]:
+def _command(name: str, came: Sequence[int]) -> Callable[[argparse.Namespace], None]:
     module = import_module(f"clipviz.commands.{name}")  # one at a time: only some of them need torch
-    if was_pressed():  # and numpy swallowed it
-        raise KeyboardInterrupt
+    if came:  # and numpy swallowed it
+        raise_for(came[0])
     command: Callable[[argparse.Namespace], None] = getattr(module, name)
     return command
 
 
-@contextmanager
-def _noting_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Remember Ctrl-C: a library that it interrupts while it is imported may swallow it, and be broken from then on."""
-    pressed: list[int] = []
-
-    def note(signum: int, frame: object) -> None:
-        pressed.append(signum)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # where there is no Ctrl-C either
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _stopped(args: argparse.Namespace) -> str:
+    if args.command == "adapt" and os.path.exists(os.path.join(args.out, "results.json")):
+        return f"stopped when the run was finished; {args.out} holds all of it"
     if args.command == "adapt" and os.path.exists(os.path.join(args.out, "checkpoint.safetensors")):
         return "stopped, and saved: the same command with --resume goes on from here"
     return "stopped; nothing of this was saved"

@@ -460,7 +460,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(photos, tmp_pa
     assert [found for found in differences(Trace.load(out), first) if found != "meta command"] == []
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_bits(photos, tmp_path, sign):
     out, whole = tmp_path / "run", tmp_path / "whole"
     process = in_shell(photos, out, stdout=subprocess.DEVNULL)
@@ -471,8 +471,9 @@ def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_bits(photos, tmp_pa
     _, stderr = process.communicate(timeout=300)
     assert (out / "checkpoint.safetensors").exists()
     assert not (out / "results.json").exists()
-    if sign == signal.SIGINT:
-        assert process.returncode == 130
+    if sign != signal.SIGKILL:
+        assert process.returncode == 128 + sign
+        assert Trace.load(out).meta["status"] == "stopped"
         assert stderr == "clipviz: error: stopped, and saved: the same command with --resume goes on from here\n"
     for folder in (out, whole):
         assert cli.main(adapt(photos, folder, "--epochs", 3, "--batch-size", 4, "--resume", method="microclip")) == 0

@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, str] = {
     "commands": "errors files interrupts events data birds backbone methods evaluate loop build parallel results "
     "run_folder run trace figures report descriptions describe",
     "options": "",
-    "cli": "options",
+    "cli": "interrupts options",
     "__main__": "cli",
 }
 # Imports inside a function that go up, each with its reason.

@@ -1,6 +1,7 @@
 """A run in a thread: commands are obeyed at step boundaries, and looking changes nothing."""
 
 import asyncio
+import os
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from clipviz.events import RunFinished, StepFinished
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
 from clipviz.run import Run
+from clipviz.run_folder import RunFolder
 from clipviz.trace import Trace
 
 CONFIG = AdaptConfig(epochs=3, batch_size=4, lr=1e-3)
@@ -35,6 +37,10 @@ def make_run(tiny_backbone):
         return Run(method, data, CONFIG, eval_dataset=data, seed=1, **kwargs)
 
     return make
+
+
+def at_step(step, act):
+    return lambda event: act() if isinstance(event, StepFinished) and event.step == step else None
 
 
 def weights(run):
@@ -256,19 +262,77 @@ def test_ask_answers_from_the_owner_and_changes_nothing(make_run):
     assert run.ask(lambda method: method.name).result(5) == "microclip"
 
 
-def test_interrupt_stops_at_a_boundary_and_saves(make_run, tmp_path):
-    def interrupt(event):
-        if isinstance(event, StepFinished) and event.step == 5:
-            signal.raise_signal(signal.SIGINT)
+SIGNALS = [
+    (signal.SIGINT, KeyboardInterrupt, ()),
+    (signal.SIGTERM, SystemExit, (143,)),
+    (signal.SIGHUP, SystemExit, (129,)),
+]
 
-    run = make_run(folder=tmp_path, listeners=[interrupt])
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+
+@pytest.mark.parametrize(("signum", "raised", "code"), SIGNALS)
+def test_a_signal_stops_at_a_boundary_and_saves(make_run, tmp_path, signum, raised, code):
+    run = make_run(folder=tmp_path, listeners=[at_step(5, lambda: signal.raise_signal(signum))])
+    before = signal.getsignal(signum)
+    with pytest.raises(raised) as stop:
         run.fit()
-    assert signal.getsignal(signal.SIGINT) is before
-    assert run.status == "stopped"
+    assert stop.value.args == code
+    assert signal.getsignal(signum) is before
+    assert run.status == Trace.load(tmp_path).meta["status"] == "stopped"
     assert run.steps_done == 6
     assert len(run.trace.samples) == 6 * 4
+
+
+def test_a_signal_that_is_ignored_stays_ignored_and_a_handler_of_the_script_is_called(make_run):
+    came = []
+    before = [signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.signal(signal.SIGTERM, lambda *_: came.append(1))]
+    try:
+        run = make_run(listeners=[at_step(2, lambda: signal.raise_signal(signal.SIGHUP))])  # as under nohup
+        assert run.fit().meta["status"] == "finished"
+        run = make_run(listeners=[at_step(2, lambda: signal.raise_signal(signal.SIGTERM))])
+        with pytest.raises(SystemExit):
+            run.fit()
+        assert (run.status, came) == ("stopped", [1])
+    finally:
+        signal.signal(signal.SIGHUP, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("signum", "raised", "code"), SIGNALS)
+def test_a_signal_while_waiting_returns_when_the_thread_is_done(make_run, tmp_path, signum, raised, code, times):
+    """`Thread.join` of Python 3.11 lets go of a thread that works on when Ctrl-C comes."""
+
+    def interrupt():
+        for _ in range(times):
+            os.kill(os.getpid(), signum)  # to the main thread, which waits
+        time.sleep(0.1)  # in the middle of a step
+
+    run = make_run(folder=tmp_path, listeners=[at_step(3, interrupt)])
+    run.start()
+    with pytest.raises(raised):
+        run.wait()
+    assert (run.status, run.is_live, run.steps_done) == ("stopped", False, 4)
+    assert Trace.load(tmp_path).meta["status"] == "stopped"
+    RunFolder(tmp_path).lock()
+
+
+def test_a_task_that_awaits_a_run_is_cancelled_and_the_run_is_over(make_run):
+    async def cell():
+        run = make_run(listeners=[at_step(3, lambda: loop.call_soon_threadsafe(task.cancel))])
+        loop = asyncio.get_running_loop()
+
+        async def awaited():
+            return await run.start()
+
+        task = asyncio.create_task(awaited())
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return run
+
+    with ThreadPoolExecutor(1) as executor:
+        run = executor.submit(asyncio.run, cell()).result(60)
+    assert (run.status, run.is_live) == ("stopped", False)
+    assert 4 <= run.steps_done < 12
 
 
 def test_an_interrupt_before_the_first_step_does_not_wait_for_the_whole_set(tiny_backbone, tmp_path):

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from clipviz.files import prepare_folder
+from clipviz.interrupts import StoppedBySignal
 
 _NEEDED = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget")
 
@@ -69,3 +70,6 @@ def run_jupyter(options: list[str]) -> int:
             return process.wait()
         except KeyboardInterrupt:
             continue  # the terminal sent it to both; JupyterLab decides
+        except StoppedBySignal:
+            process.terminate()
+            raise
