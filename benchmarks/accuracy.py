@@ -28,12 +28,12 @@ import torch
 
 from clipviz import METHODS, adapt, load_backbone, load_dataset
 from clipviz.birds.domains import DOMAINS, VALIDATION_DOMAIN
-from clipviz.build import build_method, parse_constants
 from clipviz.data.base import ImageDataset
 from clipviz.errors import choose
-from clipviz.evaluate import accuracy, predict
 from clipviz.events import EpochFinished
 from clipviz.methods import AdaptConfig, Method
+from clipviz.methods.build import build_method, parse_constants
+from clipviz.training.evaluate import accuracy, predict
 
 FOLDER = Path(__file__).parent / "results"
 RUNS, SUMMARY = FOLDER / "accuracy_runs.csv", FOLDER / "accuracy.csv"

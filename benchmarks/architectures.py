@@ -28,10 +28,10 @@ from torch import Tensor
 
 from clipviz import METHODS, AdaptConfig, load_backbone
 from clipviz.backbone import Backbone
-from clipviz.build import build_method
-from clipviz.data.benchmarks import ArrayDataset
+from clipviz.data.sources.benchmarks import ArrayDataset
 from clipviz.events import StepFinished
-from clipviz.loop import adapt
+from clipviz.methods.build import build_method
+from clipviz.training.loop import adapt
 
 # name here -> the architecture it comes from, and changes to its vision tower
 ARCHITECTURES: dict[str, tuple[str, dict[str, object]]] = {

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from clipviz import cli
+from clipviz.cli import main as cli
 
 
 class Row(NamedTuple):

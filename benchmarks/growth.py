@@ -20,11 +20,11 @@ import torch
 from benchmarks.measure import Work, processor_seconds
 from benchmarks.steps import Step
 from clipviz.backbone import Backbone
-from clipviz.build import build_method
-from clipviz.data.features import FeatureDataset
-from clipviz.loop import adapt
+from clipviz.data.batches.features import FeatureDataset
 from clipviz.methods import AdaptConfig
+from clipviz.methods.build import build_method
 from clipviz.ops import normalize
+from clipviz.training.loop import adapt
 
 OUT = Path(__file__).parents[1] / "docs" / "growth.png"
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from clipviz.data import DiskCache, ImageFolderDataset, ViewConfig, ViewLoader
-from clipviz.data.image_files import CACHE_BYTES
+from clipviz.data.sources.image_files import CACHE_BYTES
 
 
 class Row(NamedTuple):

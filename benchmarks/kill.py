@@ -25,11 +25,11 @@ from safetensors.torch import load_file
 
 from benchmarks.scale import small_backbone
 from clipviz import METHODS, Run, Trace, load_dataset
-from clipviz.build import build_method
 from clipviz.data.base import ImageDataset
 from clipviz.methods import AdaptConfig
-from clipviz.run import CHECKPOINT
+from clipviz.methods.build import build_method
 from clipviz.trace import TABLES
+from clipviz.training.run import CHECKPOINT
 
 TRAINING = tuple(name for name, method in METHODS.items() if method.trains)
 IMAGES, EPOCHS, BATCH = 24, 3, 6

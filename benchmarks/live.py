@@ -35,7 +35,7 @@ from comm.base_comm import BaseComm
 import clipviz
 from clipviz.data import ImageDataset
 from clipviz.events import Event, StepFinished
-from clipviz.loop import versions
+from clipviz.training.loop import versions
 
 sys.path.append(str(Path(__file__).parent.parent / "tests" / "browser"))
 
@@ -50,7 +50,7 @@ data = clipviz.load_dataset("birds/fog", split="train", n=64)
 method = clipviz.METHODS["microclip"](backbone, data.prompts)
 run = clipviz.Run(method, data, clipviz.AdaptConfig(epochs=1, batch_size=32), eval_dataset=data)
 trace = run.fit()
-show, saliency = Inspector.show, type(run.looker).saliency
+show, saliency = Inspector.show, type(run.model_probe).saliency
 def logged(name, function):
     def call(*args, **options):
         begun = time.perf_counter()
@@ -60,7 +60,7 @@ def logged(name, function):
         return found
     return call
 Inspector.show = logged("show", show)
-type(run.looker).saliency = logged("saliency", saliency)
+type(run.model_probe).saliency = logged("saliency", saliency)
 """
 SELECT = """async i => {
     const overlay = document.querySelector('.clipviz-overlay');

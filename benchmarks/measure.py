@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from clipviz.loop import versions
+from clipviz.training.loop import versions
 
 Work = Callable[[], object]
 

@@ -19,18 +19,18 @@ from torch import Tensor
 
 from clipviz import METHODS, load_backbone
 from clipviz.backbone import Backbone
+from clipviz.backbone.weights import BUNDLED
 from clipviz.birds.captions import attribute_prompts
 from clipviz.birds.dataset import BirdsDataset
 from clipviz.birds.domains import DOMAINS, VALIDATION_DOMAIN, render_image
-from clipviz.birds.pretrain import MODEL_CONFIG
 from clipviz.birds.world import ATTRIBUTE_NAMES, CARDINALITIES, MIN_DISTANCE, SPECIES, sample_attributes
 from clipviz.data.base import ViewConfig
-from clipviz.data.loader import ViewLoader
-from clipviz.data.views import eval_view
-from clipviz.evaluate import accuracy, predict
+from clipviz.data.batches.loader import ViewLoader
+from clipviz.data.images.views import eval_view
 from clipviz.methods.microclip import PRESETS, MicroCLIP, crop_composite
 from clipviz.ops import class_logits, normalize
-from clipviz.weights import BUNDLED
+from clipviz.training.evaluate import accuracy, predict
+from tools.pretrain import MODEL_CONFIG
 
 CARD = BUNDLED.parent / "MODEL_CARD.md"
 TEMPLATE = Path(__file__).with_suffix(".md")

@@ -22,11 +22,11 @@ from benchmarks.measure import libraries
 from benchmarks.steps import backbone_of
 from clipviz import load_dataset
 from clipviz.backbone import Backbone
-from clipviz.build import build_method, parse_constants
-from clipviz.data.loader import ViewLoader
+from clipviz.data.batches.loader import ViewLoader
 from clipviz.events import StepFinished
-from clipviz.loop import Adaptation
 from clipviz.methods import AdaptConfig, microclip
+from clipviz.methods.build import build_method, parse_constants
+from clipviz.training.loop import Adaptation
 
 PARTS: list[tuple[Any, str, str]] = [
     (Backbone, "tokens", "forward, whole views"),

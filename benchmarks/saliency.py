@@ -26,11 +26,11 @@ from torch import Tensor
 from benchmarks.saliency_tables import STAGES, against_attention, best_settings, by_kind, by_side, mean_over_seeds
 from benchmarks.soap_study import soap_study
 from clipviz import METHODS, adapt, load_backbone, load_dataset
-from clipviz.evaluate import accuracy, predict, probe_images
 from clipviz.events import Probe
 from clipviz.methods import Method
 from clipviz.saliency import bird_regions, saliency_scores, summarize_scores
 from clipviz.saliency.table import mask_scores
+from clipviz.training.evaluate import accuracy, predict, probe_images
 
 RESULTS = Path(__file__).parent / "results"
 CONTRASTED = ("relevance", "integrated_gradients", "layer_gradcam")  # occlusion twice would be half of the time

@@ -25,8 +25,8 @@ from PIL import Image
 from clipviz import METHODS, AdaptConfig, load_dataset
 from clipviz.backbone import Backbone
 from clipviz.events import EpochFinished, StepFinished
-from clipviz.loop import adapt
-from clipviz.recorder import Recorder
+from clipviz.training.loop import adapt
+from clipviz.training.recorder import Recorder
 
 SIDE = 32
 _PER_FOLDER = 1000

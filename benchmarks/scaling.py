@@ -28,16 +28,16 @@ from benchmarks.scale import make_manifest
 from clipviz import METHODS, load_backbone
 from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset, ViewConfig, Views
-from clipviz.data.decode import read_image
-from clipviz.data.feature_files import read_features, write_features
-from clipviz.data.features import FeatureDataset
-from clipviz.data.folder import ImageFolderDataset
-from clipviz.data.loader import ViewLoader
-from clipviz.data.views import crop_views, strong_view, weak_view
+from clipviz.data.batches.features import FeatureDataset
+from clipviz.data.batches.loader import ViewLoader
+from clipviz.data.images.decode import read_image
+from clipviz.data.images.views import crop_views, strong_view, weak_view
+from clipviz.data.sources.feature_files import read_features, write_features
+from clipviz.data.sources.folder import ImageFolderDataset
 from clipviz.events import PseudoLabels, RunStarted, StepFinished
 from clipviz.methods import Method
 from clipviz.prompts import ClassPrompts
-from clipviz.recorder import Recorder
+from clipviz.training.recorder import Recorder
 
 RESULTS = Path(__file__).parent / "results" / "scaling.csv"
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"

@@ -33,13 +33,13 @@ from benchmarks.measure import (
 )
 from benchmarks.steps import Step, backbone_of
 from clipviz import Run, load_dataset
-from clipviz.build import build_method
-from clipviz.data.features import FeatureDataset
-from clipviz.loop import adapt
+from clipviz.data.batches.features import FeatureDataset
 from clipviz.methods import AdaptConfig
+from clipviz.methods.build import build_method
 from clipviz.methods.microclip import MicroCLIP
 from clipviz.ops import normalize
-from clipviz.recorder import Recorder
+from clipviz.training.loop import adapt
+from clipviz.training.recorder import Recorder
 from clipviz.widgets import LiveMonitor
 
 RESULTS = Path(__file__).parent / "results" / "speed.csv"
@@ -156,7 +156,7 @@ def program_rows(rounds: int) -> Iterator[Row]:
     """Start-up, in processes of their own."""
     for what, arguments, limit in (
         ("import clipviz", ["-c", "import clipviz"], 0.3),
-        ("clipviz --help", ["-m", "clipviz.cli", "--help"], 1.0),
+        ("clipviz --help", ["-m", "clipviz.cli.main", "--help"], 1.0),
     ):
         command = [sys.executable, *arguments]
         work = lambda c=command: subprocess.run(c, check=True, capture_output=True)  # noqa: E731
@@ -172,7 +172,7 @@ def notebook_rows() -> Iterator[Row]:
 def demo_rows() -> Iterator[Row]:
     """`clipviz demo` from start to the finished report, and its peak memory."""
     code = (
-        "import sys; from benchmarks.measure import peak_mb; from clipviz.cli import main;"
+        "import sys; from benchmarks.measure import peak_mb; from clipviz.cli.main import main;"
         "main(['demo', '--out', sys.argv[1]]); print(peak_mb())"  # ru_maxrss would begin with this process's
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from benchmarks.scale import small_backbone
 from clipviz import load_backbone
 from clipviz.backbone import Backbone
-from clipviz.build import build_method
 from clipviz.data.base import Batch, ImageDataset, Views
+from clipviz.methods.build import build_method
 from clipviz.methods.microclip import MicroCLIP
 from clipviz.prompts import ClassPrompts
 

@@ -1,11 +1,11 @@
 """clipviz: adapt CLIP to fine-grained classes without labels, and see how it works while it happens.
 
-The map, lowest first; a module imports only from those before it (`tests/test_layers.py`):
+The map, lowest first; a room imports only from those before it (`tests/test_layers.py`):
 
-    ops, ncut | backbone | prompts, data, birds | methods | events, evaluate, saliency | loop, run    with torch
-    trace | figures | widgets, report                                                                 without torch
-    recorder                                                                                          joins the two
-    cli                                                                                               the command line
+    with torch      ops, ncut | parallel | backbone | prompts | data, birds | methods | saliency | training
+    without torch   trace | figures | report, widgets
+    both            training/recorder makes a trace of events; training/results, run_folder, run and cli stand on top
+    neither         errors, files, origin, events
 
 Public names are loaded on first use, so that `import clipviz` costs nothing and never imports torch by itself.
 """
@@ -23,17 +23,18 @@ _HOME = {
     "ClassPrompts": "prompts",
     "DKAPlayground": "widgets",
     "LiveMonitor": "widgets",
+    "ModelProbe": "training.model_probe",
     "PrototypeExplorer": "widgets",
-    "Run": "run",
+    "Run": "training.run",
     "SaliencyExplorer": "widgets",
     "Trace": "trace",
     "ViewState": "widgets",
-    "adapt": "loop",
+    "adapt": "training.loop",
     "load_backbone": "backbone",
     "load_dataset": "data",
-    "record": "recorder",
+    "record": "training.recorder",
     "saliency": "saliency",  # its own home: the package itself
-    "spread_probe": "evaluate",
+    "spread_probe": "training.evaluate",
     "write_report": "report",
 }
 
@@ -43,6 +44,7 @@ __all__ = [
     "ClassPrompts",
     "DKAPlayground",
     "LiveMonitor",
+    "ModelProbe",
     "PrototypeExplorer",
     "Run",
     "SaliencyExplorer",
@@ -61,14 +63,15 @@ if TYPE_CHECKING:
     from clipviz import saliency
     from clipviz.backbone import load_backbone
     from clipviz.data import load_dataset
-    from clipviz.evaluate import spread_probe
-    from clipviz.loop import adapt
     from clipviz.methods import METHODS, AdaptConfig
     from clipviz.prompts import ClassPrompts
-    from clipviz.recorder import record
     from clipviz.report import write_report
-    from clipviz.run import Run
     from clipviz.trace import Trace
+    from clipviz.training.evaluate import spread_probe
+    from clipviz.training.loop import adapt
+    from clipviz.training.model_probe import ModelProbe
+    from clipviz.training.recorder import record
+    from clipviz.training.run import Run
     from clipviz.widgets import DKAPlayground, LiveMonitor, PrototypeExplorer, SaliencyExplorer, ViewState
 
 

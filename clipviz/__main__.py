@@ -2,7 +2,7 @@
 
 import sys
 
-from clipviz.cli import main
+from clipviz.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

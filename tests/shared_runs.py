@@ -21,8 +21,8 @@ from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
 from clipviz.methods.ntua import NtUA, NtUAConfig
 from clipviz.methods.wca import WCA, WCAConfig
 from clipviz.parallel import ONE, Ranks, launch
-from clipviz.run import Run
 from clipviz.trace import Trace
+from clipviz.training.run import Run
 
 PROMPTS = ToyDataset(3).prompts
 

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from tiny import ToyDataset
 
-from clipviz.data.views import eval_view
+from clipviz.data.images.views import eval_view
 from clipviz.events import Gallery, Predictions, Probe, PseudoLabels, RunFinished, RunStarted, StepFinished
-from clipviz.gallery import classes_in_question, nearest_sentences, surest_examples
-from clipviz.loop import adapt
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.ntua import NtUA, NtUAConfig
 from clipviz.methods.zero_shot import Descriptions, ZeroShot
-from clipviz.recorder import Recorder, record
+from clipviz.training.highlights import classes_in_question, nearest_sentences, surest_examples
+from clipviz.training.loop import adapt
+from clipviz.training.recorder import Recorder, record
 
 
 def test_the_surest_other_image_of_each_class_in_question():

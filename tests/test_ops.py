@@ -8,7 +8,6 @@ import torch
 from tiny import clusters
 
 from clipviz.events import StepFinished
-from clipviz.loop import adapt
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.dpa import (
     DPA,
@@ -31,6 +30,7 @@ from clipviz.methods.ntua import NtUAConfig, cache_logits, refine_cache
 from clipviz.methods.wca import WCAConfig
 from clipviz.ncut import fiedler_vector, foreground_mask, patch_affinity
 from clipviz.ops import fairness_loss
+from clipviz.training.loop import adapt
 
 
 def test_fairness_of_a_class_with_probability_zero_is_large_and_finite():

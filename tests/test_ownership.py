@@ -18,14 +18,14 @@ import pytest
 import torch
 from tiny import ToyDataset, assert_same_bits, differences, make_tiny_backbone, method_state, microclip
 
+from clipviz.backbone.ownership import _LOCKS, lock_of
 from clipviz.events import StepFinished
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
-from clipviz.ownership import _LOCKS, lock_of
-from clipviz.run import Run
 from clipviz.saliency import KINDS, available_kinds, capture_attention, saliency
 from clipviz.saliency.perturbation import deletion_auc, map_infidelity, map_sensitivity
 from clipviz.saliency.sanity import sanity_check
+from clipviz.training.run import Run
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 STILL = AdaptConfig(epochs=40, batch_size=4, lr=1e-12, min_lr=0.0)
@@ -86,11 +86,11 @@ def make_run(backbone: Any, config: AdaptConfig = STILL) -> Run:
 
 
 def looks(run: Run) -> list[Question]:
-    """Through `Run.ask` and the looker, as the views do."""
-    pixels = run.looker.pixels("eval", 2)
+    """Through `Run.ask` and the model_probe, as the views do."""
+    pixels = run.model_probe.pixels("eval", 2)
     return [
-        *(lambda kind=kind: torch.from_numpy(run.looker.saliency(pixels, kind)) for kind in KINDS),
-        lambda: torch.from_numpy(run.looker.probs(pixels)),
+        *(lambda kind=kind: torch.from_numpy(run.model_probe.saliency(pixels, kind)) for kind in KINDS),
+        lambda: torch.from_numpy(run.model_probe.probs(pixels)),
         lambda: run.ask(lambda method: method.logits(IMAGES)).result(30),
     ]
 

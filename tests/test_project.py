@@ -16,11 +16,11 @@ import yaml
 from tiny import method_state
 
 import clipviz
-from clipviz.evaluate import predict
 from clipviz.events import EpochFinished, StepFinished
-from clipviz.loop import adapt
 from clipviz.methods.base import AdaptConfig
-from clipviz.run import Run
+from clipviz.training.evaluate import predict
+from clipviz.training.loop import adapt
+from clipviz.training.run import Run
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -9,7 +9,7 @@ from test_your_data import options
 from tiny import ToyDataset
 
 from benchmarks.scaling import Constant, arithmetic, devices, exchanged, hours, measure_trace, read, size, written
-from clipviz import cli
+from clipviz.cli import main as cli
 
 TEXT = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
 

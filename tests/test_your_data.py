@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clipviz import cli
-from clipviz.data.benchmarks import benchmarks, find_benchmark
+from clipviz.cli import main as cli
+from clipviz.data.sources.benchmarks import benchmarks, find_benchmark
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "your_data.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset
-from clipviz.data.features import FeatureDataset
+from clipviz.data.batches.features import FeatureDataset
 from clipviz.methods.base import Method
 from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
 from clipviz.ops import normalize

@@ -1,4 +1,4 @@
-"""The terms that the bundled CLIP is pretrained by; `clipviz.birds.pretrain` says how they are weighted."""
+"""The terms that the bundled CLIP is pretrained by; `tools.pretrain` says how they are weighted."""
 
 from __future__ import annotations
 

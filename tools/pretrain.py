@@ -1,4 +1,4 @@
-"""Pretrain the bundled CLIP: `python -m clipviz.birds.pretrain --out DIR`, on a CPU in about an hour, resumable.
+"""Pretrain the bundled CLIP: `python -m tools.pretrain --out DIR`, on a CPU in about an hour, resumable.
 
 Images are random birds (`world.sample_attributes`), texts are captions and attribute prompts. With e the image
 embedding, t text embeddings, u_i the projected value-path patch tokens (unit norm), c_i the share of patch i that the
@@ -43,10 +43,10 @@ from torch import Tensor
 from clipviz.backbone import Backbone
 from clipviz.birds.captions import attribute_prompts, background_prompt, caption
 from clipviz.birds.domains import SHIFTS, render_image
-from clipviz.birds.losses import attribute_loss, clip_loss, pair_loss, place_loss
 from clipviz.birds.render import IMAGE_SIDE
 from clipviz.birds.world import ATTRIBUTE_NAMES, CARDINALITIES, sample_attributes
 from clipviz.ops import normalize
+from tools.losses import attribute_loss, clip_loss, pair_loss, place_loss
 
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 128,
@@ -351,7 +351,7 @@ def pretrain(
 
 def main() -> None:
     """Command line; see the module docstring."""
-    parser = argparse.ArgumentParser(prog="python -m clipviz.birds.pretrain", description="Pretrain the bundled CLIP.")
+    parser = argparse.ArgumentParser(prog="python -m tools.pretrain", description="Pretrain the bundled CLIP.")
     parser.add_argument("--out", type=Path, required=True, help="working folder: pool, checkpoint, log, model/")
     parser.add_argument("--steps", type=int, default=PretrainConfig.steps)
     parser.add_argument("--lr", type=float, default=PretrainConfig.lr)

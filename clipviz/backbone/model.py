@@ -1,6 +1,6 @@
 """Backbone: any open_clip model as images -> embeddings and patch tokens, texts -> embeddings.
 
-There is no fork of open_clip: `clipviz.tower` reads patch tokens from the model's own modules.
+There is no fork of open_clip: `clipviz.backbone.tower` reads patch tokens from the model's own modules.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from clipviz.backbone.ownership import lock_of
+from clipviz.backbone.tower import encode, value_path
+from clipviz.backbone.weights import at_once, explained, is_script_archive, missing, quietly, rounding_notice, source_of
 from clipviz.ops import normalize
 from clipviz.origin import remembered
-from clipviz.ownership import lock_of
-from clipviz.tower import encode, value_path
-from clipviz.weights import at_once, explained, is_script_archive, missing, quietly, rounding_notice, source_of
 
 Precision = Literal["32", "bf16-mixed"]
 """What an image tower computes in: float32, or bfloat16 where autocast takes it (its weights stay float32)."""
@@ -287,7 +287,7 @@ def load_backbone(
 
     Args:
         name: "birds" for the embedded default, any open_clip architecture ("ViT-B-32", "RN50"), "hf-hub:...", or a
-            folder with open_clip's config and weights, as `clipviz.birds.pretrain` writes it.
+            folder with open_clip's config and weights, as `tools.pretrain` writes it.
         pretrained: an open_clip tag ("openai", "laion2b_s34b_b79k") or a local .safetensors / .pt file; None with an
             architecture name gives random weights, with a warning.
         device: torch device; None means CPU.

@@ -22,7 +22,7 @@ import torch
 
 from clipviz.errors import choose, one_line
 
-BUNDLED = Path(__file__).parent / "birds" / "model"
+BUNDLED = Path(__file__).parents[1] / "birds" / "model"
 """The embedded default: an ordinary open_clip model folder (config and safetensors)."""
 
 _CONFIG_FILE = "open_clip_config.json"

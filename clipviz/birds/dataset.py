@@ -12,7 +12,7 @@ from clipviz.birds.domains import DOMAINS, VALIDATION_DOMAIN, render_image
 from clipviz.birds.render import ATTRIBUTE_PARTS, PART_ID, PART_NAMES
 from clipviz.birds.world import SPECIES
 from clipviz.data.base import ImageDataset
-from clipviz.data.image_files import check_count
+from clipviz.data.sources.image_files import check_count
 from clipviz.errors import choose
 from clipviz.prompts import Descriptions, make_prompts
 

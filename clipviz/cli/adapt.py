@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from clipviz.build import build_method, parse_constants
-from clipviz.commands.inputs import (
+from clipviz.cli.inputs import (
     backbone_for,
     cache_note,
     description_notes,
@@ -22,19 +21,20 @@ from clipviz.commands.inputs import (
     skipped_note,
     told,
 )
-from clipviz.commands.progress import Progress
-from clipviz.commands.table import summary
+from clipviz.cli.progress import Progress
+from clipviz.cli.table import summary
 from clipviz.data.base import ImageDataset
 from clipviz.errors import choose
-from clipviz.evaluate import spread_probe
 from clipviz.files import prepare_folder
-from clipviz.interrupts import StoppedBySignal
 from clipviz.methods import METHODS, AdaptConfig, Method
+from clipviz.methods.build import build_method, parse_constants
 from clipviz.parallel import ONE, Ranks, launch
-from clipviz.results import results_of
-from clipviz.run import Run
-from clipviz.run_folder import RunFolder
 from clipviz.trace import Trace
+from clipviz.training.evaluate import spread_probe
+from clipviz.training.interrupts import StoppedBySignal
+from clipviz.training.results import results_of
+from clipviz.training.run import Run
+from clipviz.training.run_folder import RunFolder
 
 PROBE = 12
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clipviz.commands.table import check_same_images, read_results, summary
+from clipviz.cli.table import check_same_images, read_results, summary
 from clipviz.figures import run_labels
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pandas as pd
 
 from clipviz.backbone import load_backbone
-from clipviz.commands.adapt import run_one
-from clipviz.commands.table import summary
+from clipviz.cli.adapt import run_one
+from clipviz.cli.table import summary
 from clipviz.data import load_dataset
 from clipviz.errors import choose
 from clipviz.files import prepare_folder, write_text
 from clipviz.methods import METHODS
 from clipviz.report import write_report
-from clipviz.results import results_of, zero_shot_accuracy
-from clipviz.run_folder import RunFolder
+from clipviz.training.results import results_of, zero_shot_accuracy
+from clipviz.training.run_folder import RunFolder
 
 DEMO_IMAGES = {"train": 600, "test": 480}
 DEMO_EPOCHS = {"dpa": 5, "microclip": 6}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from clipviz.backbone import load_tokenizer
 from clipviz.data import load_dataset
-from clipviz.data.image_files import given_classes
-from clipviz.describe import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL_VARIABLE, Endpoint, fill, open_skeleton
-from clipviz.descriptions import check_descriptions
+from clipviz.data.sources.image_files import given_classes
 from clipviz.files import prepare_folder, write_json
+from clipviz.prompts.check import check_descriptions
+from clipviz.prompts.llm import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL_VARIABLE, Endpoint, fill, open_skeleton
 
 
 def describe(args: argparse.Namespace) -> None:

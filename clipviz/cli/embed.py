@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from clipviz.backbone import Backbone
-from clipviz.commands.inputs import (
+from clipviz.cli.inputs import (
     backbone_for,
     cache_note,
     data_options,
@@ -17,9 +17,9 @@ from clipviz.commands.inputs import (
 )
 from clipviz.data import load_dataset
 from clipviz.data.base import ImageDataset
-from clipviz.data.embed import embed_dataset
-from clipviz.data.feature_files import FEATURE_SUFFIXES, write_features
-from clipviz.data.features import FeatureDataset
+from clipviz.data.batches.embed import embed_dataset
+from clipviz.data.batches.features import FeatureDataset
+from clipviz.data.sources.feature_files import FEATURE_SUFFIXES, write_features
 from clipviz.files import prepare_folder
 from clipviz.methods.base import prompt_sentences, text_classifier
 from clipviz.parallel import Ranks, launch

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import torch
 
 from clipviz.backbone import Backbone, load_backbone, usable_device
-from clipviz.commands.progress import opening
+from clipviz.cli.progress import opening
 from clipviz.data import load_dataset
 from clipviz.data.base import ImageDataset
-from clipviz.data.features import FeatureDataset
-from clipviz.data.layout import NoSuchSplit
-from clipviz.data.pixel_cache import DiskCache
-from clipviz.descriptions import check_descriptions
+from clipviz.data.batches.features import FeatureDataset
+from clipviz.data.images.pixel_cache import DiskCache
+from clipviz.data.sources.layout import NoSuchSplit
 from clipviz.parallel import ONE, Ranks
+from clipviz.prompts.check import check_descriptions
 
 _SKIPPED_SHOWN = 5
 

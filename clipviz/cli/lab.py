@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from clipviz.files import prepare_folder
-from clipviz.interrupts import StoppedBySignal
+from clipviz.training.interrupts import StoppedBySignal
 
 _NEEDED = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget")
 

@@ -17,8 +17,8 @@ from importlib import import_module
 from typing import NoReturn
 
 from clipviz import __version__
-from clipviz.interrupts import StoppedBySignal, on_signal, raise_for
-from clipviz.options import COMMANDS
+from clipviz.cli.options import COMMANDS
+from clipviz.training.interrupts import StoppedBySignal, on_signal, raise_for
 
 EPILOG = """examples:
   clipviz demo
@@ -99,7 +99,7 @@ def _failed(error: Exception, args: argparse.Namespace) -> int:
 
 
 def _command(name: str, came: Sequence[int]) -> Callable[[argparse.Namespace], None]:
-    module = import_module(f"clipviz.commands.{name}")  # one at a time: only some of them need torch
+    module = import_module(f"clipviz.cli.{name}")  # one at a time: only some of them need torch
     if came:  # and numpy swallowed it
         raise_for(came[0])
     command: Callable[[argparse.Namespace], None] = getattr(module, name)

@@ -1,12 +1,12 @@
 """Data sets and the views made of them."""
 
 from clipviz.data.base import UNLABELLED, Batch, ImageDataset, Skipped, ViewConfig, Views
-from clipviz.data.features import FeatureDataset
-from clipviz.data.folder import ImageFolderDataset
-from clipviz.data.loader import ViewLoader, as_images, eval_batches
-from clipviz.data.loading import load_dataset
-from clipviz.data.pixel_cache import DiskCache
-from clipviz.data.views import eval_parts, eval_view, make_views
+from clipviz.data.batches.features import FeatureDataset
+from clipviz.data.batches.loader import ViewLoader, as_images, eval_batches
+from clipviz.data.images.pixel_cache import DiskCache
+from clipviz.data.images.views import eval_parts, eval_view, make_views
+from clipviz.data.sources.folder import ImageFolderDataset
+from clipviz.data.sources.load import load_dataset
 
 __all__ = [
     "UNLABELLED",

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
+from clipviz.backbone.ownership import lock_of
 from clipviz.data.base import Batch, Views
-from clipviz.data.features import FeatureBackbone
+from clipviz.data.batches.features import FeatureBackbone
 from clipviz.errors import choose
 from clipviz.events import CacheVotes, PseudoLabels
 from clipviz.ops import class_logits, normalize
-from clipviz.ownership import lock_of
 from clipviz.prompts import ClassPrompts
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -9,8 +9,8 @@ from typing import Any, get_args, get_type_hints
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset
-from clipviz.data.benchmarks import find_benchmark
-from clipviz.data.sampling import balanced_index
+from clipviz.data.batches.sampling import balanced_index
+from clipviz.data.sources.benchmarks import find_benchmark
 from clipviz.errors import choose
 from clipviz.methods import METHODS, Method
 from clipviz.methods.ntua import NtUA, NtUAConfig

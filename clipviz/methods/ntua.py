@@ -35,8 +35,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
+from clipviz.backbone.ownership import lock_of
 from clipviz.data.base import Batch, Views
-from clipviz.data.features import FeatureBackbone
+from clipviz.data.batches.features import FeatureBackbone
 from clipviz.events import CacheVotes, PseudoLabels
 from clipviz.methods.base import (
     AdaptConfig,
@@ -51,7 +52,6 @@ from clipviz.methods.base import (
 from clipviz.methods.cache import CacheBatches, Candidates, choose_streaming, most_confident
 from clipviz.methods.teacher import Teacher
 from clipviz.ops import class_logits, expect_axes, expect_floats, normalize
-from clipviz.ownership import lock_of
 from clipviz.prompts import ClassPrompts
 
 _VIEWS_AT_ONCE = 640
@@ -71,7 +71,7 @@ class NtUAConfig:
         shots: K, images per class; fewer where there are no more.
         selection: "topk_pseudo", eq. (1); "random": K C images, whatever they are; "oracle_balanced": K images per true
             class, as few-shot papers sample. The last uses labels, so it is for reproduction only: it wants
-            `allow_labels` and the positions from `clipviz.data.sampling.balanced_index`.
+            `allow_labels` and the positions from `clipviz.data.batches.sampling.balanced_index`.
         allow_labels: says that the use of labels is meant.
         views: A, augmented views per image.
         view_scale: side of a view as a share of the short side; 0.71 is half the area.

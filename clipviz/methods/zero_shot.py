@@ -10,7 +10,7 @@ E is the unit text embedding. Each template's embedding is normalized before the
 from __future__ import annotations
 
 from clipviz.backbone import Backbone
-from clipviz.data.features import FeatureBackbone
+from clipviz.data.batches.features import FeatureBackbone
 from clipviz.methods.base import ZeroShotMethod, prompt_sentences, text_classifier
 from clipviz.prompts import ClassPrompts
 

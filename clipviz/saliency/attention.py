@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from open_clip.transformer import Attention, PatchDropout
 from torch import Tensor, nn
 
-from clipviz.ownership import image_tower, lock_of
+from clipviz.backbone.ownership import image_tower, lock_of
 
 Tower = Literal["image", "text"]
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.errors import choose
-from clipviz.ownership import lock_of, preserved_state
 from clipviz.saliency.attention import attention_modules
 from clipviz.saliency.attention_maps import cls_attention, relevance, rollout
 from clipviz.saliency.attribution import integrated_gradients, layer_gradcam, occlusion

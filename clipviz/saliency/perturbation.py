@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 
+from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.methods.base import Method
-from clipviz.ownership import lock_of, preserved_state
 from clipviz.saliency.attribution import Baseline, baseline_image
 from clipviz.saliency.maps import KINDS, raw_map
 from clipviz.saliency.question import Asked, Model, ask, backbone_of, class_indices, predicted_classes

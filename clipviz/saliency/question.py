@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from clipviz.backbone import Backbone
+from clipviz.backbone.ownership import preserved_state
 from clipviz.errors import unknown
 from clipviz.methods.base import Method
 from clipviz.ops import normalize
-from clipviz.ownership import preserved_state
 
 Model: TypeAlias = Backbone | Method
 Asked: TypeAlias = int | str | Sequence[int] | Sequence[str] | Tensor

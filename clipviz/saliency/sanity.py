@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from clipviz.backbone.ownership import lock_of
 from clipviz.methods.base import Method
-from clipviz.ownership import lock_of
 from clipviz.saliency.maps import KINDS, saliency
 from clipviz.saliency.question import Asked, Model, backbone_of, predicted_classes
 

@@ -7,7 +7,7 @@ A trace on disk is a folder::
     <table>.parquet      steps, samples, epochs, predictions, skipped
     arrays.safetensors   probe/..., snapshot/..., sources/..., gallery/...
 
-`clipviz.trace_folder` writes and reads the folder, whole or not at all. No format here can hold a pickle.
+`clipviz.trace.folder` writes and reads the folder, whole or not at all. No format here can hold a pickle.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import safetensors.numpy
 
 from clipviz.files import is_locked
-from clipviz.trace_folder import FORMAT_VERSION, Refused, parse, read_folder, write_folder
+from clipviz.trace.folder import FORMAT_VERSION, Refused, parse, read_folder, write_folder
 
 #: Required columns of each table, with the type of an empty one. Further columns are kept as they are:
 #: `samples` has `<source>_label` and `<source>_confidence` for every source of pseudo-labels.

@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 
 from clipviz.errors import one_line
 from clipviz.files import replacing
-from clipviz.loop import Adaptation, versions
 from clipviz.methods.base import Method
+from clipviz.training.loop import Adaptation, versions
 
 FORMAT = "clipviz-checkpoint-2"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipviz.backbone.ownership import preserved_state
 from clipviz.data.base import ImageDataset, ViewConfig, Views
-from clipviz.data.embed import embed_dataset
-from clipviz.data.features import FeatureDataset
-from clipviz.data.loader import eval_views
-from clipviz.data.views import eval_parts, eval_view
+from clipviz.data.batches.embed import embed_dataset
+from clipviz.data.batches.features import FeatureDataset
+from clipviz.data.batches.loader import eval_views
+from clipviz.data.images.views import eval_parts, eval_view
 from clipviz.events import UNLABELLED, Predictions, Probe
 from clipviz.methods.base import Method
 from clipviz.ops import normalize
-from clipviz.ownership import preserved_state
 from clipviz.parallel import ONE, Ranks
 
 

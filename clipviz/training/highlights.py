@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipviz.backbone.ownership import preserved_state
 from clipviz.data.base import ImageDataset
-from clipviz.evaluate import probe_images
 from clipviz.events import UNLABELLED, CacheVotes, Gallery, Predictions, SentenceSimilarity
 from clipviz.methods.base import Method, embed, sentence_embeddings
-from clipviz.ownership import preserved_state
+from clipviz.training.evaluate import probe_images
 
 THUMBNAIL = 64
 """Side of an example in pixels."""

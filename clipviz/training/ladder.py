@@ -9,11 +9,11 @@ import torch
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset
-from clipviz.evaluate import accuracy
 from clipviz.events import EpochFinished
-from clipviz.loop import adapt
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.ntua import NtUA, NtUAConfig
+from clipviz.training.evaluate import accuracy
+from clipviz.training.loop import adapt
 
 RUNGS = ("tip", "+weights", "+teacher", "+training")
 

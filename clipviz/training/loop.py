@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipviz.changes import whole_number
+from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
-from clipviz.data.features import FeatureDataset, FeatureLoader
-from clipviz.data.loader import ViewLoader
-from clipviz.evaluate import accuracy, branch_accuracies, evaluation_inputs, predict
+from clipviz.data.batches.features import FeatureDataset, FeatureLoader
+from clipviz.data.batches.loader import ViewLoader
 from clipviz.events import (
     UNLABELLED,
     EpochFinished,
@@ -33,11 +32,12 @@ from clipviz.events import (
     RunStarted,
     StepFinished,
 )
-from clipviz.gallery import gallery
 from clipviz.methods.base import AdaptConfig, Batches, Method, ViewNeeds
-from clipviz.ownership import lock_of, preserved_state
 from clipviz.parallel import ONE, Ranks
-from clipviz.refusals import check_labels, check_shares, check_storable
+from clipviz.training.changes import whole_number
+from clipviz.training.evaluate import accuracy, branch_accuracies, evaluation_inputs, predict
+from clipviz.training.highlights import gallery
+from clipviz.training.refusals import check_labels, check_shares, check_storable
 
 MEASURED = 200_000
 """Larger evaluation sets are measured before and after training only, smaller ones after every epoch as well."""

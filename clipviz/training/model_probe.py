@@ -1,6 +1,6 @@
-"""Looker: questions about images in numpy, answered by the current model.
+"""ModelProbe: questions about images in numpy, answered by the current model.
 
-It stands between the views, which know no torch, and methods, which know nothing else. A run's looker asks through
+It stands between the views, which know no torch, and methods, which know nothing else. A run's model_probe asks through
 `Run.ask`, so its answers come between two steps, from a model that nobody else is at, and change nothing.
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.data.base import ImageDataset
-from clipviz.data.views import eval_view
+from clipviz.data.images.views import eval_view
 from clipviz.methods.base import Method
-from clipviz.ownership import lock_of, preserved_state
 from clipviz.saliency import KINDS, available_kinds, saliency
 from clipviz.saliency.attention import attention_modules
 from clipviz.saliency.maps import option_names
@@ -26,7 +26,7 @@ T = TypeVar("T")
 Ask = Callable[[Callable[[Method], T]], T]
 
 
-class Looker:
+class ModelProbe:
     """Looks at images with a method.
 
     Args:

@@ -7,12 +7,12 @@ from typing import Any
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset
-from clipviz.evaluate import accuracy, predict
-from clipviz.loop import Adaptation, versions
 from clipviz.methods import METHODS, Method
 from clipviz.parallel import ONE, Ranks
 from clipviz.prompts import ClassPrompts
 from clipviz.trace import Trace
+from clipviz.training.evaluate import accuracy, predict
+from clipviz.training.loop import Adaptation, versions
 
 
 def zero_shot_accuracy(

@@ -2,10 +2,11 @@
 
 One thread owns optimizer and recorder. Everybody else puts commands on a queue, which the owner drains between two
 optimizer steps: `pause`, `resume`, `step`, `stop`, `set(gamma=...)`, `ask(function)`. Training is therefore the same
-whether anybody looks or not. The model has a lock of its own (`clipviz.ownership`), before, during and after a run.
+whether anybody looks or not. The model has a lock of its own (`clipviz.backbone.ownership`), before, during and after
+a run.
 
-A run folder holds `config.json`, `trace/`, `checkpoint.safetensors` and, once finished, `results.json`. Each is written
-beside its place and moved there, so that a half-written file is never taken for a whole one.
+A run folder holds `config.json`, `trace/`, `checkpoint.safetensors` and, once finished, `results.json`. Each is
+written beside its place and moved there, so that a half-written file is never taken for a whole one.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-from clipviz.changes import Change, plain_numbers, whole_number
+from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.data.base import ImageDataset
 from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, RunStarted, StepFinished
-from clipviz.interrupts import StoppedBySignal, raise_for, stopping
-from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig, Method
-from clipviz.ownership import lock_of, preserved_state
 from clipviz.parallel import ONE, Ranks
-from clipviz.recorder import Recorder
-from clipviz.results import measure_zero_shot
-from clipviz.run_folder import CHECKPOINT, RunFolder
 from clipviz.trace import Trace
+from clipviz.training.changes import Change, plain_numbers, whole_number
+from clipviz.training.interrupts import StoppedBySignal, raise_for, stopping
+from clipviz.training.loop import Adaptation
+from clipviz.training.recorder import Recorder
+from clipviz.training.results import measure_zero_shot
+from clipviz.training.run_folder import CHECKPOINT, RunFolder
 
 if TYPE_CHECKING:
-    from clipviz.looker import Looker
+    from clipviz.training.model_probe import ModelProbe
 
 __all__ = ["CHECKPOINT", "Run"]
 
@@ -137,9 +138,9 @@ class Run:
             return self.recorder.trace()
 
     @cached_property
-    def looker(self) -> Looker:
+    def model_probe(self) -> ModelProbe:
         """Answers the views' questions about images by the current model, whether the run is live or not."""
-        from clipviz.looker import Looker
+        from clipviz.training.model_probe import ModelProbe
 
         def wait(question: Callable[[Method], T]) -> T:
             future = self.ask(question)
@@ -148,7 +149,7 @@ class Run:
             finally:
                 future.cancel()  # if it was too late: nobody waits for it any more
 
-        return Looker(self.method, self.adaptation.dataset, self.adaptation.eval_dataset, wait)
+        return ModelProbe(self.method, self.adaptation.dataset, self.adaptation.eval_dataset, wait)
 
     @property
     def seconds(self) -> float:

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from clipviz.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from clipviz.files import lock_folder, write_json
-from clipviz.loop import Adaptation
-from clipviz.results import config_of, results_of
 from clipviz.trace import TABLES, Trace, is_by_epoch
+from clipviz.training.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
+from clipviz.training.loop import Adaptation
+from clipviz.training.results import config_of, results_of
 
 CONFIG, RESULTS = "config.json", "results.json"
 CHECKPOINT = "checkpoint.safetensors"

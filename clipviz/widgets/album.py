@@ -35,11 +35,11 @@ class Album:
 
     Args:
         trace: the run.
-        looker: a `clipviz.looker.Looker`, which shows images that the trace does not hold; None: only those it holds.
+        model_probe: a `ModelProbe`, which shows images that the trace does not hold; None: only those it holds.
     """
 
-    def __init__(self, trace: Trace, looker: Any = None) -> None:
-        self.trace, self.looker = trace, looker
+    def __init__(self, trace: Trace, model_probe: Any = None) -> None:
+        self.trace, self.model_probe = trace, model_probe
         self.train_split = "eval" if trace.meta.get("accuracy_is") == "transductive" else "train"
         self._probe = self._places("probe", self._probe_split())
         self._gallery = self._places("gallery", "eval")
@@ -71,7 +71,9 @@ class Album:
         """Whether there are pixels."""
         split, index = image.split("/")
         return (
-            image in self._probe or image in self._gallery or bool(self.looker and self.looker.has(split, int(index)))
+            image in self._probe
+            or image in self._gallery
+            or bool(self.model_probe and self.model_probe.has(split, int(index)))
         )
 
     def pixels(self, image: str) -> np.ndarray:
@@ -81,8 +83,8 @@ class Album:
         if image in self._gallery:
             return self.trace.arrays["gallery/images"][self._gallery[image]]
         split, index = image.split("/")
-        if self.looker is not None and self.looker.has(split, int(index)):
-            return self.looker.pixels(split, int(index))
+        if self.model_probe is not None and self.model_probe.has(split, int(index)):
+            return self.model_probe.pixels(split, int(index))
         return np.full((1, 1, 3), 200, np.uint8)
 
     def stored_kinds(self) -> list[str]:

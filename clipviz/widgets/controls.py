@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import ipywidgets
 
 if TYPE_CHECKING:
-    from clipviz.run import Run
+    from clipviz.training.run import Run
 
 OVER = ("stopped", "finished", "failed")
 

@@ -25,7 +25,7 @@ class Cutting:
 
     Args:
         trace: whose settings the controls begin with.
-        looker: a `clipviz.looker.Looker`, which cuts; None, or one that cannot, hides everything.
+        model_probe: a `ModelProbe`, which cuts; None, or one that cannot, hides everything.
 
     Attributes:
         tau, affinity, rule, side: the controls.
@@ -34,8 +34,8 @@ class Cutting:
         widget: controls and canvas.
     """
 
-    def __init__(self, trace: Trace, looker: Any) -> None:
-        self._looker = looker if looker is not None and "ncut" in looker.kinds else None
+    def __init__(self, trace: Trace, model_probe: Any) -> None:
+        self._model_probe = model_probe if model_probe is not None and "ncut" in model_probe.kinds else None
         self._pixels: np.ndarray | None = None
         self._image = ""
         self.maps: list[tuple[str, np.ndarray]] = []
@@ -61,7 +61,7 @@ class Cutting:
         heading = ipywidgets.HTML("<b>Normalized cut of the chosen image, by the current model</b>")
         controls = ipywidgets.HBox([self.tau, self.affinity, self.rule, self.side], layout={"flex_flow": "row wrap"})
         self.widget = ipywidgets.VBox([heading, controls, self.canvas])
-        self.widget.layout.display = "none" if self._looker is None else "flex"
+        self.widget.layout.display = "none" if self._model_probe is None else "flex"
 
     def _affinity_chosen(self) -> None:
         low, high, step = _TAU_RANGES[self.affinity.value]
@@ -76,14 +76,14 @@ class Cutting:
         self._again()
 
     def _again(self) -> None:
-        pixels, looker = self._pixels, self._looker
+        pixels, model_probe = self._pixels, self._model_probe
         self.maps, title = [], "Cut"
-        if pixels is not None and looker is not None and pixels.shape[0] == looker.image_size:
+        if pixels is not None and model_probe is not None and pixels.shape[0] == model_probe.image_size:
             chosen = self.affinity.value, self.rule.value, self.side.value
             options = dict(zip(("affinity", "mask_rule", "side"), chosen, strict=True)) | {"tau": self.tau.value}
             for kind in _KINDS:
-                known = {name: value for name, value in options.items() if name in looker.options(kind)}
-                self.maps.append((kind, unit_range(looker.saliency(pixels, kind, **known)[None])[0]))
+                known = {name: value for name, value in options.items() if name in model_probe.options(kind)}
+                self.maps.append((kind, unit_range(model_probe.saliency(pixels, kind, **known)[None])[0]))
             kept = float(self.maps[0][1].mean())
             rule = f"tau {self.tau.value:g}, {', '.join(chosen)}"
             title = f"{rule}: {100 * kept:.0f} % of the patches kept"

@@ -27,12 +27,12 @@ _CELL = 128
 class SaliencyExplorer(View):
     """Browse the images of one or several runs and see where the models looked.
 
-    Stored maps need nothing but the trace. With a `Run` or a `Looker` for a trace, all its images can be shown, and
+    Stored maps need nothing but the trace. With a `Run` or a `ModelProbe` for a trace, all its images can be shown, and
     kinds that were not stored are computed by the current model when they are asked for.
 
     Args:
         traces: one trace, or several with the same classes.
-        models: a `Run` or `clipviz.looker.Looker` for each trace, or None.
+        models: a `Run` or `ModelProbe` for each trace, or None.
         state: shared with other views.
 
     Attributes:

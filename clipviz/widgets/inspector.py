@@ -55,7 +55,7 @@ class Inspector:
 
     Args:
         traces: runs with the same classes; the first is looked at, another may stand beside it.
-        models: for each trace what can answer for it, a `Run` or a `clipviz.looker.Looker`, or None.
+        models: for each trace what can answer for it, a `Run` or a `ModelProbe`, or None.
         state: shared.
         with_epoch: whether the slider of epochs is among its controls; else its owner shows it.
 
@@ -71,10 +71,10 @@ class Inspector:
     ) -> None:
         same_classes(traces)
         self.state = state
-        lookers = [getattr(model, "looker", model) for model in models]
+        model_probes = [getattr(model, "model_probe", model) for model in models]
         self.albums = {
-            label: Album(trace, looker)
-            for label, trace, looker in zip(trace_labels(traces), traces, lookers, strict=True)
+            label: Album(trace, model_probe)
+            for label, trace, model_probe in zip(trace_labels(traces), traces, model_probes, strict=True)
         }
         if state.method not in self.albums:
             state.method = next(iter(self.albums))
@@ -92,18 +92,18 @@ class Inspector:
         return self.albums.get(self.state.method) or next(iter(self.albums.values()))
 
     def _make_controls(self, final_epoch: int, with_epoch: bool) -> None:
-        lookers = [album.looker for album in self.albums.values() if album.looker is not None]
-        self._make_kinds(lookers)
+        model_probes = [album.model_probe for album in self.albums.values() if album.model_probe is not None]
+        self._make_kinds(model_probes)
         looks = self._make_looks(final_epoch, with_epoch)
-        self._asking = ipywidgets.HBox(self._make_questions(lookers))
+        self._asking = ipywidgets.HBox(self._make_questions(model_probes))
         row = {"flex_flow": "row wrap"}
         kinds = ipywidgets.HBox(list(self.kinds.values()), layout=row)
         self.widget = ipywidgets.VBox([kinds, ipywidgets.HBox(looks, layout=row), self._asking, self.canvas])
 
-    def _make_kinds(self, lookers: Sequence[Any]) -> None:
+    def _make_kinds(self, model_probes: Sequence[Any]) -> None:
         """A button for each kind of map that is kept or can be computed."""
         stored = list(dict.fromkeys(kind for album in self.albums.values() for kind in album.stored_kinds()))
-        asked = [kind for looker in lookers for kind in looker.kinds]
+        asked = [kind for model_probe in model_probes for kind in model_probe.kinds]
         self.kinds = {
             kind: ipywidgets.ToggleButton(
                 description=NAMES.get(kind, kind),
@@ -136,13 +136,13 @@ class Inspector:
         self.beside.layout.display = "flex" if len(self.albums) > 1 else "none"
         return [*([self.epoch] if with_epoch else []), self.opacity, self.contour, self.beside]
 
-    def _make_questions(self, lookers: Sequence[Any]) -> list[ipywidgets.Widget]:
+    def _make_questions(self, model_probes: Sequence[Any]) -> list[ipywidgets.Widget]:
         """Contrast, layer and head, for kinds that are computed."""
         names = [shorten(name, 60) for name in self.album.trace.class_names]
         options = [(NOBODY, -1), (RUNNER_UP, -2), *((name, i) for i, name in enumerate(names))]
         self.contrast = ipywidgets.Dropdown(options=options, description="rather than")
-        n_layers = max((looker.n_layers for looker in lookers), default=0)
-        n_heads = max((looker.n_heads for looker in lookers), default=0)
+        n_layers = max((model_probe.n_layers for model_probe in model_probes), default=0)
+        n_heads = max((model_probe.n_heads for model_probe in model_probes), default=0)
         self.layer = ipywidgets.Dropdown(options=[(str(i), i) for i in range(n_layers)], description="layer")
         self.layer.value = n_layers - 1 if n_layers else None
         self.head = ipywidgets.Dropdown(
@@ -191,7 +191,7 @@ class Inspector:
 
     def _asks(self) -> bool:
         """Whether a chosen kind has a contrast, a layer or a head to choose."""
-        return any(_asks(self.album.looker, kind) for kind in self.chosen_kinds)
+        return any(_asks(self.album.model_probe, kind) for kind in self.chosen_kinds)
 
     def _row(self, label: str, image: str) -> Row:
         album = self.albums[label]
@@ -207,48 +207,52 @@ class Inspector:
 
     def _panel(self, album: Album, image: str, kind: str) -> Panel:
         name = NAMES.get(kind, kind)
-        looker, epoch = album.looker, album.epoch(self.state.epoch)
-        is_now = looker is not None and epoch == album.last
-        values = None if is_now and _asks(looker, kind) else album.stored_map(image, kind, epoch)
+        model_probe, epoch = album.model_probe, album.epoch(self.state.epoch)
+        is_now = model_probe is not None and epoch == album.last
+        values = None if is_now and _asks(model_probe, kind) else album.stored_map(image, kind, epoch)
         if values is not None:
             return Panel(name, unit_range(values[None])[0], kind == "ncut")
-        if looker is not None and not is_now:
+        if model_probe is not None and not is_now:
             then = when(album.last)
             return Panel(f"{name}: not kept {when(epoch)}; the model at hand is that of {then}", None, False)
-        if looker is None or kind not in looker.kinds:
+        if model_probe is None or kind not in model_probe.kinds:
             return Panel(f"{name}: not in this trace", None, False)
         pixels = album.pixels(image)
-        if pixels.shape[0] != looker.image_size:
+        if pixels.shape[0] != model_probe.image_size:
             return Panel(f"{name}: these pixels are not the model's", None, False)
         try:
-            options, asked = self._options(looker, pixels, kind)
-            return Panel(f"{name}{asked}, now", looker.saliency(pixels, kind, **options), kind == "ncut")
+            options, asked = self._options(model_probe, pixels, kind)
+            return Panel(f"{name}{asked}, now", model_probe.saliency(pixels, kind, **options), kind == "ncut")
         except (ValueError, TooLate) as error:
             return Panel(f"{name}: {shorten(str(error) or 'no answer in time', 120)}", None, False)
 
-    def _options(self, looker: Any, pixels: np.ndarray, kind: str) -> tuple[dict[str, Any], str]:
+    def _options(self, model_probe: Any, pixels: np.ndarray, kind: str) -> tuple[dict[str, Any], str]:
         """Layer, head and contrast where the kind has them, and how to say so."""
         options: dict[str, Any] = {}
         text = ""
-        if "layer" in looker.options(kind) and self.layer.value is not None and kind == "cls_attention":
+        if "layer" in model_probe.options(kind) and self.layer.value is not None and kind == "cls_attention":
             options["layer"] = self.layer.value
             text += f", layer {self.layer.value}"
-        if "head" in looker.options(kind) and self.head.value is not None and self.head.value >= 0:
+        if "head" in model_probe.options(kind) and self.head.value is not None and self.head.value >= 0:
             options["head"] = self.head.value
             text += f", head {self.head.value}"
-        if looker.contrasts(kind) and self.contrast.value != -1:
-            order = np.argsort(-looker.probs(pixels), kind="stable")
+        if model_probe.contrasts(kind) and self.contrast.value != -1:
+            order = np.argsort(-model_probe.probs(pixels), kind="stable")
             other = int(order[1]) if self.contrast.value == -2 and len(order) > 1 else int(self.contrast.value)
             if other >= 0 and other != order[0]:
                 options |= {"target": int(order[0]), "contrast": other}
-                names = looker.class_names
+                names = model_probe.class_names
                 text += f": {shorten(class_name(names, int(order[0])), 26)}, not {shorten(names[other], 26)}"
         return options, text
 
 
-def _asks(looker: Any, kind: str) -> bool:
+def _asks(model_probe: Any, kind: str) -> bool:
     """Whether the model can be asked for such a map in more than one way, so that a kept one is not the answer."""
-    return looker is not None and kind in looker.kinds and (looker.contrasts(kind) or "layer" in looker.options(kind))
+    return (
+        model_probe is not None
+        and kind in model_probe.kinds
+        and (model_probe.contrasts(kind) or "layer" in model_probe.options(kind))
+    )
 
 
 def _row_json(row: Row) -> dict[str, Any]:

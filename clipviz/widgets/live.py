@@ -38,7 +38,7 @@ from clipviz.widgets.watch import (
 )
 
 if TYPE_CHECKING:
-    from clipviz.run import Run
+    from clipviz.training.run import Run
 
 
 class MonitorCanvas(anywidget.AnyWidget):

@@ -35,7 +35,7 @@ class DKAPlayground(View):
 
     Args:
         trace: of a method with two sources, such as microCLIP.
-        model: a `Run` or `clipviz.looker.Looker`, to show images and to cut them; or None.
+        model: a `Run` or `ModelProbe`, to show images and to cut them; or None.
         state: shared with other views; `selected` is the image whose votes are shown.
 
     Attributes:
@@ -48,14 +48,14 @@ class DKAPlayground(View):
     def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:
         self.state = state or ViewState(epoch=trace.final_epoch)
         self.votes = Votes.of(trace)
-        self.album = Album(trace, getattr(model, "looker", model))
+        self.album = Album(trace, getattr(model, "model_probe", model))
         self.names = trace.class_names
         self._reference = np.zeros(0, np.int64)
         self._labels = self._reference
         self._changed: list[str] = []
         self._charts: dict[str, Chart] = {}
         self._make_controls()
-        self.cutting = Cutting(trace, self.album.looker)
+        self.cutting = Cutting(trace, self.album.model_probe)
         self.widget = ipywidgets.VBox([*self._mixing, self.cutting.widget])
         self.state.observe(lambda _: self._image_chosen(), "selected")
         if self.votes is not None:

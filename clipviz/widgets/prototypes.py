@@ -58,7 +58,7 @@ class PrototypeExplorer(View):
 
     Args:
         trace: the run.
-        model: a `Run` or `clipviz.looker.Looker`, to show images and kinds that the trace does not hold; or None.
+        model: a `Run` or `ModelProbe`, to show images and kinds that the trace does not hold; or None.
         state: shared with other views.
 
     Attributes:

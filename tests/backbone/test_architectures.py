@@ -18,11 +18,11 @@ from tiny import TINY, ToyDataset, make_tiny_backbone
 
 from benchmarks.architectures import plain_embeddings, plain_value_tokens
 from clipviz.backbone import Backbone, load_backbone, load_tokenizer
+from clipviz.backbone.weights import is_script_archive
 from clipviz.events import StepFinished
-from clipviz.loop import adapt
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
-from clipviz.weights import is_script_archive
+from clipviz.training.loop import adapt
 
 VIT = "open_clip's ViT"
 # name here -> the architecture it comes from, changes to its vision tower, what kind of tower it is, W

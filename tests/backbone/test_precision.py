@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny import ToyDataset, clusters, make_tiny_backbone, microclip
 
-from clipviz import cli
 from clipviz.backbone import Backbone
-from clipviz.commands.inputs import load_model
-from clipviz.data.feature_files import write_features
+from clipviz.cli import main as cli
+from clipviz.cli.inputs import load_model
+from clipviz.data.sources.feature_files import write_features
 from clipviz.methods.base import AdaptConfig
-from clipviz.run import Run
+from clipviz.training.run import Run
 
 CONFIG = AdaptConfig(epochs=1, batch_size=8, lr=1e-3)
 

@@ -39,7 +39,7 @@ def test_without_the_rejection_neighbours_would_occur():
 
 
 def test_the_pool_that_pretraining_renders_is_such_a_sample(tmp_path, monkeypatch):
-    from clipviz.birds import pretrain
+    from tools import pretrain
 
     config = pretrain.PretrainConfig(pool=4000)
     monkeypatch.setattr(pretrain, "_render_chunk", _render_nothing)

@@ -14,7 +14,7 @@ from synthetic import synthetic_trace
 from tiny import ToyDataset, make_tiny_backbone
 import clipviz
 from clipviz.events import EpochFinished, Probe, RunStarted
-from clipviz.recorder import Recorder
+from clipviz.training.recorder import Recorder
 
 names = ["<img src=x onerror=alert(1)>", "a line\\n" * 1000, "</script><script>alert(2)</script>", "$x^2$ {} %s",
          "<a href='javascript:alert(3)'>x</a>", "x" * 5000, "", *(f"class {i}" for i in range(493))]
@@ -90,7 +90,7 @@ SHOWN = """
 from synthetic import synthetic_trace
 from tiny import ToyDataset, make_tiny_backbone
 import clipviz
-from clipviz.recorder import Recorder
+from clipviz.training.recorder import Recorder
 trace = synthetic_trace(n_classes=8, epochs=3, n_images=200)
 data = ToyDataset(8)
 run = clipviz.Run(clipviz.METHODS["microclip"](make_tiny_backbone(), data.prompts), data)

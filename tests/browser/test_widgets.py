@@ -12,7 +12,7 @@ import time
 import numpy as np
 from tiny import ToyDataset, make_tiny_backbone
 from clipviz import Run
-from clipviz.evaluate import spread_probe
+from clipviz.training.evaluate import spread_probe
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
 from clipviz.events import StepFinished

@@ -21,13 +21,13 @@ from PIL import Image
 from tiny import TINY, ToyDataset, clusters
 
 import clipviz
-from clipviz import cli
 from clipviz.birds.world import SPECIES
+from clipviz.cli import main as cli
+from clipviz.cli.options import COMMANDS
 from clipviz.methods import METHODS
-from clipviz.options import COMMANDS
-from clipviz.results import results_of
-from clipviz.run_folder import RunFolder
 from clipviz.trace import Trace
+from clipviz.training.results import results_of
+from clipviz.training.run_folder import RunFolder
 
 RESULTS = {
     "method", "model", "data", "split", "seed", "epochs", "accuracy", "pseudo_label_accuracy", "zero_shot_accuracy",
@@ -76,7 +76,7 @@ def architectures(tmp_path_factory):
 def in_subprocess(architectures, *arguments):
     """The command line as a shell sees it, with the small architectures known to open_clip."""
     script = f"import open_clip, sys; open_clip.add_model_config({os.fspath(architectures)!r})\n"
-    script += "from clipviz.cli import main; sys.exit(main())"
+    script += "from clipviz.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
 
@@ -364,7 +364,7 @@ def test_random_weights_are_told_in_one_line_of_our_own(photos, tmp_path, archit
 
 def test_an_error_that_is_nobodys_mistake_but_ours_keeps_its_traceback(photos, tmp_path, monkeypatch):
     """A ValueError from the depths of another library tells a user nothing."""
-    monkeypatch.setattr("clipviz.commands.adapt.spread_probe", lambda *_: json.loads("no json"))
+    monkeypatch.setattr("clipviz.cli.adapt.spread_probe", lambda *_: json.loads("no json"))
     with pytest.raises(json.JSONDecodeError):
         cli.main(adapt(data=photos, out=tmp_path / "run"))
 
@@ -373,7 +373,7 @@ def test_a_full_disk_is_no_mistake_of_ours(photos, tmp_path, monkeypatch, capfd)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clipviz.run_folder.save_checkpoint", full)
+    monkeypatch.setattr("clipviz.training.run_folder.save_checkpoint", full)
     assert cli.main(adapt(data=photos, out=tmp_path / "run")) == 2
     assert "No space left on device" in capfd.readouterr().err.splitlines()[-1]
 
@@ -402,7 +402,7 @@ def test_ctrl_c_is_status_130_in_one_line(photos, tmp_path, capfd, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("clipviz.commands.adapt.run_one", interrupted)
+    monkeypatch.setattr("clipviz.cli.adapt.run_one", interrupted)
     (photos / "red square" / "broken.jpg").unlink()
     assert cli.main(adapt(data=photos, out=tmp_path / "run")) == 130
     assert capfd.readouterr().err == "clipviz: error: stopped; nothing of this was saved\n"
@@ -415,7 +415,7 @@ def test_ctrl_c_that_a_library_swallows_stops_it_all_the_same(photos, tmp_path, 
         raise AttributeError("module 'numpy' has no attribute 'subtract'")
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("clipviz.commands.adapt.run_one", swallowed_while_imported)
+    monkeypatch.setattr("clipviz.cli.adapt.run_one", swallowed_while_imported)
     (photos / "red square" / "broken.jpg").unlink()
     assert cli.main(adapt(data=photos, out=tmp_path / "run")) == 130
     assert capfd.readouterr().err == "clipviz: error: stopped; nothing of this was saved\n"
@@ -427,12 +427,13 @@ def test_ctrl_c_that_a_library_swallows_stops_it_all_the_same(photos, tmp_path, 
 
 def test_help_is_instant_and_free_of_torch():
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "clipviz.cli", "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "clipviz", "--help"], capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
     assert "clipviz adapt microclip" in done.stdout
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
-    check = "import sys, clipviz.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    check = "import sys; from clipviz.cli.main import main\n"
+    check += "try: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
@@ -535,7 +536,7 @@ def test_runs_on_different_data_are_not_compared(photos, tmp_path, capfd):
 
 
 def test_compare_needs_no_torch(tmp_path):
-    check = "import sys, clipviz.commands.compare, clipviz.commands.report; print('torch' in sys.modules)"
+    check = "import sys, clipviz.cli.compare, clipviz.cli.report; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -554,7 +555,7 @@ def test_the_results_of_a_cache_name_a_teacher_only_where_there_is_one(name, ref
 
 
 def test_a_tiny_demo_writes_its_table_and_its_report(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("clipviz.commands.demo.DEMO_IMAGES", {"train": 24, "test": 24})
+    monkeypatch.setattr("clipviz.cli.demo.DEMO_IMAGES", {"train": 24, "test": 24})
     out = tmp_path / "demo"
     methods = ["zero_shot", "descriptions", "microclip"]
     assert (
@@ -587,7 +588,7 @@ def test_the_demo_has_all_methods_by_default():
 def test_the_progress_line_counts_on_a_terminal_only(monkeypatch, capfd):
     import torch
 
-    from clipviz.commands.progress import Progress
+    from clipviz.cli.progress import Progress
     from clipviz.events import PseudoLabels, RunFinished, RunStarted, StepFinished
 
     def watch():

@@ -30,17 +30,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import TINY, ToyDataset, differences, make_tiny_backbone, microclip
 
-from clipviz import cli
 from clipviz.backbone import load_backbone
-from clipviz.checkpoint import _digest, load_checkpoint, save_checkpoint
-from clipviz.commands.progress import opening
+from clipviz.cli import main as cli
+from clipviz.cli.progress import opening
 from clipviz.data import load_dataset
-from clipviz.data.decode import UnreadableImage, read_image
-from clipviz.data.scan import display_name
-from clipviz.loop import Adaptation
+from clipviz.data.images.decode import UnreadableImage, read_image
+from clipviz.data.sources.scan import display_name
 from clipviz.methods.base import AdaptConfig
 from clipviz.prompts import read_descriptions
 from clipviz.trace import Trace
+from clipviz.training.checkpoint import _digest, load_checkpoint, save_checkpoint
+from clipviz.training.loop import Adaptation
 
 # A second is plenty for a damaged file of a few hundred bytes; ten allow for a busy machine
 FUZZ = settings(
@@ -60,7 +60,7 @@ def hostile_run(tmp_path_factory):
     """microCLIP on the folder, through the command line; returns (exit status, stderr, run folder)."""
     root = tmp_path_factory.mktemp("hostile")
     make_folder(root / "photos", GOOD | BAD)
-    command = [sys.executable, "-m", "clipviz.cli", *adapt("photos", "run", "--epochs", 1, method="microclip")]
+    command = [sys.executable, "-m", "clipviz", *adapt("photos", "run", "--epochs", 1, method="microclip")]
     before = os.listdir(root)
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=800)
     assert sorted(os.listdir(root)) == sorted([*before, "run"]), "a file name was taken for something else"
@@ -429,7 +429,7 @@ def in_shell(photos, out, *extra, **options):
     arguments = adapt(photos, out, "--epochs", 3, "--batch-size", 4, *extra, method="microclip")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in conftest.py: bits depend on the number of threads
     return subprocess.Popen(
-        [sys.executable, "-m", "clipviz.cli", *arguments], stderr=subprocess.PIPE, text=True, env=environment, **options
+        [sys.executable, "-m", "clipviz", *arguments], stderr=subprocess.PIPE, text=True, env=environment, **options
     )
 
 

@@ -6,8 +6,8 @@ import argparse
 
 import pytest
 
-from clipviz.cli import build_parser, main
-from clipviz.commands import lab
+from clipviz.cli import lab
+from clipviz.cli.main import build_parser, main
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torchvision
 
-import clipviz.data.benchmarks as module
+import clipviz.data.sources.benchmarks as module
 from clipviz.data import load_dataset
-from clipviz.data.benchmarks import benchmarks, find_benchmark
-from clipviz.data.layout import NoSuchSplit
+from clipviz.data.sources.benchmarks import benchmarks, find_benchmark
+from clipviz.data.sources.layout import NoSuchSplit
 from clipviz.prompts import ClassPrompts
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pictures import smooth_pixels
 from PIL import Image, ImageFile
 
-from clipviz.data.decode import UnreadableImage, read_image
+from clipviz.data.images.decode import UnreadableImage, read_image
 
 RED = (255, 0, 0)
 

@@ -10,14 +10,14 @@ from tiny import ToyDataset, clusters
 
 from clipviz.data import load_dataset
 from clipviz.data.base import ViewConfig
-from clipviz.data.embed import embed_dataset
-from clipviz.data.feature_files import write_features
-from clipviz.data.features import FeatureDataset, FeatureLoader
-from clipviz.data.loader import ViewLoader
+from clipviz.data.batches.embed import embed_dataset
+from clipviz.data.batches.features import FeatureDataset, FeatureLoader
+from clipviz.data.batches.loader import ViewLoader
+from clipviz.data.sources.feature_files import write_features
 from clipviz.events import EpochFinished, StepFinished
-from clipviz.loop import adapt
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
+from clipviz.training.loop import adapt
 
 SHORT = AdaptConfig(epochs=2, batch_size=32, lr=1e-3)
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from clipviz.data import ImageFolderDataset, Skipped
-from clipviz.data.image_files import CACHE_BYTES
+from clipviz.data.sources.image_files import CACHE_BYTES
 
 
 def reasons(dataset):

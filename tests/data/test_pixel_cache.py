@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import clipviz.data.pixel_cache as module
-from clipviz import cli
+import clipviz.data.images.pixel_cache as module
+from clipviz.cli import main as cli
 from clipviz.data import DiskCache, ViewConfig, ViewLoader, load_dataset
-from clipviz.data.decode import UnreadableImage, read_image
-from clipviz.data.pixel_cache import shrunk
+from clipviz.data.images.decode import UnreadableImage, read_image
+from clipviz.data.images.pixel_cache import shrunk
 
 SIDE = 16
 BYTES = 3 * SIDE * 24 + 20  # of an entry: 48 x 32 pixels with a short side of 16, and its header
@@ -55,7 +55,7 @@ def decoded(monkeypatch):
 
 def opened(photos, folder, **options):
     """The data set with nothing kept in memory."""
-    from clipviz.data.folder import ImageFolderDataset
+    from clipviz.data.sources.folder import ImageFolderDataset
 
     cache = DiskCache(folder, **{"side": SIDE, **options})
     return ImageFolderDataset(photos, cache_bytes=0, disk_cache=cache), cache

@@ -5,7 +5,7 @@ from PIL import Image
 from torchvision.transforms import functional as torchvision_ops
 
 from clipviz.data import ViewConfig, eval_parts, eval_view, make_views
-from clipviz.data.views import _random_box, crop_views, strong_view, weak_view
+from clipviz.data.images.views import _random_box, crop_views, strong_view, weak_view
 
 SHAPES = [(40, 30), (30, 40), (31, 31), (97, 13), (8, 8), (16, 16), (1, 1), (2_000, 3)]
 BICUBIC = torchvision_ops.InterpolationMode.BICUBIC

@@ -3,11 +3,11 @@
 import pytest
 from tiny import ToyDataset, clusters
 
-from clipviz.build import build_method, parse_constants
-from clipviz.ladder import RUNGS, ntua_ladder
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
+from clipviz.methods.build import build_method, parse_constants
 from clipviz.methods.ntua import NtUAConfig
+from clipviz.training.ladder import RUNGS, ntua_ladder
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "tip_adapter", "ntua", "dpa"])

@@ -7,9 +7,9 @@ from tiny import ToyDataset, assert_same_bits, method_state, microclip
 from clipviz import Run
 from clipviz.data.base import Views
 from clipviz.events import StepFinished
-from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.microclip import PRESETS, MicroCLIPConfig
+from clipviz.training.loop import Adaptation
 
 CONFIG = AdaptConfig(epochs=2, batch_size=8, lr=1e-2)
 

@@ -10,11 +10,9 @@ import torch.nn.functional as F
 from tiny import GOLDEN, TINY, ToyDataset, assert_same_bits
 
 from clipviz.backbone import Backbone
-from clipviz.checkpoint import load_checkpoint, save_checkpoint
 from clipviz.data.base import Batch, Views
-from clipviz.data.features import FeatureBackbone
+from clipviz.data.batches.features import FeatureBackbone
 from clipviz.events import StepFinished
-from clipviz.loop import Adaptation, adapt
 from clipviz.methods import dpa
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.dpa import (
@@ -30,7 +28,9 @@ from clipviz.methods.dpa import (
 )
 from clipviz.ops import normalize
 from clipviz.prompts import ClassPrompts
-from clipviz.run import Run
+from clipviz.training.checkpoint import load_checkpoint, save_checkpoint
+from clipviz.training.loop import Adaptation, adapt
+from clipviz.training.run import Run
 
 SHORT = AdaptConfig(epochs=2, batch_size=8, lr=1e-3)
 

@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from tiny import ToyDataset, clusters, make_tiny_backbone
 
 from clipviz import load_backbone, load_dataset
-from clipviz.checkpoint import load_checkpoint, save_checkpoint
 from clipviz.data.base import Batch, Views
-from clipviz.data.embed import embed_dataset
-from clipviz.data.sampling import balanced_index
+from clipviz.data.batches.embed import embed_dataset
+from clipviz.data.batches.sampling import balanced_index
 from clipviz.events import EpochFinished, StepFinished
-from clipviz.loop import Adaptation, adapt
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.cache import CacheBatches, Candidates, choose_streaming, most_confident
 from clipviz.methods.ntua import BENCHMARKS, PRESETS, NtUA, NtUAConfig, cache_logits, class_affinity, refine_cache
 from clipviz.ops import class_logits, normalize
+from clipviz.training.checkpoint import load_checkpoint, save_checkpoint
+from clipviz.training.loop import Adaptation, adapt
 
 SHORT = AdaptConfig(epochs=3, batch_size=16, lr=1e-2, min_lr=0.0, weight_decay=0.01)
 

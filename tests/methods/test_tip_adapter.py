@@ -5,11 +5,11 @@ import torch
 from tiny import clusters
 
 from clipviz.events import EpochFinished, StepFinished
-from clipviz.loop import adapt
 from clipviz.methods.ntua import NtUAConfig, cache_logits
 from clipviz.methods.tip_adapter import TipAdapter
 from clipviz.ops import class_logits
-from clipviz.run import Run
+from clipviz.training.loop import adapt
+from clipviz.training.run import Run
 
 
 def test_every_entry_counts_the_same_and_nothing_trains():

@@ -5,11 +5,11 @@ import torch
 from tiny import ToyDataset
 
 from clipviz.data.base import ViewConfig, Views
-from clipviz.data.loader import eval_views
+from clipviz.data.batches.loader import eval_views
 from clipviz.events import EpochFinished, StepFinished
-from clipviz.loop import adapt
 from clipviz.methods.wca import WCA, WCAConfig, weighted_crops, weighted_descriptions
 from clipviz.ops import normalize
+from clipviz.training.loop import adapt
 
 
 def rand(*shape, seed=0):

@@ -14,15 +14,15 @@ import torch
 from tiny import ToyDataset, make_tiny_backbone
 
 from clipviz.data.base import ViewConfig
-from clipviz.data.loader import ViewLoader
+from clipviz.data.batches.loader import ViewLoader
 from clipviz.events import StepFinished
-from clipviz.loop import adapt
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.cache import CacheBatches
 from clipviz.methods.dpa import DPA, DPAConfig
 from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
 from clipviz.methods.ntua import NtUA, NtUAConfig
 from clipviz.prompts import ClassPrompts
+from clipviz.training.loop import adapt
 
 SCHEDULE = AdaptConfig(epochs=3, batch_size=3, lr=2e-3)
 SEED, WIDTH, HEADS, LAYERS, CLASSES = 7, 64, 4, 2, 3

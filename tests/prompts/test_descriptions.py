@@ -9,10 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import open_clip
 import pytest
 
-from clipviz import cli, describe
-from clipviz.describe import Endpoint, Unanswered, ask, fill, open_skeleton, sentences_of
-from clipviz.descriptions import check_descriptions
+from clipviz.cli import main as cli
+from clipviz.prompts import llm as describe
 from clipviz.prompts import read_descriptions
+from clipviz.prompts.check import check_descriptions
+from clipviz.prompts.llm import Endpoint, Unanswered, ask, fill, open_skeleton, sentences_of
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from towers import hook_count, make_backbone
 from clipviz.backbone import Backbone
 from clipviz.methods import METHODS
 from clipviz.methods.base import Method
-from clipviz.run import Run
 from clipviz.saliency import capture_attention
+from clipviz.training.run import Run
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from towers import NAMES, TEXT, Known, hook_count, make_backbone
 
 from clipviz.backbone import Backbone
-from clipviz.data.features import FeatureBackbone
+from clipviz.data.batches.features import FeatureBackbone
 from clipviz.methods import METHODS
 from clipviz.methods.base import Method
 from clipviz.prompts import ClassPrompts

@@ -9,9 +9,9 @@ from torch import Tensor
 from clipviz.birds.dataset import BirdsDataset
 from clipviz.birds.render import PART_ID
 from clipviz.birds.world import SPECIES
-from clipviz.evaluate import spread_probe
 from clipviz.saliency import bird_regions, part_mass, part_rank, pointing_game
 from clipviz.saliency.metrics import coverage
+from clipviz.training.evaluate import spread_probe
 
 
 def region(*boxes: tuple[slice, slice]) -> Tensor:

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from clipviz.backbone import load_backbone
-from clipviz.birds import pretrain as module
-from clipviz.birds.losses import attribute_loss, clip_loss, pair_loss, place_loss
-from clipviz.birds.pretrain import PretrainConfig, make_batch, pretrain, render_pool
 from clipviz.birds.render import IMAGE_SIDE
 from clipviz.birds.world import ATTRIBUTES, CARDINALITIES
+from tools import pretrain as module
+from tools.losses import attribute_loss, clip_loss, pair_loss, place_loss
+from tools.pretrain import PretrainConfig, make_batch, pretrain, render_pool
 
 CONFIG = PretrainConfig(steps=6, batch_size=8, warmup=2, pool=24)
 SMALL = {

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import empty_trace, synthetic_trace
 
-import clipviz.trace_folder
+import clipviz.trace.folder
 from clipviz.trace import FORMAT_VERSION, TABLES, Trace, empty_table
 
 FILES = ["manifest.json", "meta.json", "arrays.safetensors", *(f"{table}.parquet" for table in TABLES)]
@@ -104,7 +104,7 @@ def test_saving_again_replaces_and_leaves_nothing_else(tmp_path, trace):
 
 def test_a_trace_that_is_replaced_while_it_is_read_is_the_older_or_the_newer_one(tmp_path, trace, monkeypatch):
     place = empty_trace().save(tmp_path / "trace")
-    read, reads = clipviz.trace_folder._read, []
+    read, reads = clipviz.trace.folder._read, []
 
     def read_slowly(path):
         reads.append(path.name)
@@ -112,7 +112,7 @@ def test_a_trace_that_is_replaced_while_it_is_read_is_the_older_or_the_newer_one
             trace.save(place)
         return read(path)
 
-    monkeypatch.setattr(clipviz.trace_folder, "_read", read_slowly)
+    monkeypatch.setattr(clipviz.trace.folder, "_read", read_slowly)
     assert Trace.load(tmp_path).equals(trace)
     assert reads.count("manifest.json") == 2
 

@@ -9,18 +9,18 @@ import pytest
 import torch
 from tiny import ToyDataset, microclip
 
-from clipviz.data.views import eval_view
-from clipviz.evaluate import (
+from clipviz.backbone.ownership import preserved_state
+from clipviz.data.images.views import eval_view
+from clipviz.events import Predictions
+from clipviz.methods.zero_shot import ZeroShot
+from clipviz.training.evaluate import (
     accuracy,
     branch_accuracies,
     predict,
     probe_images,
     spread_probe,
 )
-from clipviz.events import Predictions
-from clipviz.gallery import gallery, instructive
-from clipviz.methods.zero_shot import ZeroShot
-from clipviz.ownership import preserved_state
+from clipviz.training.highlights import gallery, instructive
 
 
 def one_by_one(method, data, function):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny import ToyDataset
 
-from clipviz import recorder as recorder_module
-from clipviz.evaluate import predict
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
-from clipviz.run import Run
 from clipviz.saliency import KINDS, saliency
+from clipviz.training import recorder as recorder_module
+from clipviz.training.evaluate import predict
+from clipviz.training.run import Run
 
 
 @pytest.fixture

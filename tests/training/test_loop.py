@@ -10,16 +10,16 @@ import torch
 from tiny import ToyDataset, assert_same_bits, make_tiny_backbone, method_state, microclip
 from torch import nn
 
+from clipviz.backbone.ownership import preserved_state
 from clipviz.data.base import Batch
 from clipviz.events import EpochFinished, RunFinished, RunStarted, StepFinished
-from clipviz.loop import Adaptation, adapt, cosine_lr
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
 from clipviz.methods.zero_shot import ZeroShot
-from clipviz.ownership import preserved_state
-from clipviz.recorder import record
-from clipviz.run import Run
+from clipviz.training.loop import Adaptation, adapt, cosine_lr
+from clipviz.training.recorder import record
+from clipviz.training.run import Run
 
 CONFIG = AdaptConfig(epochs=2, batch_size=8, lr=1e-3)
 

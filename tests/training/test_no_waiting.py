@@ -14,11 +14,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipviz.events import StepFinished
-from clipviz.loop import Adaptation, adapt
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.dpa import DPA
 from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
-from clipviz.recorder import Recorder
+from clipviz.training.loop import Adaptation, adapt
+from clipviz.training.recorder import Recorder
 
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero"}
 COPIES = {"cpu", "numpy", "tolist", "__array__"}

@@ -17,16 +17,16 @@ from shared_runs import CASES, STOP_AT, STOPPED, prepared, stop_on_the_way
 from tiny import ToyDataset, clusters, make_tiny_backbone, microclip
 from torch import nn
 
-from clipviz import cli
-from clipviz.loop import Adaptation, adapt
+from clipviz.cli import main as cli
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.dpa import DPA
 from clipviz.methods.zero_shot import ZeroShot
 from clipviz.parallel import ONE, Ranks, launch
-from clipviz.run import CHECKPOINT, Run
 from clipviz.trace import TABLES, Trace
+from clipviz.training.loop import Adaptation, adapt
+from clipviz.training.run import CHECKPOINT, Run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TWO = Ranks(0, 2)
 """One of two processes, the other of which does not exist: for what is refused before they talk."""
 
@@ -66,7 +66,7 @@ def folders(tmp_path_factory):
     for name in STOPPED:
         stop_on_the_way(prepared(name, two / f"{name}_begun"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, Path(__file__).with_name("shared_runs.py"), two]
+    command = [sys.executable, Path(__file__).parents[1] / "shared_runs.py", two]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     for name in CASES:

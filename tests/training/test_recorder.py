@@ -8,13 +8,13 @@ import torch
 from tiny import ToyDataset, microclip
 
 from clipviz.data.base import Skipped
-from clipviz.evaluate import spread_probe
 from clipviz.events import EpochFinished, PseudoLabels, RunFinished, RunStarted, StepFinished
-from clipviz.loop import adapt
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.zero_shot import ZeroShot
-from clipviz.recorder import MAX_SOURCE_LOGITS, Recorder, record
 from clipviz.trace import Trace
+from clipviz.training.evaluate import spread_probe
+from clipviz.training.loop import adapt
+from clipviz.training.recorder import MAX_SOURCE_LOGITS, Recorder, record
 
 CONFIG = AdaptConfig(epochs=2, batch_size=8, lr=1e-3)
 

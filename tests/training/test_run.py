@@ -16,19 +16,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import ToyDataset, assert_same_bits, differences, make_tiny_backbone, method_state, microclip
 
-from clipviz import adapt, cli, load_backbone, load_dataset, loop
-from clipviz.checkpoint import load_checkpoint, save_checkpoint
-from clipviz.evaluate import predict, spread_probe
+from clipviz import adapt, load_backbone, load_dataset
+from clipviz.cli import main as cli
 from clipviz.events import EpochFinished, RunFinished, StepFinished
-from clipviz.loop import Adaptation
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.microclip import MicroCLIP
 from clipviz.methods.ntua import NtUA, NtUAConfig
 from clipviz.methods.zero_shot import Descriptions, ZeroShot
 from clipviz.prompts import ClassPrompts
-from clipviz.run import CHECKPOINT, Run
-from clipviz.run_folder import PREVIOUS, RunFolder
 from clipviz.trace import Trace
+from clipviz.training import loop
+from clipviz.training.checkpoint import load_checkpoint, save_checkpoint
+from clipviz.training.evaluate import predict, spread_probe
+from clipviz.training.loop import Adaptation
+from clipviz.training.run import CHECKPOINT, Run
+from clipviz.training.run_folder import PREVIOUS, RunFolder
 
 CONFIG = AdaptConfig(epochs=3, batch_size=8, lr=1e-3)
 
@@ -167,7 +169,7 @@ def test_a_kill_while_safetensors_writes_leaves_nothing_that_is_not_known_for_ou
         shutil.copytree(tmp_path / "run", tmp_path / "as_it_was")
         raise ConnectionError
 
-    monkeypatch.setattr("clipviz.checkpoint.save_file", killed)
+    monkeypatch.setattr("clipviz.training.checkpoint.save_file", killed)
     with pytest.raises(ConnectionError):
         make_run(tmp_path / "run", tiny_backbone).fit()
     hidden = [path.name for path in (tmp_path / "as_it_was").glob(".*")]
@@ -422,7 +424,7 @@ def test_a_failed_write_leaves_the_older_checkpoint_and_no_stray_file(tiny_backb
         filename.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clipviz.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("clipviz.training.checkpoint.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(path, adaptation)
     assert os.listdir(tmp_path) == [CHECKPOINT]

@@ -15,9 +15,9 @@ from tiny import ToyDataset
 from clipviz.events import RunFinished, StepFinished
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
-from clipviz.run import Run
-from clipviz.run_folder import RunFolder
 from clipviz.trace import Trace
+from clipviz.training.run import Run
+from clipviz.training.run_folder import RunFolder
 
 CONFIG = AdaptConfig(epochs=3, batch_size=4, lr=1e-3)
 

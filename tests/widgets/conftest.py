@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from tiny import ToyDataset
 
-from clipviz.evaluate import spread_probe
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
-from clipviz.run import Run
+from clipviz.training.evaluate import spread_probe
+from clipviz.training.run import Run
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def test_the_cut_is_made_again_by_the_model(run):
     playground.cutting.tau.value = 0.6
     playground.cutting.rule.value = "mean"
     playground.cutting.side.value = "border"
-    pixels = torch.from_numpy(run.looker.pixels("eval", 2).copy()).permute(2, 0, 1)[None] / 255
+    pixels = torch.from_numpy(run.model_probe.pixels("eval", 2).copy()).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         tokens = run.method.eval().backbone.tokens(pixels)
     fiedler = spectrum(patch_affinity(tokens.patches, 0.6, "cosine")).fiedler

@@ -19,7 +19,7 @@ TESTS = Path(__file__).parent.parent
 SETUP = """
 from tiny import ToyDataset, make_tiny_backbone
 from clipviz import Run
-from clipviz.evaluate import spread_probe
+from clipviz.training.evaluate import spread_probe
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
 from clipviz import DKAPlayground, LiveMonitor, PrototypeExplorer, SaliencyExplorer

@@ -16,7 +16,7 @@ from tiny import assert_same_bits, differences
 from widget_helpers import HOSTILE, wait_for
 
 from clipviz.events import EpochFinished, Probe, PseudoLabels, RunStarted, StepFinished
-from clipviz.recorder import Recorder
+from clipviz.training.recorder import Recorder
 from clipviz.widgets import LiveMonitor, ViewState
 from clipviz.widgets.watch import path_chart
 

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from synthetic import synthetic_trace
 
 from clipviz.figures import style
-from clipviz.recorder import Recorder
+from clipviz.training.recorder import Recorder
 from clipviz.widgets import DKAPlayground, LiveMonitor, PrototypeExplorer, ViewState
 from clipviz.widgets.view import source
 

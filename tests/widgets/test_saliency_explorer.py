@@ -14,7 +14,7 @@ from widget_helpers import HOSTILE
 
 from clipviz.events import Probe
 from clipviz.figures.saliency import unit_range
-from clipviz.looker import Looker
+from clipviz.training.model_probe import ModelProbe
 from clipviz.widgets import SaliencyExplorer, ViewState
 
 
@@ -109,7 +109,7 @@ def test_other_kinds_come_from_the_model_and_change_nothing(run):
 
 
 def test_on_demand_maps_are_those_of_the_method(run):
-    explorer = SaliencyExplorer(run.trace, Looker(run.method, eval_dataset=run.adaptation.eval_dataset))
+    explorer = SaliencyExplorer(run.trace, ModelProbe(run.method, eval_dataset=run.adaptation.eval_dataset))
     explorer.state.selected = ("eval/5",)
     explorer.state.epoch = run.trace.final_epoch  # SOAP of this image is stored for no epoch
     panel = explorer.inspector.rows[0].panels[1]

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from clipviz.backbone import Backbone
+from clipviz.backbone.ownership import preserved_state
 from clipviz.data.base import ImageDataset, ViewConfig
-from clipviz.data.features import FeatureDataset
-from clipviz.data.loader import eval_views
-from clipviz.ownership import preserved_state
+from clipviz.data.batches.features import FeatureDataset
+from clipviz.data.batches.loader import eval_views
 from clipviz.parallel import ONE, Ranks
 
 

@@ -1,6 +1,7 @@
 """Embeddings as data: rows stand in for images, and a classifier or a model's text tower makes the classes.
 
-`clipviz.data.feature_files` reads and writes them. Rows keep their precision in memory; a batch is float32, unit norm.
+`clipviz.data.sources.feature_files` reads and writes them. Rows keep their precision in memory; a batch is float32 of
+unit norm.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
-from clipviz.data.views import crop_views, eval_view, make_views
+from clipviz.data.images.views import crop_views, eval_view, make_views
 from clipviz.parallel import ONE, Ranks
 
 

@@ -19,7 +19,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipviz.data.decode import UnreadableImage, read_image
+from clipviz.data.images.decode import UnreadableImage, read_image
 from clipviz.files import prepare_folder
 
 CACHE_SIDE = 512

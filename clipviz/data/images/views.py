@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipviz.data.base import ViewConfig
-from clipviz.data.randaugment import rand_augment
+from clipviz.data.images.randaugment import rand_augment
 
 STRONG_SCALE = (0.3, 1.0)  # share of the image's area
 STRONG_RATIO = (3 / 4, 4 / 3)  # width / height

@@ -4,7 +4,7 @@ What is known of each benchmark stands in `benchmarks.json`. Its templates are t
 data/prompts.md), after the single one of CoOp and Tip-Adapter where that is another; names that do not read as words
 are CLIP's or CoOp's. `files` says what must be below the root, `splits` what torchvision calls train, val and test;
 those without splits give all images. Nothing is downloaded unless asked for. CUB-200 and RESISC45, which torchvision
-lacks, are read by `clipviz.data.lists`.
+lacks, are read by `clipviz.data.sources.lists`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipviz.data.base import ImageDataset
-from clipviz.data.image_files import ImageFileDataset, Progress, check_count
-from clipviz.data.layout import ALL, SPLITS, Layout, NoSuchSplit
-from clipviz.data.lists import read_cub, read_resisc45
-from clipviz.data.pixel_cache import DiskCache
-from clipviz.data.scan import find_images, list_folder
+from clipviz.data.images.pixel_cache import DiskCache
+from clipviz.data.sources.image_files import ImageFileDataset, Progress, check_count
+from clipviz.data.sources.layout import ALL, SPLITS, Layout, NoSuchSplit
+from clipviz.data.sources.lists import read_cub, read_resisc45
+from clipviz.data.sources.scan import find_images, list_folder
 from clipviz.errors import choose, one_line
 from clipviz.prompts import Descriptions, make_prompts
 
@@ -53,7 +53,7 @@ class Benchmark:
         name: Its key.
         title: Its name as printed.
         reader: "files" (torchvision lists them), "folders" (of classes), "arrays" (torchvision loads all pixels), "own
-            lists" (`clipviz.data.lists` reads them) or "split file" (there is no other source than CoOp's file).
+            lists" (`lists.py` reads them) or "split file" (there is no other source than CoOp's file).
         templates: The first is the one to use where one is asked for.
         also: Other spellings of the key, in lower case and without signs.
         torchvision: Its class in `torchvision.datasets`.

@@ -13,8 +13,8 @@ import os
 from typing import Any
 
 from clipviz.data.base import Skipped
-from clipviz.data.layout import SPLITS, Layout, NoSuchSplit
-from clipviz.data.scan import display_name, inside
+from clipviz.data.sources.layout import SPLITS, Layout, NoSuchSplit
+from clipviz.data.sources.scan import display_name, inside
 from clipviz.errors import choose
 from clipviz.prompts import check_class_names
 

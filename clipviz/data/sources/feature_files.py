@@ -28,8 +28,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipviz.data.features import DEFAULT_LOGIT_SCALE, FeatureDataset
-from clipviz.data.image_files import Classes, given_classes
+from clipviz.data.batches.features import DEFAULT_LOGIT_SCALE, FeatureDataset
+from clipviz.data.sources.image_files import Classes, given_classes
 from clipviz.errors import one_line
 from clipviz.files import replacing
 from clipviz.prompts import Descriptions, make_prompts

@@ -6,7 +6,8 @@ import os
 import warnings
 from collections.abc import Sequence
 
-from clipviz.data.image_files import (
+from clipviz.data.images.pixel_cache import DiskCache
+from clipviz.data.sources.image_files import (
     CACHE_BYTES,
     Classes,
     ImageFileDataset,
@@ -14,9 +15,8 @@ from clipviz.data.image_files import (
     check_count,
     given_classes,
 )
-from clipviz.data.layout import read_layout
-from clipviz.data.pixel_cache import DiskCache
-from clipviz.data.scan import data_name, display_name
+from clipviz.data.sources.layout import read_layout
+from clipviz.data.sources.scan import data_name, display_name
 from clipviz.prompts import Descriptions
 
 

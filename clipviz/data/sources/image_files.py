@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from clipviz.data.base import ImageDataset, Skipped
-from clipviz.data.decode import UnreadableImage, read_image
-from clipviz.data.layout import Layout, read_class_names
-from clipviz.data.pixel_cache import DiskCache, MemoryCache
-from clipviz.data.scan import display_path
+from clipviz.data.images.decode import UnreadableImage, read_image
+from clipviz.data.images.pixel_cache import DiskCache, MemoryCache
+from clipviz.data.sources.layout import Layout, read_class_names
+from clipviz.data.sources.scan import display_path
 from clipviz.prompts import Descriptions, check_class_names, make_prompts
 
 Classes = str | os.PathLike[str] | Sequence[str]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipviz.data.base import UNLABELLED, Skipped
-from clipviz.data.scan import Listing, display_name, display_path, find_images, list_folder
+from clipviz.data.sources.scan import Listing, display_name, display_path, find_images, list_folder
 from clipviz.errors import choose
 from clipviz.prompts import check_class_names, normalize_name
 

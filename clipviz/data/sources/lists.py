@@ -16,8 +16,8 @@ from __future__ import annotations
 import os
 
 from clipviz.data.base import Skipped
-from clipviz.data.layout import ALL, SPLITS, Layout, NoSuchSplit
-from clipviz.data.scan import display_name, find_images, inside, list_folder
+from clipviz.data.sources.layout import ALL, SPLITS, Layout, NoSuchSplit
+from clipviz.data.sources.scan import display_name, find_images, inside, list_folder
 from clipviz.errors import one_line
 
 

@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 from clipviz.data.base import ImageDataset
-from clipviz.data.benchmarks import benchmark_of_split_file, benchmarks, find_benchmark, load_benchmark
-from clipviz.data.coop import is_coop_split, read_coop_split
-from clipviz.data.feature_files import FEATURE_SUFFIXES, read_features
-from clipviz.data.folder import ImageFolderDataset
-from clipviz.data.image_files import Classes, ImageFileDataset, Progress, given_classes
-from clipviz.data.layout import Layout
-from clipviz.data.manifest import MANIFEST_SUFFIXES, read_manifest
-from clipviz.data.pixel_cache import DiskCache
-from clipviz.data.scan import data_name, display_name
+from clipviz.data.images.pixel_cache import DiskCache
+from clipviz.data.sources.benchmarks import benchmark_of_split_file, benchmarks, find_benchmark, load_benchmark
+from clipviz.data.sources.coop import is_coop_split, read_coop_split
+from clipviz.data.sources.feature_files import FEATURE_SUFFIXES, read_features
+from clipviz.data.sources.folder import ImageFolderDataset
+from clipviz.data.sources.image_files import Classes, ImageFileDataset, Progress, given_classes
+from clipviz.data.sources.layout import Layout
+from clipviz.data.sources.manifest import MANIFEST_SUFFIXES, read_manifest
+from clipviz.data.sources.scan import data_name, display_name
 from clipviz.errors import unknown
 from clipviz.origin import remembered
 from clipviz.prompts import Descriptions
@@ -46,9 +46,9 @@ def load_dataset(
 
     Args:
         spec: "birds" or "birds/DOMAIN"; a benchmark by name ("dtd", "eurosat", "pets", ...; see
-            `clipviz.data.benchmarks`; a folder called so comes first, unless `root` or `download` is given); a folder
-            of images (one that is called birds is "./birds"); a .csv or .parquet manifest; CoOp's split_zhou_*.json;
-            or a .npz or .safetensors file of embeddings.
+            `data/sources/benchmarks.py`; a folder called so comes first, unless `root` or `download` is given); a
+            folder of images (one that is called birds is "./birds"); a .csv or .parquet manifest; CoOp's
+            split_zhou_*.json; or a .npz or .safetensors file of embeddings.
         split: "train", "val" or "test". A folder without splits gives all images, and says so in `split`.
         classes: For folders, manifests and embeddings: class names, or a text file with one on each line. Birds and
             benchmarks bring their own.

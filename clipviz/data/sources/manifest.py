@@ -19,8 +19,8 @@ from typing import Any
 import pandas as pd
 
 from clipviz.data.base import UNLABELLED, Skipped
-from clipviz.data.layout import ALL, SPLIT_FOLDERS, SPLITS, Layout, NoSuchSplit
-from clipviz.data.scan import IMAGE_SUFFIXES, display_name
+from clipviz.data.sources.layout import ALL, SPLIT_FOLDERS, SPLITS, Layout, NoSuchSplit
+from clipviz.data.sources.scan import IMAGE_SUFFIXES, display_name
 from clipviz.errors import choose, one_line
 from clipviz.prompts import check_class_names, normalize_name
 

@@ -1,0 +1,1 @@
+"""What a method is fed with: batches of views or of embeddings."""

@@ -1,0 +1,1 @@
+"""Pixels: decoding, views, the cache."""

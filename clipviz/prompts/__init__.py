@@ -1,0 +1,31 @@
+"""Class names, templates and descriptions: what a text classifier is made of."""
+
+from clipviz.prompts.classes import (
+    DEFAULT_TEMPLATES,
+    ClassPrompts,
+    Descriptions,
+    check_class_names,
+    description_pairs,
+    description_problems,
+    fill_template,
+    make_prompts,
+    normalize_name,
+    read_descriptions,
+    resolve_descriptions,
+    spoken_name,
+)
+
+__all__ = [
+    "DEFAULT_TEMPLATES",
+    "ClassPrompts",
+    "Descriptions",
+    "check_class_names",
+    "description_pairs",
+    "description_problems",
+    "fill_template",
+    "make_prompts",
+    "normalize_name",
+    "read_descriptions",
+    "resolve_descriptions",
+    "spoken_name",
+]

@@ -1,0 +1,1 @@
+"""The loop, the run that drives it and what is kept of it."""

@@ -1,0 +1,1 @@
+"""How what the package brings along was made; not part of the package."""
