@@ -8,8 +8,9 @@ s logit scale, nrm = unit norm, C classes.
     (3) image       P_c = nrm(mean of the bank's embeddings with label c);   p_img = softmax(s f P^T)
     (4) label       p = a p_img + (1 - a) p_da,   y = argmax p
     (5) weight      omega = p_txt(y) / (max p_txt + 1e-7) * p_img(y) / (max p_img + 1e-7)    p_txt before alignment
-    (6) loss        o = s f_s nrm(Z)^T,   L = mean_B(omega CE(o, y)) + reg * fairness(mean_B softmax(o))
+    (6) loss        o = s f_s nrm(Z)^T,   L = mean_B(omega CE(o, y)) + reg * fairness(m)
                                               + align * CE(w nrm(P) nrm(Z)^T, diagonal)
+        m           mean of the window of (2) with mean_B softmax(o) in its newest place (ours), or mean_B softmax(o)
 
 (1)-(5) without gradient, by the model being trained. The bank holds f and y of every image as they were when it was
 last seen, from a first pass with the zero-shot model on; P is computed from it before training and at the end of every
@@ -18,6 +19,10 @@ argmax s f nrm(Z)^T.
 
 As in the official code: the batch's own mean is in the window, which lives across epochs; weights divide by B, not by
 their sum; biases of LayerNorms do not decay, LayerNorm weights and Z do. Where we differ, and why:
+- m in (6). A batch of 64 cannot hold 100 classes, so the fairness of its own mean pulls towards those that happen to be
+  absent, harder than the cross-entropy does: pseudo-labels get better and predictions worse (docs/features.md). The
+  window knows 32 batches; only the newest carries a gradient. `official` and the presets of benchmarks, whose `reg` was
+  tuned with it, keep the batch's mean.
 - The bank, the prototypes and the window are in the checkpoint: the code keeps prototypes in a file beside the run that
   later runs silently reuse, and loses the bank.
 - s is the model's learned logit scale, which the code writes as 100.
@@ -30,8 +35,8 @@ their sum; biases of LayerNorms do not decay, LayerNorm weights and Z do. Where 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +61,8 @@ from clipviz.prompts import ClassPrompts
 
 _SUMMED_ROWS = 16_384
 
+FairnessMean = Literal["window", "batch"]
+
 
 @dataclass(frozen=True)
 class DPAConfig:
@@ -64,6 +71,7 @@ class DPAConfig:
     Attributes:
         a: share of the image prototypes' vote in the pseudo-label, eq. (4).
         reg: multiplier of the fairness term.
+        fairness: of which mean, m in eq. (6): of the last `window` batches (ours), or of the batch alone (official).
         align: multiplier of the prototype alignment.
         w: sharpness of the prototype alignment.
         window: number of batch means that distribution alignment averages, eq. (2).
@@ -78,6 +86,7 @@ class DPAConfig:
     w: float = 100.0
     window: int = 32
     text: TextSource = "descriptions"
+    fairness: FairnessMean = "window"
     fill: tuple[int, int, int] = (123, 117, 104)
     schedule: AdaptConfig = field(default_factory=AdaptConfig)
 
@@ -105,12 +114,14 @@ BENCHMARKS: dict[str, tuple[float, float, float, float, float, int]] = {
     "imagenet": (0.5, 1, 1, 100, 1e-6, 15),
 }
 
+_OFFICIAL = DPAConfig(text="templates", fairness="batch")
+
 PRESETS: dict[str, DPAConfig] = {
     "default": DPAConfig(),
-    "official": DPAConfig(text="templates"),
+    "official": _OFFICIAL,
     "birds": DPAConfig(schedule=AdaptConfig(lr=2e-3)),
     **{
-        name: DPAConfig(a, reg, align, w, text="templates", schedule=AdaptConfig(epochs=epochs, lr=lr))
+        name: replace(_OFFICIAL, a=a, reg=reg, align=align, w=w, schedule=AdaptConfig(epochs=epochs, lr=lr))
         for name, (a, reg, align, w, lr, epochs) in BENCHMARKS.items()
     },
 }
@@ -324,15 +335,24 @@ class DPA(Method):
         self.window_steps += 1
         return self.window.sum(0) / self.window_steps.clamp(max=len(self.window))
 
+    def _window_with(self, mean_probs: Tensor) -> Tensor:
+        """Mean of the window with another one in its newest place, m of eq. (6), (C,); gradient by that one alone."""
+        newest = (self.window_steps - 1) % len(self.window)
+        others = self.window.index_fill(0, newest[None], 0.0).sum(0)
+        return (others + mean_probs) / self.window_steps.clamp(1, len(self.window))
+
     def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
         """Eq. (6) on the strong view; on embeddings, which have one view, on that."""
         config = self.config
         embeddings = views.gather(embed(self.backbone, views.weak if views.strong is None else views.strong))
         logits = self._text_logits(embeddings)
         cross_entropy = F.cross_entropy(logits, pseudo.labels, reduction="none")
+        mean_probs = logits.softmax(-1).mean(0)
+        if config.fairness == "window":
+            mean_probs = self._window_with(mean_probs)
         return {
             "cross_entropy": (pseudo.weights * cross_entropy).mean(),
-            "fairness": config.reg * fairness_loss(logits.softmax(-1).mean(0)),
+            "fairness": config.reg * fairness_loss(mean_probs),
             "alignment": config.align * alignment_loss(self.image_prototypes, self.text_prototypes, config.w),
         }
 

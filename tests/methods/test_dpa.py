@@ -126,7 +126,9 @@ def test_an_epoch_of_the_official_training(monkeypatch):
     a, reg, align, w = g["cfg"].tolist()
     monkeypatch.setattr(dpa, "embed", lambda backbone, x: normalize(x @ backbone.visual.ln.weight))
     method = DPA(
-        _Tower(torch.eye(16)), ClassPrompts(tuple(f"class {c}" for c in range(7)), ("{}",)), DPAConfig(a, reg, align, w)
+        _Tower(torch.eye(16)),
+        ClassPrompts(tuple(f"class {c}" for c in range(7)), ("{}",)),
+        replace(PRESETS["official"], a=a, reg=reg, align=align, w=w),
     )
     with torch.no_grad():
         method.text_prototypes.copy_(g["cls0_raw"])
@@ -265,7 +267,28 @@ def test_presets_carry_the_authors_table():
     assert (flowers.w, PRESETS["eurosat"].align, PRESETS["sun397"].reg) == (1, 0.01, 0.2)
     official = PRESETS["official"]
     assert (official.a, official.reg, official.align, official.w, official.window) == (0.5, 1, 1, 100, 32)
-    assert (official.text, official.schedule) == ("templates", AdaptConfig())
+    assert (official.text, official.fairness, official.schedule) == ("templates", "batch", AdaptConfig())
+    assert pets.fairness == "batch"
+
+
+def test_fairness_of_a_window_does_not_pull_towards_classes_that_a_batch_lacks():
+    """Certain and even predictions of 64 classes in batches of 16 are fair, as the window finds and no batch does."""
+    names = tuple(f"class {c}" for c in range(64))
+    method = DPA(
+        FeatureBackbone(64, 100.0, "f", dict(zip(names, torch.eye(64), strict=True))), ClassPrompts(names, ("{}",))
+    )
+    index = torch.arange(64)
+    method.prepare([Batch(Views(torch.eye(64)), index, index)])
+    for rows in index.split(16):
+        views = Views(torch.eye(64)[rows])
+        with torch.no_grad():
+            pseudo = method.pseudo_label(views, rows)
+    fair = {}
+    for fairness in ("window", "batch"):
+        method.config = replace(method.config, fairness=fairness)
+        fair[fairness] = method.loss(views, pseudo)["fairness"].item()
+    assert fair["window"] == pytest.approx(np.log(64), rel=1e-4)
+    assert fair["batch"] > 10 * np.log(64)
 
 
 @pytest.mark.parametrize("changes", [{"a": 1.5}, {"window": 0}])
