@@ -82,12 +82,14 @@ class Predictions:
         target: (n,) int64, -1 unlabelled.
         embeddings: (n, E) float16, unit norm, the image tower's own, as they fell off on the way to `probs`; None where
             there are none.
+        branches: name -> (n,) int64, the class that each part of a method says on its own, where that was asked for.
     """
 
     index: Tensor
     probs: Tensor
     target: Tensor
     embeddings: Tensor | None = None
+    branches: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class SentenceSimilarity(NamedTuple):

@@ -229,6 +229,10 @@ class Method(nn.Module, ABC):
         """Logits of parts of the inference path, each measured on its own: name -> (B, C)."""
         return {}
 
+    def measured(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+        """`view_logits` and `branches` at once, for methods where they share their work."""
+        return self.view_logits(views), self.branches(views.weak)
+
     def baselines(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of classifiers that training does not change, measured once: name -> (B, C)."""
         return {}

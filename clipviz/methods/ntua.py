@@ -4,19 +4,24 @@ No official code exists and the method section could not be read; the skeleton i
 mechanics are those of Tip-Adapter(-F), on which NtUA builds. What the sources leave open is marked "ours".
 
 Notation: f unit embedding of a query, f_ia of view a of cache image i (A augmented views), W text classifier, s logit
-scale, nrm = unit norm, p student's and p' teacher's probabilities, K shots, M cache entries.
+scale, nrm = unit norm, p student's and p' teacher's probabilities, K shots, M cache entries, M_c of them labelled c.
 
     (1) choose     for every predicted class the K images with the highest max p'                    (UPL's rule; ours)
     (2) keys       F_i = nrm(sum_a f_ia)
     (3) values     y_i = argmax p_i,  w_i = max p_i,  V = diag(w) onehot(y)                     adaptive cache formation
     (4) refine     y_i = argmax p'_i, w_i = max p'_i, V rebuilt; keys stay the student's          knowledge-guided
-    (5) logits     z(f) = s f W^T + alpha exp(-beta (1 - f F^T)) V
+    (5) logits     z(f) = s f W^T + alpha exp(-beta (1 - f F^T)) V diag(K / M_c)            K / M_c: ours
     (6) training   min over F of  sum_i w_i r_i CE(z(f_ia), y_i) / sum_i w_i r_i,  a random view a per epoch     (ours)
                    r_i = exp(-beta (1 - f_ia . mu_y)) / (largest r of the class),  mu_c = nrm(sum_{y_i = c} w_i F_i)
 
 (6) weighs samples by prototype affinity, after the "prototype-affinity loss" that a summary of version 3 mentions; its
 formula is unknown, this one is ours ("reliability"; "contrastive" and "none" are the alternatives). Only F is trained,
 by AdamW with eps 1e-4, without re-normalization; inference is (5) on the whole image.
+
+K / M_c in (5): unlabelled images fill some classes and leave others nearly empty, and the plain sum, which was made for
+K labelled images of each class, elects the class with most entries. K times the mean of a class's entries is the same
+where there are K. M_c counts the labels of (4), not the weights, so a class of doubtful entries stays quieter; a class
+without entries adds nothing. `paper` keeps the plain sum.
 
 Ours as well: keys average unit embeddings, Tip-Adapter averages raw ones; augmented views are square crops of at least
 half the area, every other one mirrored; the student guesses from one view and the teacher from all. Without a larger
@@ -49,7 +54,7 @@ from clipviz.methods.base import (
     prompt_sentences,
     text_classifier,
 )
-from clipviz.methods.cache import CacheBatches, Candidates, choose_streaming, most_confident
+from clipviz.methods.cache import CacheBatches, Candidates, choose_streaming, class_sums, most_confident
 from clipviz.methods.teacher import Teacher
 from clipviz.ops import class_logits, expect_axes, expect_floats, normalize
 from clipviz.prompts import ClassPrompts
@@ -77,6 +82,7 @@ class NtUAConfig:
         view_scale: side of a view as a share of the short side; 0.71 is half the area.
         weighted: False sets all w to 1.
         normalized_weights: divide w by its mean, so that alpha keeps the meaning it has without weights (ours).
+        balanced: whether each class's votes count times K / its entries, eq. (5) (ours); False is the plain sum.
         rectify: whether the teacher replaces labels and weights, eq. (4); it then chooses the images, too.
         alpha: multiplier of the cache's vote.
         beta: sharpness of the cache.
@@ -92,6 +98,7 @@ class NtUAConfig:
     view_scale: tuple[float, float] = (0.71, 1.0)
     weighted: bool = True
     normalized_weights: bool = False
+    balanced: bool = True
     rectify: bool = True
     alpha: float = 2.0
     beta: float = 5.0
@@ -126,7 +133,7 @@ BENCHMARKS: dict[str, tuple[float, float, int]] = {
 
 PRESETS: dict[str, NtUAConfig] = {
     "default": NtUAConfig(),
-    "paper": NtUAConfig(text="templates"),
+    "paper": NtUAConfig(text="templates", balanced=False),
     "birds": NtUAConfig(beta=10.0),  # chosen on the validation domain of birds, as DPA's learning rate there is
     **{
         name: NtUAConfig(alpha=alpha, beta=beta, text="templates", schedule=replace(_SCHEDULE, epochs=epochs))
@@ -140,7 +147,7 @@ PRESETS: dict[str, NtUAConfig] = {
 
 def cache_affinity(cosine: Tensor, beta: float) -> Tensor:
     """How much a cache entry counts for an image, exp(-beta (1 - cosine)), in (0, 1] for unit embeddings; any shape."""
-    return (-beta * (1.0 - cosine)).exp()
+    return (1.0 - cosine).mul_(-beta).exp_()
 
 
 def cache_logits(embeddings: Tensor, keys: Tensor, values: Tensor, alpha: float, beta: float) -> Tensor:
@@ -223,12 +230,11 @@ class NtUA(Method):
     presets = PRESETS
     adapts_tower = False
     works_on_embeddings = True
-    sized_by_data = ("keys", "values", "labels", "weights", "cache_index", "cache_views", "student", "teacher_probs")
+    sized_by_data = ("keys", "labels", "weights", "cache_index", "cache_views", "student", "teacher_probs")
     adjustable = ("alpha", "beta")
 
     classifier: Tensor
     keys: Tensor
-    values: Tensor
     labels: Tensor
     weights: Tensor
     cache_index: Tensor
@@ -259,7 +265,7 @@ class NtUA(Method):
             self.register_parameter("keys", nn.Parameter(self.classifier.new_zeros(0, e)))
         else:
             self.register_buffer("keys", self.classifier.new_zeros(0, e))
-        for name in ("values", "student", "teacher_probs"):
+        for name in ("student", "teacher_probs"):
             self.register_buffer(name, self.classifier.new_zeros(0, c))
         for name, shape in (("weights", (0,)), ("cache_views", (0, 1, e))):
             self.register_buffer(name, self.classifier.new_zeros(shape))
@@ -284,12 +290,10 @@ class NtUA(Method):
     @property
     def teacher_name(self) -> str:
         """Who refines the cache, in words."""
-        if not self.config.rectify:
+        if not self.config.rectify or isinstance(self.backbone, FeatureBackbone):  # one view, so nothing to refine
             return "none"
         if self.teacher is not None:
             return self.teacher.name
-        if isinstance(self.backbone, FeatureBackbone):
-            return f"{self.backbone.name} itself (one embedding per image, so nothing to refine)"
         return f"{self.backbone.name} itself, on {self.config.views} averaged views"
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
@@ -342,16 +346,15 @@ class NtUA(Method):
             weights = torch.ones_like(weights)
         if config.normalized_weights:
             weights = weights / weights.mean()
-        onehot = F.one_hot(labels, len(self.class_names))
+        is_known = isinstance(self.backbone, FeatureBackbone)  # the only view says what student and teacher think
         entries = {
             "keys": normalize(chosen.views.sum(1)),
-            "values": weights[:, None] * onehot,
             "labels": labels,
             "weights": weights,
             "cache_index": chosen.index,
             "cache_views": chosen.views,
-            "student": chosen.student,
-            "teacher_probs": chosen.teacher,
+            "student": chosen.student[: 0 if is_known else None],
+            "teacher_probs": chosen.teacher[: 0 if is_known else None],
         }
         with lock_of(self):  # nobody sees half a cache
             for name, tensor in entries.items():
@@ -371,9 +374,10 @@ class NtUA(Method):
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
         """The entries' labels; as sources what each voice says of an image now, the cache without its own entry."""
         rows = torch.searchsorted(self.cache_index, index)
-        probs = self.student[rows]
+        is_known = not len(self.student)
+        probs = self._text(views.weak).softmax(-1) if is_known else self.student[rows]
         sources = {"zero_shot": _log(probs), "cache": self._vote_of_the_others(views.weak, rows)}
-        if self.config.rectify:
+        if self.config.rectify and not is_known:
             probs = self.teacher_probs[rows]
             sources["teacher"] = _log(probs)
         return PseudoLabels(self.labels[rows], probs, self.weights[rows], sources)
@@ -381,12 +385,12 @@ class NtUA(Method):
     def _vote_of_the_others(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """Eq. (5) without each image's own entry, which would repeat the label it has."""
         cosine = (embeddings * self.keys[rows]).sum(-1, keepdim=True)
-        own = self.config.alpha * cache_affinity(cosine, self.config.beta) * self.values[rows]
-        return self._logits(embeddings) - own
+        own = self.config.alpha * cache_affinity(cosine, self.config.beta) * self.vote_weights[rows, None]
+        return self._logits(embeddings) - own * F.one_hot(self.labels[rows], len(self.class_names))
 
     def _prototypes(self) -> Tensor:
         """Class means of eq. (6), (C, E) unit norm; zero for classes without an entry."""
-        return normalize(self.values.T @ self.keys)
+        return normalize(class_sums(self.keys, self.labels, self.weights, len(self.class_names)))
 
     def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
         """Eq. (6) on cached views."""
@@ -402,27 +406,49 @@ class NtUA(Method):
             terms["affinity"] = 0.5 * (weights * contrast).sum() / weights.sum()
         return terms
 
+    @property
+    def vote_weights(self) -> Tensor:
+        """What each entry's affinity is multiplied by in eq. (5): w K / M_c, or w for the plain sum, (M,)."""
+        if not self.config.balanced:
+            return self.weights
+        counts = torch.bincount(self.labels, minlength=len(self.class_names))
+        return self.weights * (self.config.shots / counts[self.labels]).to(self.weights.dtype)
+
+    @property
+    def values(self) -> Tensor:
+        """V diag(K / M_c) of eq. (5) as the matrix (M, C) that `cache_logits` takes; the method never makes it."""
+        return self.vote_weights[:, None] * F.one_hot(self.labels, len(self.class_names))
+
+    def _text(self, embeddings: Tensor) -> Tensor:
+        return class_logits(embeddings, self.classifier, self.backbone.logit_scale)
+
+    def _cache(self, embeddings: Tensor) -> Tensor:
+        """`cache_logits` of keys and `values`, from labels and weights."""
+        affinity = cache_affinity(self.keys @ embeddings.T, self.config.beta)
+        return self.config.alpha * class_sums(affinity, self.labels, self.vote_weights, len(self.class_names)).T
+
     def _logits(self, embeddings: Tensor) -> Tensor:
         """Eq. (5)."""
-        text = class_logits(embeddings, self.classifier, self.backbone.logit_scale)
-        return text + cache_logits(embeddings, self.keys, self.values, self.config.alpha, self.config.beta)
+        return self._text(embeddings) + self._cache(embeddings)
 
     def logits(self, images: Tensor) -> Tensor:
         """Eq. (5) on whole images."""
         return self._logits(embed(self.backbone, images))
 
+    def measured(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+        """Eq. (5), and its terms: text alone, which is zero-shot, and cache alone."""
+        embeddings = embed(self.backbone, views.weak)
+        text, cache = self._text(embeddings), self._cache(embeddings)
+        return text + cache, {"zero_shot": text, "cache": cache}
+
     def branches(self, images: Tensor) -> dict[str, Tensor]:
         """Text alone, which is zero-shot, and cache alone."""
-        embeddings = embed(self.backbone, images)
-        return {
-            "zero_shot": class_logits(embeddings, self.classifier, self.backbone.logit_scale),
-            "cache": cache_logits(embeddings, self.keys, self.values, self.config.alpha, self.config.beta),
-        }
+        return self.measured(Views(images))[1]
 
     def cache_votes(self, images: Tensor, n: int) -> CacheVotes:
         """The terms of eq. (5) apart: what each entry adds to the logit of its own class."""
         affinity = cache_affinity(embed(self.backbone, images) @ self.keys.T, self.config.beta)
-        votes = self.config.alpha * affinity * self.values.amax(1)
+        votes = self.config.alpha * affinity * self.vote_weights
         top, rows = votes.topk(min(n, len(self.keys)))
         return CacheVotes(self.cache_index[rows].cpu(), self.labels[rows].cpu(), top.cpu())
 

@@ -42,19 +42,25 @@ def _views(method: Method, dataset: ImageDataset, batch_size: int, ranks: Ranks)
     yield from eval_views(dataset, config, batch_size, device, ranks)
 
 
-def predict(method: Method, dataset: ImageDataset, batch_size: int = 256, ranks: Ranks = ONE) -> Predictions:
-    """Class probabilities of every image of a dataset, on its whole (centre-cropped) view.
+def predict(
+    method: Method, dataset: ImageDataset, batch_size: int = 256, ranks: Ranks = ONE, *, branches: bool = False
+) -> Predictions:
+    """Class probabilities of every image of a dataset, on its whole (centre-cropped) view, and of `branches`.
 
     Several processes share the work, if all of them call this; all get the whole answer.
 
     Returns:
-        index (n,), probs (n, C) and embeddings (n, E) on the CPU, target (n,).
+        index (n,), probs (n, C) and embeddings (n, E) on the CPU, target (n,), the classes of each branch.
     """
     probs = torch.empty(len(dataset), len(method.class_names))  # a million times a thousand is 4 GB: never twice
     done, embeddings = 0, []
+    parts: dict[str, list[Tensor]] = {}
     for views in _views(method, dataset, batch_size, ranks):
         with preserved_state(method), method.backbone.collected() as seen:  # let go between batches: others wait
-            guesses = views.gather(method.view_logits(views).softmax(-1)).cpu()
+            logits, others = method.measured(views) if branches else (method.view_logits(views), {})
+            guesses = views.gather(logits.softmax(-1)).cpu()
+            for name, rows in others.items():
+                parts.setdefault(name, []).append(views.gather(rows.argmax(-1)).cpu())
             probs[done : done + len(guesses)] = guesses
             done += len(guesses)
             outputs = [views.weak] if isinstance(dataset, FeatureDataset) else seen
@@ -67,6 +73,7 @@ def predict(method: Method, dataset: ImageDataset, batch_size: int = 256, ranks:
         probs,
         torch.from_numpy(dataset.targets.copy()),
         torch.cat(embeddings) if complete else None,
+        {name: torch.cat(rows) for name, rows in parts.items()},
     )
 
 

@@ -289,9 +289,8 @@ class Adaptation:
         if self.eval_dataset is not None and (epoch in (-1, self.n_epochs - 1) or len(self.eval_dataset) <= MEASURED):
             predictions = self._predictions(self.eval_dataset)
             if self.eval_dataset.has_targets:
-                metrics["accuracy"] = accuracy(predictions.probs.argmax(-1), predictions.target)
-                inputs = self._inputs(self.eval_dataset)
-                metrics.update(branch_accuracies(self.method, inputs, self.method.branches, ranks=self.ranks))
+                guesses = {"": predictions.probs.argmax(-1), **{f"_{k}": v for k, v in predictions.branches.items()}}
+                metrics.update((f"accuracy{k}", accuracy(v, predictions.target)) for k, v in guesses.items())
             if epoch == -1:
                 metrics.update(
                     branch_accuracies(self.method, self.eval_dataset, self.method.baselines, ranks=self.ranks)
@@ -314,7 +313,7 @@ class Adaptation:
 
     def _predictions(self, dataset: ImageDataset) -> Predictions:
         """Of the same inputs at every call, so that a run that is taken up after its last epoch says the same bits."""
-        return predict(self.method, self._inputs(dataset), ranks=self.ranks)
+        return predict(self.method, self._inputs(dataset), ranks=self.ranks, branches=dataset.has_targets)
 
     def _gallery(self, predictions: Predictions | None) -> Gallery | None:
         """The instructive images; `predictions` are missing where a run is taken up after its last epoch."""

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny import ToyDataset, clusters, make_tiny_backbone
 
 from clipviz import load_backbone, load_dataset
@@ -14,8 +13,9 @@ from clipviz.data.batches.embed import embed_dataset
 from clipviz.data.batches.sampling import balanced_index
 from clipviz.events import EpochFinished, StepFinished
 from clipviz.methods.base import AdaptConfig
-from clipviz.methods.cache import CacheBatches, Candidates, choose_streaming, most_confident
+from clipviz.methods.cache import CacheBatches, Candidates, choose_streaming, class_sums, most_confident
 from clipviz.methods.ntua import BENCHMARKS, PRESETS, NtUA, NtUAConfig, cache_logits, class_affinity, refine_cache
+from clipviz.methods.tip_adapter import TipAdapter
 from clipviz.ops import class_logits, normalize
 from clipviz.training.checkpoint import load_checkpoint, save_checkpoint
 from clipviz.training.loop import Adaptation, adapt
@@ -71,6 +71,58 @@ def test_class_affinity_is_relative_to_the_best_of_the_class():
     embeddings = normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]))
     affinity = class_affinity(embeddings, torch.eye(2), torch.tensor([0, 0, 1]), beta=5.0)
     torch.testing.assert_close(affinity, torch.tensor([1.0, float(np.exp(-5 * (1 - 0.5**0.5))), 1.0]))
+
+
+def test_class_sums_are_the_product_with_one_hot_values():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(9, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    labels, weights = torch.tensor([3, 0, 3, 3, 0, 5, 1, 3, 5]), torch.rand(9, generator=generator, dtype=torch.float64)
+    values = weights[:, None] * torch.eye(7, dtype=torch.float64)[labels]
+    sums = class_sums(rows, labels, weights, 7)
+    torch.testing.assert_close(sums, values.T @ rows)
+    assert torch.equal(sums[[2, 4, 6]], torch.zeros(3, 4, dtype=torch.float64))
+    direction = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((sums * direction).sum(), rows)
+    torch.testing.assert_close(gradient, values @ direction)
+    assert torch.equal(class_sums(rows[:0], labels[:0], weights[:0], 2), torch.zeros(2, 4, dtype=torch.float64))
+
+
+def uneven():
+    """Embeddings of which most are called the first class, and one image the last."""
+    dataset = clusters(noise=0.4)
+    order = [i for i, target in enumerate(dataset.targets) if target in (0, 1, 2)] + [5]
+    dataset.embeddings, dataset.targets = dataset.embeddings[order], dataset.targets[order]
+    return dataset
+
+
+@pytest.mark.parametrize("changes", [{}, {"weighted": False, "rectify": False}], ids=["ntua", "tip"])
+def test_a_class_is_heard_by_the_mean_of_its_entries_and_not_by_their_number(changes):
+    dataset = uneven()
+    method = prepared(dataset, shots=8, **changes)
+    counts = torch.bincount(method.labels, minlength=6)
+    assert 0 in counts
+    assert len(counts.unique()) > 2
+    query = dataset.rows(slice(20))
+    got = method.branches(query)["cache"]
+    for c in range(6):
+        own = method.labels == c
+        affinity = torch.exp(-5.0 * (1 - query @ method.keys[own].T))
+        mean = (affinity * method.weights[own]).mean(1) if own.any() else torch.zeros(20)
+        torch.testing.assert_close(got[:, c], 2.0 * 8 * mean)
+    torch.testing.assert_close(got, cache_logits(query, method.keys, method.values, 2.0, 5.0))
+
+
+def test_the_papers_preset_keeps_the_plain_sum():
+    dataset = uneven()
+    config = replace(PRESETS["paper"], shots=8, schedule=SHORT)
+    method = NtUA(dataset.backbone(), dataset.prompts, config)
+    index = torch.arange(len(dataset))
+    method.prepare([Batch(Views(dataset.rows(index)), index, index)])
+    query = dataset.rows(slice(20))
+    plain = method.weights[:, None] * torch.eye(6)[method.labels]
+    torch.testing.assert_close(method.branches(query)["cache"], cache_logits(query, method.keys, plain, 2.0, 5.0))
+    assert [name for name, config in PRESETS.items() if not config.balanced] == ["paper"]
+    assert not TipAdapter.presets["paper"].balanced
 
 
 # ----------------------------------------------------------------------------------------------- choosing
@@ -151,12 +203,12 @@ def test_alpha_zero_is_zero_shot():
 def test_a_teacher_that_is_the_student_leaves_values_unchanged():
     dataset = clusters()
     refined, plain = prepared(dataset), prepared(dataset, rectify=False)
-    assert torch.equal(refined.values, plain.values)
+    assert torch.equal(refined.vote_weights, plain.vote_weights)
     assert torch.equal(refined.cache_index, plain.cache_index)
 
 
 def test_values_carry_the_weights():
-    method = prepared(clusters())
+    method = prepared(clusters(), balanced=False)
     torch.testing.assert_close(method.values.sum(1), method.weights)
     assert torch.equal(method.values.argmax(1), method.labels)
     assert prepared(clusters(), weighted=False).weights.unique().tolist() == [1.0]
@@ -206,7 +258,8 @@ def test_true_labels_in_the_cache_are_no_worse_than_guesses():
     method = prepared(dataset, shots=16)
     embeddings, targets = dataset.rows(slice(None)), torch.from_numpy(dataset.targets)
     guessed = (method.logits(embeddings).argmax(-1) == targets).float().mean()
-    method.values.copy_(F.one_hot(targets[method.cache_index], 6))
+    method.labels.copy_(targets[method.cache_index])
+    method.weights.fill_(1.0)
     assert (method.logits(embeddings).argmax(-1) == targets).float().mean() >= guessed
 
 
@@ -334,7 +387,8 @@ def test_on_birds_true_labels_in_the_cache_are_no_worse_than_guesses():
     rows = embed_dataset(backbone, test).rows(slice(None))
     with torch.no_grad():
         guessed = method.logits(rows).argmax(-1).numpy() == test.targets
-        method.values.copy_(F.one_hot(torch.from_numpy(data.targets)[method.cache_index], 24))
+        method.labels.copy_(torch.from_numpy(data.targets)[method.cache_index])
+        method.weights.fill_(1.0)
         true = method.logits(rows).argmax(-1).numpy() == test.targets
     assert method.diagnostics()["cache_size"] == 96
     assert true.mean() >= guessed.mean()

@@ -18,7 +18,7 @@ from clipviz.data.batches.loader import ViewLoader
 from clipviz.events import StepFinished
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.cache import CacheBatches
-from clipviz.methods.dpa import DPA, DPAConfig
+from clipviz.methods.dpa import DPA, PRESETS, DPAConfig
 from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
 from clipviz.methods.ntua import NtUA, NtUAConfig
 from clipviz.prompts import ClassPrompts
@@ -225,7 +225,7 @@ def test_microclip(config, kind, tau, gamma):
 
 
 @pytest.mark.parametrize(
-    "config", [DPAConfig(text="templates"), DPAConfig(0.2, 0.2, 0.01, 1.0, window=4)], ids=["official", "other"]
+    "config", [PRESETS["official"], DPAConfig(0.2, 0.2, 0.01, 1.0, window=4)], ids=["official", "window"]
 )
 def test_dpa(config):
     backbone, method, steps, state, epochs = start(
@@ -265,7 +265,10 @@ def test_dpa(config):
                 bank[batch.index], bank_labels[batch.index] = f, labels
             logits = scale * tower(state, batch.views.strong)[0] @ unit(text).T
             ce = (weights * -logits.log_softmax(1)[rows, labels]).sum() / len(labels)
-            fairness = config.reg * -logits.softmax(1).mean(0).log().mean()
+            predicted = logits.softmax(1).mean(0)
+            if config.fairness == "window":
+                predicted = (sum(window[:-1]) + predicted) / len(window)
+            fairness = config.reg * -predicted.log().mean()
             cosines = config.w * image @ unit(text).T
             alignment = config.align * -cosines.log_softmax(1).diagonal().mean()
             step = steps[n]
@@ -290,8 +293,9 @@ def test_dpa(config):
         (NtUAConfig(shots=2, views=3, text="templates"), True),
         (NtUAConfig(shots=2, views=2, alpha=3.0, beta=1.5, affinity="contrastive", normalized_weights=True), False),
         (NtUAConfig(views=2, rectify=False, affinity="none"), False),
+        (NtUAConfig(shots=2, views=2, balanced=False), False),
     ],
-    ids=["teacher", "contrastive", "unrefined"],
+    ids=["teacher", "contrastive", "unrefined", "plain sum"],
 )
 def test_ntua(config, has_teacher):
     teacher = make_tiny_backbone(seed=5, name="teacher", embed_dim=16).double() if has_teacher else None
@@ -326,6 +330,8 @@ def test_ntua(config, has_teacher):
     weights, labels = probs[chosen].max(1)
     weights = weights / weights.mean() if config.normalized_weights else weights
     values = weights[:, None] * torch.eye(CLASSES).double()[labels]
+    if config.balanced:
+        values = torch.stack([config.shots * v / sum(labels == y) for v, y in zip(values, labels, strict=True)])
     torch.testing.assert_close(method.values, values)
     keys = unit(views[chosen].mean(1)).requires_grad_()
     optimizer = AdamW({"keys": keys}, lambda name: 0.1, eps=1e-4)
