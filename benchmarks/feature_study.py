@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-
-from clipviz import METHODS, adapt
 from clipviz.build import build_method, parse_constants
 from clipviz.data.features import FeatureDataset
 from clipviz.evaluate import accuracy, predict
+
+from clipviz import METHODS, adapt
 from clipviz.ops import normalize
 
 TEXTS = {"names": 0.9, "templates": 0.65, "descriptions": 0.4}
