@@ -14,7 +14,7 @@ from clipviz.birds.world import SPECIES
 from clipviz.data.base import ImageDataset
 from clipviz.data.sources.image_files import check_count
 from clipviz.errors import choose
-from clipviz.prompts import Descriptions, make_prompts
+from clipviz.prompts import Descriptions, make_prompts, short_hash
 
 SIZES = {"train": 2000, "val": 480, "test": 960}
 """Images of a split unless `n` says otherwise."""
@@ -80,6 +80,9 @@ class BirdsDataset(ImageDataset):
             self._room -= size
             self._rendered[index] = made
         return made
+
+    def _contents_hash(self) -> str:
+        return short_hash([repr((self._key, self._severity))])  # all of an image follows from them and its index
 
     def image(self, index: int) -> Image.Image:
         """The picture, 160 x 160 RGB."""

@@ -12,6 +12,7 @@ import argparse
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -63,13 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.exit(2, f"clipviz {args.command}: error: {_one_line(_no_such_option(unknown, args))}\n")
+    for name, value in vars(args).items():  # a shell leaves the ~ of --out=~/x as it is
+        if isinstance(value, str | list):
+            home = os.path.expanduser
+            setattr(args, name, home(value) if isinstance(value, str) else [*map(home, value)])
     came: list[int] = []  # a library that a signal interrupts while it is imported may swallow it, and be broken then
 
     def note(signum: int) -> None:
         came.append(signum)
         raise_for(signum)
 
-    with on_signal(note):
+    with warnings.catch_warnings(), on_signal(note):
+        warnings.showwarning = lambda message, *_: print(_one_line(str(message)), file=sys.stderr)
         try:
             _command(args.command, came)(args)
         except (KeyboardInterrupt, StoppedBySignal) as stop:

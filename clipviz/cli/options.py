@@ -133,7 +133,7 @@ def _report(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "runs", nargs="+", metavar="RUN_DIR", help="folder that clipviz adapt wrote; several share a page"
     )
-    command.add_argument("--out", required=True, metavar="FILE.html", help="page to write; it needs no other file")
+    command.add_argument("--out", required=True, metavar="FILE.html", help="page to write, on its own; - is stdout")
 
 
 def _compare(command: argparse.ArgumentParser) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from clipviz.events import UNLABELLED
+from clipviz.prompts import short_hash
 
 MAX_FILE_NAMES = 100_000
 """Of so many files at most, results name each one."""
@@ -90,6 +92,30 @@ class ImageDataset(ABC):
     def has_targets(self) -> bool:
         """Whether any image is labelled."""
         return bool((self.targets != UNLABELLED).any())
+
+    @cached_property
+    def identity(self) -> dict[str, object]:
+        """What a run must find again to go on: numbers, names, and short hashes, by what they are of.
+
+        Where files lie, and when they were touched, does not count. It is for checkpoints; no method sees it.
+        """
+        lies_anywhere = self.are_files or not self.has_pixels
+        return {
+            "name": None if lies_anywhere else self.name,
+            "split": self.split,
+            "number of images": len(self),
+            "class names": short_hash(self.class_names),
+            "image names": short_hash(self.names),
+            "labels": short_hash([self.targets.tobytes()]),
+            "contents": self._contents_hash(),
+        }
+
+    def _contents_hash(self) -> str:
+        """A short hash of what the images show; here of 16 of them, evenly spread, as making all may take long."""
+        chosen = sorted({len(self) * i // 16 for i in range(16 if len(self) else 0)})
+        return short_hash(
+            part for i in chosen for image in [self.image(i)] for part in (str(image.size), image.tobytes())
+        )
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:

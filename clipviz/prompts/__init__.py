@@ -12,6 +12,7 @@ from clipviz.prompts.classes import (
     normalize_name,
     read_descriptions,
     resolve_descriptions,
+    short_hash,
     spoken_name,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "normalize_name",
     "read_descriptions",
     "resolve_descriptions",
+    "short_hash",
     "spoken_name",
 ]

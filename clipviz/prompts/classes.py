@@ -14,6 +14,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ def fill_template(template: str, name: str) -> str:
     return template.replace("{}", spoken_name(name))
 
 
+def short_hash(parts: Iterable[str | bytes | memoryview]) -> str:
+    """16 hex digits that differ where any of some texts or contents does, or their order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = memoryview(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
+        digest.update(content.nbytes.to_bytes(8, "big"))
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class ClassPrompts:
     """What the text tower reads for each class.
@@ -85,11 +96,15 @@ class ClassPrompts:
         """Whether somebody wrote descriptions; if not, the template sentences stand in for them."""
         return bool(self.descriptions)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A short hash of everything that is said about the classes."""
-        texts = [[*self.template_sentences(name), *self.description_sentences(name)] for name in self.names]
-        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+        described = (text for name, texts in self.descriptions.items() for text in ("", name, *texts))
+        return short_hash([*self.names, "", *self.templates, *described])
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names)
 
     def template_sentences(self, name: str) -> tuple[str, ...]:
         """Return the class name in every template, in the order of `templates`.
@@ -110,7 +125,7 @@ class ClassPrompts:
         return self.descriptions[name] if self.descriptions_given else self.template_sentences(name)
 
     def _check_known(self, name: str) -> None:
-        if name not in self.names:
+        if name not in self._known:
             raise unknown("class", name, self.names)
 
 
@@ -192,7 +207,7 @@ def description_pairs(
     if isinstance(descriptions, Mapping):
         return "descriptions", list(descriptions.items())
     source = f"descriptions file {os.fsdecode(descriptions)!r}"
-    return source, _read_json_object(Path(os.fsdecode(descriptions)), source)
+    return source, _read_json_object(Path(os.fsdecode(descriptions)).expanduser(), source)
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clipviz.figures import is_trained, method_style, trace_labels
-from clipviz.files import replacing
+from clipviz.files import write_text
 from clipviz.report import sections
 from clipviz.report.page import Html, element, page
 from clipviz.report.summary import check_comparable, summarize
@@ -42,14 +42,12 @@ def write_report(traces: Trace | Sequence[Trace], path: str | os.PathLike[str], 
     if strange := [trace for trace in traces if not isinstance(trace, Trace)]:
         raise ValueError(f"a report wants traces, got {strange[0]!r}; Trace.load reads that of a run folder")
     check_comparable(traces)
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         raise ValueError(f"the report is a file, but {path} is a folder; try {path / 'report.html'}")
-    if path.exists() and not path.is_file():  # a device, which a rename would replace
-        raise ValueError(f"the report is a file, but {path} is none; choose another --out")
     headline = title or _default_title(traces)
     text = page(headline, _body(headline, traces))
-    _write_whole(path, text.encode("utf-8", "replace"))
+    write_text(path, text)
     return path
 
 
@@ -85,14 +83,3 @@ def _body(title: str, traces: Sequence[Trace]) -> Iterator[Html]:
 def _most_picture_bytes(n_runs: int) -> int:
     share = _PICTURES_AND_CHARTS // max(n_runs, 1) - _CHARTS_OF_A_RUN
     return max(share // _PICTURES_OF_A_RUN, _LEAST_PICTURE)
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """A reader sees the older page or the whole new one."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as place:
-            place.write_bytes(content)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(f"cannot write the report to {path}: {reason}; choose another --out") from error

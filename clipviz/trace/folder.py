@@ -11,13 +11,13 @@ import glob
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+
+from clipviz.files import replacing
 
 T = TypeVar("T")
 
@@ -44,21 +44,15 @@ def write_folder(directory: Path, files: Mapping[str, bytes]) -> Path:
 
     Raises:
         ValueError: if the place holds something other than a trace.
-        OSError: if the disk is full or the place is not writable; what was there before is untouched.
+        CannotWrite: if the disk is full or the place is not writable; what was there before is untouched.
     """
     _refuse_to_replace_foreign(directory, {*files, _MANIFEST})
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "files": hashes}
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.partial")
-    try:
-        unfinished.mkdir()
+    with replacing(directory) as place:
+        place.mkdir()
         for name, content in {**files, _MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
-            _write_synced(unfinished / name, content)
-        _sync_directory(unfinished)
-        _swap_in(unfinished, directory)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            (place / name).write_bytes(content)
     return directory
 
 
@@ -112,40 +106,6 @@ def _refuse_to_replace_foreign(directory: Path, names: Collection[str]) -> None:
         raise ValueError(
             f"{directory} holds {foreign[0]!r}, which is no part of a trace and would be lost; choose another folder"
         )
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    # Not every system lets a folder be opened; there the rename below is the best there is.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _swap_in(new: Path, directory: Path) -> None:
-    """Put the complete folder `new` where `directory` is; the older one goes only once it is replaced."""
-    older = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.older")
-    replaces = directory.exists()
-    if replaces:
-        directory.rename(older)
-    try:
-        new.rename(directory)
-    except OSError:
-        if replaces:
-            older.rename(directory)
-        raise
-    _sync_directory(directory.parent)
-    if replaces:
-        shutil.rmtree(older, ignore_errors=True)
 
 
 def _places(path: Path) -> list[int | None]:

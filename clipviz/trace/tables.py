@@ -193,7 +193,7 @@ class Trace:
         for name in TABLES:
             files[f"{name}.parquet"] = _table_bytes(name, getattr(self, name))
         files[_ARRAYS] = _array_bytes(self.arrays)
-        return write_folder(Path(directory), files)
+        return write_folder(Path(directory).expanduser(), files)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
@@ -205,7 +205,7 @@ class Trace:
             ValueError: No trace there, or one that is truncated, altered, foreign or from a newer clipviz;
                 the message names the file and the reason.
         """
-        directory, files = read_folder(Path(path), _FILES)
+        directory, files = read_folder(Path(path).expanduser(), _FILES)
         meta = parse(directory / _META, files[_META], _parse_meta)
         if meta.get("status") == "running" and not is_locked(directory.parent):
             meta["status"] = "interrupted"

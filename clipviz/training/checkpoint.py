@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,12 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from clipviz.data.batches.features import tensor_bytes
 from clipviz.errors import one_line
 from clipviz.files import replacing
 from clipviz.methods.base import Method
+from clipviz.prompts import short_hash
 from clipviz.training.loop import Adaptation, versions
 
-FORMAT = "clipviz-checkpoint-2"
+FORMAT = "clipviz-checkpoint-3"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -33,18 +36,20 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
 
     The number of processes need not: they share batches whose size is in the schedule, and all have the same state.
     """
-    method = adaptation.method
+    method, data, evaluation = adaptation.method, adaptation.dataset, adaptation.eval_dataset
+    probe = adaptation.probe
     return {
         "method": method.name,
         "model": method.backbone.name,
         "frozen weights": method.backbone.fingerprint(),
         "precision": method.backbone.precision,
         "class_names": list(method.class_names),
-        "prompts or descriptions": adaptation.dataset.prompts.digest,
+        "prompts or descriptions": short_hash([method.prompts.digest, data.prompts.digest]),
         "settings": json.loads(json.dumps(adaptation.settings)),
-        "data": adaptation.dataset.name,
-        "split": adaptation.dataset.split,
-        "n_images": len(adaptation.dataset),
+        "n_images": len(data),
+        "data": data.identity,
+        "evaluation data": evaluation.identity if evaluation else None,
+        "probe": None if probe is None else short_hash([tensor_bytes(probe.images), tensor_bytes(probe.index)]),
         "n_epochs": adaptation.n_epochs,
         "schedule": {key: value for key, value in asdict(adaptation.config).items() if key != "workers"},
         "seed": adaptation.seed,
@@ -77,7 +82,6 @@ def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
         "versions": json.dumps(versions()),
     }
     metadata["digest"] = _digest(tensors, metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as place:
         save_file(tensors, place, metadata=metadata)
 
@@ -87,7 +91,10 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
 
     Raises:
         DamagedCheckpoint: if the file is not what was written; what to do depends on whether there is another.
-        ValueError: if it belongs to another method, model, class set or schedule.
+        ValueError: if it belongs to another method, model, class set or schedule, or to other data.
+
+    Warns:
+        UserWarning: if other versions wrote it, whose numbers may differ in their last digits.
     """
     metadata, tensors = _read(path)
     wanted, got = _identity(adaptation), {"precision": "32", **json.loads(metadata["identity"])}
@@ -97,6 +104,9 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
                 f"checkpoint {path} belongs to another run: {_difference(key, got.get(key), value)}; "
                 "use the same arguments as when it was written, or another folder"
             )
+    now, before = versions(), json.loads(metadata["versions"])
+    if others := [f"{name} {before.get(name)} (now {now[name]})" for name in now if before.get(name) != now[name]]:
+        warnings.warn(f"{path} was written by {', '.join(others)}: last digits may differ", stacklevel=2)
     parts = {kind: _below(kind, tensors) for kind in ("method", "optimizer", "books")}
     with torch.no_grad():
         adaptation.method.load_trainable_state(parts["method"])
@@ -110,11 +120,17 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
 
 
 def _difference(key: str, was: Any, now: Any) -> str:
-    """What differs, in words; of two dictionaries the first entry that does."""
+    """What differs, in words: of a data set every part that does, of other dictionaries the first entry."""
     if isinstance(was, dict) and isinstance(now, dict):
-        inner = next(name for name in (*now, *was) if was.get(name) != now.get(name))
-        return _difference(f"{key}.{inner}", was.get(inner), now.get(inner))
-    return f"{key} was {one_line(repr(was), 60)}, now it is {one_line(repr(now), 60)}"
+        others = [name for name in dict.fromkeys((*now, *was)) if was.get(name) != now.get(name)]
+        if "contents" not in now:
+            return _difference(f"{key}.{others[0]}", was.get(others[0]), now.get(others[0]))
+        shown = {
+            name: f" (was {was.get(name)!r}, now {now.get(name)!r})" for name in ("name", "split", "number of images")
+        }
+        return f"{key} differs in {', '.join(name + shown.get(name, '') for name in others)}"
+    was, now = ("given" if isinstance(value, dict) else one_line(repr(value), 60) for value in (was, now))
+    return f"{key} was {was}, now it is {now}"
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -139,7 +155,7 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 

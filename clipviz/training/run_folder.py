@@ -42,7 +42,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self._lock: int | None = None
         self._is_begun = self._is_restored = False
 
@@ -94,7 +94,13 @@ class RunFolder:
             self._lock = None
 
     def save_trace(self, trace: Trace, adaptation: Adaptation) -> None:
-        """Write or replace `trace/`, and `results.json` of a finished run."""
+        """Write or replace `trace/`, and `results.json` of a finished run; say so if the folder was deleted."""
+        if self._lock is not None and not (
+            self.path.is_dir() and os.path.samestat(os.fstat(self._lock), self.path.stat())
+        ):
+            warnings.warn(f"{self.path} was deleted or moved while the run went on; it is made anew", stacklevel=2)
+            self.unlock()
+            self._is_begun = not self.lock()
         self._begin(trace, adaptation)
         trace.save(self.path / _TRACE)
         if trace.meta["status"] == "finished":

@@ -180,7 +180,7 @@ def test_entries_in_use_do_not_give_way(photos, tmp_path, decoded):
 def test_other_files_in_its_folder_are_not_touched(photos, tmp_path):
     folder = tmp_path / "cache"
     mine = [folder / "notes.pixels", folder / "ab" / "letter.txt", folder / "letters" / "x.pixels"]
-    left = folder / "ab" / ".0123.pixels.abcd"  # of a process that was killed long ago
+    left = folder / "ab" / ".0123.pixels.0123abcd"  # of a process that was killed long ago
     for path in (*mine, left):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 5000)

@@ -178,6 +178,19 @@ def test_a_kill_while_safetensors_writes_leaves_nothing_that_is_not_known_for_ou
     assert not list((tmp_path / "as_it_was").glob(".*"))
 
 
+def test_a_folder_that_is_deleted_while_a_run_goes_on_is_told_and_made_anew(tiny_backbone, tmp_path):
+    def delete(event):
+        if isinstance(event, StepFinished) and event.step == 4:
+            shutil.rmtree(tmp_path / "run")
+
+    run = make_run(tmp_path / "run", tiny_backbone, listeners=[delete])
+    with pytest.warns(UserWarning, match=r"run was deleted or moved while the run went on; it is made anew") as told:
+        trace = run.fit()
+    assert len(told) == 1
+    assert Trace.load(tmp_path / "run").equals(trace)
+    assert make_run(tmp_path / "run", tiny_backbone).restore()
+
+
 def test_a_folder_that_is_being_written_to_is_left_alone(tiny_backbone, tmp_path):
     writing = RunFolder(tmp_path)
     writing.lock()

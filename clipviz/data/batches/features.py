@@ -19,7 +19,7 @@ from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, ImageDataset, Views
 from clipviz.events import UNLABELLED
 from clipviz.ops import normalize
-from clipviz.prompts import DEFAULT_TEMPLATES, ClassPrompts, spoken_name
+from clipviz.prompts import DEFAULT_TEMPLATES, ClassPrompts, short_hash, spoken_name
 
 DEFAULT_LOGIT_SCALE = 100.0
 """What CLIP's learned scale is clipped to, and where OpenAI's models ended."""
@@ -78,6 +78,10 @@ class FeatureDataset(ImageDataset):
         self.targets = _targets(targets, len(embeddings), len(self.class_names), name)
         self.names = _RowNames(len(embeddings))
         self.skipped = []
+
+    def _contents_hash(self) -> str:
+        tensors = [self.embeddings] if self.classifier is None else [self.embeddings, self.classifier]
+        return short_hash([f"{self.logit_scale} {self.model}", *map(tensor_bytes, tensors)])
 
     def image(self, index: int) -> Image.Image:
         """Refused: there are no pixels."""
@@ -233,6 +237,11 @@ class FeatureLoader:
         for index in order.split(self.batch_size)[first_step:]:
             views = Views(self.dataset.rows(index).to(self.device))
             yield Batch(views, index.to(self.device), targets[index].to(self.device))
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor as they lie in memory, bfloat16 too."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _check_matrix(what: str, matrix: Tensor, source: str) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
-import secrets
 import struct
 import threading
 import time
@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipviz.data.images.decode import UnreadableImage, read_image
-from clipviz.files import prepare_folder
+from clipviz.files import clear_abandoned, prepare_folder, writing
 
 CACHE_SIDE = 512
 _SUFFIX = ".pixels"
 _FOLDER = re.compile("[0-9a-f]{2}")
 _HEADER = struct.Struct("<8sIII")  # magic, width, height, CRC-32 of the pixels; then width * height * 3 bytes
 _MAGIC = b"clipvizP"
-_ABANDONED = 3600.0  # seconds after which a half-written file belongs to nobody any more
 
 
 class MemoryCache:
@@ -148,18 +147,14 @@ class DiskCache:
         size = _HEADER.size + len(pixels)
         if not self._reserve(size):
             return
-        temporary = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}")
         try:
-            entry.parent.mkdir(exist_ok=True)
-            with temporary.open("wb") as file:
+            with writing(entry, durable=False) as file:
                 file.write(_HEADER.pack(_MAGIC, *image.size, zlib.crc32(pixels)))
                 file.write(pixels)
-            with self._lock:  # so that the entry is counted once, as unwritten or as written
-                temporary.replace(entry)
-                self._unwritten -= size
         except OSError as error:  # a full disk is no reason to stop a run that can do without
             self.trouble = f"nothing more is stored in {self.folder}: {error.strerror or error}"
-            _remove(temporary)
+        with self._lock:
+            self._unwritten -= size
 
     def _reserve(self, size: int) -> bool:
         """Whether so many bytes may be written."""
@@ -192,15 +187,11 @@ class DiskCache:
         for folder in self.folder.iterdir():
             if not _FOLDER.fullmatch(folder.name) or not folder.is_dir():
                 continue
-            for path in folder.iterdir():
-                try:
+            clear_abandoned(folder, f"*{_SUFFIX}")
+            for path in folder.glob(f"[!.]*{_SUFFIX}"):
+                with contextlib.suppress(OSError):  # another process was faster
                     found = path.stat()
-                except OSError:  # another process was faster
-                    continue
-                if path.name.endswith(_SUFFIX):
                     yield _Entry(found.st_mtime, found.st_size, path)
-                elif path.name.startswith(".") and _SUFFIX in path.name and found.st_mtime < time.time() - _ABANDONED:
-                    _remove(path)
 
 
 def shrunk(image: Image.Image, side: int) -> Image.Image:

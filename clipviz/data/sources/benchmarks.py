@@ -29,7 +29,7 @@ from clipviz.data.sources.layout import ALL, SPLITS, Layout, NoSuchSplit
 from clipviz.data.sources.lists import read_cub, read_resisc45
 from clipviz.data.sources.scan import find_images, list_folder
 from clipviz.errors import choose, one_line
-from clipviz.prompts import Descriptions, make_prompts
+from clipviz.prompts import Descriptions, make_prompts, short_hash
 
 ROOT_VARIABLE = "CLIPVIZ_DATA"
 """Environment variable with the folder of all benchmarks; without it, that is data/."""
@@ -131,6 +131,9 @@ class ArrayDataset(ImageDataset):
         self.targets = np.asarray(labels, np.int64)[chosen]
         self.names = [f"{split} image {i}" for i in chosen]
         self._pixels = pixels[chosen]
+
+    def _contents_hash(self) -> str:
+        return short_hash([self._pixels.tobytes()])
 
     def image(self, index: int) -> Image.Image:
         """Return image `index` as RGB."""

@@ -31,7 +31,7 @@ from torch import Tensor
 from clipviz.data.batches.features import DEFAULT_LOGIT_SCALE, FeatureDataset
 from clipviz.data.sources.image_files import Classes, given_classes
 from clipviz.errors import one_line
-from clipviz.files import replacing
+from clipviz.files import replacing, writing
 from clipviz.prompts import Descriptions, make_prompts
 
 FEATURE_SUFFIXES = (".npz", ".safetensors")
@@ -181,13 +181,11 @@ def write_features(path: str | os.PathLike[str], dataset: FeatureDataset) -> Non
     }
     if dataset.classifier is not None:
         tensors["classifier"] = dataset.classifier.contiguous()
-    with replacing(target) as place:
-        if target.suffix.lower() == ".npz":
-            arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
-            arrays["class_names"] = np.array(dataset.class_names, dtype=str)
-            arrays["model"] = np.array(dataset.model)
-            with place.open("wb") as file:
-                np.savez(file, **arrays)
-        else:
-            metadata = {"class_names": json.dumps(dataset.class_names), "model": dataset.model}
+    if target.suffix.lower() == ".npz":
+        arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
+        with writing(target) as file:
+            np.savez(file, **arrays, class_names=np.array(dataset.class_names, str), model=np.array(dataset.model))
+    else:
+        metadata = {"class_names": json.dumps(dataset.class_names), "model": dataset.model}
+        with replacing(target) as place:
             save_file(tensors, place, metadata=metadata)

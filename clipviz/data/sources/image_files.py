@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,13 +16,16 @@ from clipviz.data.images.decode import UnreadableImage, read_image
 from clipviz.data.images.pixel_cache import DiskCache, MemoryCache
 from clipviz.data.sources.layout import Layout, read_class_names
 from clipviz.data.sources.scan import display_path
-from clipviz.prompts import Descriptions, check_class_names, make_prompts
+from clipviz.errors import one_line
+from clipviz.prompts import Descriptions, check_class_names, make_prompts, short_hash
 
 Classes = str | os.PathLike[str] | Sequence[str]
 Progress = Callable[[int, int], None]
 
 CACHE_BYTES = 2**30
 _MOST_THREADS = 8
+_SAMPLE = 4096
+"""Bytes at either end of a file by which it is known again."""
 
 
 class ImageFileDataset(ImageDataset):
@@ -71,16 +75,16 @@ class ImageFileDataset(ImageDataset):
         self._disk = disk_cache
         if disk_cache is not None and os.path.realpath(disk_cache.folder).startswith(os.path.realpath(root) + os.sep):
             raise ValueError(f"the cache {os.fspath(disk_cache.folder)!r} lies among the images; choose another place")
-        kept, unreadable = self._open_all(layout, root, n, seed, progress)
+        self._samples, unreadable = self._open_all(layout, root, n, seed, progress)
         self.skipped = layout.skipped + unreadable
-        if not kept:
+        if not self._samples:
             bad = unreadable or self.skipped
             raise ValueError(
                 f"no readable image in {place}: all {len(bad)} were skipped, "
                 f"for example {bad[0].path!r}: {bad[0].reason}"
             )
-        self._paths = [layout.paths[i] for i in kept]
-        self.targets = np.array([layout.targets[i] for i in kept], np.int64)
+        self._paths = [layout.paths[i] for i in self._samples]
+        self.targets = np.array([layout.targets[i] for i in self._samples], np.int64)
         self.names = [display_path(path, root) for path in self._paths]
 
     def image(self, index: int) -> Image.Image:
@@ -100,53 +104,74 @@ class ImageFileDataset(ImageDataset):
                 f"{self.names[index]!r} was readable when {self.name!r} was opened, but not now: {error}"
             ) from error
 
+    def _contents_hash(self) -> str:
+        """Of every file's size and both its ends, as they were when it was opened: see `_sample`."""
+        side = [] if self._disk is None else [f"short side at most {self._disk.side}"]
+        return short_hash([*side, *self._samples.values()])
+
     def _decode(self, path: str) -> Image.Image:
         return read_image(path) if self._disk is None else self._disk.read(path)
 
     def _open_all(
         self, layout: Layout, root: str, n: int | None, seed: int, progress: Progress | None
-    ) -> tuple[list[int], list[Skipped]]:
-        """Decode until n are good (all if None); return their sorted positions, and the bad ones."""
+    ) -> tuple[dict[int, bytes], list[Skipped]]:
+        """Decode until n are good (all if None); return their positions in order with a sample, and the bad ones."""
         total = len(layout.paths)
         order = np.arange(total) if n is None else np.random.default_rng(seed).permutation(total)
         wanted = total if n is None else min(n, total)
-        kept: list[int] = []
+        kept: dict[int, bytes] = {}
         unreadable: list[Skipped] = []
         opened = 0
         while len(kept) < wanted and opened < total:
             block = [int(i) for i in order[opened : opened + wanted - len(kept)]]
             paths = [layout.paths[i] for i in block]
-            reasons = self._open(paths, _shifted(progress, opened, max(wanted, opened + len(block))))
-            for i, path, reason in zip(block, paths, reasons, strict=True):
-                if reason is None:
-                    kept.append(i)
+            found = self._open(paths, _shifted(progress, opened, max(wanted, opened + len(block))))
+            for i, path, sample in zip(block, paths, found, strict=True):
+                if isinstance(sample, bytes):
+                    kept[i] = sample
                 else:
-                    unreadable.append(Skipped(display_path(path, root), reason))
+                    unreadable.append(Skipped(display_path(path, root), sample))
             opened += len(block)
-        return sorted(kept), unreadable
+        return dict(sorted(kept.items())), unreadable
 
-    def _open(self, paths: Sequence[str], progress: Progress) -> list[str | None]:
-        """Decode files in threads (Pillow releases the interpreter lock); a reason or None for each."""
-        reasons: list[str | None] = []
+    def _open(self, paths: Sequence[str], progress: Progress) -> list[bytes | str]:
+        """Decode files in threads (Pillow releases the interpreter lock); a sample of each, or why there is none."""
+        found: list[bytes | str] = []
         pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
         try:
             with warnings.catch_warnings():
                 # Pillow's remarks on odd but readable files, and on sizes that read_image judges itself
                 warnings.simplefilter("ignore")
-                for reason in pool.map(self._open_one, paths):
-                    reasons.append(reason)
-                    progress(len(reasons), len(paths))
+                for sample in pool.map(self._open_one, paths):
+                    found.append(sample)
+                    progress(len(found), len(paths))
         finally:  # after Ctrl-C, files in line are not opened any more
             pool.shutdown(cancel_futures=True)
-        return reasons
+        return found
 
-    def _open_one(self, path: str) -> str | None:
+    def _open_one(self, path: str) -> bytes | str:
         try:
-            image = self._decode(path)
+            self._cache.offer(path, self._decode(path))
+            return _sample(path)
         except UnreadableImage as error:
             return str(error)
-        self._cache.offer(path, image)
-        return None
+        except OSError as error:  # it went away, or the disk fails
+            return error.strerror or one_line(error)
+
+
+def _sample(path: str) -> bytes:
+    """What tells a file from another that took its place: a hash of its size, its first 4 kB and its last.
+
+    It costs little beside decoding, and does not depend on when a file was touched. What changes in the middle of a
+    file and keeps its size and both its ends is not seen: that can be
+    in BMP and plain TIFF, while compressed images would end otherwise.
+    """
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(_SAMPLE)
+        file.seek(max(size - _SAMPLE, len(content)))
+        content += file.read(_SAMPLE)
+    return hashlib.blake2b(size.to_bytes(8, "big") + content, digest_size=16).digest()
 
 
 def _shifted(progress: Progress | None, start: int, total: int) -> Progress:

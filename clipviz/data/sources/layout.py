@@ -85,7 +85,7 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """
     source = f"class list {os.fspath(path)!r}"
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
             names = tuple(line.strip() for line in file if line.strip())
     except OSError as error:
         raise ValueError(
