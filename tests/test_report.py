@@ -12,11 +12,11 @@ import pytest
 from synthetic import empty_trace, synthetic_comparison, synthetic_trace
 
 from clipviz.report import write_report
-from clipviz.report.gallery import main as gallery
 from clipviz.report.page import Html, element, markup
 from clipviz.report.summary import is_about_chance, summarize
 from clipviz.report.views import VIEWS
 from clipviz.trace import Trace
+from tools.docs_gallery import main as gallery
 
 SMALL = {"n_classes": 6, "n_images": 60, "n_eval": 40, "n_probe": 3}
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "a\"b'c", "x" * 1000, "$x^2$", "a\nb"]

@@ -9,7 +9,7 @@ from PIL import Image
 from synthetic import synthetic_comparison, synthetic_trace
 
 from clipviz.report import write_report
-from clipviz.report.gallery import WIDTH, write_gallery
+from tools.docs_gallery import WIDTH, write_gallery
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "<a href='javascript:alert(3)'>x</a>",

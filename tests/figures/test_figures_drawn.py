@@ -147,7 +147,6 @@ trace = Trace.load({str(tmp_path)!r})
 for name in {NAMES!r}:
     getattr(figures, name)([trace] if name == "accuracy_over_epochs" else trace)
 write_report([trace], {str(tmp_path / "report.html")!r})
-import clipviz.report.gallery
 heavy = sorted(set(sys.modules) & {{"torch", "torchvision", "open_clip", "timm", "captum"}})
 assert not heavy, heavy
 """

@@ -1,6 +1,6 @@
 """A page of pictures from one run: every figure as a PNG with what to look for, in Markdown that reads on a code host.
 
-    python -m clipviz.report.gallery RUN_DIR --out docs/gallery
+    python -m tools.docs_gallery RUN_DIR --out docs/gallery
 
 Charts are photographed in a headless Chromium (playwright, from the `test` extra). Nothing here imports torch.
 """
@@ -128,7 +128,7 @@ def _photographs(charts: Mapping[str, go.Figure]) -> dict[str, bytes]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m clipviz.report.gallery", description="Pictures of a run.")
+    parser = argparse.ArgumentParser(prog="python -m tools.docs_gallery", description="Pictures of a run.")
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="the run to draw, then others to compare with")
     parser.add_argument("--out", required=True, metavar="DIR")
     args = parser.parse_args(argv)
