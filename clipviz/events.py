@@ -6,7 +6,7 @@ torch is imported for type checking alone, so the torch-free stem can import thi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -130,6 +130,8 @@ class Gallery:
         sentences: what is said about the classes in question, and how like the image it is.
         votes: of methods with a cache, on the CPU.
         voters: (G, k, 3, h, w) float in [0, 1], thumbnails of the entries in `votes`.
+        thumbnails: ("learned" or "measured", positions (n,)) -> (n, 3, h, w) in [0, 1]: training or evaluation
+            images that turn out to be worth a look; None where these have no pixels.
     """
 
     probe: Probe
@@ -141,6 +143,7 @@ class Gallery:
     sentences: tuple[SentenceSimilarity, ...] = ()
     votes: CacheVotes | None = None
     voters: Tensor | None = None
+    thumbnails: Callable[[str, Sequence[int]], Tensor | None] = lambda part, index: None
 
 
 @dataclass(frozen=True)

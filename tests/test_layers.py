@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, str] = {
     "report": "errors files trace figures",
     "widgets": "errors events trace figures",
     # where they meet
-    "training/recorder": "events ops trace",
+    "training/recorder": "events ops trace figures",
     # on top of both
     "training/results": "parallel backbone prompts data methods training trace",
     "training/run_folder": "files training training/results trace",

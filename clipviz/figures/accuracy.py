@@ -23,7 +23,7 @@ from clipviz.figures.style import (
     escape,
     is_trained,
     percent,
-    short_name,
+    short_names,
     trace_styles,
 )
 from clipviz.trace import Trace
@@ -165,7 +165,7 @@ def draw_per_class_accuracy(info: PerClassAccuracy) -> go.Figure:
     rows = np.arange(len(shown))
     before, after = percent(info.before[shown]), percent(info.after[shown])
     _add_dumbbell_lines(figure, before, after, rows)
-    names = [short_name(info.names[i], 34) for i in shown]
+    names = short_names([info.names[i] for i in shown], 34)
     for name, x, color, symbol in (("before", before, GRAY, "circle-open"), ("after", after, BLUE, "circle")):
         figure.add_scatter(
             x=x,

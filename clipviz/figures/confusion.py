@@ -16,7 +16,7 @@ from clipviz.figures.style import (
     empty_chart,
     percent,
     ranked_bars,
-    short_name,
+    short_names,
     thinned,
 )
 from clipviz.trace import Trace
@@ -100,7 +100,7 @@ def draw_confusion(info: Confusion) -> go.Figure:
     )
     figure.update_xaxes(tickangle=-60, **thinned(info.names, width=20), row=1, col=1)
     figure.update_yaxes(autorange="reversed", **thinned(info.names), row=1, col=1)
-    labels = [f"{short_name(pair.target)} → {short_name(pair.prediction)}" for pair in info.pairs]
+    labels = [" → ".join(short_names([pair.target, pair.prediction], 34)) for pair in info.pairs]
     ranked_bars(figure, labels, [pair.n for pair in info.pairs], VERMILLION, row=2)
     return figure
 
@@ -109,7 +109,7 @@ def _hover(info: Confusion) -> list[list[str]] | None:
     """What to say about each cell; names in every cell of a large matrix would cost megabytes."""
     if len(info.names) > _MAX_HOVER:
         return None
-    names = [short_name(name) for name in info.names]
+    names = short_names(info.names, 40)
     return [
         [f"{n} of {total} {true} called {guess}" for n, guess in zip(row, names, strict=True)]
         for row, total, true in zip(info.counts, info.counts.sum(1), names, strict=True)

@@ -21,7 +21,7 @@ from clipviz.figures.style import (
     empty_chart,
     pattern,
     percent,
-    short_name,
+    short_names,
 )
 from clipviz.trace import Trace
 
@@ -225,7 +225,7 @@ def _add_band(figure: go.Figure, flow: Flow, left: float, right: float, in_legen
     x = np.linspace(0, 1, 24)
     upper = left + (right - left) * (3 * x**2 - 2 * x**3)
     color, _ = _FLIP_STYLES[flow.outcome]
-    text = f"{flow.n} × {short_name(flow.start)} → {short_name(flow.end)}<br>{flow.outcome}"
+    text = f"{flow.n} × {' → '.join(short_names([flow.start, flow.end]))}<br>{flow.outcome}"
     figure.add_scatter(
         x=np.concatenate([x, x[::-1]]).astype(np.float32),
         y=np.concatenate([upper, upper[::-1] + flow.n]).astype(np.float32),
@@ -248,11 +248,11 @@ def _name_sides(
 ) -> None:
     bottom = max(middles[0][-1], middles[1][-1]) + 1
     for side, x in ((0, 0.0), (1, 1.0)):
-        for name, y in zip(names[side], middles[side], strict=True):
+        for name, y in zip(short_names(names[side], 26), middles[side], strict=True):
             figure.add_annotation(
                 x=x,
                 y=y,
-                text=short_name(name, 22),
+                text=name,
                 showarrow=False,
                 xanchor=("right", "left")[side],
                 xshift=(-6, 6)[side],

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipviz.figures.saliency import KIND_NAMES, show_image, show_saliency, unit_range
-from clipviz.figures.style import BLUE, VERMILLION, bare, class_name, empty_picture, shorten
+from clipviz.figures.style import BLUE, VERMILLION, apart, bare, class_name, empty_picture, fitting
 from clipviz.trace import Trace
 
 _INCH = 100
@@ -109,15 +109,15 @@ def _draw_mistake(axes: list[Axes], mistake: Mistake) -> None:
 def _draw_guesses(axis: Axes, guesses: list[Guess]) -> None:
     bare(axis).set_xlim(0, 1)
     axis.set_ylim(3.9, -0.1)
-    for row, guess in enumerate(guesses):
+    names = apart([guess.name for guess in guesses], 27)
+    for row, (guess, name) in enumerate(zip(guesses, names, strict=True)):
         color = BLUE if guess.is_target else VERMILLION if row == 0 else "#9a9a9a"
         axis.barh(row + 0.68, guess.prob, height=0.3, color=color, hatch="///" if guess.is_target else None,
                   edgecolor="white", linewidth=0)  # fmt: skip
-        mark = "✓ " if guess.is_target else ""
+        text, weight = (f"✓ {name}", "bold") if guess.is_target else (name, "normal")
         axis.text(
-            0, row + 0.28, mark + shorten(guess.name, 18 if mark else 23), fontsize=_FONT, va="center",
-            weight="bold" if guess.is_target else "normal", parse_math=False,
-        )  # fmt: skip
+            0, row + 0.28, text, fontsize=fitting(text, 170, weight), va="center", weight=weight, parse_math=False
+        )
         axis.text(1, row + 0.28, f"{guess.prob:.0%}", fontsize=_FONT, va="center", ha="right")
 
 

@@ -17,7 +17,7 @@ from clipviz.figures.style import (
     empty_chart,
     escape,
     prototype_look,
-    short_name,
+    short_names,
 )
 from clipviz.trace import Trace
 
@@ -128,7 +128,7 @@ def _add_paths(figure: go.Figure, names: list[str], label: str, path: np.ndarray
         opacity=0.6 if path.shape[1] <= 40 else 0.25,  # many paths would hide their ends
         hoverinfo="skip",
     )
-    hover = [short_name(name, 40) for name in names]
+    hover = short_names(names, 40)
     moments = [("before", 0, f"{symbol}-open"), ("last epoch", -1, symbol)]
     if np.array_equal(path[0], path[-1]):
         moments = [("never moves", 0, symbol)]
@@ -151,7 +151,7 @@ def _name_farthest(figure: go.Figure, info: PrototypePaths) -> None:
     distance = np.linalg.norm(path[-1] - path[0], axis=-1)
     everything = np.concatenate([p.reshape(-1, 2) for p in info.paths.values()])
     span = np.maximum(np.ptp(everything, axis=0), 1e-12)
-    written: list[np.ndarray] = []
+    written, names = list[np.ndarray](), short_names(info.names, 22)
     for label in np.argsort(-distance, kind="stable"):
         place = path[-1, label] / span
         # A name is about a fifth of the width and a thirtieth of the height.
@@ -161,7 +161,7 @@ def _name_farthest(figure: go.Figure, info: PrototypePaths) -> None:
         figure.add_annotation(
             x=path[-1, label, 0],
             y=path[-1, label, 1],
-            text=short_name(info.names[label], 22),
+            text=names[label],
             showarrow=False,
             yshift=13,
             font={"size": 12},
@@ -224,7 +224,7 @@ def draw_prototype_drift(info: PrototypeDrift) -> go.Figure:
     for i, (name, angles) in enumerate(info.angles.items()):
         _add_drift(figure, escape(name), info.epochs, angles, prototype_look(i))
     rows = list(range(len(order)))
-    names = [short_name(info.names[label]) for label in order]
+    names = short_names([info.names[label] for label in order])
     figure.add_bar(
         x=info.angles[moving][-1][order],
         y=rows,

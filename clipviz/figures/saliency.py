@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from clipviz.figures.moments import epoch_name, part_of_epoch
-from clipviz.figures.style import SALIENCY_COLORS, bare, class_name, empty_picture, shorten
+from clipviz.figures.style import SALIENCY_COLORS, apart, bare, class_name, empty_picture, shorten
 from clipviz.trace import Trace
 
 KIND_NAMES = {
@@ -130,8 +130,9 @@ def draw_saliency_grid(info: SaliencyGrid) -> Figure:
             "top": 1 - head / height, "bottom": foot / height,
         },
     )  # fmt: skip
+    labels = [textwrap.fill(name, 14) for name in apart(info.titles, 56)]
     for row, axes in enumerate(grid):
-        _draw_row(axes, info, row)
+        _draw_row(axes, info, row, labels[row])
     for axis, name in zip(grid[0], titles, strict=True):
         axis.set_title(name, fontsize=_FONT, parse_math=False)
     if used:
@@ -141,11 +142,10 @@ def draw_saliency_grid(info: SaliencyGrid) -> Figure:
     return figure
 
 
-def _draw_row(axes: Sequence[Axes], info: SaliencyGrid, row: int) -> None:
+def _draw_row(axes: Sequence[Axes], info: SaliencyGrid, row: int, label: str) -> None:
     image = info.images[row]
     columns = list(axes)
     show_image(columns[0], image)
-    label = textwrap.fill(shorten(info.titles[row], 40), 14)
     columns[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=_FONT, labelpad=6, parse_math=False)
     if info.parts is not None:
         show_parts(columns[1], image, info.parts[row])

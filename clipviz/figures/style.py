@@ -2,13 +2,13 @@
 
 Colours are Okabe and Ito's colour-blind-safe set; a marker shape and a dash tell methods apart without
 colour. Plotly reads a small markup (`<b>`, `<a href>`, entities) in every text, so whatever comes from data
-goes through `escape` or `short_name` first.
+goes through `escape` or `short_names` first.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,9 +147,35 @@ def shorten(text: object, width: int = 26) -> str:
     return plain if len(plain) <= width else f"{plain[: keep - keep // 2]}…{plain[-(keep // 2) :]}"
 
 
-def short_name(text: object, width: int = 26) -> str:
-    """A class or file name for plotly: shortened, then escaped."""
-    return escape(shorten(text, width))
+def apart(names: Sequence[str], width: int = 26) -> list[str]:
+    """Names on one line, shortened so that different ones stay different: what several share is cut, not what differs.
+
+    Names that are alike after that are given whole, up to 60 letters.
+    """
+    plain = [shorten(name, 400) for name in names]
+    found = [shorten(name, width) for name in plain]
+    for mend in (lambda name, alike: _cut(name, alike, width), lambda name, alike: shorten(name, 60)):
+        alike: dict[str, set[str]] = {}
+        for cut, name in zip(found, plain, strict=True):
+            alike.setdefault(cut, set()).add(name)
+        pairs = zip(found, plain, strict=True)
+        found = [mend(name, alike[cut]) if len(alike[cut]) > 1 else cut for cut, name in pairs]
+    return found
+
+
+def _cut(name: str, alike: Iterable[str], width: int) -> str:
+    """The beginning of a name, and it from where the first of those that are alike has another letter."""
+    others = [other for other in alike if other != name]
+    start = next(i for i in range(len(name) + 1) if any(other[i : i + 1] != name[i : i + 1] for other in others))
+    word = name.rfind(" ", 0, start) + 1
+    start = word if start - word <= width // 3 else start
+    head = max(width // 3, width - 1 - (len(name) - start))
+    return f"{name[:head]}…{name[start:][: width - 1 - head]}"
+
+
+def short_names(names: Sequence[str], width: int = 26) -> list[str]:
+    """Names for plotly, see `apart`: shortened, then escaped."""
+    return [escape(name) for name in apart(names, width)]
 
 
 def class_name(names: Sequence[str], label: int) -> str:
@@ -164,7 +190,7 @@ def thinned(names: Sequence[str], limit: int = MAX_LABELS, width: int = 26) -> d
     """
     step = max(1, -(-len(names) // limit))
     ticks = list(range(0, len(names), step))
-    return {"tickvals": ticks, "ticktext": [short_name(names[tick], width) for tick in ticks]}
+    return {"tickvals": ticks, "ticktext": short_names([names[tick] for tick in ticks], width)}
 
 
 def apply_layout(
@@ -265,6 +291,11 @@ def empty_picture(title: str, why: str) -> Figure:
     figure.text(0.01, 0.95, title, fontsize=12, va="top", weight="bold")
     figure.text(0.5, 0.4, textwrap.fill(why, 80), fontsize=11, color="#555", ha="center", va="center")
     return figure
+
+
+def fitting(text: str, room: float, weight: str = "normal", most: float = 9.5) -> float:
+    """The size in points at which a text of a picture fits into so many pixels, from 6 to `most`."""
+    return min(most, max(6.0, room / (0.86 + 0.1 * (weight == "bold")) / max(len(text), 1)))
 
 
 def bare(axes: Axes) -> Axes:

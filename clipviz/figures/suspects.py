@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+from matplotlib.figure import Figure
 
+from clipviz.figures.saliency import show_image
 from clipviz.figures.sources import source_names
-from clipviz.figures.style import apply_layout, class_name, empty_chart, escape, short_name
+from clipviz.figures.style import apart, bare, class_name, empty_picture, shorten
 from clipviz.trace import Trace
 
-_ROW, _HEAD = 26, 54
-_FIRST_WIDTHS = {"image": 0.8, "file": 3.6}  # apart from the others: DPA has a source that is called "image"
-_WIDTHS = {"flips": 0.6, "confidence": 1.0, "pseudo-labels, one after another": 5.0}
+_INCH, _ROW, _SIDE, _LETTERS = 100, 112, 96, 52
+_UNKNOWN = "not known"
 
 
 class WronglyCalled(NamedTuple):
@@ -49,7 +49,7 @@ class Suspects(NamedTuple):
     """Three lists, the worst first. `wrong` is empty without targets, `disputed` with fewer than two sources.
 
     `measured` and `learned` are the files of the evaluation and of the training images in them, by number, where they
-    are files.
+    are files; `images` their pixels (H,W,3) uint8 by ("measured" or "learned", number), as far as the trace holds them.
     """
 
     wrong: list[WronglyCalled]
@@ -57,6 +57,7 @@ class Suspects(NamedTuple):
     disputed: list[Disputed]
     measured: dict[int, str]
     learned: dict[int, str]
+    images: dict[tuple[str, int], np.ndarray]
 
 
 def suspects_info(trace: Trace, n: int = 8) -> Suspects:
@@ -69,13 +70,25 @@ def suspects_info(trace: Trace, n: int = 8) -> Suspects:
         wrong,
         flipped,
         disputed,
-        _files(trace, "measured", [item.number for item in wrong]),
-        _files(trace, "learned", [item.number for item in flipped] + [item.number for item in disputed]),
+        _files(trace, "measured", wrong),
+        _files(trace, "learned", [*flipped, *disputed]),
+        _images(trace),
     )
 
 
-def _files(trace: Trace, part: str, numbers: Sequence[int]) -> dict[int, str]:
-    found = {number: trace.file_name(number, part) for number in numbers}
+def _images(trace: Trace) -> dict[tuple[str, int], np.ndarray]:
+    """Pixels of images by what they are for and their number."""
+    arrays, found = trace.arrays, dict[tuple[str, int], np.ndarray]()
+    parts = ("measured", "learned") if trace.meta.get("accuracy_is") == "transductive" else ("measured",)
+    for group, of in {"suspects/measured": parts, "suspects/learned": ("learned",), "gallery": parts}.items():
+        if f"{group}/images" in arrays:
+            pairs = list(zip(arrays[f"{group}/index"].tolist(), arrays[f"{group}/images"], strict=True))
+            found |= {(part, number): image for number, image in pairs for part in of}
+    return found
+
+
+def _files(trace: Trace, part: str, items: Sequence[WronglyCalled | Flipped | Disputed]) -> dict[int, str]:
+    found = {item.number: trace.file_name(item.number, part) for item in items}
     return {number: name for number, name in found.items() if name is not None}
 
 
@@ -144,93 +157,78 @@ def _target(trace: Trace, label: int) -> str | None:
     return class_name(trace.class_names, label) if label >= 0 else None
 
 
-def draw_suspects(info: Suspects) -> go.Figure:
-    """A table for each list that is not empty."""
+class Card(NamedTuple):
+    """One image of a list: what it is called, what is said of it, and its pixels (H,W,3) uint8 where they are known."""
+
+    name: str
+    said: list[str]
+    image: np.ndarray | None
+
+
+def draw_suspects(info: Suspects) -> Figure:
+    """For each list that is not empty the images, two beside each other, with what is said of them."""
     title = "Images worth a look"
-    tables = [table for table in (_wrong_table(info), _flipped_table(info), _disputed_table(info)) if table[2]]
-    if not tables:
-        return empty_chart(title, "No image is wrong, flipped or disputed: nothing to look at, or nothing recorded.")
-    heights = [_ROW * (len(rows) + 1) for _, _, rows in tables]
-    figure = make_subplots(
-        rows=len(tables),
-        row_heights=heights,
-        vertical_spacing=_HEAD / (sum(heights) + _HEAD * (len(tables) - 1)) if len(tables) > 1 else 0,
-        specs=[[{"type": "table"}]] * len(tables),
-        subplot_titles=[name for name, _, _ in tables],
-    )
-    apply_layout(figure, title, sum(heights) + _HEAD * (len(tables) - 1) + 96, 0, has_panel_titles=True)
-    figure.update_layout(margin={"l": 12, "r": 12, "b": 12})
-    for row, (_, head, cells) in enumerate(tables, start=1):
-        _add_table(figure, head, cells, row)
+    lists = [(name, cards) for name, cards in _lists(info) if cards]
+    if not lists:
+        return empty_picture(title, "No image is wrong, flipped or disputed: nothing to look at, or nothing recorded.")
+    height = 40 + sum(34 + _ROW * -(-len(cards) // 2) for _, cards in lists)
+    figure = Figure(figsize=(9, height / _INCH), dpi=_INCH)
+    figure.text(0.008, 1 - 10 / height, title, fontsize=12, weight="bold", va="top")
+    top = 40.0
+    for name, cards in lists:
+        figure.text(0.008, 1 - top / height, name, fontsize=10, weight="bold", va="top")
+        for i, card in enumerate(cards):
+            _draw_card(figure, card, 8 + 450 * (i % 2), top + 24 + _ROW * (i // 2), height)
+        top += 34 + _ROW * -(-len(cards) // 2)
     return figure
 
 
-def _add_table(figure: go.Figure, head: Sequence[str], rows: Sequence[Sequence[str]], row: int) -> None:
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    widths = [_FIRST_WIDTHS[head[0]], *(_WIDTHS.get(name, 2.6) for name in head[1:])]
-    shared = {"align": "left", "height": _ROW, "line_color": "#dddddd"}
-    figure.add_table(
-        header={"values": [escape(name) for name in head], "fill_color": "#eeeeee", "font_size": 12.5, **shared},
-        cells={"values": columns, "fill_color": "white", "font_size": 12.5, **shared},
-        columnwidth=widths,
-        row=row,
-        col=1,
-    )
+def _draw_card(figure: Figure, card: Card, left: float, top: float, height: float) -> None:
+    axis = bare(figure.add_axes((left / 900, 1 - (top + _SIDE) / height, _SIDE / 900, _SIDE / height)))
+    if card.image is None:
+        axis.set_facecolor("#eeeeee")
+        axis.text(0.5, 0.5, "not kept", fontsize=7.5, ha="center", va="center", color="#555", transform=axis.transAxes)
+    else:
+        show_image(axis, card.image)
+    lines = [line for said in card.said for line in textwrap.wrap(said, _LETTERS)]
+    plain: dict[str, Any] = {"va": "top", "parse_math": False}
+    place = (left + _SIDE + 8) / 900
+    figure.text(place, 1 - top / height, shorten(card.name, 62), fontsize=8, color="#555", **plain)
+    size = 8.5 if len(lines) <= 5 else 7
+    figure.text(place, 1 - (top + 15) / height, "\n".join(lines[:7]), fontsize=size, linespacing=1.15, **plain)
 
 
-Table = tuple[str, list[str], list[list[str]]]
-
-
-def _head(files: dict[int, str]) -> str:
-    return "file" if files else "image"
-
-
-def _image(number: int, files: dict[int, str]) -> str:
-    """How an image is called in a table: by its file, else by its position."""
-    return short_name(files[number], 36) if number in files else str(number)
-
-
-def _wrong_table(info: Suspects) -> Table:
-    rows = [
-        [
-            _image(item.number, info.measured),
-            short_name(item.target),
-            short_name(item.prediction),
-            f"{item.confidence:.0%}",
-        ]
-        for item in info.wrong
+def _lists(info: Suspects) -> list[tuple[str, list[Card]]]:
+    """Each list with what is said of its images; names of one image are shortened so that they stay apart."""
+    wrong, flipped, disputed = [], [], []
+    for item in info.wrong:
+        true, called = apart([item.target, item.prediction], 60)
+        said = [f"true class: {true}", f"called: {called}, {item.confidence:.0%}"]
+        wrong.append(_card(info, "measured", item.number, said))
+    for one in info.flipped:
+        true, *labels = apart([one.target or _UNKNOWN, *one.labels], 40)
+        labels = labels if len(labels) <= 3 else [labels[0], "…", labels[-1]]
+        said = [f"true class: {true}", f"flips: {one.n_flips}", " → ".join(labels)]
+        flipped.append(_card(info, "learned", one.number, said))
+    for each in info.disputed:
+        names = [each.target or _UNKNOWN, *(name for name, _ in each.votes.values()), each.pseudo_label]
+        true, *votes, label = apart(names, 40)
+        sure = [f"{vote}, {confidence:.0%}" for vote, (_, confidence) in zip(votes, each.votes.values(), strict=True)]
+        said = [f"true class: {true}", *map(": ".join, zip(each.votes, sure, strict=True)), f"pseudo-label: {label}"]
+        disputed.append(_card(info, "learned", each.number, said))
+    return [
+        ("confidently wrong (evaluation images)", wrong),
+        ("flipped most often (training images)", flipped),
+        ("sources disagree, and are sure (training images)", disputed),
     ]
-    head = [_head(info.measured), "true class", "called", "confidence"]
-    return "confidently wrong (evaluation images)", head, rows
 
 
-def _flipped_table(info: Suspects) -> Table:
-    rows = []
-    for item in info.flipped:
-        labels = item.labels if len(item.labels) <= 3 else [item.labels[0], "…", item.labels[-1]]
-        way = " → ".join(short_name(label, 20) for label in labels)
-        rows.append(
-            [_image(item.number, info.learned), str(item.n_flips), short_name(item.target or "not known", 22), way]
-        )
-    head = [_head(info.learned), "flips", "true class", "pseudo-labels, one after another"]
-    return "flipped most often (training images)", head, rows
+def _card(info: Suspects, part: str, number: int, said: list[str]) -> Card:
+    """The file of an image and its pixels, or what there is instead of them."""
+    files = info.measured if part == "measured" else info.learned
+    return Card(files.get(number, f"image {number}"), said, info.images.get((part, number)))
 
 
-def _disputed_table(info: Suspects) -> Table:
-    sources = list(info.disputed[0].votes) if info.disputed else []
-    rows = [
-        [
-            _image(item.number, info.learned),
-            short_name(item.target or "not known", 20),
-            *(f"{short_name(name, 19)} {confidence:.0%}" for name, confidence in item.votes.values()),
-            short_name(item.pseudo_label, 20),
-        ]
-        for item in info.disputed
-    ]
-    head = [_head(info.learned), "true class", *sources, "pseudo-label"]
-    return "sources disagree, and are sure (training images)", head, rows
-
-
-def suspects(trace: Trace) -> go.Figure:
+def suspects(trace: Trace) -> Figure:
     """The images to look at first: confidently wrong, flipped most often, sources in dispute."""
     return draw_suspects(suspects_info(trace))

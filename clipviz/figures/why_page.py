@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from functools import partial
 
 import numpy as np
@@ -17,8 +18,10 @@ from clipviz.figures.style import (
     PURPLE,
     SKY,
     VERMILLION,
+    apart,
     bare,
     empty_picture,
+    fitting,
     shorten,
 )
 from clipviz.figures.why import MAX_STRIP, METHOD, WhyWrong, why_wrong_info
@@ -38,14 +41,15 @@ def draw_why_wrong(info: WhyWrong) -> Figure:
     rows = (
         (_draw_pictures, 200),
         (_draw_votes, _middle_height(info)),
-        (_draw_voters, 150 if info.voters else 0),
+        (_draw_voters, 166 if info.voters else 0),
         (_draw_sentences, 38 + 17 * sum(len(said.nearest) for said in info.sentences) if info.sentences else 0),
         (partial(_draw_history, names=names), 76 + 24 * len(names) if names else 0),
         (_draw_strip, 150 if info.strip else 0),
     )
     heading = 56 if info.file else 40
     page = _Page(heading + sum(height for _, height in rows))
-    page.write(8, 10, _headline(info), size=12, weight="bold")
+    headline = _headline(info)
+    page.write(8, 10, headline, size=fitting(headline, _WIDTH - 16, "bold", 12), weight="bold")
     if info.file:
         page.write(8, 29, shorten(info.file, 120), size=8.5)
     top = float(heading)
@@ -58,7 +62,7 @@ def draw_why_wrong(info: WhyWrong) -> Figure:
 
 def _middle_height(info: WhyWrong) -> float:
     """Of the votes and the examples beside them."""
-    least = 190 if info.examples else 0
+    least = 206 if info.examples else 0
     return max(66 + _vote_height(info) * len(info.votes), least) if info.votes else least
 
 
@@ -95,7 +99,8 @@ def _headline(info: WhyWrong) -> str:
         return f"Image {info.number}: called {shorten(called, 34)}{sure}; its true class is not known"
     if called == info.target:
         return f"Image {info.number}: rightly called {shorten(called, 34)}{sure}"
-    return f"Why is this one wrong? {shorten(info.target, 28)}, called {shorten(called, 28)}{sure}"
+    true, called = apart([info.target, called], 60)
+    return f"Why is this one wrong? {true}, called {called}{sure}"
 
 
 def _draw_pictures(page: _Page, info: WhyWrong, top: float) -> None:
@@ -125,9 +130,9 @@ def _draw_votes(page: _Page, info: WhyWrong, top: float) -> None:
     axis = bare(page.axes(196, top + 30, 250, each * len(info.votes)))
     axis.set_xlim(0, 1)
     axis.set_ylim(len(info.votes) - 0.5, -0.5)
-    thick = 0.78 / len(sources)
+    thick, names = 0.78 / len(sources), apart([vote.name for vote in info.votes], 60)
     for row, vote in enumerate(info.votes):
-        page.write(8, top + 22 + each * (row + 0.5), *_class(vote.name, vote.is_target))
+        page.write(8, top + 22 + each * (row + 0.5), *_class(names[row], vote.is_target))
         for i, source in enumerate(sources):
             y = row - 0.39 + thick * (i + 0.5)
             axis.barh(y, vote.probs[source], height=0.86 * thick, color=_source_color(source, i))
@@ -140,7 +145,9 @@ def _draw_votes(page: _Page, info: WhyWrong, top: float) -> None:
 
 def _class(name: str, is_target: bool) -> tuple[str, float, str]:
     """Text, size and weight of a class in the column on the left: the true one is bold, and wider for it."""
-    return (f"✓ {shorten(name, 18)}", _FONT, "bold") if is_target else (shorten(name, 23), _FONT, "normal")
+    text, weight = (f"✓ {name}", "bold") if is_target else (name, "normal")
+    lines = textwrap.wrap(text, max(22, len(text) // 2 + 6)) if len(text) > 30 else [text]
+    return "\n".join(lines), fitting(max(lines, key=len), 180, weight), weight
 
 
 def _source_color(source: str, place: int) -> str:
@@ -151,6 +158,7 @@ def _draw_examples(page: _Page, info: WhyWrong, top: float) -> None:
     if not info.examples:
         return
     page.write(510, top + 8, "what the model most surely calls so")
+    names = apart([example.name for example in info.examples], 60)
     for i, example in enumerate(info.examples[:_MAX_EXAMPLES]):
         axis = page.axes(510 + 130 * i, top + 30, 110, 110)
         if example.image is None:
@@ -158,7 +166,8 @@ def _draw_examples(page: _Page, info: WhyWrong, top: float) -> None:
             axis.text(0.5, 0.5, "no other\nimage", ha="center", va="center", fontsize=_FONT, color="#555")
         else:
             show_image(axis, example.image)
-        page.write(510 + 130 * i, top + 144, shorten(example.name, 17), size=8.5)
+        name = textwrap.fill(names[i], 20)
+        page.write(510 + 130 * i, top + 144, name, size=fitting(name.split("\n")[0], 124, most=8.5))
 
 
 def _history_names(info: WhyWrong) -> list[str]:
@@ -169,18 +178,20 @@ def _history_names(info: WhyWrong) -> list[str]:
 
 def _draw_voters(page: _Page, info: WhyWrong, top: float) -> None:
     page.write(8, top + 4, "cache entries that weigh most, and what they add to a logit")
+    names = apart([voter.name for voter in info.voters], 36)
     for i, voter in enumerate(info.voters[:_MAX_VOTERS]):
         left = 8 + 170 * i
         if voter.image is not None:
             show_image(page.axes(left, top + 26, 100, 100), voter.image)
-        page.write(left, top + 129, f"{shorten(voter.name, 18)} +{voter.vote:.2f}", size=8.5)
+        page.write(left, top + 129, textwrap.fill(f"{names[i]} +{voter.vote:.2f}", 24), size=8)
 
 
 def _draw_sentences(page: _Page, info: WhyWrong, top: float) -> None:
     page.write(8, top + 6, "sentences nearest to the image, with their cosine")
     row = 0
-    for said in info.sentences:
-        page.write(8, top + 28 + 17 * row, *_class(said.name, said.is_target))
+    names = apart([said.name for said in info.sentences], 60)
+    for said, name in zip(info.sentences, names, strict=True):
+        page.write(8, top + 28 + 17 * row, *_class(name, said.is_target))
         for sentence, similarity in said.nearest:
             page.write(196, top + 28 + 17 * row, f"{similarity:.2f}  {shorten(sentence, 104)}", size=8.5)
             row += 1
@@ -202,7 +213,9 @@ def _draw_history(page: _Page, info: WhyWrong, names: list[str], top: float) -> 
     axis.set_xlim(-0.4, max(len(rows) - 0.4, 0.6))
     ticks = range(0, len(rows), every)
     axis.set_xticks(ticks, [epoch_name(info.history[tick].epoch) for tick in ticks], fontsize=8.5)
-    axis.set_yticks(range(len(names)), [shorten(name, 23) for name in names], fontsize=_FONT, parse_math=False)
+    written = [textwrap.fill(name, 30) for name in apart(names, 60)]
+    size = _FONT if max(map(len, names)) <= 23 else 7.5
+    axis.set_yticks(range(len(names)), written, fontsize=size, parse_math=False)
     axis.set_xlabel("epoch", fontsize=_FONT, labelpad=1)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)

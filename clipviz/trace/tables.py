@@ -102,8 +102,10 @@ class Trace:
             `sources/target` (n,), `sources/<name>` (n,C) scaled logits of the last epoch, `gallery/...` with
             G in the place of P and, of every ViT, `gallery/cls_attention`; `gallery/probs` and
             `gallery/branch/<name>` (G,C), `examples/images` (X,h,w,3) uint8 and `examples/label` (X,), the images
-            most surely called a class, `embeddings/images` (E1,m,D) float16 of m evaluation images with
-            `embeddings/index` and `embeddings/target` (m,), and of methods
+            most surely called a class, `suspects/learned/...` and `suspects/measured/...` `images` (n,h,w,3) uint8 and
+            `index` (n,) of training and evaluation images worth a look,
+            `embeddings/images` (E1,m,D) float16 of m evaluation images with `embeddings/index` and
+            `embeddings/target` (m,), and of methods
             with crops `sources/crop_similarity` (n,K), `sources/crop_logits` (n,K,C), `sources/crop_gram`
             (n,K,K) of the last epoch, and of methods with a cache its k heaviest entries for each gallery image:
             `cache/index` (positions in training), `cache/labels`, `cache/votes` (G,k) and `cache/images`

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -62,7 +65,13 @@ def gallery(
         sentences,
         votes,
         None if votes is None or train_dataset is None else _voters(train_dataset, votes),
+        partial(_look_up, {"learned": train_dataset, "measured": dataset}),
     )
+
+
+def _look_up(datasets: Mapping[str, ImageDataset | None], part: str, index: Sequence[int]) -> Tensor | None:
+    dataset = datasets[part]
+    return None if dataset is None or not dataset.has_pixels else _thumbnails(dataset, np.array(index, dtype=np.int64))
 
 
 def _maps(method: Method, images: Tensor) -> dict[str, Tensor]:

@@ -12,7 +12,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from clipviz.events import EpochFinished, Event, Listener, Predictions, Probe, RunFinished, RunStarted, StepFinished
+from clipviz.events import (
+    EpochFinished,
+    Event,
+    Gallery,
+    Listener,
+    Predictions,
+    Probe,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+)
 from clipviz.ops import margin
 from clipviz.trace import TABLES, Trace, is_by_epoch
 
@@ -208,12 +218,25 @@ class Recorder:
         if gallery.examples is not None and gallery.example_labels is not None:
             self._fixed["examples/images"] = _pixels(gallery.examples)
             self._fixed["examples/label"] = _numpy(gallery.example_labels)
+        self._keep_suspects(gallery)
         self.meta["gallery_sentences"] = [list(row) for row in gallery.sentences]
         if (votes := gallery.votes) is not None:
             for name, values in {"index": votes.index, "labels": votes.labels, "votes": votes.votes}.items():
                 self._fixed[f"cache/{name}"] = _numpy(values)
         if gallery.voters is not None:
             self._fixed["cache/images"] = np.stack([_pixels(images) for images in gallery.voters])
+
+    def _keep_suspects(self, gallery: Gallery) -> None:
+        """Thumbnails of the images worth a look, which only now are known: a number in a list shows nothing."""
+        from clipviz.figures import suspects_info  # plotly is half a second that only a run's end needs
+
+        found = suspects_info(self.trace())
+        learned = {item.number for item in found.flipped} | {item.number for item in found.disputed}
+        for part, numbers in (("measured", {item.number for item in found.wrong}), ("learned", learned)):
+            index = sorted(numbers)
+            if (images := gallery.thumbnails(part, index)) is not None:
+                self._fixed[f"suspects/{part}/images"] = _pixels(images)
+                self._fixed[f"suspects/{part}/index"] = np.array(index)
 
     def _flush_steps(self) -> None:
         """Read what the steps told off the device: once per epoch, or whenever somebody asks for the trace."""

@@ -10,7 +10,7 @@ import pandas as pd
 
 from clipviz.figures.moments import part_of_epoch
 from clipviz.figures.sources import source_names
-from clipviz.figures.style import class_name, shorten
+from clipviz.figures.style import apart, class_name
 from clipviz.trace import Trace
 
 #: Arrays beside the maps.
@@ -146,12 +146,12 @@ class Album:
     def caption(self, image: str, epoch: int) -> str:
         """True class, or the predicted one and how sure, in few letters and on one line."""
         verdict, names = self.verdict(image, epoch), self.trace.class_names
-        said = "" if verdict.prediction < 0 else shorten(class_name(names, verdict.prediction), 30)
+        true, called = apart([class_name(names, label) for label in (verdict.target, verdict.prediction)], 30)
+        said = "" if verdict.prediction < 0 else called
         if verdict.confidence is not None:
             said += f" {verdict.confidence:.2f}"
         if verdict.target < 0:
             return said or image
-        true = shorten(class_name(names, verdict.target), 30)
         if not said:
             return true
         return f"✓ {said}" if verdict.prediction == verdict.target else f"✗ {said}, is {true}"

@@ -9,7 +9,7 @@ import numpy as np
 import traitlets
 from matplotlib.figure import Figure
 
-from clipviz.figures.style import bare, shorten
+from clipviz.figures.style import apart, bare, shorten
 from clipviz.widgets.images import color_table, jpeg, sheet
 from clipviz.widgets.state import ViewState
 from clipviz.widgets.view import source
@@ -43,7 +43,7 @@ class GalleryCanvas(anywidget.AnyWidget):
         with self.hold_sync():
             self.label = label
             self.ids = list(ids)
-            self.captions = [shorten(caption, 80) for caption in captions]
+            self.captions = [shorten(caption, 90) for caption in captions]
             self.sheet = jpeg(sheet(images, THUMBNAIL, COLUMNS))
 
 
@@ -74,13 +74,14 @@ class MatrixCanvas(anywidget.AnyWidget):
 
     counts = traitlets.Bytes().tag(sync=True)
     names: traitlets.List = traitlets.List().tag(sync=True)
+    labels: traitlets.List = traitlets.List().tag(sync=True)
     title = traitlets.Unicode("Confusion").tag(sync=True)
     selected: traitlets.List = traitlets.List().tag(sync=True)
 
     def fill(self, counts: np.ndarray, names: Sequence[str], title: str) -> None:
         """Show other counts (C, C), in one message."""
         with self.hold_sync():
-            self.names = [shorten(name, 60) for name in names]
+            self.names, self.labels = apart(names, 60), apart(names, 18)
             self.counts = counts.astype(np.uint32).tobytes()
             self.title = title
 

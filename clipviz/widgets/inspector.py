@@ -14,7 +14,7 @@ import traitlets
 from clipviz.figures import trace_labels
 from clipviz.figures.moments import when
 from clipviz.figures.saliency import KIND_NAMES, unit_range
-from clipviz.figures.style import class_name, shorten
+from clipviz.figures.style import apart, class_name, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album, same_classes
 from clipviz.widgets.canvases import OverlayCanvas
@@ -138,7 +138,7 @@ class Inspector:
 
     def _make_questions(self, model_probes: Sequence[Any]) -> list[ipywidgets.Widget]:
         """Contrast, layer and head, for kinds that are computed."""
-        names = [shorten(name, 60) for name in self.album.trace.class_names]
+        names = apart(self.album.trace.class_names, 60)
         options = [(NOBODY, -1), (RUNNER_UP, -2), *((name, i) for i, name in enumerate(names))]
         self.contrast = ipywidgets.Dropdown(options=options, description="rather than")
         n_layers = max((model_probe.n_layers for model_probe in model_probes), default=0)
@@ -242,7 +242,7 @@ class Inspector:
             if other >= 0 and other != order[0]:
                 options |= {"target": int(order[0]), "contrast": other}
                 names = model_probe.class_names
-                text += f": {shorten(class_name(names, int(order[0])), 26)}, not {shorten(names[other], 26)}"
+                text += ": " + ", not ".join(apart([class_name(names, int(order[0])), names[other]]))
         return options, text
 
 

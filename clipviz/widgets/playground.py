@@ -8,7 +8,7 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from clipviz.figures.style import BLACK, BLUE, VERMILLION, Look, class_name, decider_look, shorten
+from clipviz.figures.style import BLACK, BLUE, VERMILLION, Look, apart, class_name, decider_look, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album
 from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, draw_thumbnails
@@ -159,11 +159,10 @@ class DKAPlayground(View):
             Series(name, look.color, x, [float(p) for p in _softmax(logits)[top]], "none", look.symbol)
             for name, look, logits in looks
         ]
-        ticks = [
-            (float(i), ("✓ " if label == votes.target[row] else "") + shorten(class_name(self.names, int(label)), 16))
-            for i, label in enumerate(top)
-        ]
-        named = shorten(class_name(self.names, int(self._labels[row])), 30)
+        names = apart([class_name(self.names, int(label)) for label in top], 18)
+        marks = ["✓ " if label == votes.target[row] else "" for label in top]
+        ticks = [(float(i), mark + name) for i, (mark, name) in enumerate(zip(marks, names, strict=True))]
+        named = shorten(class_name(self.names, int(self._labels[row])), 60)
         chart = Chart(f"{title}: {named}", "class", "probability", series, y_range=(0, 1), ticks=ticks, names=True)
         self._show("ballot", chart)
 
@@ -201,11 +200,11 @@ class DKAPlayground(View):
         return f"{self.album.train_split}/{int(self.votes.index[row])}"
 
     def _change(self, votes: Votes, row: int) -> str:
-        labels = (self._reference[row], self._labels[row])
-        before, now = (shorten(class_name(self.names, int(label)), 26) for label in labels)
         target = int(votes.target[row])
+        labels = (self._reference[row], self._labels[row], target)
+        before, now, true = apart([class_name(self.names, int(label)) for label in labels])
         text = now if before == now else f"{before} → {now}"
-        return text if target < 0 else f"{text}, is {shorten(class_name(self.names, target), 26)}"
+        return text if target < 0 else f"{text}, is {true}"
 
     def _image_chosen(self) -> None:
         self._show_ballot()

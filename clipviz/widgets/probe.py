@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from clipviz.events import RunStarted
 from clipviz.figures.saliency import unit_range
-from clipviz.figures.style import bare, class_name, shorten
+from clipviz.figures.style import apart, bare, class_name
 from clipviz.widgets.images import jpeg, laid_over, sheet
 from clipviz.widgets.watch import array
 
@@ -51,7 +52,7 @@ class ProbeStrip:
             class_name(started.class_names, int(target)) if target >= 0 else f"image {int(index)}"
             for target, index in pairs
         )
-        self.captions = [shorten(name, 60) for name in names]
+        self.captions = apart(list(names), 60)
         return True
 
     def take_maps(self, explanation: Mapping[str, Any], kind: str) -> None:
@@ -76,9 +77,10 @@ class ProbeStrip:
             rows.append(sheet(overlays, SIDE, _MOST_DRAWN))
         axes = bare(figure.add_axes((0.01, 0.18 / height, 0.98, 1.44 / height)))
         axes.imshow(np.concatenate(rows), aspect="auto", interpolation="bilinear")
-        for place, i in enumerate(shown):
-            left, text = 0.01 + 0.98 * place / _MOST_DRAWN, shorten(self.captions[i], 16)
-            figure.text(left, 0.14 / height, text, fontsize=6.5, va="top", parse_math=False)
+        names = apart([self.captions[i] for i in shown], 34)
+        for place, name in enumerate(names):
+            left, text = 0.01 + 0.98 * place / _MOST_DRAWN, textwrap.fill(name, 18)
+            figure.text(left, 0.17 / height, text, fontsize=6, va="top", parse_math=False, linespacing=0.95)
 
 
 def spread(n: int, most: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipviz.figures.moments import when
-from clipviz.figures.style import MARKERS, prototype_look, shorten
+from clipviz.figures.style import MARKERS, apart, prototype_look, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, draw_thumbnails
 from clipviz.widgets.charts import legend_below
@@ -102,7 +102,7 @@ class PrototypeExplorer(View):
             n_epochs=len(scene.places),
             epoch=self.state.epoch,
             groups=looks,
-            names=[shorten(name, 60) for name in scene.names],
+            names=apart(scene.names, 60),
             axes=[f"first direction ({shares[0]})", f"second direction ({shares[1]})"],
             layout={"flex": "0 0 570px"},
         )

@@ -56,7 +56,7 @@ function render({ model, el }) {
     context.fillText("true class ↓", margin - 6, margin - 10);
     context.textBaseline = "middle";
     for (let i = 0; i < names.length; i += step) {
-      const name = fitting(names[i], margin - 8);
+      const name = fitting(model.get("labels")[i] ?? names[i], margin - 8);
       const middle = margin + (i + 0.5) * cell;
       context.textAlign = "right";
       context.fillText(name, margin - 5, middle);
