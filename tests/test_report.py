@@ -196,7 +196,7 @@ def test_braces_quotes_and_ampersands_are_escaped_once():
 
 
 def test_eight_megabytes_for_the_methods_of_a_demo(tmp_path):
-    methods = ["zero_shot", "descriptions", "wca", "tip_adapter", "ntua", "dpa", "microclip"]
+    methods = ["zero_shot", "descriptions", "wca", "transclip", "stata", "tda", "oga", "ntua", "dpa", "microclip"]
     traces = [
         synthetic_trace(epochs=0 if i < 3 else 6, method=name, n_images=600, n_eval=480, n_probe=12)
         for i, name in enumerate(methods)

@@ -48,7 +48,8 @@ def _demo(args: argparse.Namespace, names: list[str], out: Path, begun: float) -
     traces, rows = [], []
     for name in names:
         method = METHODS[name](backbone, data.prompts)
-        epochs = args.epochs or DEMO_EPOCHS.get(name, method.schedule.epochs)
+        asked = args.epochs if method.trains else None
+        epochs = asked or DEMO_EPOCHS.get(name, method.schedule.epochs)
         config = replace(method.schedule, epochs=epochs)
         folder = RunFolder(prepare_folder(out / name))
         traces.append(run_one(method, data, evaluation, config, args.seed, folder, zero_shot=zero_shot))

@@ -34,14 +34,15 @@ def _demo(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _add_seed(command)
     command.add_argument(
-        "--methods", metavar="A,B", help="methods with commas between them, such as zero_shot,dpa; default: all seven"
+        "--methods", metavar="A,B", help="methods with commas between them, such as zero_shot,dpa; default: all of them"
     )
 
 
 def _adapt(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "method", metavar="METHOD",
-        help="zero_shot, descriptions, wca and tip_adapter do not train; ntua trains a cache of embeddings; dpa and "
+        help="zero_shot, descriptions, wca and tip_adapter do not train; nor do transclip and stata, which see all "
+        "images together, and tda and oga, which see one after the other; ntua trains a cache of embeddings; dpa and "
         "microclip train the image tower",
     )  # fmt: skip
     _add_model(command)
@@ -67,7 +68,12 @@ def _adapt(command: argparse.ArgumentParser) -> None:
         help="ntua only: permit --set selection=oracle_balanced, which looks at the labels; for comparisons",
     )  # fmt: skip
     training = command.add_argument_group("training")
-    training.add_argument("--epochs", type=positive, metavar="N", help=f"passes over the images; {_RECOMMENDED}")
+    training.add_argument(
+        "--epochs",
+        type=positive,
+        metavar="N",
+        help=f"passes over the images (tda, oga: slices of the stream); {_RECOMMENDED}",
+    )
     training.add_argument("--batch-size", type=positive, metavar="N", help="images in a step; default: as --epochs")
     training.add_argument("--lr", type=float, metavar="X", help="learning rate, above 0; default: as --epochs")
     _add_seed(training)
@@ -262,7 +268,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "embed": Command(
         "write the embeddings of images to a file that adapt can work on",
-        "For methods that need embeddings only (zero_shot, tip_adapter, ntua, dpa): the images are looked at once.",
+        "For methods that need embeddings only (all but wca and microclip): the images are looked at once.",
         "clipviz embed --model ViT-B-32-quickgelu --pretrained openai --data PHOTOS --out photos.npz",
         _embed,
     ),

@@ -79,6 +79,7 @@ def summary(
     """Results on the same images: a line that names them, and an aligned table; `methods` are labels for their runs.
 
     Accuracies are in percent, "-" where there is none; gain is that over the zero-shot accuracy of the same model.
+    Before is what the method says at first: for methods without training zero-shot by their own prompts.
     """
 
     def percent(value: float | None) -> str:
@@ -94,6 +95,9 @@ def summary(
         **{name: [str(row[name]) for row in rows] for name in ("model", "seed", "epochs")},
         "accuracy %": [percent(row["accuracy"]) for row in rows],
         "gain": [gain(row) for row in rows],
+        "ECE %": [percent(row.get("ece")) for row in rows],
+        "before %": [percent(row.get("accuracy_before")) for row in rows],
+        "ECE before %": [percent(row.get("ece_before")) for row in rows],
         "pseudo-labels %": [percent(row["pseudo_label_accuracy"]) for row in rows],
         "zero-shot %": [percent(row["zero_shot_accuracy"]) for row in rows],
         "seconds": [f"{row['seconds']:.0f}" for row in rows],

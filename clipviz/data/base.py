@@ -137,6 +137,7 @@ class ViewConfig:
         crop_scale: Range of a crop's side as a share of the image's short side.
         fill: RGB in 0..255 of what geometric operations of the strong view uncover. The default is CLIP's
             mean color (DPA); microCLIP's code fills with black.
+        centered: Whether the weak view is cut in the middle, as for inference, and not at random.
     """
 
     size: int
@@ -144,6 +145,7 @@ class ViewConfig:
     crops: int = 0
     crop_scale: tuple[float, float] = (0.5, 0.9)
     fill: tuple[int, int, int] = (123, 117, 104)
+    centered: bool = False
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale

@@ -21,7 +21,7 @@ from clipviz.figures.style import (
     empty_chart,
     percent,
 )
-from clipviz.trace import Trace
+from clipviz.trace import Trace, calibration_bins
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _NO_PSEUDO_LABELS = "No pseudo-labels in this trace: the method does not learn from them, or nothing was trained."
@@ -180,7 +180,7 @@ def reliability_info(trace: Trace, epoch: int | None = None, n_bins: int = 10) -
     """Reliability of the pseudo-labels of `epoch` (the last by default); only images with a target count."""
     known = trace.samples[trace.samples["target"] >= 0]
     epochs = np.sort(known["epoch"].unique()).astype(int)
-    bins = {int(e): _bins(known[known["epoch"] == e], n_bins) for e in epochs}
+    bins = {int(e): calibration_bins(known[known["epoch"] == e], "pseudo_label", n_bins) for e in epochs}
     if epoch is None and len(epochs):
         epoch = int(epochs[-1])
     chosen = bins.get(epoch) if epoch is not None else None
@@ -200,21 +200,6 @@ def reliability_info(trace: Trace, epoch: int | None = None, n_bins: int = 10) -
         np.array([bins[int(e)][3] for e in epochs]),
         moments(trace),
     )
-
-
-def _bins(rows: pd.DataFrame, n_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    confidence = rows["confidence"].to_numpy(dtype=float)
-    is_right = (rows["pseudo_label"] == rows["target"]).to_numpy(dtype=float)
-    # Bins are (low, high], as usual for ECE; a NaN of a diverged run falls into none.
-    finite = np.isfinite(confidence)
-    confidence, is_right = confidence[finite], is_right[finite]
-    which = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
-    counts = np.bincount(which, minlength=n_bins)
-    divisor = np.where(counts, counts, np.nan)
-    mean_confidence = np.bincount(which, confidence, n_bins) / divisor
-    accuracy = np.bincount(which, is_right, n_bins) / divisor
-    ece = float(np.nansum(counts * np.abs(accuracy - mean_confidence)) / max(counts.sum(), 1))
-    return mean_confidence, accuracy, counts, ece
 
 
 def draw_reliability(info: Reliability) -> go.Figure:

@@ -54,7 +54,8 @@ _FLIP_STYLES = {
 def label_flips_info(trace: Trace, epoch_from: int | None = None, epoch_to: int | None = None) -> LabelFlips:
     """What pseudo-labels did from `epoch_from` to `epoch_to` (first and last by default), step by step."""
     labels, target = _labels_by_epoch(trace, epoch_from, epoch_to)
-    steps = list(pairwise(int(epoch) for epoch in labels.columns))
+    seen = labels.notna()  # an epoch of a stream sees other images than the one before
+    steps = [(a, b) for a, b in pairwise(int(epoch) for epoch in labels.columns) if (seen[a] & seen[b]).any()]
     kinds = [_flip_shares(labels[start], labels[end], target) for start, end in steps]
     names = [name for name in _FLIP_STYLES if any(name in kind for kind in kinds)]
     return LabelFlips(

@@ -53,12 +53,12 @@ class SourceDecisions(NamedTuple):
 
 
 def source_names(trace: Trace) -> list[str]:
-    """The sources whose labels were recorded, in the order of the metadata."""
+    """The sources whose labels were recorded, in the order of the metadata; not those that never name a class."""
     suffix = "_label"
     recorded = [
         str(column)[: -len(suffix)]
         for column in trace.samples.columns
-        if str(column).endswith(suffix) and column != "pseudo_label"
+        if str(column).endswith(suffix) and column != "pseudo_label" and not (trace.samples[column] == -1).all()
     ]
     listed = [name for name in trace.meta.get("sources", ()) if name in recorded]
     return listed + [name for name in recorded if name not in listed]

@@ -100,6 +100,10 @@ _METHODS = {
     "descriptions": MethodStyle("descriptions", GREEN, "square", "dash"),
     "wca": MethodStyle("WCA", SKY, "diamond", "dashdot"),
     "tip_adapter": MethodStyle("Tip-Adapter", PURPLE, "triangle-up", "longdash"),
+    "transclip": MethodStyle("TransCLIP", GREEN, "cross", "solid"),
+    "stata": MethodStyle("StatA", GREEN, "hourglass", "dashdot"),
+    "tda": MethodStyle("TDA", SKY, "pentagon", "longdash"),
+    "oga": MethodStyle("OGA", SKY, "bowtie", "dot"),
     "ntua": MethodStyle("NtUA", ORANGE, "triangle-down", "longdashdot"),
     "dpa": MethodStyle("DPA", BLUE, "x", "solid"),
     "microclip": MethodStyle("microCLIP", VERMILLION, "star", "solid"),
@@ -128,8 +132,8 @@ def trace_styles(traces: Sequence[Trace]) -> list[MethodStyle]:
 
 
 def is_trained(trace: Trace) -> bool:
-    """Whether the run took optimizer steps; methods that only guess are baselines."""
-    return len(trace.steps) > 0
+    """Whether labels changed from epoch to epoch, by training or without; methods that guess once are baselines."""
+    return len(trace.steps) > 0 or bool(trace.meta.get("labels_are"))
 
 
 def escape(text: object) -> str:

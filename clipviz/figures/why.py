@@ -24,11 +24,16 @@ class SaliencyMap(NamedTuple):
 
 
 class ClassVotes(NamedTuple):
-    """One class with the probability in [0, 1] that the method (key "method") and each source gave it."""
+    """One class with the probability in [0, 1] that the method (key "method") and each source gave it.
+
+    Where the sources are addends, `addends` is what each adds to the logit of the class, and their sum, against the
+    mean of the shown classes.
+    """
 
     name: str
     probs: dict[str, float]
     is_target: bool
+    addends: dict[str, float] | None = None
 
 
 class Example(NamedTuple):
@@ -150,14 +155,24 @@ def _votes(trace: Trace, probs: dict[str, np.ndarray], target: int, n_classes: i
     top = [int(label) for label in np.argsort(-ranking, kind="stable")[:n_classes]]
     if 0 <= target < len(ranking) and target not in top:
         top.append(target)
+    addends = _addends(probs, top) if trace.meta.get("labels_are") and len(probs) > 1 else None
     return [
         ClassVotes(
             class_name(trace.class_names, label),
             {source: float(values[label]) for source, values in probs.items()},
             label == target,
+            None if addends is None else {source: float(values[place]) for source, values in addends.items()},
         )
-        for label in top
+        for place, label in enumerate(top)
     ]
+
+
+def _addends(probs: dict[str, np.ndarray], top: list[int]) -> dict[str, np.ndarray]:
+    """Logits of each source for some classes, up to a constant, from its probabilities; "method" is their sum."""
+    tiny = np.finfo(np.float32).tiny
+    logits = {name: np.log(np.maximum(values[top], tiny)) for name, values in probs.items() if name != METHOD}
+    centered = {name: values - values.mean() for name, values in logits.items()}
+    return {METHOD: np.sum(list(centered.values()), axis=0), **centered}
 
 
 def _maps(trace: Trace, group: str, position: int) -> list[SaliencyMap]:

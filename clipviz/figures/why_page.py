@@ -126,17 +126,25 @@ def _draw_votes(page: _Page, info: WhyWrong, top: float) -> None:
     if not info.votes:
         return
     sources, each = list(info.votes[0].probs), _vote_height(info)
-    page.write(8, top + 8, "votes of the last epoch" + " (✓ the true class)" * (info.target is not None))
+    bars, low, high = [vote.addends or vote.probs for vote in info.votes], 0.0, 1.0
+    adds = info.votes[0].addends is not None
+    title = "what each part adds to the logit, against the mean" if adds else "votes of the last epoch"
+    page.write(8, top + 8, title + " (✓ the true class)" * (info.target is not None))
     axis = bare(page.axes(196, top + 30, 250, each * len(info.votes)))
-    axis.set_xlim(0, 1)
+    if adds:  # with room for the numbers on both sides
+        low, high = (1.25 * side([side(row.values()) for row in bars]) for side in (min, max))
+        axis.axvline(0, color="#BBBBBB", linewidth=1)
+    axis.set_xlim(low, high)
     axis.set_ylim(len(info.votes) - 0.5, -0.5)
     thick, names = 0.78 / len(sources), apart([vote.name for vote in info.votes], 60)
     for row, vote in enumerate(info.votes):
         page.write(8, top + 22 + each * (row + 0.5), *_class(names[row], vote.is_target))
         for i, source in enumerate(sources):
             y = row - 0.39 + thick * (i + 0.5)
-            axis.barh(y, vote.probs[source], height=0.86 * thick, color=_source_color(source, i))
-            axis.text(vote.probs[source] + 0.015, y, f"{vote.probs[source]:.0%}", fontsize=7, va="center")
+            value, gap = bars[row][source], 0.015 * (high - low)
+            axis.barh(y, value, height=0.86 * thick, color=_source_color(source, i))
+            text, side = (f"{round(value, 1) + 0.0:+.1f}" if adds else f"{value:.0%}"), "right" if value < 0 else "left"
+            axis.text(value - gap if value < 0 else value + gap, y, text, fontsize=7, va="center", ha=side)
     for i, source in enumerate(sources):
         left = 196 + 90 * i
         bare(page.axes(left, top + 36 + each * len(info.votes), 10, 10)).set_facecolor(_source_color(source, i))
@@ -177,13 +185,13 @@ def _history_names(info: WhyWrong) -> list[str]:
 
 
 def _draw_voters(page: _Page, info: WhyWrong, top: float) -> None:
-    page.write(8, top + 4, "cache entries that weigh most, and what they add to a logit")
+    page.write(8, top + 4, "stored images that weigh most, and what they add to the logit of a class")
     names = apart([voter.name for voter in info.voters], 36)
     for i, voter in enumerate(info.voters[:_MAX_VOTERS]):
         left = 8 + 170 * i
         if voter.image is not None:
             show_image(page.axes(left, top + 26, 100, 100), voter.image)
-        page.write(left, top + 129, textwrap.fill(f"{names[i]} +{voter.vote:.2f}", 24), size=8)
+        page.write(left, top + 129, textwrap.fill(f"{names[i]} {voter.vote:+.2f}", 24), size=8)
 
 
 def _draw_sentences(page: _Page, info: WhyWrong, top: float) -> None:

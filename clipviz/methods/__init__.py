@@ -6,7 +6,10 @@ from clipviz.methods.base import AdaptConfig, Method
 from clipviz.methods.dpa import DPA
 from clipviz.methods.microclip import MicroCLIP
 from clipviz.methods.ntua import NtUA
+from clipviz.methods.oga import OGA
+from clipviz.methods.tda import TDA
 from clipviz.methods.tip_adapter import TipAdapter
+from clipviz.methods.transclip import StatA, TransCLIP
 from clipviz.methods.wca import WCA
 from clipviz.methods.zero_shot import Descriptions, ZeroShot
 
@@ -15,6 +18,10 @@ METHODS: dict[str, type[Method]] = {
     "descriptions": Descriptions,
     "wca": WCA,
     "tip_adapter": TipAdapter,
+    "transclip": TransCLIP,
+    "stata": StatA,
+    "tda": TDA,
+    "oga": OGA,
     "ntua": NtUA,
     "dpa": DPA,
     "microclip": MicroCLIP,

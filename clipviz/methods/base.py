@@ -86,12 +86,13 @@ class AdaptConfig:
 
 @dataclass(frozen=True)
 class ViewNeeds:
-    """The views a method wants besides the weak one: a strong one, and so many crops of such a side."""
+    """The views a method wants besides the weak one (`centered`: as for inference): a strong one, crops of a side."""
 
     strong: bool = False
     crops: int = 0
     crop_scale: tuple[float, float] = (0.5, 0.9)
     fill: tuple[int, int, int] = (123, 117, 104)
+    centered: bool = False
 
 
 class Batches(Protocol):
@@ -116,12 +117,14 @@ class Method(nn.Module, ABC):
     Attributes:
         name: the key in `METHODS`.
         trains: False for methods that only guess.
+        labels_are: "transductive" or "online" where labels change from epoch to epoch without training.
         adapts_tower: whether training changes the image tower; if not, the caller's is shared and not copied.
         works_on_embeddings: whether the image enters as its CLS embedding alone, so that a data set of embeddings
             will do; such a method takes (B, E) wherever images are asked for.
         sized_by_data: buffers and parameters that `prepare` allocates; a checkpoint brings its own sizes.
         presets: name -> configuration; "default", or that of a backbone's name, is taken where none is given.
         adjustable: constants of `config` that may change while the method runs.
+        epochs: those of the run, which the loop sets.
         config: a frozen dataclass with the method's constants, and its schedule; None for methods without any.
         has_learned: whether it has done a step of training.
         adapted_by: weak reference to the `Adaptation` at work on it, or None.
@@ -129,11 +132,13 @@ class Method(nn.Module, ABC):
 
     name: ClassVar[str]
     trains: ClassVar[bool] = True
+    labels_are: ClassVar[str | None] = None
     adapts_tower: ClassVar[bool] = True
     works_on_embeddings: ClassVar[bool] = False
     sized_by_data: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[Mapping[str, Any]] = {}
     adjustable: ClassVar[tuple[str, ...]] = ()
+    epochs: int = 1
     config: Any = None
     has_learned = False
     adapted_by: Any = None
@@ -146,7 +151,7 @@ class Method(nn.Module, ABC):
         if isinstance(backbone, FeatureBackbone) and not self.works_on_embeddings:
             raise ValueError(
                 f"{self.name} looks into the images, but the data are their embeddings only; "
-                "give images, or use zero_shot, tip_adapter, ntua or dpa"
+                "give images, or use zero_shot, tip_adapter, transclip, tda, ntua or dpa"
             )
         self.backbone = backbone.trainable_copy() if self.trains and self.adapts_tower else backbone
         self.prompts = prompts

@@ -119,7 +119,7 @@ def summary_table(summary: Summary) -> Html:
             ],
         )
     over = f"gain over {summary.reference}" if summary.reference else "gain over its own start"
-    headings = ("accuracy", over, "pseudo-label accuracy", "seconds")
+    headings = ("accuracy", over, "ECE", "ECE before", "pseudo-label accuracy", "seconds")
     best = max(range(len(summary.rows)), key=lambda i: summary.rows[i].accuracy or 0.0)
     return table(
         [Column("method"), *(Column(title, True) for title in headings)],
@@ -128,6 +128,8 @@ def summary_table(summary: Summary) -> Html:
                 row.label,
                 _percent(row.accuracy),
                 "–" if row.gain is None else f"{100 * row.gain:+.1f}",
+                _percent(row.ece),
+                _percent(row.ece_before),
                 _percent(row.pseudo_label_accuracy),
                 _seconds(row.seconds),
             )

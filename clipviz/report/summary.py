@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clipviz.figures import trace_labels
-from clipviz.trace import Trace
+from clipviz.trace import Trace, calibration_error, label_accuracy
 
 #: Baselines that a gain is measured against, the first one present.
 _REFERENCES = ("descriptions", "zero_shot")
@@ -18,6 +18,7 @@ _REFERENCES = ("descriptions", "zero_shot")
 class Row(NamedTuple):
     """One method's results: fractions in [0, 1], seconds; None where it was not measured.
 
+    `ece` is the calibration error on the evaluation images, `ece_before` that of before the first epoch;
     `gain` is accuracy minus that of the reference; `changed` is the share of images whose pseudo-label is
     another one in the last epoch than in the first.
     """
@@ -25,6 +26,8 @@ class Row(NamedTuple):
     label: str
     accuracy: float | None
     gain: float | None
+    ece: float | None
+    ece_before: float | None
     pseudo_label_accuracy: float | None
     confidence: float | None
     changed: float | None
@@ -70,7 +73,7 @@ def _unadapted(traces: Sequence[Trace]) -> Row | None:
         return None
     known = (_finite(trace.meta.get("zero_shot_accuracy")) for trace in traces)
     accuracy = next((value for value in known if value is not None), None)
-    return None if accuracy is None else Row("zero-shot", accuracy, None, None, None, None, None)
+    return None if accuracy is None else Row("zero-shot", accuracy, *[None] * 7)
 
 
 def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Row:
@@ -81,7 +84,9 @@ def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Ro
         label,
         accuracy,
         accuracy - before if accuracy is not None and before is not None and not is_reference else None,
-        last(trace, "pseudo_label_accuracy"),
+        calibration_error(trace),
+        calibration_error(trace, -1),
+        label_accuracy(trace),
         float(final["confidence"].mean()) if len(final) else None,
         _changed(trace),
         _finite(trace.meta.get("seconds")),

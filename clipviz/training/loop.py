@@ -129,7 +129,8 @@ class Adaptation:
         self.seconds_before = 0.0
         self.loader = _loader(method, method.needs, dataset, self.config, seed, ranks)
         self.batches: Batches = self.loader  # what training draws from; a method may bring its own after `prepare`
-        self.n_epochs = self.config.epochs if method.trains else 1
+        self.evolves = method.trains or method.labels_are is not None
+        self.n_epochs = method.epochs = self.config.epochs if self.evolves else 1
         self.n_steps = self.n_epochs * len(self.loader)
         self.optimizer: torch.optim.AdamW | None = None
         if method.trains:
@@ -138,7 +139,7 @@ class Adaptation:
             )
         self.books: dict[str, list[Tensor]] = {}
         self._targets = torch.from_numpy(dataset.targets).to(method.backbone.device)  # there, so that no step waits
-        self._before: EpochFinished | None = None  # of a method that does not train: measured once
+        self._before: EpochFinished | None = None  # of a method that does not change: measured once
         self._evaluated: ImageDataset | None = None
 
     def claim(self) -> None:
@@ -302,7 +303,7 @@ class Adaptation:
             snapshot = {name: value.detach().cpu().clone() for name, value in self.method.snapshot().items()}
         maps = {kind: value.cpu() for kind, value in explanation.items()}
         event = EpochFinished(epoch, metrics, predictions, snapshot, maps)
-        if not self.method.trains:
+        if not self.evolves:
             self._before = event
         return event
 
@@ -335,7 +336,8 @@ class Adaptation:
             "eval_split": evaluation.split if evaluation else None,
             "accuracy_is": None if evaluation is None else "transductive" if transductive else "test",
             "seed": self.seed,
-            "epochs": self.n_epochs if method.trains else 0,
+            "epochs": self.n_epochs if self.evolves else 0,
+            "labels_are": method.labels_are,
             "settings": {"method": self.settings, "schedule": asdict(self.config)},
             "descriptions": data.prompts.source or f"{sum(map(len, data.prompts.descriptions.values()))} sentences",
             "texts": data.prompts.digest,
@@ -370,7 +372,9 @@ def _loader(
     device = method.backbone.device
     if isinstance(dataset, FeatureDataset):
         return FeatureLoader(dataset, config.batch_size, seed, device)
-    views = ViewConfig(method.backbone.image_size, needs.strong, needs.crops, needs.crop_scale, needs.fill)
+    views = ViewConfig(
+        method.backbone.image_size, needs.strong, needs.crops, needs.crop_scale, needs.fill, needs.centered
+    )
     return ViewLoader(dataset, views, config.batch_size, seed, config.workers, device, ranks)
 
 

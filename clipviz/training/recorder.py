@@ -142,7 +142,8 @@ class Recorder:
         }
         for name, logits in pseudo.sources.items():
             confidence, labels = logits.softmax(-1).max(-1)
-            columns[f"{name}_label"], columns[f"{name}_confidence"] = labels, confidence
+            is_tied = (logits == logits.amax(-1, keepdim=True)).sum(-1) > 1  # then it names no class
+            columns[f"{name}_label"], columns[f"{name}_confidence"] = labels.masked_fill(is_tied, -1), confidence
         if (weights := pseudo.crop_weights) is not None:
             self.meta["n_crops"] = weights.shape[1]
             columns["crop_weight_max"] = weights.amax(1)

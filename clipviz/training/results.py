@@ -10,7 +10,7 @@ from clipviz.data.base import ImageDataset
 from clipviz.methods import METHODS, Method
 from clipviz.parallel import ONE, Ranks
 from clipviz.prompts import ClassPrompts
-from clipviz.trace import Trace
+from clipviz.trace import Trace, calibration_error, label_accuracy
 from clipviz.training.evaluate import accuracy, predict
 from clipviz.training.loop import Adaptation, versions
 
@@ -49,8 +49,21 @@ def config_of(trace: Trace, adaptation: Adaptation) -> dict[str, Any]:
 
 
 def results_of(trace: Trace) -> dict[str, Any]:
-    """The object of results.json; accuracies are fractions, null where there are no labels."""
-    last = {name: _last(trace, name) for name in ("accuracy", "pseudo_label_accuracy")}
+    """The object of results.json; accuracies and ECEs are fractions, null where there are no labels.
+
+    "before" is what the method says at first, for many of them zero-shot by the same prompts. The accuracy of the
+    labels is also given as transductive_accuracy or online_accuracy where a method labels all images together or one
+    after the other; accuracy is that on the evaluation images.
+    """
+    labels, before = label_accuracy(trace), trace.metric("accuracy").get(-1)
+    last = {
+        "accuracy": _last(trace, "accuracy"),
+        "pseudo_label_accuracy": labels,
+        **({f"{what}_accuracy": labels} if (what := trace.meta.get("labels_are")) else {}),
+        "accuracy_before": None if before is None else float(before),
+        "ece": calibration_error(trace),
+        "ece_before": calibration_error(trace, -1),
+    }
     zero_shot = last["accuracy"] if trace.method == "zero_shot" else trace.meta.get("zero_shot_accuracy")
     keys = ("method", "model", "data", "split", "eval_data", "eval_split", "accuracy_is", "seed", "epochs")
     return {

@@ -34,6 +34,8 @@ RESULTS = {
     "n_images", "seconds", "versions",
     # beyond the contract: what the accuracy was measured on, and how many files could not be read
     "eval_data", "eval_split", "accuracy_is", "n_skipped",
+    # what the method said at first, and how far its confidence can be trusted
+    "accuracy_before", "ece", "ece_before",
 }  # fmt: skip
 
 
@@ -112,7 +114,8 @@ def test_a_labelled_folder_gives_a_complete_run_folder(photos, tmp_path, capfd):
     images, header, row = captured.out.splitlines()
     assert images.endswith("photos (all), measured on the same images")
     assert row.split()[:2] == ["microclip", "birds"]
-    assert re.split("  +", header)[-4:] == ["gain", "pseudo-labels %", "zero-shot %", "seconds"]
+    calibration = ["gain", "ECE %", "before %", "ECE before %"]
+    assert re.split("  +", header)[-7:] == [*calibration, "pseudo-labels %", "zero-shot %", "seconds"]
     assert len(captured.err.splitlines()) == 1  # no progress line: this is not a terminal
     assert "skipped 1 files: 'red square/broken.jpg'" in captured.err
 
@@ -549,6 +552,27 @@ def test_the_results_of_a_cache_name_a_teacher_only_where_there_is_one(name, ref
     zero_shot = np.mean((dataset.embeddings @ dataset.classifier.T).argmax(1).numpy() == dataset.targets)
     assert (results["teacher"] == "none") == (not refines)
     assert results["teacher_zero_shot_accuracy"] == (pytest.approx(zero_shot) if refines else None)
+
+
+@pytest.mark.parametrize(("name", "key"), [("stata", "transductive_accuracy"), ("oga", "online_accuracy")])
+def test_results_name_the_accuracy_of_the_labels_apart_from_that_on_other_images(name, key):
+    dataset, other = clusters(), clusters(n=30, noise=0.4)
+    trace = clipviz.record(
+        clipviz.adapt(METHODS[name](dataset.backbone(), dataset.prompts), dataset, eval_dataset=other)
+    )
+    results = results_of(trace)
+    last = trace.samples.drop_duplicates("index", keep="last")
+    assert len(last) == 120
+    assert results[key] == results["pseudo_label_accuracy"] == (last["pseudo_label"] == last["target"]).mean()
+    measured = trace.predictions[trace.predictions["epoch"] == trace.predictions["epoch"].max()]
+    right = (measured["prediction"] == measured["target"]).to_numpy()
+    confidence, ece = measured["confidence"].to_numpy(), 0.0
+    for low in np.arange(10) / 10:
+        inside = (confidence > low) & (confidence <= low + 0.1)
+        ece += abs(right[inside].sum() - confidence[inside].sum()) / 30
+    assert results["accuracy"] == pytest.approx(right.mean())
+    assert results["ece"] == pytest.approx(ece, abs=1e-6)
+    assert results["accuracy_before"] == trace.metric("accuracy_zero_shot")[-1]
 
 
 # ------------------------------------------------------------------------------------------------- demo

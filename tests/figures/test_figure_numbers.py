@@ -142,6 +142,16 @@ def test_flips_are_sorted_into_kinds():
     }
 
 
+def test_slices_of_a_stream_have_no_flips():
+    stream = trace(samples=samples([(0, 0, 1, 0.5, 1), (1, 1, 0, 0.5, 0), (2, 2, 1, 0.5, 1)]))
+    assert figures.label_flips_info(stream).steps == []
+
+
+def test_a_source_that_names_no_class_is_none():
+    rows = samples([(0, 0, 1, 0.5, 1), (0, 1, 0, 0.5, 0)], a_label=[1, -1], b_label=[0, 0], c_label=[-1, -1])
+    assert figures.source_decisions_info(trace(samples=rows)).sources == ["a", "b"]
+
+
 def test_flips_within_bounds_and_without_targets():
     unlabelled = synthetic_trace(n_classes=6, epochs=4, labelled=False)
     info = figures.label_flips_info(unlabelled, epoch_from=1, epoch_to=2)
@@ -419,6 +429,22 @@ def test_why_wrong_gathers_votes_examples_and_history():
     ]  # fmt: skip
     assert [tuple(moment) for moment in info.history] == [(-1, "cat", 0.4, True), (0, "bee", 0.7, False)]
     assert info.strip == []
+
+
+def test_why_wrong_of_a_sum_shows_its_addends():
+    addends = {"text": np.array([[3.0, 1.0, -8.0]]), "neighbors": np.array([[-1.0, 2.0, 0.5]])}
+    total = sum(addends.values())
+    softmax = {name: np.exp(x) / np.exp(x).sum() for name, x in {**addends, "sum": total}.items()}
+    arrays = {"gallery/images": np.zeros((1, 4, 4, 3), np.uint8), "gallery/probs": softmax.pop("sum")}
+    arrays |= {f"gallery/branch/{name}": probs for name, probs in softmax.items()}
+    meta = {"class_names": ["ant", "bee", "cat"], "labels_are": "transductive"}
+    votes = figures.why_wrong_info(Trace(arrays=arrays, meta=meta), n_classes=2).votes
+    assert [vote.name for vote in votes] == ["bee", "ant"]
+    for name, wanted in {"text": -1.0, "neighbors": 1.5, "method": 0.5}.items():
+        assert votes[0].addends[name] == pytest.approx(wanted)
+        assert votes[1].addends[name] == pytest.approx(-wanted)
+    meta.pop("labels_are")
+    assert figures.why_wrong_info(Trace(arrays=arrays, meta=meta)).votes[0].addends is None
 
 
 def test_why_wrong_follows_a_probe_through_the_epochs_and_asks_the_sources_of_a_transductive_run(run):

@@ -117,10 +117,12 @@ def test_names_are_thinned_evenly_on_a_large_matrix():
 
 
 def test_comparison_gives_every_method_its_own_colour_and_marker():
-    styles = [figures.method_style(name) for name in
-              ("zero_shot", "descriptions", "wca", "tip_adapter", "ntua", "dpa", "microclip")]  # fmt: skip
-    for look in ("name", "color", "symbol"):
-        assert len({getattr(style, look) for style in styles}) == 7
+    trained = ("zero_shot", "descriptions", "wca", "tip_adapter", "ntua", "dpa", "microclip")
+    styles = [figures.method_style(name) for name in (*trained, "transclip", "stata", "tda", "oga")]
+    assert len({style.color for style in styles[:7]}) == 7  # there are no more colors that all eyes tell apart
+    for look in ("name", "symbol"):
+        assert len({getattr(style, look) for style in styles}) == 11
+    assert len({(style.color, style.dash) for style in styles}) == 11
     drawn = figures.accuracy_over_epochs(synthetic_comparison())
     assert {line.name for line in drawn.data} == {"zero-shot", "descriptions", "NtUA", "DPA", "microCLIP"}
 

@@ -34,6 +34,15 @@ def of_kind(events, kind):
     return [event for event in events if isinstance(event, kind)]
 
 
+def test_a_source_with_a_tie_on_top_names_no_class():
+    tied = torch.tensor([[0.0, 2.0, 2.0], [0.0, 1.0, 2.0]])
+    pseudo = PseudoLabels(torch.tensor([1, 2]), tied.softmax(1), torch.ones(2), {"a": tied})
+    recorder = Recorder()
+    recorder(RunStarted("any", {}, ("x", "y", "z"), 2, 1, 1, None))
+    recorder(StepFinished(0, 0, torch.arange(2), torch.tensor([1, 2]), pseudo, {}))
+    assert recorder.trace().samples["a_label"].tolist() == [-1, 2]
+
+
 def test_steps_hold_every_term_and_their_sum(recorded):
     events, trace = recorded
     for event in of_kind(events, StepFinished):

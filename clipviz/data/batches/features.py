@@ -188,7 +188,7 @@ class FeatureBackbone(Backbone):
         """Refuse, with the reason."""
         raise ValueError(
             f"{purpose} needs images, but the data are their embeddings only; give the folder of images, or use "
-            "zero_shot, tip_adapter, ntua or dpa"
+            "zero_shot, tip_adapter, transclip, tda, ntua or dpa"
         )
 
     def embed(self, images: Tensor) -> Tensor:

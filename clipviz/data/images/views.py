@@ -48,7 +48,9 @@ def make_views(image: Image.Image, config: ViewConfig, seed: int, epoch: int, in
         strong = strong_view(image, config, np.random.default_rng((*key, 1)))
     if config.crops:
         crops = crop_views(image, config, np.random.default_rng((*key, 2)))
-    return PixelViews(weak_view(image, config.size, np.random.default_rng((*key, 0))), strong, crops)
+    rng = np.random.default_rng((*key, 0))
+    weak = eval_view(image, config.size) if config.centered else weak_view(image, config.size, rng)
+    return PixelViews(weak, strong, crops)
 
 
 def weak_view(image: Image.Image, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -1,0 +1,225 @@
+"""OGA (arXiv 2501.04352): a stream of batches, a Gaussian a class, without training and with one setting for all data.
+
+Written from a description of the algorithm. Notation: x unit embedding, t_c of class c's text, s logit scale, E width,
+p = softmax(s x . t) in double precision, H its entropy in nats, c = argmax p, tau = 0.05. A class has 8 slots.
+
+    (1) memory       for each image of a batch: if H is below the largest H of class c's slots (log C where empty), the
+                     image takes that slot
+    (2) means        mu_c = mean of the filled slots of c, if there are two; else t_c
+    (3) precision    P = E I, until a class has three; then of all N stored x, less their mu and centered, with
+                     covariance M:  P = E pinv((N - 1) M + tr(M) I)  if N <= 4 E,  else pinv(M)
+    (4) prediction   of the same batch: softmax(s x . t + tau g),  g_c = -1/2 (x - mu_c)^T P (x - mu_c)
+
+(4) is p times the Gaussian's softmax, renormalized. The authors' code divides the sum of (2) by 8 also where slots are
+empty, so that a mean of five has norm 0.6 and lies nearer to everything; `official=True` does that, we divide by the
+number that is filled. In a run s is the model's own, 100 for OpenAI's; unseen images are predicted by the Gaussians as
+they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from clipviz.backbone import Backbone
+from clipviz.events import CacheVotes
+from clipviz.methods.base import AdaptConfig, TextSource, check_constants, embed
+from clipviz.methods.gathered import StreamMethod, unit_rows
+from clipviz.methods.tda import STREAM
+from clipviz.prompts import ClassPrompts
+
+
+@dataclass(frozen=True)
+class OGAConfig:
+    """Constants of OGA.
+
+    Attributes:
+        tau: weight of the Gaussian's log-likelihood.
+        slots: of a class.
+        official: count empty slots as zeros in (2), as the authors' code does.
+        text: what the text classifier is made of.
+        schedule: its epochs are slices of the stream.
+    """
+
+    tau: float = 0.05
+    slots: int = 8
+    official: bool = False
+    text: TextSource = "descriptions"
+    schedule: AdaptConfig = STREAM
+
+    def __post_init__(self) -> None:
+        """Refuse constants outside their range."""
+        check_constants(self, tau=0, slots=1)
+
+
+Memory = dict[str, Tensor]
+"""All float64: `keys` (C, K, E), `entropy` (C, K), `means` (C, E), `precision` (E, E); and `index` (C, K) int64,
+positions in the data set, -1 where a slot is empty."""
+
+
+def empty_memory(classifier: Tensor, config: OGAConfig) -> Memory:
+    """A memory of (C, E) classes without entries, with the Gaussians of the texts."""
+    t = classifier.double()
+    (c, e), k = t.shape, config.slots
+    return {
+        "keys": t.new_zeros(c, k, e),
+        "entropy": t.new_full((c, k), math.log(c)),
+        "index": torch.full((c, k), -1, device=t.device),
+        "means": t.clone(),
+        "precision": e * torch.eye(e, dtype=t.dtype, device=t.device),
+    }
+
+
+def remember(x: Tensor, logits: Tensor, index: Tensor, memory: Memory) -> bool:
+    """Eq. (1) for a batch (B, E) with its texts' (B, C) and positions (B,); returns whether anything was stored."""
+    p = logits.softmax(-1)
+    entropy, labels = -(p * (p + 1e-9).log()).sum(-1), p.argmax(-1)
+    stored = False
+    for i, label in enumerate(labels.tolist()):
+        largest, slot = memory["entropy"][label].max(0)
+        if entropy[i] < largest:
+            stored = True
+            for name, value in (("keys", x[i]), ("entropy", entropy[i]), ("index", index[i])):
+                memory[name][label, slot] = value
+    return stored
+
+
+def fit_gaussians(memory: Memory, classifier: Tensor, official: bool) -> None:
+    """Eqs. (2) and (3) from what is stored."""
+    keys, filled = memory["keys"], memory["index"] >= 0
+    n = filled.sum(1)
+    divisor = torch.full_like(n, filled.shape[1]) if official else n
+    means = keys.sum(1) / divisor.clamp(min=1)[:, None]
+    memory["means"].copy_(torch.where((n >= 2)[:, None], means, classifier.double()))
+    if int(n.max()) > 2:
+        memory["precision"].copy_(precision((keys - memory["means"][:, None])[filled]))
+
+
+def precision(deviations: Tensor) -> Tensor:
+    """Eq. (3) of N >= 3 rows (N, E) float64."""
+    n, e = deviations.shape
+    d = deviations - deviations.mean(0)
+    scatter = d.T @ d
+    if n > 4 * e:
+        return torch.linalg.pinv(scatter / (n - 1), hermitian=True)
+    shrunk = scatter + scatter.trace() / (n - 1) * torch.eye(e, dtype=d.dtype, device=d.device)
+    factor, failed = torch.linalg.cholesky_ex(shrunk)  # ten times faster; fails where all rows are the same
+    return e * (torch.linalg.pinv(shrunk, hermitian=True) if failed else torch.cholesky_inverse(factor))
+
+
+def log_likelihood(x: Tensor, memory: Memory) -> Tensor:
+    """G of eq. (4), (B, E) -> (B, C) float64."""
+    center = memory["means"].mean(0)
+    x, mu = x.double() - center, memory["means"] - center
+    xp, mup = x @ memory["precision"], mu @ memory["precision"]
+    return xp @ mu.T - 0.5 * ((xp * x).sum(-1, keepdim=True) + (mup * mu).sum(-1))
+
+
+def take_in(x: Tensor, index: Tensor, memory: Memory, classifier: Tensor, scale: float, config: OGAConfig) -> Tensor:
+    """Eqs. (1)-(4) for a batch (B, E): tau g (B, C) float64; the memory changes."""
+    if remember(x.double(), scale * x.double() @ classifier.double().T, index, memory):
+        fit_gaussians(memory, classifier, config.official)
+    return config.tau * log_likelihood(x, memory)
+
+
+@torch.no_grad()
+def stream(
+    embeddings: Tensor,
+    classifier: Tensor,
+    *,
+    batch_size: int = 32,
+    tau: float = 0.05,
+    official: bool = False,
+    logit_scale: float = 100.0,
+) -> Tensor:
+    """Predict images batch after batch.
+
+    Args:
+        embeddings: (n, E) float, unit norm, in the order in which they come.
+        classifier: (C, E) float, unit norm.
+        batch_size: images that come together.
+        tau: weight of the Gaussian's log-likelihood.
+        official: count empty slots as zeros, as the authors' code does.
+        logit_scale: s.
+
+    Returns:
+        (n, C) float probabilities in stream order.
+
+    Raises:
+        ValueError: for what is NaN, not of unit norm, or does not fit together, and batches without images.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    config = OGAConfig(tau=tau, official=official)
+    embeddings, classifier = unit_rows(embeddings, classifier)
+    memory, found = empty_memory(classifier, config), []
+    positions = torch.arange(len(embeddings), device=embeddings.device)
+    for x, index in zip(embeddings.split(batch_size), positions.split(batch_size), strict=True):
+        gaussian = take_in(x, index, memory, classifier, logit_scale, config)
+        found.append((logit_scale * x.double() @ classifier.double().T + gaussian).softmax(-1))
+    return torch.cat(found).to(embeddings.dtype)
+
+
+class OGA(StreamMethod):
+    """OGA: a slice of the stream is an epoch, the memory is made of buffers. Args: as for the base."""
+
+    name = "oga"
+    presets: ClassVar = {
+        "default": OGAConfig(),
+        "paper": OGAConfig(text="templates"),
+        "official": OGAConfig(text="templates", official=True),
+    }
+    config: OGAConfig
+    memory_index: Tensor
+
+    def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: OGAConfig | None = None) -> None:
+        super().__init__(backbone, prompts, config)
+        for name, tensor in empty_memory(self.classifier, self.config).items():
+            self.register_buffer(f"memory_{name}", tensor)
+
+    @property
+    def memory(self) -> Memory:
+        """The buffers by name; writing into them changes the method."""
+        return {name: getattr(self, f"memory_{name}") for name in ("keys", "entropy", "index", "means", "precision")}
+
+    def forget(self) -> None:
+        """Empty the memory."""
+        for name, tensor in empty_memory(self.classifier, self.config).items():
+            self.memory[name].copy_(tensor)
+
+    def step(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """Eqs. (1)-(4)."""
+        scale = self.backbone.logit_scale
+        gaussian = take_in(embeddings, index, self.memory, self.classifier, scale, self.config)
+        return {"zero_shot": self.text_logits(embeddings), "gaussian": gaussian.to(embeddings.dtype)}
+
+    def addends(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """Eq. (4) with the Gaussians as they are."""
+        gaussian = self.config.tau * log_likelihood(embeddings, self.memory)
+        return {"zero_shot": self.text_logits(embeddings), "gaussian": gaussian.to(embeddings.dtype)}
+
+    def cache_votes(self, images: Tensor, n: int) -> CacheVotes | None:
+        """What each slot adds to its class by way of the mean: tau (x - m)^T P (x_j - m) / slots, m the mean of means.
+
+        Only of classes with two filled slots; the norm of the mean, which all slots share, is left out.
+        """
+        memory, x = self.memory, embed(self.backbone, images).double()
+        filled = memory["index"] >= 0
+        counts = filled.sum(1)
+        rows = (filled & (counts >= 2)[:, None]).flatten().nonzero()[:, 0]
+        if not len(rows):
+            return None
+        m, labels = memory["means"].mean(0), rows // filled.shape[1]
+        parts = (x - m) @ memory["precision"] @ (memory["keys"].flatten(0, 1)[rows] - m).T
+        divisor = torch.full_like(counts, filled.shape[1]) if self.config.official else counts
+        votes = (self.config.tau * parts / divisor[labels]).float()
+        top, places = votes.topk(min(n, len(rows)))
+        return CacheVotes(*(t.cpu() for t in (memory["index"].flatten()[rows][places], labels[places], top)))
+
+    def diagnostics(self) -> dict[str, float]:
+        """Filled slots."""
+        return {"memory_entries": float((self.memory_index >= 0).sum())}

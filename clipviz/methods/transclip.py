@@ -1,0 +1,397 @@
+"""TransCLIP-ZS (arXiv 2406.01837, NeurIPS 2024) and StatA (arXiv 2501.03729, CVPR 2025): all images decide together.
+
+Written from a description of the algorithms. Notation: f_i unit embedding of image i, t_c that of class c's text, s
+logit scale, E width, nrm = unit norm, k = 3 neighbors, T = 50, lambda = 1.
+
+    (1) y_i = softmax_c(s f_i . t_c);  z = y
+    (2) mu_c = nrm(sum of z_ic f_i over the 8 rows with the largest z_ic)                        StatA: mu_c = t_c
+    (3) v_e = 1 / E                          StatA, a variance per class: v0_e = (1/n) sum_ic y_ic (f_ie - t_ce)^2
+    (4) W_ij = f_i . f_j for the k rows j != i that are most like i, else 0;  A = W + W^T
+    eleven passes, the first without (8) and (9), each from the z of the one before:
+    (8) mu_c = nrm(sum_i z_ic f_i)           StatA: nrm(b_c nrm(sum_i z_ic f_i) + (1 - b_c) t_c)
+    (9) v_e = (1/n) sum_ic z_ic (f_ie - mu_ce)^2
+                    StatA: b_c sum_i z_ic (f_ie - mu_ce)^2 / sum_i z_ic + (1 - b_c)(v0_e + (t_ce - mu_ce)^2)
+                    with b_c = n_c / (alpha + n_c), n_c images with argmax z = c, alpha = 1
+    (5) l_ic = -1/2 sum_e (f_ie - mu_ce)^2 / v_e            StatA: v_ce, and - 1/2 sum_e log v_ce
+    (6) five times for all rows at once:  z_i = softmax_c(lambda log y_ic + l_ic / T + (A z)_ic / 2k)
+    (7) an unseen image: (6) once, with sum_j W_j z_j / k over its neighbors j for the last addend             (ours)
+
+The paper's objective weighs the likelihood by 1/N and takes all pairs; this is what the authors' code does. Unlike it
+we count the classes by their texts and not by labels, never vote for ourselves (their first of four neighbors need not
+be the image itself), take min(8, n) seeds, and compute StatA's v0 once. An image of the unlabelled set that is asked
+for again is not unseen: it keeps its z. In a run s is the model's own, 100 for OpenAI's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipviz.backbone import Backbone
+from clipviz.data.base import Batch, Views
+from clipviz.events import CacheVotes, PseudoLabels
+from clipviz.methods.base import AdaptConfig, TextSource, check_constants, embed
+from clipviz.methods.cache import CacheBatches
+from clipviz.methods.gathered import GatheredMethod, guesses, unit_rows
+from clipviz.methods.neighbors import nearest
+from clipviz.prompts import ClassPrompts
+
+_SCHEDULE = AdaptConfig(epochs=11, batch_size=256)
+_ROWS = 8192
+_LEAST_VARIANCE = 1e-7
+"""Identical images have none; of real ones every coordinate has a thousand times more."""
+_SAME = 1e-5
+
+
+@dataclass(frozen=True)
+class TransCLIPConfig:
+    """Constants of TransCLIP and StatA.
+
+    Attributes:
+        neighbors: k; 0 switches the last addend of (6) off.
+        search: "all": the exact neighbors; "likely": the nearest among the images that the text calls one of an image's
+            likeliest classes, which a million images need.
+        seeds: rows of (2).
+        sweeps: repetitions of (6) in a pass.
+        text_weight: lambda.
+        temperature: T.
+        alpha: of StatA, how many images the text counts for.
+        soft: StatA's n_c = sum_i z_ic.
+        text: what the text classifier is made of.
+        schedule: its epochs are the passes.
+    """
+
+    neighbors: int = 3
+    search: Literal["all", "likely"] = "all"
+    seeds: int = 8
+    sweeps: int = 5
+    text_weight: float = 1.0
+    temperature: float = 50.0
+    alpha: float = 1.0
+    soft: bool = False
+    text: TextSource = "descriptions"
+    schedule: AdaptConfig = _SCHEDULE
+
+    def __post_init__(self) -> None:
+        """Refuse constants outside their range."""
+        check_constants(self, neighbors=0, seeds=1, sweeps=1, text_weight=0, alpha=0)
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+
+class Solution(NamedTuple):
+    """Where the passes have led.
+
+    Attributes:
+        assignments: z, (n, C) float, rows sum to 1.
+        prototypes: mu, (C, E) float, unit norm.
+        variances: v, (E,) float; of StatA (C, E).
+        pulls: (n, C) float, the last addend of (6) that led to z.
+        text_variances: v0 of StatA, (E,) float; of TransCLIP 1 / E.
+    """
+
+    assignments: Tensor
+    prototypes: Tensor
+    variances: Tensor
+    pulls: Tensor
+    text_variances: Tensor
+
+
+# ------------------------------------------------------------------------------------------------- the equations
+
+
+def text_log_probs(embeddings: Tensor, classifier: Tensor, logit_scale: float) -> Tensor:
+    """Logarithm of y, eq. (1), (B, E) and (C, E) -> (B, C)."""
+    return (logit_scale * embeddings @ classifier.T).log_softmax(-1)
+
+
+def start(
+    embeddings: Tensor, classifier: Tensor, config: TransCLIPConfig, anchor: bool, logit_scale: float
+) -> Solution:
+    """Eqs. (1)-(3)."""
+    z = torch.cat([text_log_probs(rows, classifier, logit_scale).exp() for rows in embeddings.split(_ROWS)])
+    pulls = torch.zeros_like(z)
+    if anchor:
+        v0 = _scatter(_moments(embeddings, z), classifier).sum(0) / len(z)
+        return Solution(z, classifier, v0.clamp(min=_LEAST_VARIANCE).expand_as(classifier), pulls, v0)
+    weights, rows = z.topk(min(config.seeds, len(z)), dim=0)
+    weights = weights / weights[:1]  # or those of a class that is far from all images would vanish in its norm
+    mu = _unit_or(torch.einsum("mc,mce->ce", weights, embeddings[rows]), classifier)
+    variances = torch.full_like(mu[0], 1 / mu.shape[1])
+    return Solution(z, mu, variances, pulls, variances)
+
+
+def log_likelihood(embeddings: Tensor, prototypes: Tensor, variances: Tensor) -> Tensor:
+    """Eq. (5), (B, E) and (C, E) -> (B, C); variances (E,), or (C, E) with their logarithms."""
+    center = prototypes.mean(0)  # differences of small numbers, for the digits
+    f, mu, precision = embeddings - center, prototypes - center, 1 / variances
+    squares = (f**2) @ precision.T if precision.ndim == 2 else ((f**2) @ precision)[:, None]
+    distances = squares - 2 * f @ (mu * precision).T + (mu**2 * precision).sum(-1)
+    return -0.5 * (distances + variances.log().sum(-1)) if variances.ndim == 2 else -0.5 * distances
+
+
+def assign(
+    old: Solution, embeddings: Tensor, classifier: Tensor, graph: Tensor, config: TransCLIPConfig, logit_scale: float
+) -> Solution:
+    """Eqs. (5) and (6); `graph` is A / 2k, sparse (n, n)."""
+    z, fixed = old.assignments.clone(), torch.empty_like(old.assignments)
+    for rows in _slices(len(z)):
+        log_y = text_log_probs(embeddings[rows], classifier, logit_scale)
+        likelihood = log_likelihood(embeddings[rows], old.prototypes, old.variances)
+        fixed[rows] = config.text_weight * log_y + likelihood / config.temperature
+    for _ in range(config.sweeps):
+        pulls = torch.sparse.mm(graph, z)
+        for rows in _slices(len(z)):
+            z[rows] = (fixed[rows] + pulls[rows]).softmax(-1)
+    return old._replace(assignments=z, pulls=pulls)
+
+
+def refit(old: Solution, embeddings: Tensor, classifier: Tensor, config: TransCLIPConfig, anchor: bool) -> Solution:
+    """Eqs. (8) and (9)."""
+    z = old.assignments
+    moments = _moments(embeddings, z)
+    mu = _unit_or(moments.mean, classifier if anchor else old.prototypes)
+    if not anchor:
+        v = _scatter(moments, mu).sum(0) / len(z)
+        return old._replace(prototypes=mu, variances=v.clamp(min=_LEAST_VARIANCE))
+    n = moments.mass[:, 0] if config.soft else torch.bincount(z.argmax(-1), minlength=z.shape[1]).to(z)
+    b = (n / (config.alpha + n).clamp(min=1e-12))[:, None]
+    mu = _unit_or(b * mu + (1 - b) * classifier, classifier)
+    own = _scatter(moments, mu) / moments.mass.clamp(min=torch.finfo(z.dtype).tiny)
+    v = b * own + (1 - b) * (old.text_variances + (classifier - mu) ** 2)
+    return old._replace(prototypes=mu, variances=v.clamp(min=_LEAST_VARIANCE))
+
+
+class _Moments(NamedTuple):
+    """Of rows that are shared by classes: mass (C, 1), mean (C, E), and sums about `center` (E,), for the digits."""
+
+    mass: Tensor
+    mean: Tensor
+    center: Tensor
+    first: Tensor
+    second: Tensor
+
+
+def _moments(embeddings: Tensor, z: Tensor) -> _Moments:
+    center = embeddings.mean(0)
+    first, second = torch.zeros(2, z.shape[1], len(center), dtype=z.dtype, device=z.device)
+    for rows in _slices(len(z)):
+        f = embeddings[rows] - center
+        first += z[rows].T @ f
+        second += z[rows].T @ f**2
+    mass = z.sum(0)[:, None]
+    return _Moments(mass, first / mass + center, center, first, second)
+
+
+def _scatter(moments: _Moments, prototypes: Tensor) -> Tensor:
+    """sum_i z_ic (f_ie - mu_ce)^2, (C, E)."""
+    mu = prototypes - moments.center
+    return (moments.second - 2 * mu * moments.first + moments.mass * mu**2).clamp(min=0)
+
+
+def _unit_or(rows: Tensor, otherwise: Tensor) -> Tensor:
+    """Rows of unit norm, and another one for each that has no direction."""
+    norms = rows.norm(dim=-1, keepdim=True)
+    return torch.where(norms > 0, rows / norms, otherwise)
+
+
+def _slices(n: int) -> Iterator[slice]:
+    return (slice(first, first + _ROWS) for first in range(0, n, _ROWS))
+
+
+def neighbor_graph(weights: Tensor, rows: Tensor, k: int) -> Tensor:
+    """A / 2k of eqs. (4) and (6), sparse (n, n), of the neighbors (n, k) and their cosines."""
+    n = len(rows)
+    here = torch.arange(n, device=rows.device).repeat_interleave(rows.shape[1])
+    there, values = rows.flatten(), weights.flatten() / (2 * max(k, 1))
+    places = torch.stack([torch.cat([here, there]), torch.cat([there, here])])
+    return torch.sparse_coo_tensor(places, torch.cat([values, values]), (n, n), check_invariants=False).coalesce()
+
+
+def passes(
+    embeddings: Tensor,
+    classifier: Tensor,
+    config: TransCLIPConfig | None = None,
+    *,
+    anchor: bool = False,
+    logit_scale: float = 100.0,
+) -> Iterator[Solution]:
+    """What each pass leads to; the arguments are those of `solve`."""
+    config = config or TransCLIPConfig()
+    embeddings, classifier = unit_rows(embeddings, classifier)
+    lists = classifier if config.search == "likely" else None
+    weights, rows = nearest(embeddings, embeddings, config.neighbors, lists, same=True)
+    graph = neighbor_graph(weights, rows, config.neighbors)
+    solution = start(embeddings, classifier, config, anchor, logit_scale)
+    for number in range(config.schedule.epochs):
+        if number:
+            solution = refit(solution, embeddings, classifier, config, anchor)
+        solution = assign(solution, embeddings, classifier, graph, config, logit_scale)
+        yield solution
+
+
+def solve(
+    embeddings: Tensor,
+    classifier: Tensor,
+    config: TransCLIPConfig | None = None,
+    *,
+    anchor: bool = False,
+    logit_scale: float = 100.0,
+) -> Solution:
+    """Classify all images together, without training.
+
+    Args:
+        embeddings: (n, E) float, unit norm, n >= 1.
+        classifier: (C, E) float, unit norm, C >= 1; a class need not have images.
+        config: constants; its schedule's epochs are the passes.
+        anchor: StatA: prototypes and variances of a class without images stay those of its text.
+        logit_scale: s.
+
+    Returns:
+        The last pass: `assignments` (n, C), `prototypes` (C, E), `variances` (E,) or with anchor (C, E).
+
+    Raises:
+        ValueError: for what is NaN, not of unit norm, or does not fit together.
+    """
+    with torch.no_grad():
+        *_, last = passes(embeddings, classifier, config, anchor=anchor, logit_scale=logit_scale)
+    return last
+
+
+# ------------------------------------------------------------------------------------------------- the method
+
+
+class TransCLIP(GatheredMethod):
+    """TransCLIP: a pass is an epoch.
+
+    Its pseudo-labels are transductive; what it says of unseen images is inductive, eq. (7). Args: as for the base.
+    """
+
+    name = "transclip"
+    presets: ClassVar = {"default": TransCLIPConfig(), "paper": TransCLIPConfig(text="templates")}
+    labels_are: ClassVar[str | None] = "transductive"
+    anchor: ClassVar[bool] = False
+    sized_by_data: ClassVar[tuple[str, ...]] = (
+        *GatheredMethod.sized_by_data, "neighbors", "weights", "assignments", "pulls"
+    )  # fmt: skip
+
+    config: TransCLIPConfig
+    passes: Tensor
+    neighbors: Tensor
+    weights: Tensor
+    assignments: Tensor
+    prototypes: Tensor
+    variances: Tensor
+    pulls: Tensor
+    text_variances: Tensor
+
+    def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: TransCLIPConfig | None = None) -> None:
+        super().__init__(backbone, prompts, config)
+        t = self.classifier
+        self.register_buffer("passes", self.index.new_zeros(()))
+        self.register_buffer("neighbors", self.index.new_zeros(0, self.config.neighbors))
+        self.register_buffer("weights", t.new_zeros(0, self.config.neighbors))
+        of_anchor = torch.zeros_like(t) if self.anchor else torch.zeros_like(t[0])
+        empty = t.new_zeros(0, len(t))
+        for name, tensor in zip(Solution._fields, (empty, t.clone(), of_anchor, empty, t[0] * 0), strict=True):
+            self.register_buffer(name, tensor.clone())
+        self._found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def _solution(self) -> Solution:
+        return Solution(*(getattr(self, name) for name in Solution._fields))
+
+    def _set(self, solution: Solution) -> None:
+        for name, tensor in solution._asdict().items():
+            if tensor is not getattr(self, name):  # resizing would zero it first
+                self._resize(name, tensor.shape).copy_(tensor)
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Gather the embeddings in the order of the data set; eqs. (1)-(4)."""
+        super().prepare(batches)
+        self.embeddings.copy_(self.embeddings[self.index.argsort()])
+        self.index.copy_(torch.arange(len(self.index)))
+        weights, rows = nearest(self.embeddings, self.embeddings, self.config.neighbors, self._lists, same=True)
+        self._resize("weights", weights.shape).copy_(weights)
+        self._resize("neighbors", rows.shape).copy_(rows)
+        self._set(start(self.embeddings, self.classifier, self.config, self.anchor, self.backbone.logit_scale))
+        self.passes.zero_()
+        self._found = {}
+
+    @property
+    def _lists(self) -> Tensor | None:
+        return self.classifier if self.config.search == "likely" else None
+
+    def training_batches(self, batch_size: int, seed: int) -> CacheBatches:
+        """The embeddings again, so that nothing is decoded in a pass."""
+        return CacheBatches(self.index, self.embeddings[:, None], batch_size, seed)
+
+    @torch.no_grad()
+    def begin_epoch(self) -> None:
+        """A pass."""
+        f, t, solution = self.embeddings, self.classifier, self._solution
+        if self.passes:
+            solution = refit(solution, f, t, self.config, self.anchor)
+        graph = neighbor_graph(self.weights, self.neighbors, self.config.neighbors)
+        self._set(assign(solution, f, t, graph, self.config, self.backbone.logit_scale))
+        self.passes += 1
+
+    def _sum_of(self, embeddings: Tensor, pulls: Tensor) -> dict[str, Tensor]:
+        """The addends of (6)."""
+        likelihood = log_likelihood(embeddings, self.prototypes, self.variances)
+        text = self.config.text_weight * self.text_logits(embeddings)
+        return {"zero_shot": text, "gaussian": likelihood / self.config.temperature, "neighbors": pulls}
+
+    def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
+        """The assignments after this pass."""
+        return guesses(self.assignments[index], self._sum_of(self.embeddings[index], self.pulls[index]))
+
+    def _neighbors(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosines and rows (B, k) of the neighbors, and which row an image itself is (B,), -1 if it is unseen."""
+        key = hash(embeddings.cpu().numpy().tobytes())  # evaluation asks for the same images after every pass
+        if key not in self._found:
+            self._found[key] = nearest(embeddings, self.embeddings, max(1, self.config.neighbors), self._lists)
+        weights, rows = self._found[key]
+        first = rows[:, 0]
+        is_own = (embeddings - self.embeddings[first]).abs().amax(-1) < _SAME
+        k, own = self.neighbors.shape[1], is_own[:, None]
+        rows = torch.where(own, self.neighbors[first], rows[:, :k])
+        return torch.where(own, self.weights[first], weights[:, :k]), rows, first.where(is_own, -1)
+
+    def addends(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """Eq. (7); before the first pass nothing but the text."""
+        if not self.passes:
+            return {"zero_shot": self.text_logits(embeddings)}
+        weights, rows, own = self._neighbors(embeddings)
+        pulls = (weights[..., None] * self.assignments[rows]).sum(1) / max(1, self.config.neighbors)
+        return self._sum_of(embeddings, torch.where(own[:, None] >= 0, self.pulls[own], pulls))
+
+    def cache_votes(self, images: Tensor, n: int) -> CacheVotes | None:
+        """What each neighbor adds to the logit of the class that it is assigned to most."""
+        weights, rows, _ = self._neighbors(embed(self.backbone, images))
+        if not rows.shape[1]:
+            return None
+        shares, labels = self.assignments[rows].max(-1)
+        votes, order = (weights * shares / self.config.neighbors).topk(min(n, rows.shape[1]))
+        return CacheVotes(rows.gather(1, order).cpu(), labels.gather(1, order).cpu(), votes.cpu())
+
+    def diagnostics(self) -> dict[str, float]:
+        """How many classes hold at least one image."""
+        classes = len(self.assignments.argmax(-1).unique()) if len(self.assignments) else 0
+        return {"classes_with_images": float(classes)}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Text classifier and prototypes."""
+        return {"classifier": self.classifier, "prototypes": self.prototypes}
+
+
+class StatA(TransCLIP):
+    """TransCLIP with an anchor: classes without images stay at their texts, so few classes do no harm."""
+
+    name = "stata"
+    anchor: ClassVar[bool] = True
