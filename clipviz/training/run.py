@@ -260,13 +260,16 @@ class Run:
         return self._awaited().__await__()
 
     async def _awaited(self) -> Trace:
-        waiting = asyncio.ensure_future(asyncio.to_thread(self.wait))
+        """Looks again and again: an interrupt that another thread of a kernel gets does not wake a sleeping loop."""
         try:
-            return await asyncio.shield(waiting)
+            while self.is_live:
+                await asyncio.sleep(0.05)
         except asyncio.CancelledError:
             self.stop()
-            await asyncio.gather(waiting, return_exceptions=True)
+            while self.is_live:
+                await asyncio.sleep(0.05)
             raise
+        return self.wait()
 
     # --------------------------------------------------------------------------------------------- commands
 

@@ -26,7 +26,7 @@ class RunControls:
         gamma: slider over the mixing weight, hidden for methods that have none.
         apply: hands the slider's gamma to the run.
         what_if: text beside the slider.
-        widget: all of them.
+        rows: all of them.
     """
 
     def __init__(self, run: Run, pressed: Callable[[str], None], moved: Callable[[], None]) -> None:
@@ -48,7 +48,7 @@ class RunControls:
         mixing = ipywidgets.VBox([ipywidgets.HBox([self.gamma, self.apply]), self.what_if])
         mixing.layout.display = "none" if own is None else "flex"
         buttons = ipywidgets.HBox([self.start, self.pause, self.step, self.stop])
-        self.widget = ipywidgets.VBox([buttons, mixing])
+        self.rows = (buttons, mixing)
 
     def enable(self, status: str) -> None:
         """Buttons that can do something in this state of the run; written only when that changes."""

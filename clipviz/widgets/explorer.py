@@ -17,7 +17,7 @@ from clipviz.trace import Trace
 from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, MatrixCanvas, draw_thumbnails
 from clipviz.widgets.images import laid_over, thumbnail
 from clipviz.widgets.inspector import Inspector, Row
-from clipviz.widgets.state import ViewState
+from clipviz.widgets.state import ViewState, follow
 from clipviz.widgets.view import View
 
 PAGE = 60
@@ -54,7 +54,7 @@ class SaliencyExplorer(View):
         self._make_controls()
         self.gallery.link(self.state)
         self.matrix.observe(self._cell_chosen, "selected")
-        self.state.observe(lambda _: self._refill(), ["epoch", "method"])
+        follow(self.state, self._refill, ["epoch", "method"])
         self._refill()
         if not self.state.selected and self._ids:
             self.state.selected = (self._ids[0],)

@@ -19,7 +19,7 @@ from clipviz.trace import Trace
 from clipviz.widgets.album import Album, same_classes
 from clipviz.widgets.canvases import OverlayCanvas
 from clipviz.widgets.images import jpeg, to_bytes
-from clipviz.widgets.state import ViewState
+from clipviz.widgets.state import ViewState, follow
 
 NAMES = {
     **KIND_NAMES,
@@ -82,8 +82,8 @@ class Inspector:
         self.image: np.ndarray | None = None
         self.canvas = OverlayCanvas()
         self._make_controls(max(trace.final_epoch for trace in traces), with_epoch)
-        self.state.observe(lambda _: self.show(), ["selected", "epoch", "method"])
-        self.state.observe(self._take_kind, "kind")
+        follow(self.state, self.show, ["selected", "epoch", "method"])
+        follow(self.state, self._take_kind, "kind")
         self.show()
 
     @property
@@ -161,8 +161,8 @@ class Inspector:
             self.state.kind = kind
         self.show()
 
-    def _take_kind(self, change: Any) -> None:
-        toggle = self.kinds.get(change["new"])
+    def _take_kind(self) -> None:
+        toggle = self.kinds.get(self.state.kind)
         if toggle is not None:
             toggle.value = True
 

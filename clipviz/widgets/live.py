@@ -26,7 +26,7 @@ from clipviz.widgets.controls import OVER, RunControls
 from clipviz.widgets.images import color_table, to_bytes
 from clipviz.widgets.probe import SIDE, ProbeStrip
 from clipviz.widgets.pump import Pump
-from clipviz.widgets.state import ViewState
+from clipviz.widgets.state import ViewState, follow
 from clipviz.widgets.view import View, source
 from clipviz.widgets.votes import Votes, compare
 from clipviz.widgets.watch import (
@@ -102,13 +102,13 @@ class LiveMonitor(View):
         self._controls = controls = RunControls(run, self._pressed, self._show_what_if)
         self.start, self.pause, self.step, self.stop = controls.start, controls.pause, controls.step, controls.stop
         self.gamma, self.apply, self.what_if = controls.gamma, controls.apply, controls.what_if
-        self.widget = ipywidgets.VBox([*controls.widget.children, self.canvas])
+        self.widget = ipywidgets.VBox([*controls.rows, self.canvas])
         self.pump = Pump(self._pumped, rate, self._has_moved, lambda: run.status in OVER, clock)
         run.listeners.append(self)
         self.watch.catch_up(list(run.newest.values()))
         if len(self._trace.epochs):  # it began, or ended, unwatched
             self._draw_trace()
-        self.state.observe(lambda _: self.refresh(), "kind")
+        follow(self.state, self.refresh, "kind")
         self.refresh()
         if run.status not in ("ready", *OVER):
             self.pump.start()
@@ -117,7 +117,8 @@ class LiveMonitor(View):
         return f"LiveMonitor({self.run.method.name} on {shorten(self.run.adaptation.dataset.name, 40)})"
 
     def close(self) -> None:
-        """Stop listening to the run, which goes on, and give up the widgets."""
+        """Stop listening to the run, which goes on, and give up the widgets; nothing of it keeps the run in memory."""
+        self.pump.stop()
         if self in self.run.listeners:
             self.run.listeners.remove(self)
         super().close()

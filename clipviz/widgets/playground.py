@@ -14,7 +14,7 @@ from clipviz.widgets.album import Album
 from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, draw_thumbnails
 from clipviz.widgets.charts import Chart, Series
 from clipviz.widgets.cutting import Cutting
-from clipviz.widgets.state import ViewState
+from clipviz.widgets.state import ViewState, follow
 from clipviz.widgets.view import View
 from clipviz.widgets.votes import Votes, compare
 
@@ -57,7 +57,7 @@ class DKAPlayground(View):
         self._make_controls()
         self.cutting = Cutting(trace, self.album.model_probe)
         self.widget = ipywidgets.VBox([*self._mixing, self.cutting.widget])
-        self.state.observe(lambda _: self._image_chosen(), "selected")
+        follow(self.state, self._image_chosen, "selected")
         if self.votes is not None:
             self._reference = self.votes.labels(self._own_gamma)
             self._mix()

@@ -19,7 +19,7 @@ from clipviz.widgets.charts import legend_below
 from clipviz.widgets.explorer import PAGE, draw_row
 from clipviz.widgets.inspector import Inspector
 from clipviz.widgets.scene import IMAGES, MARK_COLORS, RIGHT, UNKNOWN, WRONG, Scene
-from clipviz.widgets.state import ViewState
+from clipviz.widgets.state import ViewState, follow
 from clipviz.widgets.view import View, source
 
 MOST_CHOSEN = 500
@@ -84,7 +84,7 @@ class PrototypeExplorer(View):
         traitlets.dlink((self.state, "epoch"), (self.scatter, "epoch"))
         self.gallery.link(self.state)
         self.scatter.observe(lambda _: self._points_chosen(), "chosen")
-        self.state.observe(lambda _: self._turned(), "epoch")
+        follow(self.state, self._turned, "epoch")
         self._title()
 
     def __repr__(self) -> str:

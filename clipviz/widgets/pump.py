@@ -47,6 +47,11 @@ class Pump:
             self._thread = threading.Thread(target=self._loop, name="clipviz view", daemon=True)
             self._thread.start()
 
+    def stop(self) -> None:
+        """Draw no more."""
+        self._is_over, self._draw = (lambda: True), (lambda: None)
+        self._news.set()
+
     def turn(self) -> bool:
         """Draw if there is news and the interval since the last drawing is over; says whether it drew."""
         if self._clock() - self._drawn_at < self.interval:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakMethod
+
 from traitlets import HasTraits, Int, Tuple, Unicode
 
 
@@ -25,3 +29,17 @@ class ViewState(HasTraits):
         return (
             f"ViewState({len(self.selected)} selected, epoch {self.epoch}, {self.method or 'no method'}, {self.kind})"
         )
+
+
+def follow(state: ViewState, method: Callable[[], None], names: str | list[str]) -> None:
+    """Call a view's method when shared choices change, for as long as there is the view: a state may outlive it."""
+    reference = WeakMethod(method)
+
+    def tell(_: Any) -> None:
+        heard = reference()
+        if heard is None:
+            state.unobserve(tell, names)
+        else:
+            heard()
+
+    state.observe(tell, names)

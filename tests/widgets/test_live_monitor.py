@@ -7,10 +7,12 @@ import gc
 import io
 import time
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from ipywidgets.widgets.widget import _instances
 from PIL import Image
 from tiny import assert_same_bits, differences
 from widget_helpers import HOSTILE, wait_for
@@ -375,6 +377,30 @@ def test_memory_stays_flat_over_a_hundred_refreshes(make_run):
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert grown < 100_000
+
+
+@pytest.mark.parametrize("ends", ["finished", "paused", "ready"])
+def test_a_closed_monitor_keeps_neither_run_nor_widgets_in_memory(make_run, ends):
+    state, before = ViewState(), set(_instances)
+
+    def watched():
+        run = make_run()
+        monitor = LiveMonitor(run, state=state, rate=200)
+        monitor.picture()
+        monitor.gamma.value = 0.3
+        if ends != "ready":
+            (monitor.start if ends == "finished" else monitor.step).click()
+            wait_for(lambda: run.status == ends)
+        monitor.close()
+        if ends == "paused":
+            run.stop()
+            run.wait(20)
+        return [weakref.ref(thing) for thing in (run, run.method, run.recorder, monitor, monitor.canvas)]
+
+    kept = watched()
+    wait_for(lambda: gc.collect() >= 0 and not any(reference() for reference in kept), 5)  # a drawing may be under way
+    assert set(_instances) == before
+    state.kind = "ncut"  # which nobody follows any more
 
 
 def test_state_chooses_the_kind_of_map(make_run):
