@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from pictures import smooth_pixels
 from PIL import Image, ImageFile
 
+from clipviz.data import load_dataset
+from clipviz.data.images import decode
 from clipviz.data.images.decode import UnreadableImage, read_image
 
 RED = (255, 0, 0)
@@ -207,3 +210,68 @@ def test_damaged_bytes_are_read_or_refused_but_never_raise_anything_else(tmp_pat
 
 def test_pillow_is_not_told_to_accept_truncated_files():
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("raised", [MemoryError(), OSError("out of memory error when reading image file")])
+def test_too_little_memory_is_no_fault_of_the_image(tmp_path, monkeypatch, raised):
+    path = saved(tmp_path, Image.new("RGB", (6, 4)))
+
+    def load(image):
+        raise raised
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    for read in (read_image, lambda _: load_dataset(tmp_path)):
+        with pytest.raises(ValueError, match=r"^not enough memory to decode .*image.png'; give") as error:
+            read(path)
+        assert not isinstance(error.value, UnreadableImage)  # which would be skipped
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_an_image_above_the_limit_comes_as_the_means_of_its_pixels(tmp_path, monkeypatch, mode):
+    image = Image.fromarray(smooth_pixels(51, 40)).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = image.getpixel((0, 0))
+    path = saved(tmp_path, image, "image.tif" if mode == "CMYK" else "image.png")
+    whole = read_image(path)
+    monkeypatch.setattr(decode, "LARGEST", 51 * 40)
+    assert read_image(path).tobytes() == whole.tobytes()  # up to the limit, every bit is as it was
+    monkeypatch.setattr(decode, "LARGEST", 51 * 40 - 1)
+    assert read_image(path).tobytes() == whole.reduce(2).tobytes()
+    monkeypatch.setattr(decode, "LARGEST", 51 * 40 // 8)
+    assert read_image(path).tobytes() == whole.reduce(3).tobytes()
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("deep.png", np.uint16), ("float.tif", np.float32)])
+def test_numbers_above_the_limit_keep_their_scale(tmp_path, monkeypatch, name, dtype):
+    values = np.linspace(0, 65535, 24).reshape(4, 6).astype(dtype)
+    path = saved(tmp_path, Image.fromarray(values), name)
+    whole = np.asarray(read_image(path))
+    monkeypatch.setattr(decode, "LARGEST", 6)
+    assert np.allclose(np.asarray(read_image(path)), whole[::2, ::2], atol=20)
+
+
+def test_a_jpeg_above_the_limit_is_decoded_small_and_upright(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path, Image.fromarray(smooth_pixels(64, 32)), "x.jpg", exif=exif)
+    sizes, load = [], ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: (sizes.append(image.size), load(image))[1])
+    monkeypatch.setattr(decode, "LARGEST", 32 * 16)
+    whole = Image.fromarray(smooth_pixels(64, 32)).reduce(2).transpose(Image.Transpose.ROTATE_270)
+    small = read_image(path)
+    assert sizes[0] == (32, 16)
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < 6
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    path, held = saved(tmp_path, Image.new("RGB", (6, 4))), []
+    monkeypatch.setattr(decode, "_turn_upright", lambda image: held.append(decode._large[0].locked()))
+    for large in (24, 23):
+        monkeypatch.setattr(decode, "LARGE", large)
+        read_image(path)
+    assert held == [False, True]
+    with decode._large[0]:  # a process that is forked at this moment must not wait for ever
+        child = os.fork()
+        if child == 0:
+            os._exit(decode._large[0].locked())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 import os
 import stat
+import threading
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _NEEDS_PLUGIN = (".heic", ".heif")
 _LONGEST_REASON = 200
+LARGE = 2**24
+"""Images of more pixels (4096 x 4096) are decoded one at a time in a process, whatever its threads."""
+LARGEST = 2**25
+"""Images of more pixels (8192 x 4096) come with their sides divided by 2, or more, so that no more are left."""
 _BOMB = "(PIL.Image.MAX_IMAGE_PIXELS): a decompression bomb?"
+
+
+_large = [threading.Lock()]  # in a list, so that a forked process gets one that nobody holds
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _large.__setitem__(0, threading.Lock()))
 
 
 class UnreadableImage(ValueError):
@@ -26,13 +38,14 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """Decode a file completely.
 
     Animations give their first frame, EXIF orientation is applied, transparency is laid over white, 16-bit
-    and floating-point values are scaled to 8 bits.
+    and floating-point values are scaled to 8 bits. Those larger than `LARGEST` come smaller.
 
     Returns:
         RGB, upright, at the original resolution.
 
     Raises:
         UnreadableImage: Whatever is wrong with the file.
+        ValueError: If the memory does not suffice, which says nothing about the file.
     """
     try:
         found = os.stat(path)
@@ -42,14 +55,31 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             raise UnreadableImage("empty file (0 bytes)")
         with open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
             _check_size(image)
-            image.load()
-            _turn_upright(image)
-            return _to_rgb(image)
+            with _large[0] if image.width * image.height > LARGE else contextlib.nullcontext():
+                if (divisor := _divisor(image)) > 1:
+                    image.draft(None, (image.width // divisor, image.height // divisor))  # JPEG decodes fewer pixels
+                image.load()
+                _turn_upright(image)
+                return _to_rgb(image) if (divisor := _divisor(image)) == 1 else _reduced_rgb(image, divisor)
     except UnreadableImage:
         raise
+    except MemoryError as error:
+        raise _out_of_memory(path) from error
     # Damaged files make Pillow raise nearly anything (OSError, SyntaxError, struct.error, KeyError, ...)
     except Exception as error:
+        if "out of memory" in str(error):  # how Pillow's decoders say it
+            raise _out_of_memory(path) from error
         raise UnreadableImage(_reason(path, error)) from error
+
+
+def _out_of_memory(path: str | os.PathLike[str]) -> ValueError:
+    name = os.fsencode(path).decode(errors="backslashreplace")
+    return ValueError(f"not enough memory to decode {name!r}; give the process more, or make such images smaller")
+
+
+def _divisor(image: Image.Image) -> int:
+    """What the sides are to be divided by."""
+    return math.ceil(math.sqrt(image.width * image.height / LARGEST))
 
 
 @functools.cache
@@ -71,8 +101,23 @@ def _check_size(image: Image.Image) -> None:
 def _turn_upright(image: Image.Image) -> None:
     try:
         ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
     except Exception:  # damaged EXIF of any kind is no reason to lose a good picture
         return
+
+
+def _reduced_rgb(image: Image.Image, divisor: int) -> Image.Image:
+    """The means of divisor x divisor pixels, made in strips; of numbers whose scale all of them decide, one of each."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _to_rgb(Image.fromarray(np.ascontiguousarray(np.asarray(image)[::divisor, ::divisor])))
+    width, height = image.size
+    small = Image.new("RGB", (-(-width // divisor), -(-height // divisor)))
+    rows = divisor * max(1, 2**20 // width)
+    for top in range(0, height, rows):
+        strip = _to_rgb(image.crop((0, top, width, min(top + rows, height))))
+        small.paste(strip.reduce(divisor), (0, top // divisor))
+    return small
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
