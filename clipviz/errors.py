@@ -1,4 +1,4 @@
-"""One way to say that a name is unknown: what came, what is nearest to it, what there is."""
+"""Ways to say things in one line: that a name is unknown and what is nearest to it, and which of many are meant."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 _MOST_CHOICES_SHOWN = 12
+_MOST_LISTED = 20
+
+
+def listed(texts: Iterable[str], joint: str = ", ") -> str:
+    """Things that a message names: all of a few, of many the first and how many more there are; each of one line."""
+    every = list(texts)
+    more = f" and {len(every) - _MOST_LISTED:,} more" if len(every) > _MOST_LISTED else ""
+    return joint.join(one_line(text, 600) for text in every[:_MOST_LISTED]) + more
 
 
 def unknown(kind: str, name: object, choices: Iterable[str], also: Iterable[str] = ()) -> ValueError:

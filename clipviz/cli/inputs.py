@@ -17,6 +17,7 @@ from clipviz.data.base import ImageDataset
 from clipviz.data.batches.features import FeatureDataset
 from clipviz.data.images.pixel_cache import DiskCache
 from clipviz.data.sources.layout import NoSuchSplit
+from clipviz.errors import listed
 from clipviz.parallel import ONE, Ranks
 from clipviz.prompts.check import check_descriptions
 
@@ -129,13 +130,13 @@ def open_eval_data(args: argparse.Namespace, data: ImageDataset, notes: list[str
 def skipped_note(dataset: ImageDataset, listed_in: Path | None = None) -> list[str]:
     """One line about the files that could not be read; none where all could.
 
-    Names them all, or a few of them if the others are listed in a file.
+    Names the first of them; fewer if all are listed in a file.
     """
     if not dataset.skipped:
         return []
     n = len(dataset.skipped)
     shown = n if listed_in is None else _SKIPPED_SHOWN
-    names = "; ".join(f"{_ending(s.path)!r}: {s.reason}" for s in dataset.skipped[:shown])
+    names = listed((f"{_ending(s.path)!r}: {s.reason}" for s in dataset.skipped[:shown]), "; ")
     more = f"; and {n - shown} more, all listed in {listed_in}" if n > shown else ""
     return [f"skipped {n} files: {names}{more}"]
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from clipviz.errors import listed
 from clipviz.prompts import description_pairs, description_problems, normalize_name
 
 _BATCH = 512
@@ -67,7 +68,9 @@ class DescriptionCheck(NamedTuple):
 
     def report(self) -> str:
         """All of it in one line."""
-        return f"{self.source}: {'; '.join([*self.problems, self.counts(), *self.notices()])}"
+        return (
+            f"{self.source}: {'; '.join(filter(None, [listed(self.problems, '; '), self.counts(), *self.notices()]))}"
+        )
 
     def require(self) -> DescriptionCheck:
         """Return itself.

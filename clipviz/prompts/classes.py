@@ -11,14 +11,14 @@ import hashlib
 import json
 import os
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from clipviz.errors import unknown
+from clipviz.errors import listed, unknown
 
 Descriptions = str | os.PathLike[str] | Mapping[str, Sequence[str]]
 """A CuPL JSON file, or class name -> sentences."""
@@ -155,13 +155,13 @@ def check_class_names(names: Sequence[str], source: str = "class names") -> None
     """Check that every class has a name of its own.
 
     Raises:
-        ValueError: If names are blank or occur twice; all are listed. `source` says where they came from.
+        ValueError: If names are blank or occur twice; of many the first are listed. `source` says where they came from.
     """
     blank = [index for index, name in enumerate(names) if not spoken_name(name)]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = sorted(name for name, n in Counter(names).items() if n > 1)
     problems = [f"blank at position {index}" for index in blank] + [f"{name!r} occurs twice" for name in twice]
     if problems:
-        raise ValueError(f"{source}: every class needs a name of its own, but {'; '.join(problems)}")
+        raise ValueError(f"{source}: every class needs a name of its own, but {listed(problems, '; ')}")
 
 
 def _check_templates(templates: Sequence[str]) -> None:
@@ -171,7 +171,7 @@ def _check_templates(templates: Sequence[str]) -> None:
         raise ValueError("templates: wanted at least one pattern such as 'a photo of a {}.', got none")
     lacking = [template for template in templates if "{}" not in template]
     if lacking:
-        shown = ", ".join(repr(template) for template in lacking)
+        shown = listed(map(repr, lacking))
         raise ValueError(f"templates: put {{}} where the class name goes; it is missing in {shown}")
 
 
@@ -252,7 +252,7 @@ def resolve_descriptions(
     pairs = list(descriptions.items() if isinstance(descriptions, Mapping) else descriptions)
     problems = description_problems(pairs, class_names)
     if problems:
-        raise ValueError(f"{source}: {'; '.join(problems)}")
+        raise ValueError(f"{source}: {listed(problems, '; ')}")
     by_name = {normalize_name(key): sentences for key, sentences in pairs}
     classes = [key.strip() for key, _ in pairs] if class_names is None else list(class_names)
     return {name: tuple(sentence.strip() for sentence in by_name[normalize_name(name)]) for name in classes}
@@ -279,11 +279,11 @@ def _key_problems(by_name: Mapping[str, list[tuple[str, Any]]], classes: Sequenc
     same_classes = [names for norm, names in wanted.items() if len(names) > 1 and len(by_name[norm]) <= 1]
     problems = []
     if missing:
-        problems.append(f"no entry for {_listed(missing)}")
+        problems.append(f"no entry for {listed(map(repr, missing))}")
     if extra:
-        problems.append(f"entries for no class: {_listed(extra)}")
-    problems += [f"ambiguous keys for one class: {_listed(keys)}" for keys in same_keys]
-    problems += [f"classes that share one key: {_listed(names)}" for names in same_classes]
+        problems.append(f"entries for no class: {listed(map(repr, extra))}")
+    problems += [f"ambiguous keys for one class: {listed(map(repr, keys))}" for keys in same_keys]
+    problems += [f"classes that share one key: {listed(map(repr, names))}" for names in same_classes]
     if not classes:
         problems.append("no class is described")
     if "" in by_name:
@@ -321,7 +321,3 @@ def _json_type(value: Any) -> str:
     if isinstance(value, int | float):
         return "a number"
     return "a list" if isinstance(value, list | tuple) and not isinstance(value, _Pairs) else "an object"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)

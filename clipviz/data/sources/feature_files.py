@@ -30,7 +30,7 @@ from torch import Tensor
 
 from clipviz.data.batches.features import DEFAULT_LOGIT_SCALE, FeatureDataset
 from clipviz.data.sources.image_files import Classes, given_classes
-from clipviz.errors import one_line
+from clipviz.errors import listed, one_line
 from clipviz.files import replacing, writing
 from clipviz.prompts import Descriptions, make_prompts
 
@@ -65,12 +65,12 @@ def read_features(
     name = os.fspath(path)
     arrays = _read_safetensors(name) if name.lower().endswith(".safetensors") else _read_npz(name)
     if "embeddings" not in arrays:
-        held = ", ".join(sorted(arrays)) or "nothing"
+        held = listed(sorted(arrays)) or "nothing"
         raise ValueError(f"{name}: wanted an array 'embeddings' (n, E), but the file holds {held}")
     _check_kinds(arrays, name)
     if others := sorted(set(arrays) - set(_KNOWN)):
         warnings.warn(
-            f"{name}: not used: {', '.join(others)}; the arrays that mean something here are {', '.join(_KNOWN)}",
+            f"{name}: not used: {listed(others)}; the arrays that mean something here are {', '.join(_KNOWN)}",
             stacklevel=3,
         )
     embeddings, labels = arrays["embeddings"], arrays.get("labels")

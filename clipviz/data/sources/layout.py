@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipviz.data.base import UNLABELLED, Skipped
-from clipviz.data.sources.scan import Listing, display_name, display_path, find_images, list_folder
-from clipviz.errors import choose
+from clipviz.data.sources.scan import Listing, display_name, display_path, find_images, folder_keys, list_folder
+from clipviz.errors import choose, listed
 from clipviz.prompts import check_class_names, normalize_name
 
 SPLITS = ("train", "val", "test")
@@ -167,7 +167,7 @@ def _candidates(
         Skipped(display_path(path, root), "lies outside the class folders") for path in loose.images
     ]
     # a link from one class to another, or to all of them, must not make the images of that one this one's
-    read_anyway = [root, base, *(os.path.join(base, folder) for folder in folders)]
+    read_anyway = folder_keys([root, base, *(os.path.join(base, folder) for folder in folders)])
     for folder, target in zip(folders, _targets_of(folders, class_names, root), strict=True):
         tree = find_images(os.path.join(base, folder), root, elsewhere=read_anyway)
         paths += tree.images
@@ -184,9 +184,8 @@ def _targets_of(folders: Sequence[str], class_names: tuple[str, ...], root: str)
     targets = [exact.get(name, loose.get(normalize_name(name))) for name in shown]
     unknown = [name for name, target in zip(shown, targets, strict=True) if target is None]
     if unknown:
-        listed = ", ".join(repr(name) for name in unknown)
         raise ValueError(
-            f"class folders of {display_name(root)!r} that are not in the class list: {listed}; "
+            f"class folders of {display_name(root)!r} that are not in the class list: {listed(map(repr, unknown))}; "
             "add them to the list or leave the list out"
         )
     return [target for target in targets if target is not None]

@@ -21,7 +21,7 @@ import pandas as pd
 from clipviz.data.base import UNLABELLED, Skipped
 from clipviz.data.sources.layout import ALL, SPLIT_FOLDERS, SPLITS, Layout, NoSuchSplit
 from clipviz.data.sources.scan import IMAGE_SUFFIXES, display_name
-from clipviz.errors import choose, one_line
+from clipviz.errors import choose, listed, one_line
 from clipviz.prompts import check_class_names, normalize_name
 
 MANIFEST_SUFFIXES = (".csv", ".parquet")
@@ -147,9 +147,8 @@ def _class_names(
     }
     unknown = [label for label, target in class_of.items() if target == UNLABELLED]
     if unknown:
-        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-        listed = ", ".join(repr(label) for label in unknown[:10])
-        raise ValueError(f"{source}: labels that are not in the class list: {listed}{more}; add them to the list")
+        names = listed(map(repr, unknown))
+        raise ValueError(f"{source}: labels that are not in the class list: {names}; add them to the list")
     return tuple(classes), class_of
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 
 from clipviz.data.base import Skipped
@@ -106,18 +107,27 @@ def _sort_in(entry: os.DirEntry[str], listing: Listing) -> None:
         listing.unusable.append((entry.name, "not a regular file"))
 
 
-def find_images(folder: str, root: str, deep: bool = True, elsewhere: Iterable[str] = ()) -> Tree:
+def folder_keys(folders: Iterable[str]) -> set[tuple[int, int]]:
+    """What folders are known by, whatever they are called: one look at each, where a real path takes one a level."""
+    keys = set()
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            found = os.stat(folder)
+            keys.add((found.st_dev, found.st_ino))
+    return keys
+
+
+def find_images(folder: str, root: str, deep: bool = True, elsewhere: Set[tuple[int, int]] = frozenset()) -> Tree:
     """Find all images below a folder, through symbolic links, each real folder once.
 
     Args:
         folder: Where to look.
         root: The data set's folder, for the paths of what is skipped.
         deep: Whether to enter sub-folders.
-        elsewhere: Folders that are read on their own, so that a link to one of them adds nothing here.
+        elsewhere: `folder_keys` of those that are read on their own, so that a link to one of them adds nothing here.
     """
     tree = Tree()
-    seen = {os.path.realpath(other) for other in elsewhere} - {os.path.realpath(folder)}
-    for path, listing in _walk(folder, root, tree.skipped, seen):
+    for path, listing in _walk(folder, root, tree.skipped, elsewhere):
         tree.images += [os.path.join(path, name) for name in listing.images]
         tree.skipped += [
             Skipped(display_path(os.path.join(path, name), root), reason) for name, reason in listing.unusable
@@ -128,16 +138,19 @@ def find_images(folder: str, root: str, deep: bool = True, elsewhere: Iterable[s
     return tree
 
 
-def _walk(folder: str, root: str, skipped: list[Skipped], seen: set[str]) -> Iterator[tuple[str, Listing]]:
+def _walk(
+    folder: str, root: str, skipped: list[Skipped], elsewhere: Set[tuple[int, int]]
+) -> Iterator[tuple[str, Listing]]:
     """Yield (path, listing) of a folder and those below it, depth first, without recursion."""
+    seen: set[tuple[int, int]] = set()
     to_visit = [folder]
     while to_visit:
         path = to_visit.pop()
-        real = os.path.realpath(path)
-        if real in seen:
+        keys = folder_keys([path])
+        if keys & seen or (seen and keys & elsewhere):
             skipped.append(Skipped(display_path(path, root), "a link to a folder that was already read"))
             continue
-        seen.add(real)
+        seen |= keys
         try:
             listing = list_folder(path)
         except OSError as error:
