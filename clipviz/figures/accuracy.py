@@ -51,10 +51,12 @@ class AccuracyOverEpochs(NamedTuple):
 def accuracy_over_epochs_info(traces: Trace | Sequence[Trace]) -> AccuracyOverEpochs:
     """Test accuracy and pseudo-label accuracy by epoch for each trace, or for the only one."""
     traces = [traces] if isinstance(traces, Trace) else traces
-    styles = trace_styles(traces)
+    styles, labels = trace_styles(traces), trace_labels(traces)
+    names = [style.name for style in styles]
+    whose = [f"{label if names.count(name) > 1 else name}: " for name, label in zip(names, labels, strict=True)]
     changed = [
-        mark._replace(text=f"{style.name}: {mark.text}" if len(traces) > 1 else mark.text)
-        for style, trace in zip(styles, traces, strict=True)
+        mark._replace(text=mark.text if len(traces) == 1 else prefix + mark.text)
+        for prefix, trace in zip(whose, traces, strict=True)
         for mark in marks(trace)
     ]
     return AccuracyOverEpochs(
@@ -66,7 +68,7 @@ def accuracy_over_epochs_info(traces: Trace | Sequence[Trace]) -> AccuracyOverEp
                 _pair(trace.metric("accuracy")),
                 _pair(trace.metric("pseudo_label_accuracy")),
             )
-            for label, style, trace in zip(trace_labels(traces), styles, traces, strict=True)
+            for label, style, trace in zip(labels, styles, traces, strict=True)
         ],
         Moments(marks=changed),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -121,8 +122,8 @@ def add_marks(
     for at in [{"row": row, "col": column} for row, column in columns] or [{}]:
         for i, (x, text) in enumerate(places):
             figure.add_vline(x=x, line={"color": BLACK, "dash": "dot", "width": 1.5}, **at)
-            side = "right" if x > 0.7 * end else "left"
+            side, lines = "right" if x > 0.7 * end else "left", "<br>".join(map(escape, textwrap.wrap(text, 26)))
             figure.add_annotation(
-                x=x, y=1 - 0.07 * (i % 4), yref="y domain", text=escape(text), showarrow=False, xanchor=side,
+                x=x, y=1 - 0.07 * (i % 4), yref="y domain", text=lines, showarrow=False, xanchor=side, align=side,
                 yanchor="top", xshift=3 if side == "left" else -3, font_size=12, bgcolor="rgba(255,255,255,0.7)", **at,
             )  # fmt: skip

@@ -14,7 +14,7 @@ from clipviz.figures.sources import source_names
 from clipviz.figures.style import apart, bare, class_name, empty_picture, shorten
 from clipviz.trace import Trace
 
-_INCH, _ROW, _SIDE, _LETTERS = 100, 112, 96, 52
+_INCH, _ROW, _SIDE, _LETTERS = 100, 90, 76, 54
 _UNKNOWN = "not known"
 
 

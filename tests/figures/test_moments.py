@@ -44,6 +44,16 @@ def test_changes_stand_between_the_epochs_that_they_part(stopped):
     assert marks(stopped) == [Mark(15, 0.5, "gamma 0.3"), Mark(37, pytest.approx(37 / 15 - 0.5), "gamma 0.6")]
 
 
+def test_marks_of_several_runs_say_whose_they_are(stopped):
+    other = synthetic_trace(n_classes=6, epochs=4)
+    texts = [mark.text for mark in figures.accuracy_over_epochs_info([stopped, other]).moments.marks]
+    label = figures.trace_labels([stopped, other])[0]
+    assert texts == [f"{label}: gamma 0.3", f"{label}: gamma 0.6"]
+    dpa = synthetic_trace(n_classes=6, epochs=4, method="dpa")
+    texts = [mark.text for mark in figures.accuracy_over_epochs_info([stopped, dpa]).moments.marks]
+    assert texts == ["microCLIP: gamma 0.3", "microCLIP: gamma 0.6"]
+
+
 OVER_EPOCHS = ("accuracy_over_epochs", "confidence_evolution", "reliability", "source_decisions", "crop_weights",
                "label_flips", "prototype_drift")  # fmt: skip
 
