@@ -13,6 +13,7 @@ Public names are loaded on first use, so that `import clipviz` costs nothing and
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -38,26 +39,9 @@ _HOME = {
     "write_report": "report",
 }
 
-__all__ = [
-    "METHODS",
-    "AdaptConfig",
-    "ClassPrompts",
-    "DKAPlayground",
-    "LiveMonitor",
-    "ModelProbe",
-    "PrototypeExplorer",
-    "Run",
-    "SaliencyExplorer",
-    "Trace",
-    "ViewState",
-    "adapt",
-    "load_backbone",
-    "load_dataset",
-    "record",
-    "saliency",
-    "spread_probe",
-    "write_report",
-]
+# The views want an extra: without it, `from clipviz import *` leaves them out.
+_HAS_VIEWS = all(map(find_spec, ("anywidget", "ipywidgets")))
+__all__ = [name for name, home in _HOME.items() if _HAS_VIEWS or home != "widgets"]
 
 if TYPE_CHECKING:
     from clipviz import saliency

@@ -33,6 +33,7 @@ def lab(args: argparse.Namespace) -> None:
     options = [f"--ServerApp.root_dir={folder.resolve()}"]
     options += ["--no-browser"] if args.no_browser else []
     options += [f"--port={args.port}"] if args.port else []
+    options += args.jupyter
     status = run_jupyter(options)
     if status:
         raise ValueError(f"JupyterLab ended with status {status}; its own message is above")
@@ -52,11 +53,15 @@ def notebooks_folder() -> Path:
 
 
 def copy_notebooks(source: Path, folder: Path) -> int:
-    """Copy the notebooks that `folder` does not hold, so that nobody's own work is overwritten; returns how many."""
-    new = [path for path in sorted(source.glob("*.ipynb")) if not (folder / path.name).exists()]
+    """Copy the notebooks, and the page they link to, that `folder` does not hold: nobody's own work is overwritten.
+
+    Returns how many notebooks.
+    """
+    new = [path for path in sorted(source.glob("*.*")) if path.suffix == ".ipynb" or path.name == "README.md"]
+    new = [path for path in new if not (folder / path.name).exists()]
     for path in new:
         shutil.copyfile(path, folder / path.name)
-    return len(new)
+    return sum(path.suffix == ".ipynb" for path in new)
 
 
 def run_jupyter(options: list[str]) -> int:

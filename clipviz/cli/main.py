@@ -25,7 +25,7 @@ EPILOG = """examples:
   clipviz demo
   clipviz adapt microclip --model birds --data birds/clutter --out runs/clutter
   clipviz adapt microclip --model ViT-B-32 --pretrained FILE.safetensors --data PHOTOS --out runs/photos
-  clipviz report runs/clutter --out clutter.html
+  clipviz report runs/photos --out photos.html
 """
 
 
@@ -87,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _no_such_option(unknown: Sequence[str], args: argparse.Namespace) -> str:
     """Name what a command does not know, and its option that is spelt most like it."""
-    options = [f"--{name.replace('_', '-')}" for name in vars(args) if name not in ("command", "method", "runs")]
+    options = [
+        f"--{name.replace('_', '-')}" for name in vars(args) if name not in ("command", "method", "runs", "jupyter")
+    ]
     nearest = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
     return f"unrecognized arguments: {' '.join(unknown)}{hint} (see clipviz {args.command} --help)"

@@ -155,6 +155,12 @@ def _lab(command: argparse.ArgumentParser) -> None:
         "--port", type=positive, metavar="N", help="of JupyterLab; default: its own choice, 8888 if free"
     )
     command.add_argument("--no-browser", action="store_true", help="open no browser; the address is printed")
+    command.add_argument(
+        "jupyter",
+        nargs="*",
+        metavar="-- OPTION",
+        help="options of JupyterLab after two hyphens, such as -- --allow-root",
+    )
 
 
 _Options = argparse.ArgumentParser | argparse._ArgumentGroup
@@ -203,12 +209,9 @@ def _add_data(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="keep decoded images there, so that later epochs and runs open large ones faster; default: in memory only",
     )  # fmt: skip
     data.add_argument(
-        "--cache-gb",
-        type=gigabytes,
-        default=10.0,
-        metavar="X",
+        "--cache-gb", type=gigabytes, default=10.0, metavar="X",
         help="size of --cache-dir in GB, at most; default: %(default)g",
-    )
+    )  # fmt: skip
     data.add_argument(
         "--cache-side", type=positive, default=512, metavar="N",
         help="short side in pixels that --cache-dir shrinks larger images to; default: %(default)s",
@@ -263,13 +266,13 @@ COMMANDS: dict[str, Command] = {
         "adapt a CLIP to unlabelled images",
         "One method on one set of images into one run folder. Labels, where there are any, only measure. "
         "docs/your_data.md has a line for each kind of data and model.",
-        "clipviz adapt microclip --model ViT-B-32-quickgelu --pretrained openai --data PHOTOS --out runs/photos",
+        "clipviz adapt microclip --model ViT-B-32 --pretrained openai --data PHOTOS --out runs/photos",
         _adapt,
     ),
     "embed": Command(
         "write the embeddings of images to a file that adapt can work on",
         "For methods that need embeddings only (all but wca and microclip): the images are looked at once.",
-        "clipviz embed --model ViT-B-32-quickgelu --pretrained openai --data PHOTOS --out photos.npz",
+        "clipviz embed --model ViT-B-32 --pretrained openai --data PHOTOS --out photos.npz",
         _embed,
     ),
     "describe": Command(
@@ -292,7 +295,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "lab": Command(
         "open the tutorials in JupyterLab",
-        "Copies the notebooks into a folder and serves it until Ctrl-C; needs pip install 'clipviz[lab]'.",
+        "Copies the notebooks into a folder and serves it until Ctrl-C; needs pip install 'clipviz[lab]'. What follows "
+        "-- is for JupyterLab: clipviz lab -- --allow-root.",
         "clipviz lab --no-browser --port 8890",
         _lab,
     ),

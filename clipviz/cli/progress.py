@@ -1,13 +1,15 @@
-"""One progress line for opening files and one for training, silent where stderr is no terminal."""
+"""One progress line for opening files and one for training; without a terminal, a plain line after each epoch."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
 
-from clipviz.events import Event, RunFinished, RunStarted, StepFinished
+from clipviz.events import EpochFinished, Event, RunFinished, RunStarted, StepFinished
 
 
 def opening() -> Callable[[int, int], None]:
@@ -27,10 +29,14 @@ def opening() -> Callable[[int, int], None]:
 
 
 class Progress:
-    """A listener that draws one progress line: images per second and time left; silent when stderr is no terminal."""
+    """A listener that draws one progress line on a terminal, and elsewhere prints a plain line after each epoch."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
+        self._started: RunStarted | None = None
+        self._begun = 0.0
+        self._steps = 0  # of this session
+        self._epoch: list[tuple[Any, Any]] = []  # loss and mean confidence of each step, left on their device
 
     def __call__(self, event: Event) -> None:
         """Advance with every step."""
@@ -41,7 +47,29 @@ class Progress:
                 self._bar = tqdm(
                     total=total, initial=done, desc=event.method, unit="img", disable=None, dynamic_ncols=True
                 )
+                self._started, self._begun = event, time.perf_counter()
             case StepFinished() if self._bar is not None:
                 self._bar.update(len(event.index))
+                if self._bar.disable and event.losses:
+                    self._steps += 1
+                    self._epoch.append((sum(event.losses.values()), event.pseudo.probs.amax(-1).mean()))
+            case EpochFinished(epoch=-1):
+                self._begun = time.perf_counter()
+            case EpochFinished() if self._epoch:
+                print(self._line(event), file=sys.stderr, flush=True)
+                self._epoch = []
             case RunFinished() if self._bar is not None:
                 self._bar.close()
+
+    def _line(self, event: EpochFinished) -> str:
+        """Loss, accuracy (confidence of the pseudo-labels without labels), and the time left at the pace until now."""
+        assert self._started is not None
+        loss, confidence = (float(sum(column)) / len(self._epoch) for column in zip(*self._epoch, strict=True))
+        accuracy = event.metrics.get("accuracy")
+        measured = f"confidence {confidence:.3f}" if accuracy is None else f"accuracy {accuracy:.3f}"
+        done = (event.epoch + 1) / self._started.n_epochs
+        left = (time.perf_counter() - self._begun) / self._steps * self._started.n_steps * (1 - done)
+        return (
+            f"{self._started.method}: epoch {event.epoch + 1} of {self._started.n_epochs}, loss {loss:.4g}, "
+            f"{measured}, {tqdm.format_interval(left)} left"
+        )
