@@ -69,7 +69,6 @@ COMMANDS = {
     "weights of another model": "adapt zero_shot --model RN50 --pretrained other.safetensors --data photos --out run",
     "weights cut off": "adapt zero_shot --model RN50 --pretrained cut.safetensors --data photos --out run",
     "weights that are pickled code": "adapt zero_shot --model RN50 --pretrained code.pt --data photos --out run",
-    "weights with another activation": "adapt zero_shot --model ViT-B-32 --pretrained openai --data photos --out run",
     "file of OpenAI's weights": "adapt zero_shot --model RN50 --pretrained rn50.openai.pt --data photos --out run",
     "weights that are not here": "adapt zero_shot --model ViT-B-32 --pretrained laion2b_e16 --data photos --out run",
     "hub model that is not on this machine": "adapt zero_shot --model hf-hub:someone/clip --data photos --out run",

@@ -44,7 +44,7 @@ def messages():
 
 
 # Put together from parts; test_loading.py and test_backbone.py have them word for word
-COMPOSED = {"unknown data set or folder", "trained with QuickGELU but"}
+COMPOSED = {"unknown data set or folder", "were trained with QuickGELU, so"}
 
 
 @pytest.mark.parametrize("part", sorted(set(messages()) - COMPOSED))

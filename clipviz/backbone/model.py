@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 from clipviz.backbone.ownership import lock_of
 from clipviz.backbone.tower import encode, value_path
-from clipviz.backbone.weights import at_once, explained, is_script_archive, missing, quietly, rounding_notice, source_of
+from clipviz.backbone.weights import (
+    at_once,
+    explained,
+    fitting,
+    missing,
+    planned,
+    quietly,
+    refuse_code,
+    rounding_notice,
+    source_of,
+)
 from clipviz.ops import normalize
 from clipviz.origin import remembered
 
@@ -54,9 +64,11 @@ class Backbone(nn.Module):
 
     Attributes:
         origin: the arguments of `load_backbone` that gave it; None if it was made otherwise.
+        built: the architecture and activation that were built for them.
     """
 
     origin: Mapping[str, Any] | None = None
+    built: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -225,7 +237,7 @@ class Backbone(nn.Module):
             model._modules = {**self.model._modules, "visual": copy.deepcopy(self.visual)}
         mean, std = (cast(Tensor, t).flatten().tolist() for t in (self.mean, self.std))
         own = Backbone(model, self.tokenizer, mean, std, self.name, self.precision).to(self.device)
-        own.origin = self.origin
+        own.origin, own.built = self.origin, self.built
         return own
 
     def fingerprint(self) -> str:
@@ -289,7 +301,8 @@ def load_backbone(
         name: "birds" for the embedded default, any open_clip architecture ("ViT-B-32", "RN50"), "hf-hub:...", or a
             folder with open_clip's config and weights, as `tools.pretrain` writes it.
         pretrained: an open_clip tag ("openai", "laion2b_s34b_b79k") or a local .safetensors / .pt file; None with an
-            architecture name gives random weights, with a warning.
+            architecture name gives random weights, with a warning. Weights that are known to want the other
+            activation (QuickGELU or not) get it, with a warning.
         device: torch device; None means CPU.
         precision: of the image tower.
 
@@ -297,42 +310,48 @@ def load_backbone(
         The backbone in eval mode, all weights frozen.
 
     Raises:
-        ValueError: for an unknown name or tag, a file that is missing, damaged, pickled or does not fit, or
-            activations that do not match the weights (QuickGELU), or a device that cannot be used.
+        ValueError: for an unknown name or tag, a file that is missing, damaged, pickled or does not fit, a model
+            whose files ask for code to be run, or a device that cannot be used.
     """
     import open_clip
 
     place = usable_device(device)
-    source = source_of(name, pretrained)
-    is_random = pretrained is None and ":" not in source
-    archive = pretrained if pretrained is not None and is_script_archive(pretrained) else None
+    plan = planned(name, pretrained)
+    is_random = pretrained is None and ":" not in plan.source
+    changes = {} if plan.quick_gelu is None else {"quick_gelu": plan.quick_gelu}
     try:
-        with quietly(), at_once(source, pretrained):
-            if ":" not in source:
-                open_clip.get_tokenizer(source)  # the sooner to fail, where the model need not be fetched for it
+        with quietly(), at_once(plan.source, pretrained):
+            options = refuse_code(plan.source)
+            if ":" not in plan.source:
+                open_clip.get_tokenizer(plan.source, **options)  # the sooner to fail: the model need not be fetched
             model, _, _ = open_clip.create_model_and_transforms(
-                source,
-                pretrained=None if archive else pretrained,
+                plan.source,
+                pretrained=None if plan.archive else pretrained,
                 device=place,
                 weights_only=True,
-                require_pretrained=not is_random and archive is None,
+                require_pretrained=not is_random and plan.archive is None,
+                **changes,
             )
-            if archive is not None:
-                model.load_state_dict(open_clip.load_openai_model(archive, "fp32", "cpu").state_dict())
-            tokenizer = open_clip.get_tokenizer(source)
+            if plan.archive is not None:
+                model.load_state_dict(fitting(plan.archive.tensors, model))
+            tokenizer = open_clip.get_tokenizer(plan.source, **options)
     except Exception as error:  # a damaged file raises whatever the parser that meets it raises
         weights = f" with weights {pretrained!r}" if pretrained else ""
-        reason = missing(name, pretrained, error) or explained(error)
+        reason = missing(plan.source, pretrained, error) or explained(error)
         raise ValueError(f"could not load model {name!r}{weights}: {reason}") from error
+    notices = [plan.notice]
     if is_random:
-        warnings.warn(
-            f"{name!r} has random weights and knows nothing; name pretrained weights (a tag or a file) to change that",
-            stacklevel=2,
+        notices.append(
+            f"{name!r} has random weights and knows nothing; name pretrained weights (a tag or a file) to change that"
         )
-    if pretrained is not None and archive is None and (notice := rounding_notice(name, pretrained, model.visual)):
-        warnings.warn(notice, stacklevel=2)
+    elif pretrained is not None and plan.archive is None:
+        notices.append(rounding_notice(plan, pretrained, model.visual))
+    for notice in filter(None, notices):
+        warnings.warn(notice, stacklevel=3)
     cfg = open_clip.get_model_preprocess_cfg(model)
     backbone = Backbone(model, tokenizer, cfg["mean"], cfg["std"], name, precision).to(place)
+    quick = any(isinstance(module, open_clip.transformer.QuickGELU) for module in model.modules())
+    backbone.built = {"model": name if ":" in plan.source else plan.source, "quick_gelu": quick}
     return backbone.requires_grad_(False).eval()
 
 
@@ -344,10 +363,10 @@ def load_tokenizer(name: str) -> Any:
     """
     import open_clip
 
-    source = source_of(name, None)
+    source = source_of(name)
     try:
         with quietly(), at_once(source):
-            return open_clip.get_tokenizer(source)
+            return open_clip.get_tokenizer(source, **refuse_code(source))
     except Exception as error:
         reason = missing(name, None, error) or explained(error)
         raise ValueError(f"could not load the tokenizer of {name!r}: {reason}") from error

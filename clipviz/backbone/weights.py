@@ -6,38 +6,60 @@ Nothing here knows what a backbone is; `clipviz.backbone.load_backbone` puts it 
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import re
 import socket
 import urllib.parse
 import urllib.request
-import zipfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from clipviz.errors import choose, one_line
+from clipviz.backbone.script_archive import Archive, is_script_archive, read_archive
 
 BUNDLED = Path(__file__).parents[1] / "birds" / "model"
 """The embedded default: an ordinary open_clip model folder (config and safetensors)."""
 
 _CONFIG_FILE = "open_clip_config.json"
+_ASKS_FOR_CODE = {"trust_remote_code", "auto_map", "custom_code", "custom_pipelines", "custom_generate"}
+_TOKENIZER_OPTIONS = {
+    "clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens", "use_fast", "padding_side",
+    "truncation_side", "model_max_length", "add_prefix_space", "do_lower_case", "legacy",
+}  # fmt: skip
+"""Of open_clip and transformers, those that are about texts; others name files, places, or code."""
 
 
-def source_of(name: str, pretrained: str | None) -> str:
+class Plan(NamedTuple):
+    """What open_clip is to build for a model and its weights.
+
+    Attributes:
+        source: what open_clip calls the model.
+        quick_gelu: set in its configuration; None leaves that as it is.
+        archive: the weights, where the file is a TorchScript archive, which open_clip would run.
+        notice: a line on an activation that is not that of the architecture that was named; else None.
+    """
+
+    source: str
+    quick_gelu: bool | None = None
+    archive: Archive | None = None
+    notice: str | None = None
+
+
+def source_of(name: str) -> str:
     """What open_clip calls a model, after refusing what it would stumble over."""
     import open_clip
 
-    is_folder = (Path(name) / _CONFIG_FILE).is_file()
-    if pretrained is not None and (name == "birds" or is_folder):
-        raise ValueError(f"the model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
     if name == "birds":
         return f"local-dir:{BUNDLED}"
-    if is_folder:
+    if (Path(name) / _CONFIG_FILE).is_file():
         return f"local-dir:{name}"
     if name.startswith(("hf-hub:", "local-dir:")):
         return name
@@ -51,62 +73,99 @@ def source_of(name: str, pretrained: str | None) -> str:
             f"{name!r} is a file; the model is an architecture such as ViT-B-32, and the file its pretrained weights "
             "(pretrained=FILE, --pretrained FILE)"
         )
-    choose("model", name, ("birds", *open_clip.list_models()))
-    _check_pretrained(name, pretrained)
-    return name
+    return choose("model", name, ("birds", *open_clip.list_models()))
 
 
-def _check_pretrained(name: str, pretrained: str | None) -> None:
-    """Refuse a tag or file that does not exist, or would be loaded with the wrong activation."""
+def planned(name: str, pretrained: str | None) -> Plan:
+    """What to build: the architecture, with the activation that its weights were trained with, as far as that is known.
+
+    A tag of open_clip says it, a TorchScript archive has it in it, and of other files the name may tell.
+
+    Raises:
+        ValueError: for an unknown name or tag, or a file that is missing or an archive that cannot be read.
+    """
     import open_clip
 
+    source = source_of(name)
     if pretrained is None:
-        return
+        return Plan(source)
+    if source != name or ":" in source:
+        raise ValueError(f"the model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
+    base = name.removesuffix("-quickgelu")
+    tags = list(dict.fromkeys(tag for n in (name, base) for tag in open_clip.list_pretrained_tags_by_model(n)))
+    archive = None
     if Path(pretrained).is_file():
-        if _is_for_quickgelu(pretrained):
-            check_activation(name, pretrained, wants_quick=True)
-        return
+        archive = read_archive(pretrained) if is_script_archive(pretrained) else None
+        quick = archive.quick_gelu if archive is not None else None
+        quick = _activation_by_name(pretrained, base, tags) if quick is None else quick
+    else:
+        _check_tag(name, pretrained, tags)
+        quick = _activation_of_tag(base, pretrained)
+    if quick is None or quick == has_quick_gelu(name):
+        return Plan(name, archive=archive)
+    kind, other = ("QuickGELU", f"{base}-quickgelu") if quick else ("GELU", base)
+    notice = f"the weights {pretrained!r} were trained with {kind}, so {name!r} is built with it"
+    if other in open_clip.list_models() and has_quick_gelu(other) == quick:
+        return Plan(other, None, archive, f"{notice}, as {other!r}")
+    return Plan(name, quick, archive, notice)
+
+
+def has_quick_gelu(source: str) -> bool:
+    """Whether an architecture has QuickGELU of its own."""
+    import open_clip
+
+    return bool((open_clip.get_model_config(source) or {}).get("quick_gelu"))
+
+
+def _activation_of_tag(base: str, tag: str) -> bool:
+    """Whether the weights of a tag want QuickGELU; where open_clip does not say, what the architecture has."""
+    import open_clip
+
+    said = open_clip.get_pretrained_cfg(base, tag).get("quick_gelu")
+    return has_quick_gelu(base) if said is None else bool(said)
+
+
+def _check_tag(name: str, pretrained: str, tags: list[str]) -> None:
+    """Refuse weights that are neither a file nor a tag of the architecture."""
     if Path(pretrained).is_dir():
         raise ValueError(f"the weights {pretrained!r} are a folder; give the file in it (.safetensors or .pt)")
-    tags = open_clip.list_pretrained_tags_by_model(name)
     if not tags or Path(pretrained).suffix in {".safetensors", ".pt", ".pth", ".bin"}:
         more = f" and {len(tags) - 3} more" if len(tags) > 3 else ""
         known = f"a tag ({', '.join(tags[:3])}{more})" if tags else f"leave it out: {name} has no pretrained tags"
         raise ValueError(f"no such weights file: {pretrained!r}; give an existing file or {known}")
     choose(f"pretrained tag for {name}", pretrained, tags)
-    wants_quick = bool((open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu", False))
-    check_activation(name, pretrained, wants_quick)
 
 
-def check_activation(name: str, pretrained: str, wants_quick: bool) -> None:
-    """Refuse weights that were trained with another activation: the model would run, and be worse."""
-    import open_clip
-
-    has_quick = bool((open_clip.get_model_config(name) or {}).get("quick_gelu", False))
-    if wants_quick != has_quick:
-        other = f"{name}-quickgelu" if wants_quick else name.removesuffix("-quickgelu")
-        raise ValueError(
-            f"the weights {pretrained!r} were trained with {'QuickGELU' if wants_quick else 'GELU'} but {name!r} uses "
-            f"{'QuickGELU' if has_quick else 'GELU'}; use the architecture {other!r}"
-        )
+def _activation_by_name(path: str, base: str, tags: list[str]) -> bool | None:
+    """Whether a file of weights wants QuickGELU, if its name says so, or says which tag of open_clip it is."""
+    name = Path(path).name.lower().replace("-", "_")
+    if any(sign in name for sign in ("openai", "quickgelu", "quick_gelu")):
+        return True
+    said = {_activation_of_tag(base, tag) for tag in tags if tag in name}
+    return said.pop() if len(said) == 1 else None
 
 
-def _is_for_quickgelu(path: str) -> bool:
-    """Whether a file of weights says that it wants QuickGELU: as OpenAI's archive, or by its name."""
-    return is_script_archive(path) or any(sign in Path(path).name.lower() for sign in ("openai", "quickgelu"))
+def fitting(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """The tensors of an archive without those that are no weights: sizes (`input_resolution`), masks (`attn_mask`).
+
+    They are told by the last part of their name, which no weight of the model has; of the others none may be too many.
+    """
+    leaves = {name.rpartition(".")[2] for name in model.state_dict()}
+    return {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] in leaves}
 
 
-def rounding_notice(name: str, path: str, visual: Any) -> str | None:
+def rounding_notice(plan: Plan, path: str, visual: Any) -> str | None:
     """What to say of a file whose weights are rounded to half precision, as OpenAI's are, with GELU; else None.
 
     A file of weights does not hold the activation, and others round theirs, too, so it is no more than a notice.
     """
     import open_clip
 
-    quick = f"{name}-quickgelu"
+    quick = f"{plan.source}-quickgelu"
     weights = [parameter for parameter in visual.parameters() if parameter.ndim > 1]
     if (
         not Path(path).is_file()
+        or plan.notice is not None
         or quick not in open_clip.list_models()
         or not all(torch.equal(w, w.half().to(w.dtype)) for w in weights)
     ):
@@ -160,10 +219,7 @@ def explained(error: Exception) -> str:
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "input_resolution" in str(error):
-        return (
-            "this is the state_dict of OpenAI's archive, with sizes among the weights; give the archive itself (.pt), "
-            "and an architecture with QuickGELU, such as ViT-B-32-quickgelu"
-        )
+        return "this is the state_dict of OpenAI's archive, with sizes among the weights; give the archive itself (.pt)"
     if isinstance(error, RuntimeError) and len(lines) > 1 and "state_dict" in lines[0]:
         more = f"; {len(lines) - 2} more such lines" if len(lines) > 2 else ""
         return (
@@ -189,18 +245,69 @@ def _in_words(mismatch: str) -> str:
     return f"{name}: {in_file.replace(', ', ' x ')} in the file, {wanted.replace(', ', ' x ')} in the architecture"
 
 
-def is_script_archive(path: str) -> bool:
-    """Whether a file is a TorchScript archive, as OpenAI published its models: a zip file with code in it."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return any(name.endswith("constants.pkl") for name in file.namelist())
-    except (OSError, zipfile.BadZipFile, ValueError):
-        return False
+def refuse_code(source: str) -> dict[str, bool]:
+    """Refuse a model whose files ask for code to be run: transformers would run it for them.
+
+    Returns:
+        Options for its tokenizer, so that transformers neither runs code nor asks whether it may.
+
+    Raises:
+        ValueError: naming the file and the key.
+    """
+    import open_clip
+
+    kind, _, place = source.partition(":")  # an architecture of open_clip's own has no place
+    config = (_json_of(place, _CONFIG_FILE) if place else None) or open_clip.get_model_config(source)
+    model = config.get("model_cfg", config) if isinstance(config, dict) else {}
+    text, vision = (model.get(part) if isinstance(model, dict) else None for part in ("text_cfg", "vision_cfg"))
+    if not isinstance(text, dict) or not isinstance(vision, dict):
+        raise ValueError(f"its {_CONFIG_FILE} has no text_cfg and vision_cfg")
+    _refuse_keys(_CONFIG_FILE, config)
+    if ":" in str(vision.get("timm_model_name", "")):
+        raise ValueError(f"its {_CONFIG_FILE} names an image tower elsewhere: {vision['timm_model_name']!r}")
+    if other := set(text.get("tokenizer_kwargs") or {}) - _TOKENIZER_OPTIONS:
+        raise ValueError(f"its {_CONFIG_FILE} has tokenizer_kwargs that are not known: {', '.join(sorted(other))}")
+    tokenizer, tower = text.get("hf_tokenizer_name"), text.get("hf_model_name")
+    tokenizer_place = place if tokenizer and kind == "local-dir" else tokenizer
+    for where, file in ((tokenizer_place, "tokenizer_config.json"), (tower, "config.json")):
+        if where and (place or Path(where).is_dir()):
+            _refuse_keys(f"{file} of {where}", _json_of(where, file))
+    return {"trust_remote_code": False} if tokenizer else {}
+
+
+def _refuse_keys(file: str, content: Any) -> None:
+    """Refuse JSON that has a key, at any depth, by which transformers is told to run code."""
+    todo = [content]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            if asks := [key for key in value if key in _ASKS_FOR_CODE and value[key]]:
+                raise ValueError(
+                    f"its {file} asks for code to be run ({asks[0]}), which clipviz never does; take that out if the "
+                    "model does without it"
+                )
+            todo += value.values()
+        elif isinstance(value, list):
+            todo += value
+
+
+def _json_of(place: str, file: str) -> Any:
+    """A JSON file of a folder, or of a repository of the hub; None where there is none."""
+    from huggingface_hub import hf_hub_download
+
+    if Path(place).is_dir():
+        path = Path(place) / file
+    else:
+        try:
+            path = Path(hf_hub_download(place, file))
+        except Exception:  # not there, no network, no such name: whoever needs it will say so
+            return None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep open_clip's and the hub's notes from the log: `load_backbone` says the same in a warning or an error."""
+    """Keep open_clip's and the hub's notes away: `load_backbone` says the same in a warning or an error."""
     root, hub = logging.getLogger(), logging.getLogger("huggingface_hub")
     handlers, level = list(root.handlers), hub.level
 
@@ -210,7 +317,9 @@ def quietly() -> Iterator[None]:
     root.addFilter(is_other)
     hub.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "QuickGELU mismatch")
+            yield
     finally:
         root.removeFilter(is_other)
         hub.setLevel(level)
@@ -219,15 +328,17 @@ def quietly() -> Iterator[None]:
 
 
 def asks_hub(source: str, pretrained: str | None) -> bool:
-    """Whether a model takes something from the hub, or from its cache: weights by tag, or a tokenizer."""
+    """Whether a model takes something from the hub, or from its cache: weights by tag, a tokenizer, a text tower."""
     import open_clip
 
-    if ":" in source:
-        return source.startswith("hf-hub:")
-    if pretrained is not None and not Path(pretrained).is_file():
+    if source.startswith("hf-hub:"):
         return True
-    text = (open_clip.get_model_config(source) or {}).get("text_cfg", {})
-    return bool(text.keys() & {"hf_tokenizer_name", "hf_model_name"})
+    if ":" not in source and pretrained is not None and not Path(pretrained).is_file():
+        return True
+    config = open_clip.get_model_config(source)
+    text = config.get("text_cfg") if isinstance(config, dict) else None
+    elsewhere = {"hf_model_name"} if ":" in source else {"hf_model_name", "hf_tokenizer_name"}
+    return isinstance(text, dict) and bool(text.keys() & elsewhere)
 
 
 @contextmanager

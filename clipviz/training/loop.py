@@ -330,6 +330,7 @@ class Adaptation:
         return {
             "method": method.name,
             "model": method.backbone.name,
+            "model_built": method.backbone.built,  # what was asked for is in origins
             "data": data.name,
             "split": data.split,
             "eval_data": evaluation.name if evaluation else None,

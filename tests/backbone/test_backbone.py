@@ -322,8 +322,6 @@ def test_weights_of_another_width_are_refused(architectures):
         (("VIT-B-23",), r"unknown model 'VIT-B-23'; did you mean 'ViT-B-32'"),
         (("bird",), "did you mean 'birds'"),
         (("ViT-B-32", "opnai"), "unknown pretrained tag for ViT-B-32 'opnai'; did you mean 'openai'"),
-        (("ViT-B-32", "openai"), r"trained with QuickGELU but 'ViT-B-32' uses GELU; use .*'ViT-B-32-quickgelu'"),
-        (("RN50", "openai"), "use the architecture 'RN50-quickgelu'"),
         (("birds", "openai"), "'birds' brings its own weights"),
         (("local-dir:/no/such/place",), "could not load model 'local-dir:/no/such/place'"),
     ],
@@ -331,13 +329,6 @@ def test_weights_of_another_width_are_refused(architectures):
 def test_names_that_cannot_be_loaded_say_what_to_do(arguments, message):
     with pytest.raises(ValueError, match=message):
         load_backbone(*arguments)
-
-
-def test_a_quickgelu_architecture_refuses_gelu_weights():
-    tags = open_clip.list_pretrained_tags_by_model("ViT-B-32-quickgelu")
-    gelu = [tag for tag in tags if not open_clip.get_pretrained_cfg("ViT-B-32-quickgelu", tag).get("quick_gelu")]
-    with pytest.raises(ValueError, match=r"trained with GELU but .*use the architecture 'ViT-B-32'|unknown pretrained"):
-        load_backbone("ViT-B-32-quickgelu", gelu[0] if gelu else "laion2b_s34b_b79k")
 
 
 def test_a_folder_of_weights_is_a_model_and_one_without_weights_is_refused(architectures, tiny_backbone, tmp_path):

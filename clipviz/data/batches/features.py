@@ -157,6 +157,7 @@ class FeatureBackbone(Backbone):
         model.logit_scale = nn.Parameter(torch.tensor(logit_scale).log(), requires_grad=False)
         super().__init__(model, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), name)
         self._width = width
+        self.built = text.built if text is not None else None
         self._table = {spoken_name(key): row for key, row in (classifier or {}).items()}
         if len(self._table) < len(classifier or {}):
             raise ValueError(
