@@ -12,6 +12,7 @@ Public names are loaded on first use, so that `import clipviz` costs nothing and
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,9 @@ _HOME = {
 }
 
 # The views want an extra: without it, `from clipviz import *` leaves them out.
-_HAS_VIEWS = all(map(find_spec, ("anywidget", "ipywidgets")))
+_HAS_VIEWS = False
+with suppress(ImportError):
+    _HAS_VIEWS = all(map(find_spec, ("anywidget", "ipywidgets")))
 __all__ = [name for name, home in _HOME.items() if _HAS_VIEWS or home != "widgets"]
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import save_file
 from tiny import TINY, ToyDataset
 
-from clipviz import cli
 from clipviz.backbone import load_backbone
+from clipviz.cli import main as cli
+from clipviz.cli.options import COMMANDS
 from clipviz.data import load_dataset
-from clipviz.options import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "notebooks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -181,7 +181,7 @@ def world(weights, patched, tmp_path_factory):
             assert cli.main([*run_adapt, "--out", "run1"]) == 0
         else:
             shutil.copytree("run1", run)
-    from clipviz.commands import demo, inputs, lab
+    from clipviz.cli import demo, inputs, lab
 
     def few_birds(spec, *arguments, **options):
         return load_dataset(spec, *arguments, **options, **({"n": 8} if spec.startswith("birds") else {}))

@@ -196,6 +196,26 @@ def test_every_public_name_can_be_had():
         clipviz.nonsense  # noqa: B018
 
 
+def test_a_star_import_does_without_the_views_where_they_are_not_installed():
+    """Not there at all, or forbidden by whoever runs it."""
+    blocker = """
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name == missing:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocker())
+"""
+    for missing in ("anywidget", "ipywidgets"):
+        for hidden in ("sys.modules[missing] = None", blocker):
+            code = f"import sys\nmissing = {missing!r}\n{hidden}\nfrom clipviz import *\n"
+            code += "print(Run, 'LiveMonitor' in dir())"
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+            assert done.stdout.endswith(" False\n"), done.stderr
+    code = f"{code}\nimport clipviz; clipviz.LiveMonitor".replace(blocker, "sys.modules[missing] = None")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "clipviz.widgets needs ipywidgets, which is not installed; pip install 'clipviz[lab]'" in done.stderr
+
+
 def test_nothing_is_unpickled():
     wrong = []
     for _, path, tree in sources():
@@ -219,6 +239,7 @@ def unpickles(call: ast.Call) -> bool:
     options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
     return (
         (function == "torch.load" and options.get("weights_only") != "True")
+        or function in ("torch.jit.load", "open_clip.load_openai_model")
         or options.get("allow_pickle", "False") != "False"
         or function.endswith((".read_pickle", ".to_pickle"))
     )
@@ -228,6 +249,7 @@ def unpickles(call: ast.Call) -> bool:
     ("code", "expected"),
     [
         ("torch.load(p)", True),
+        ("torch.jit.load(p)", True),
         ("torch.load(p, weights_only=False)", True),
         ("torch.load(p, weights_only=True)", False),
         ("np.load(p, allow_pickle=True)", True),

@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import save_file
 from tiny import TINY, make_tiny_backbone
 
-from clipviz.cli import main as cli
 from clipviz.backbone import load_backbone
 from clipviz.backbone.script_archive import read_archive
+from clipviz.cli import main as cli
 
 VISION = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8}
 TEXT = {"context_length": 77, "vocab_size": 400, "width": 64, "heads": 1, "layers": 1}
@@ -436,7 +436,7 @@ class PretrainedConfig: pass
 
 ASK = """
 import sys
-from clipviz.cli import main
+from clipviz.cli.main import main
 status = []
 for folder in sys.argv[2:]:
     status.append(main(["describe", "--check", sys.argv[1], "--model", folder]))

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clipviz.errors import choose, one_line
 from clipviz.backbone.script_archive import Archive, is_script_archive, read_archive
+from clipviz.errors import choose, one_line
 
 BUNDLED = Path(__file__).parents[1] / "birds" / "model"
 """The embedded default: an ordinary open_clip model folder (config and safetensors)."""

@@ -87,11 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _no_such_option(unknown: Sequence[str], args: argparse.Namespace) -> str:
     """Name what a command does not know, and its option that is spelt most like it."""
-    options = [
-        f"--{name.replace('_', '-')}" for name in vars(args) if name not in ("command", "method", "runs", "jupyter")
-    ]
+    others = ("command", "method", "runs", "jupyter")
+    options = [f"--{name.replace('_', '-')}" for name in vars(args) if name not in others]
     nearest = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    after = "; options of JupyterLab go after --" if args.command == "lab" else ""
+    hint = f"; did you mean {nearest[0]}?" if nearest else after
     return f"unrecognized arguments: {' '.join(unknown)}{hint} (see clipviz {args.command} --help)"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 
 import pytest
 
@@ -19,6 +21,7 @@ def started(monkeypatch, tmp_path):
     source.mkdir()
     (source / "01_first.ipynb").write_text("one")
     (source / "02_second.ipynb").write_text("two")
+    (source / "README.md").write_text("start here")
     (source / "conftest.py").write_text("")
     monkeypatch.setattr(lab, "notebooks_folder", lambda: source)
     return calls
@@ -27,7 +30,7 @@ def started(monkeypatch, tmp_path):
 def test_notebooks_are_copied_once_and_work_is_kept(started, tmp_path, capsys):
     out = tmp_path / "mine"
     assert main(["lab", "--out", str(out), "--no-browser", "--port", "9999"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["01_first.ipynb", "02_second.ipynb"]
+    assert sorted(path.name for path in out.iterdir()) == ["01_first.ipynb", "02_second.ipynb", "README.md"]
     assert started == [[f"--ServerApp.root_dir={out}", "--no-browser", "--port=9999"]]
     (out / "01_first.ipynb").write_text("my own work")
     (out / "02_second.ipynb").unlink()
@@ -35,6 +38,31 @@ def test_notebooks_are_copied_once_and_work_is_kept(started, tmp_path, capsys):
     assert (out / "01_first.ipynb").read_text() == "my own work"
     assert (out / "02_second.ipynb").read_text() == "two"
     assert "1 notebooks copied" in capsys.readouterr().out
+
+
+def test_further_options_are_handed_on(started, tmp_path, capsys):
+    out = str(tmp_path / "mine")
+    assert main(["lab", "--out", out, "--no-browser", "--", "--allow-root", "--ServerApp.token=x y", "--debug"]) == 0
+    assert started == [
+        [f"--ServerApp.root_dir={out}", "--no-browser", "--allow-root", "--ServerApp.token=x y", "--debug"]
+    ]
+    with pytest.raises(SystemExit) as stop:
+        main(["lab", "--out", out, "--allow-root"])
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --allow-root; options of JupyterLab go after --" in capsys.readouterr().err
+
+
+def test_links_of_the_notebooks_lead_somewhere_in_the_copy(monkeypatch, tmp_path):
+    monkeypatch.setattr(lab, "run_jupyter", lambda options: 0)
+    assert main(["lab", "--out", str(tmp_path / "mine")]) == 0
+    links = []
+    for path in (tmp_path / "mine").iterdir():
+        text = path.read_text(encoding="utf-8")
+        cells = json.loads(text)["cells"] if path.suffix == ".ipynb" else []
+        prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"] or [text]
+        links += re.findall(r"\]\(((?!http|#)[^)#]+)", "\n".join(prose))
+    assert "README.md" in links
+    assert [link for link in set(links) if not (tmp_path / "mine" / link).is_file()] == []
 
 
 def test_without_jupyterlab_one_line_says_what_to_install(started, monkeypatch, tmp_path, capsys):
