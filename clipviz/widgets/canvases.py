@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from clipviz.figures.style import apart, bare, shorten
 from clipviz.widgets.images import color_table, jpeg, sheet
-from clipviz.widgets.state import ViewState, follow
+from clipviz.widgets.state import ViewState
 from clipviz.widgets.view import source
 
 THUMBNAIL = 72
@@ -35,13 +35,7 @@ class GalleryCanvas(anywidget.AnyWidget):
 
     def link(self, state: ViewState) -> None:
         """Share the selected images with a state, both ways."""
-        self._state = state
-        self._take()
-        follow(state, self._take, "selected")
-        self.observe(lambda change: setattr(state, "selected", tuple(change["new"])), "selected")
-
-    def _take(self) -> None:
-        self.selected = list(self._state.selected)
+        state.link("selected", self, "selected", list)
 
     def fill(self, ids: Sequence[str], captions: Sequence[str], images: Sequence[np.ndarray], label: str = "") -> None:
         """Show other images under a heading, in one message."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
-import traitlets
 from matplotlib.figure import Figure
 
 from clipviz.figures import confusion_info
@@ -18,7 +17,7 @@ from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, MatrixCanvas, draw_
 from clipviz.widgets.images import laid_over, thumbnail
 from clipviz.widgets.inspector import Inspector, Row
 from clipviz.widgets.state import ViewState, follow
-from clipviz.widgets.view import View
+from clipviz.widgets.view import View, one_at_a_time
 
 PAGE = 60
 _CELL = 128
@@ -68,7 +67,7 @@ class SaliencyExplorer(View):
         self.filter = ipywidgets.Dropdown(options=self.inspector.album.filters(), description="show")
         self.filter.observe(lambda _: self._refill(), "value")
         self.method = ipywidgets.Dropdown(options=list(albums), description="method", value=self.state.method)
-        traitlets.link((self.state, "method"), (self.method, "value"))
+        self.state.link("method", self.method, "value")
         self.method.layout.display = "flex" if len(albums) > 1 else "none"
         self.back = ipywidgets.Button(description="previous", icon="chevron-left", layout={"width": "110px"})
         self.next = ipywidgets.Button(description="next", icon="chevron-right", layout={"width": "110px"})
@@ -93,10 +92,12 @@ class SaliencyExplorer(View):
             else:
                 self.filter.value = "one taken for another"
 
+    @one_at_a_time
     def _turn(self, pages: int) -> None:
         self._page = min(max(self._page + pages, 0), (len(self._ids) - 1) // PAGE)
         self._fill_gallery()
 
+    @one_at_a_time
     def _refill(self) -> None:
         """Other images for another filter, epoch or method."""
         album, epoch = self.inspector.album, self.state.epoch
@@ -136,16 +137,15 @@ class SaliencyExplorer(View):
     def draw(self) -> Figure:
         """The first images of the gallery, and the chosen one with its maps."""
         album, inspector = self.inspector.album, self.inspector
-        shown = self.shown[: 2 * COLUMNS]
-        n_rows = len(inspector.rows)
-        height = 0.5 + 0.72 * max(1, -(-len(shown) // COLUMNS)) + 1.9 * max(1, n_rows)
+        shown, rows = self.shown[: 2 * COLUMNS], inspector.rows
+        height = 0.5 + 0.72 * max(1, -(-len(shown) // COLUMNS)) + 1.9 * max(1, len(rows))
         figure = Figure(figsize=(7.2, height), dpi=100)
         title = f"{self.filter.value}: {self.count.value}"
         figure.text(0.01, 1 - 0.06 / height, title, fontsize=10, weight="bold", va="top", parse_math=False)
         top = 1 - 0.32 / height
         if shown:
             top = draw_thumbnails(figure, [album.pixels(image) for image in shown], top, height)
-        for row in inspector.rows:
+        for row in rows:
             draw_row(figure, inspector, row, top - 0.08 / height, height)
             top -= 1.9 / height
         return figure
@@ -153,16 +153,15 @@ class SaliencyExplorer(View):
 
 def draw_row(figure: Figure, inspector: Inspector, row: Row, top: float, height: float) -> None:
     """Image and maps of one method side by side below `top` (in figure coordinates)."""
-    assert inspector.image is not None
     plain: dict[str, Any] = {"va": "top", "parse_math": False}
     figure.text(0.01, top, shorten(row.title, 105), fontsize=8.5, weight="bold", **plain)
     tiles = []
     for i, panel in enumerate(row.panels[:5]):
         if panel.values is None:
-            tiles.append(thumbnail(inspector.image, _CELL))
+            tiles.append(thumbnail(row.image, _CELL))
         else:
             look = {"opacity": inspector.opacity.value, "contour": inspector.contour.value}
-            tiles.append(laid_over(inspector.image, panel.values, _CELL, is_mask=panel.is_mask, **look))
+            tiles.append(laid_over(row.image, panel.values, _CELL, is_mask=panel.is_mask, **look))
         figure.text(0.01 + 0.198 * i, top - 1.62 / height, shorten(panel.title, 26), fontsize=7, **plain)
     gap = np.full((_CELL, 6, 3), 255, np.uint8)
     strip = np.concatenate([part for tile in tiles for part in (tile, gap)], axis=1)

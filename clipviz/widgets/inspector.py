@@ -9,7 +9,6 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
-import traitlets
 
 from clipviz.figures import trace_labels
 from clipviz.figures.moments import when
@@ -20,6 +19,7 @@ from clipviz.widgets.album import Album, same_classes
 from clipviz.widgets.canvases import OverlayCanvas
 from clipviz.widgets.images import jpeg, to_bytes
 from clipviz.widgets.state import ViewState, follow
+from clipviz.widgets.view import Newest
 
 NAMES = {
     **KIND_NAMES,
@@ -44,10 +44,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
-    """What one method looked at."""
+    """What one method looked at in an image (H, W, 3) uint8."""
 
     title: str
     panels: list[Panel]
+    image: np.ndarray
 
 
 class Inspector:
@@ -80,6 +81,7 @@ class Inspector:
             state.method = next(iter(self.albums))
         self.rows: list[Row] = []
         self.image: np.ndarray | None = None
+        self._newest = Newest()
         self.canvas = OverlayCanvas()
         self._make_controls(max(trace.final_epoch for trace in traces), with_epoch)
         follow(self.state, self.show, ["selected", "epoch", "method"])
@@ -125,7 +127,7 @@ class Inspector:
             min=-1, max=max(-1, final_epoch), description="epoch", continuous_update=True, **look
         )
         self.state.epoch = min(max(self.state.epoch, -1), self.epoch.max)
-        traitlets.link((self.state, "epoch"), (self.epoch, "value"))
+        self.state.link("epoch", self.epoch, "value")
         self.opacity = ipywidgets.FloatSlider(0.7, min=0, max=1, step=0.05, description="opacity", **look)
         self.contour = ipywidgets.Checkbox(False, description="contour at half", indent=False, layout={"width": "auto"})
         # In the browser, so that they answer at once and without the kernel.
@@ -174,26 +176,31 @@ class Inspector:
     # ------------------------------------------------------------------------------------------- showing
 
     def show(self) -> None:
-        """Bring the canvas up to date, in one message."""
-        self._asking.layout.display = "flex" if self._asks() else "none"
+        """Bring the canvas up to date."""
+        question = self._newest.ask()
         image = self.state.selected[0] if self.state.selected else None
-        if image is None or not self.album.has(image):
-            self.image, self.rows = None, []
-        else:
-            self.image = self.album.pixels(image)
+        pixels, rows = None, []
+        if image is not None and self.album.has(image):
+            pixels = self.album.pixels(image)
             beside = [self.beside.value] if self.beside.value in self.albums else []
-            self.rows = [self._row(label, image) for label in dict.fromkeys([self.state.method, *beside])]
-        maps = [panel.values for row in self.rows for panel in row.panels if panel.values is not None]
+            rows = [self._row(label, image, pixels) for label in dict.fromkeys([self.state.method, *beside])]
+        self._newest.show(question, lambda: self._publish(pixels, rows))
+
+    def _publish(self, image: np.ndarray | None, rows: list[Row]) -> None:
+        """Show an image with its maps, in one message."""
+        self.image, self.rows = image, rows
+        self._asking.layout.display = "flex" if self._asks() else "none"
+        maps = [panel.values for row in rows for panel in row.panels if panel.values is not None]
         with self.canvas.hold_sync():
-            self.canvas.image = jpeg(self.image, 92) if self.image is not None else b""
-            self.canvas.rows = [_row_json(row) for row in self.rows]
+            self.canvas.image = jpeg(image, 92) if image is not None else b""
+            self.canvas.rows = [_row_json(row) for row in rows]
             self.canvas.maps = b"".join(map(to_bytes, maps))
 
     def _asks(self) -> bool:
         """Whether a chosen kind has a contrast, a layer or a head to choose."""
         return any(_asks(self.album.model_probe, kind) for kind in self.chosen_kinds)
 
-    def _row(self, label: str, image: str) -> Row:
+    def _row(self, label: str, image: str, pixels: np.ndarray) -> Row:
         album = self.albums[label]
         epoch = album.epoch(self.state.epoch)
         said, measured = album.caption(image, epoch), album.measured(epoch)
@@ -203,7 +210,7 @@ class Inspector:
             Panel(shorten(image, 30), None, False),
             *(self._panel(album, image, kind) for kind in self.chosen_kinds),
         ]
-        return Row(f"{label}, {when(epoch, album.part)}: {said}", panels)
+        return Row(f"{label}, {when(epoch, album.part)}: {said}", panels, pixels)
 
     def _panel(self, album: Album, image: str, kind: str) -> Panel:
         name = NAMES.get(kind, kind)

@@ -15,7 +15,7 @@ from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, draw_t
 from clipviz.widgets.charts import Chart, Series
 from clipviz.widgets.cutting import Cutting
 from clipviz.widgets.state import ViewState, follow
-from clipviz.widgets.view import View
+from clipviz.widgets.view import View, one_at_a_time
 from clipviz.widgets.votes import Votes, compare
 
 _SHOWN = 30
@@ -100,6 +100,7 @@ class DKAPlayground(View):
 
     # ------------------------------------------------------------------------------------------- mixing
 
+    @one_at_a_time
     def _mix(self) -> None:
         """Labels, sentence, charts and changed images for the sliders' rule."""
         votes = self.votes
@@ -141,6 +142,7 @@ class DKAPlayground(View):
         x_label = f"gamma (0: only {second_name}; 1: only {first_name})"
         return Chart("Pseudo-labels of the last epoch", x_label, "% of the images", series, marks=marks)
 
+    @one_at_a_time
     def _show_ballot(self) -> None:
         """The votes on the chosen image: probabilities of each source alone, and of their mixture."""
         votes, row = self.votes, self._row()

@@ -20,7 +20,7 @@ from clipviz.widgets.explorer import PAGE, draw_row
 from clipviz.widgets.inspector import Inspector
 from clipviz.widgets.scene import IMAGES, MARK_COLORS, RIGHT, UNKNOWN, WRONG, Scene
 from clipviz.widgets.state import ViewState, follow
-from clipviz.widgets.view import View, source
+from clipviz.widgets.view import View, one_at_a_time, source
 
 MOST_CHOSEN = 500
 _MARK_NAMES = {
@@ -81,7 +81,6 @@ class PrototypeExplorer(View):
         self.gallery.layout = {"flex": "1 1 220px", "min_width": "200px"}
         middle = ipywidgets.HBox([self.scatter, self.gallery], layout={"flex_flow": "row wrap"})
         self.widget = ipywidgets.VBox([bar, middle, self.inspector.widget])
-        traitlets.dlink((self.state, "epoch"), (self.scatter, "epoch"))
         self.gallery.link(self.state)
         self.scatter.observe(lambda _: self._points_chosen(), "chosen")
         follow(self.state, self._turned, "epoch")
@@ -119,6 +118,7 @@ class PrototypeExplorer(View):
 
     def _turned(self) -> None:
         """Another epoch: what the chosen images are called there, and what a class vector is given there."""
+        self.scatter.epoch = self.state.epoch
         self._title()
         if self.scatter.chosen:
             self._fill()
@@ -128,6 +128,7 @@ class PrototypeExplorer(View):
         if self._ids:
             self.state.selected = (self._ids[0],)
 
+    @one_at_a_time
     def _fill(self) -> None:
         """From points to images: their own, or those that a class vector is given."""
         scene, album = self.scene, self.inspector.album
@@ -163,8 +164,8 @@ class PrototypeExplorer(View):
 
     def draw(self) -> Figure:
         """The plane at the current epoch, and below it the chosen images."""
-        n_rows, shown = len(self.inspector.rows), self._ids[:COLUMNS]
-        height = 4.9 + 0.75 * bool(shown) + 1.9 * n_rows
+        rows, shown = self.inspector.rows, self._ids[:COLUMNS]
+        height = 4.9 + 0.75 * bool(shown) + 1.9 * len(rows)
         figure = Figure(figsize=(7.2, height), dpi=100)
         axes = figure.add_axes((0.1, 1 - 4.05 / height, 0.87, 3.65 / height))
         self._draw_plane(axes)
@@ -172,7 +173,7 @@ class PrototypeExplorer(View):
         if shown:
             images = [self.inspector.album.pixels(image) for image in shown]
             top = draw_thumbnails(figure, images, top, height) - 0.03 / height
-        for row in self.inspector.rows:
+        for row in rows:
             draw_row(figure, self.inspector, row, top - 0.06 / height, height)
             top -= 1.9 / height
         return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakMethod
+from weakref import WeakMethod, ref
 
 from traitlets import HasTraits, Int, Tuple, Unicode
 
@@ -24,6 +24,22 @@ class ViewState(HasTraits):
     epoch = Int(-1)
     method = Unicode("")
     kind = Unicode("soap")
+
+    def link(self, name: str, widget: HasTraits, trait: str, there: Callable[[Any], Any] = lambda value: value) -> None:
+        """Keep a trait of a widget equal to one of these, both ways.
+
+        By the values of the moment, not by those of a change: it may be told of late, by a thread that waited for a
+        model, and `traitlets.link` would then bring the old choice back.
+        """
+        back, reference = type(getattr(self, name)), ref(widget)  # a state may outlive it
+
+        def take(_: Any = None) -> None:
+            if (known := reference()) is not None:
+                setattr(known, trait, there(getattr(self, name)))
+
+        take()
+        self.observe(take, name)
+        widget.observe(lambda _: setattr(self, name, back(getattr(widget, trait))), trait)
 
     def __repr__(self) -> str:
         return (

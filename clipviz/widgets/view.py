@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from importlib.resources import files
 from typing import Any
 
@@ -21,6 +23,41 @@ def source(*names: str) -> str:
     """Scripts or styles from the package, one after the other: nothing is built and nothing is fetched."""
     folder = files("clipviz.widgets") / "static"
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
+
+
+class Newest:
+    """Questions that take their time, asked in several threads: a kernel's own and those of its subshells.
+
+    `ask` before the controls are read, `show` when the answer is there: it is dropped if a newer question was asked
+    since. Nobody waits for another's answer.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._last = 0
+
+    def ask(self) -> int:
+        """The number of a new question."""
+        with self._lock:
+            self._last += 1
+            return self._last
+
+    def show(self, question: int, publish: Callable[[], None]) -> None:
+        """Publish the answer to a question, unless it is an old one."""
+        with self._lock:
+            if question == self._last:
+                publish()
+
+
+def one_at_a_time(handler: Callable[..., None]) -> Callable[..., None]:
+    """Have threads take turns in such methods of a view; not for what waits for a model or changes a shared state."""
+
+    @wraps(handler)
+    def in_turn(self: Any, *args: Any) -> None:
+        with vars(self).setdefault("_turns", threading.RLock()):
+            handler(self, *args)
+
+    return in_turn
 
 
 class View(ABC):

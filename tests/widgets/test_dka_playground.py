@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import gc
+import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -210,3 +212,45 @@ def test_memory_stays_flat_over_a_hundred_moves(trace):
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert grown < 100_000
+
+
+def test_an_answer_to_an_old_question_is_dropped(run):
+    """A kernel and its subshells ask at once: the panels are three, and those of the newest controls."""
+    model_probe, begun, go_on = run.model_probe, threading.Event(), threading.Event()
+    playground = DKAPlayground(run.trace, run, state=ViewState(selected=("eval/2",)))
+    answer = model_probe.saliency
+
+    def slowly(pixels, kind, **options):
+        if options["affinity"] == "dot":
+            begun.set()
+            assert go_on.wait(20)
+        return answer(pixels, kind, **options)
+
+    cutting = playground.cutting
+    cutting.affinity.value = "cosine"
+    expected = [values.copy() for _, values in cutting.maps]
+    model_probe.saliency = slowly
+    with ThreadPoolExecutor(1) as subshell:
+        old = subshell.submit(setattr, cutting.affinity, "value", "dot")
+        assert begun.wait(20)
+        cutting.affinity.value = "cosine"
+        title = cutting.canvas.rows[0]["title"]
+        go_on.set()
+        old.result(20)
+    assert [kind for kind, _ in cutting.maps] == ["ncut", "fiedler", "soap"]
+    assert "cosine" in title
+    assert cutting.canvas.rows[0]["title"] == title
+    assert len(cutting.canvas.rows[0]["panels"]) == 4
+    for (_, values), known in zip(cutting.maps, expected, strict=True):
+        np.testing.assert_array_equal(values, known)
+
+
+def test_no_answer_is_said_in_the_title(run):
+    def too_late(pixels, kind, **options):
+        raise TimeoutError
+
+    playground = DKAPlayground(run.trace, run, state=ViewState(selected=("eval/2",)))
+    run.model_probe.saliency = too_late
+    playground.cutting.rule.value = "mean"
+    assert playground.cutting.canvas.rows[0]["title"].endswith("mean, peak: no answer in time")
+    assert playground.cutting.maps == []

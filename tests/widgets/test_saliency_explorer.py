@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import gc
+import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -276,3 +278,29 @@ def test_memory_stays_flat_over_a_hundred_selections(trace):
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert grown < 100_000
+
+
+def test_the_map_of_an_image_chosen_before_is_dropped(run):
+    """A subshell chose an image, and while the model looked at it a cell chose another."""
+    explorer = SaliencyExplorer(run.trace, run, state=ViewState(epoch=2, kind="relevance"))
+    model_probe, begun, go_on = run.model_probe, threading.Event(), threading.Event()
+    answer, old = model_probe.saliency, run.model_probe.pixels("eval", 3)
+
+    def slowly(pixels, kind, **options):
+        if np.array_equal(pixels, old):
+            begun.set()
+            assert go_on.wait(20)
+        return answer(pixels, kind, **options)
+
+    model_probe.saliency = slowly
+    with ThreadPoolExecutor(1) as subshell:
+        chosen = subshell.submit(setattr, explorer.gallery, "selected", ["eval/3"])
+        assert begun.wait(20)
+        explorer.gallery.selected = ["eval/5"]
+        go_on.set()
+        chosen.result(20)
+    (row,) = explorer.inspector.rows
+    assert row.panels[0].title == "eval/5"
+    np.testing.assert_array_equal(row.image, model_probe.pixels("eval", 5))
+    np.testing.assert_array_equal(row.panels[1].values, answer(row.image, "relevance"))
+    assert explorer.inspector.canvas.rows[0]["panels"][0]["title"] == "eval/5"
