@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
+import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 _MOST_CHOICES_SHOWN = 12
+_DEEPEST = 64
+_KEPT = "\u200c\u200d"  # joiners within words of several scripts
 _MOST_LISTED = 20
 
 
@@ -47,10 +52,49 @@ def most_alike(name: str, choices: Sequence[str], n: int) -> list[str]:
     return sorted(choices, key=unlikeness)[:n]
 
 
-def one_line(error: object, limit: int = 200) -> str:
-    """What an error of another library says, in one line that is not too long."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+def inert(text: object) -> str:
+    r"""Text of others for a terminal: orders to it (ESC, bidi overrides, line ends) become `\x1b` and the like."""
+    plain = str(text)
+    return plain if plain.isprintable() else "".join(map(_visible, plain))
+
+
+def _visible(character: str) -> str:
+    is_order = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _KEPT
+    return character.encode("unicode_escape").decode() if is_order else character
+
+
+def one_line(error: object, limit: int | None = 200) -> str:
+    """What an error of another library says, in one line that is not too long and gives no orders to a terminal."""
+    text = inert(" ".join(str(error).split()))
+    return text if limit is None or len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """What a file of others holds: JSON of finite numbers, at most 64 deep, so that whoever walks it comes back.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    try:
+        content = json.loads(text, parse_int=_number, parse_float=_number, parse_constant=_number, **options)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level = [content]
+    for _ in range(_DEEPEST):
+        inside = (
+            item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list | tuple)
+        )
+        level = [item for items in inside for item in items]
+    if level:
+        raise ValueError("it is nested too deeply")
+    return content
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not abs(value) < 1e300:  # NaN as well
+        raise ValueError(f"it holds the number {text[:20]}, which is not finite")
+    return int(text) if text.lstrip("-").isdigit() else value
 
 
 def choose(kind: str, name: str, choices: Iterable[str]) -> str:

@@ -42,9 +42,10 @@ def crop_weights_info(trace: Trace) -> CropWeights:
     """Spread of the crop weights over the training images, by epoch."""
     samples = trace.samples
     n_crops = trace.meta.get("n_crops")
-    if "crop_effective" not in samples or not samples["crop_effective"].notna().any():
+    if "crop_effective" in samples:
+        samples = samples.dropna(subset=["crop_effective", "crop_weight_max"])
+    if "crop_effective" not in samples or not len(samples):
         return CropWeights(np.zeros(0, int), np.zeros((0, 5)), np.zeros(1), np.zeros(0), np.zeros(0), n_crops)
-    samples = samples.dropna(subset=["crop_effective", "crop_weight_max"])
     epochs = np.sort(samples["epoch"].unique()).astype(int)
     largest = samples["crop_weight_max"].to_numpy(float)
     edges = np.linspace(largest.min() - 1e-4, largest.max() + 1e-4, _BINS + 1)

@@ -25,7 +25,7 @@ class Guess(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """One image of the gallery: `number` is its position in the dataset, image (H,W,3) uint8.
+    """One of the highlights: `number` is its position in the dataset, image (H,W,3) uint8.
 
     Saliency (h,w) is in [0, 1], or None; the guesses are the top classes and the true one.
     """
@@ -37,7 +37,7 @@ class Mistake(NamedTuple):
 
 
 class PredictionMistakes(NamedTuple):
-    """Gallery of mistakes; without labels they are the least sure images (`is_labelled` False).
+    """The highlights; without labels they are the least sure images (`is_labelled` False).
 
     `map_name` says what the saliency is of.
     """
@@ -48,26 +48,23 @@ class PredictionMistakes(NamedTuple):
 
 
 def prediction_mistakes_info(trace: Trace, kind: str = "soap", max_images: int = 12) -> PredictionMistakes:
-    """Collect the gallery of the trace with the top-3 classes of every image; without such maps, the CLS attention."""
-    images = trace.arrays.get("gallery/images", np.zeros((0, 1, 1, 3), np.uint8))[:max_images]
-    n = len(images)
-    probs = trace.arrays.get("gallery/probs")
-    target = trace.arrays.get("gallery/target", np.full(n, -1))
-    index = trace.arrays.get("gallery/index", np.arange(n))
-    kind = kind if f"gallery/{kind}" in trace.arrays else "cls_attention"
-    maps = trace.arrays.get(f"gallery/{kind}")
+    """Collect the highlights with the top-3 classes of every image; without such maps, the CLS attention."""
+    shown = trace.highlights
+    n = min(len(shown.images), max_images)
+    kind = kind if kind in shown.maps else "cls_attention"
+    maps = shown.maps.get(kind)
     saliency = None if maps is None else unit_range(maps[:n])
     mistakes = [
         Mistake(
-            int(index[i]),
-            images[i],
+            int(shown.index[i]),
+            shown.images[i],
             None if saliency is None else saliency[i],
-            [] if probs is None else _guesses(probs[i], int(target[i]), trace.class_names),
+            [] if shown.probs is None else _guesses(shown.probs[i], int(shown.target[i]), trace.class_names),
         )
         for i in range(n)
     ]
     name = "where the model looked" if maps is None else KIND_NAMES.get(kind, kind)
-    return PredictionMistakes(mistakes, bool((target[:n] >= 0).any()), name)
+    return PredictionMistakes(mistakes, bool((shown.target[:n] >= 0).any()), name)
 
 
 def _guesses(probs: np.ndarray, target: int, names: tuple[str, ...]) -> list[Guess]:
@@ -81,7 +78,7 @@ def draw_prediction_mistakes(info: PredictionMistakes) -> Figure:
     """Two mistakes beside each other: image, overlay, and bars of the top classes, the true one marked."""
     title = "Confidently wrong" if info.is_labelled else "Least sure (no true labels are known)"
     if not info.mistakes:
-        return empty_picture(title, "This trace holds no gallery of mistakes.")
+        return empty_picture(title, "This trace holds no instructive images.")
     n_rows = -(-len(info.mistakes) // 2)
     head, row = 40, 124
     height = head + n_rows * row

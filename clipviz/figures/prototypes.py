@@ -29,9 +29,9 @@ _NO_SNAPSHOTS = "This trace holds no snapshots of class vectors."
 def finite_snapshots(trace: Trace) -> dict[str, np.ndarray]:
     """Snapshot arrays (E1,C,D) in one space: those that share C and D with the first one, finite."""
     found = {
-        name.removeprefix("snapshot/"): array.astype(np.float64)
-        for name, array in sorted(trace.arrays.items())
-        if name.startswith("snapshot/") and array.ndim == 3 and array.size and np.isfinite(array).all()
+        name: array.astype(np.float64)
+        for name, array in trace.snapshots.items()
+        if array.size and np.isfinite(array).all()
     }
     shapes = [array.shape[1:] for array in found.values()]
     return {name: array for name, array in found.items() if array.shape[1:] == shapes[0]}

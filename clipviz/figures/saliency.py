@@ -62,25 +62,23 @@ def saliency_grid_info(
 
     Args:
         trace: The run.
-        kinds: Names of `probe/<kind>` arrays; absent ones are left out.
+        kinds: Kinds of the probe's maps; absent ones are left out.
         epochs: "before" (training), "after" (the last one) or epoch numbers, -1 for before.
         max_images: At most so many images, the first ones.
     """
-    images = trace.arrays.get("probe/images", np.zeros((0, 1, 1, 3), np.uint8))[:max_images]
-    target = trace.arrays.get("probe/target", np.full(len(images), -1))[: len(images)]
-    index = trace.arrays.get("probe/index", np.arange(len(images)))[: len(images)]
+    probe = trace.probe
     titles = [
         class_name(trace.class_names, int(label)) if label >= 0 else f"image {int(number)}"
-        for label, number in zip(target, index, strict=True)
+        for label, number in zip(probe.target[:max_images], probe.index[:max_images], strict=True)
     ]
-    parts = trace.arrays.get("probe/parts")
-    columns = [column for kind in kinds for column in _columns(trace, kind, epochs, len(images))]
+    columns = [column for kind in kinds for column in _columns(trace, kind, epochs, max_images)]
     part_names = [str(name) for name in trace.meta.get("part_names") or ()]
-    return SaliencyGrid(images, titles, None if parts is None else parts[: len(images)], part_names, columns)
+    parts = None if probe.parts is None else probe.parts[:max_images]
+    return SaliencyGrid(probe.images[:max_images], titles, parts, part_names, columns)
 
 
 def _columns(trace: Trace, kind: str, epochs: Sequence[str | int], n_images: int) -> list[SaliencyColumn]:
-    maps = trace.arrays.get(f"probe/{kind}")
+    maps = trace.probe.maps.get(kind)
     if maps is None or not len(maps):
         return []
     name = KIND_NAMES.get(kind, kind)

@@ -60,7 +60,7 @@ def source_names(trace: Trace) -> list[str]:
         for column in trace.samples.columns
         if str(column).endswith(suffix) and column != "pseudo_label" and not (trace.samples[column] == -1).all()
     ]
-    listed = [name for name in trace.meta.get("sources", ()) if name in recorded]
+    listed = [name for name in trace.meta.get("sources") or () if name in recorded]
     return listed + [name for name in recorded if name not in listed]
 
 
@@ -229,21 +229,21 @@ def final_gamma(trace: Trace) -> float | None:
 
 def gamma_what_if_info(trace: Trace) -> GammaWhatIf:
     """Recompute the pseudo-labels from the stored source logits for gamma from 0 to 1."""
-    stored = [name for name in trace.meta.get("sources", ()) if f"sources/{name}" in trace.arrays]
+    stored = trace.sources
     own = final_gamma(trace)
     is_own = own is not None
     reference = 0.5 if own is None else own
     gamma = np.linspace(0, 1, _STEPS + 1)
-    if len(stored) != 2 or not len(trace.arrays[f"sources/{stored[0]}"]):
+    if len(stored.logits) != 2:
         return GammaWhatIf(None, gamma, None, np.zeros(len(gamma)), reference, is_own)
-    first, second = (trace.arrays[f"sources/{name}"].astype(np.float32) for name in stored)
+    first, second = (logits.astype(np.float32) for logits in stored.logits.values())
     at_reference = _mixed_labels(first, second, reference)
     labels = np.stack([_mixed_labels(first, second, value) for value in gamma])
-    target = trace.arrays.get("sources/target", np.full(len(first), -1))
-    known = target >= 0
-    accuracy = (labels[:, known] == target[known]).mean(1) if known.any() else None
+    known = stored.target >= 0
+    accuracy = (labels[:, known] == stored.target[known]).mean(1) if known.any() else None
     changed = (labels != at_reference).mean(1)
-    return GammaWhatIf((stored[0], stored[1]), gamma, accuracy, changed, reference, is_own, moments(trace))
+    one, other = stored.logits
+    return GammaWhatIf((one, other), gamma, accuracy, changed, reference, is_own, moments(trace))
 
 
 def _mixed_labels(first: np.ndarray, second: np.ndarray, gamma: float) -> np.ndarray:

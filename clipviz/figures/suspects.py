@@ -78,11 +78,12 @@ def suspects_info(trace: Trace, n: int = 8) -> Suspects:
 
 def _images(trace: Trace) -> dict[tuple[str, int], np.ndarray]:
     """Pixels of images by what they are for and their number."""
-    arrays, found = trace.arrays, dict[tuple[str, int], np.ndarray]()
+    found = dict[tuple[str, int], np.ndarray]()
     parts = ("measured", "learned") if trace.meta.get("accuracy_is") == "transductive" else ("measured",)
-    for group, of in {"suspects/measured": parts, "suspects/learned": ("learned",), "gallery": parts}.items():
-        if f"{group}/images" in arrays:
-            pairs = list(zip(arrays[f"{group}/index"].tolist(), arrays[f"{group}/images"], strict=True))
+    suspects = trace.suspects
+    for group, of in ((suspects["measured"], parts), (suspects["learned"], ("learned",)), (trace.highlights, parts)):
+        if len(group.images):
+            pairs = list(zip(group.index.tolist(), group.images, strict=True))
             found |= {(part, number): image for number, image in pairs for part in of}
     return found
 

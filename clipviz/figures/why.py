@@ -8,7 +8,7 @@ import numpy as np
 
 from clipviz.figures.saliency import KIND_NAMES, unit_range
 from clipviz.figures.style import class_name
-from clipviz.trace import Trace
+from clipviz.trace import ImageGroup, Trace
 
 _MAX_MAPS, MAX_STRIP = 4, 8
 METHOD = "method"
@@ -100,50 +100,47 @@ class WhyWrong(NamedTuple):
     file: str | None = None
 
 
-def why_wrong_info(trace: Trace, position: int = 0, group: str = "gallery", n_classes: int = 4) -> WhyWrong:
+def why_wrong_info(trace: Trace, position: int = 0, group: str = "highlights", n_classes: int = 4) -> WhyWrong:
     """Collect what the trace knows about one image.
 
     Args:
         trace: The run.
         position: Which image of the group, from 0 on.
-        group: "gallery" (the instructive images) or "probe" (the images that were followed through the run).
+        group: "highlights" (the instructive images) or "probe" (the images that were followed through the run).
         n_classes: So many top classes, and the true one.
     """
-    arrays = trace.arrays
-    images = arrays.get(f"{group}/images", ())
-    if not 0 <= position < len(images):
+    is_followed = group == "probe"
+    images = trace.probe if is_followed else trace.highlights
+    if not 0 <= position < len(images.images):
         return WhyWrong(-1, None, None, None, [], [], [], [], [], [], [])
-    number = int(arrays.get(f"{group}/index", np.arange(len(images)))[position])
-    target = int(arrays.get(f"{group}/target", np.full(len(images), -1))[position])
-    parts = arrays.get(f"{group}/parts")
-    votes = _votes(trace, _probs(trace, group, position, number), target, n_classes)
+    number, target = int(images.index[position]), int(images.target[position])
+    maps = {kind: array[:, position] if is_followed else array[position][None] for kind, array in images.maps.items()}
+    votes = _votes(trace, _probs(trace, images, position), target, n_classes)
     return WhyWrong(
         number,
-        images[position],
+        images.images[position],
         class_name(trace.class_names, target) if target >= 0 else None,
-        None if parts is None else parts[position],
-        _maps(trace, group, position),
+        None if images.parts is None else images.parts[position],
+        _maps(maps),
         votes,
         _examples(trace, votes),
-        _voters(trace, position) if group == "gallery" else [],
-        _sentences(trace, position, target) if group == "gallery" else [],
+        [] if is_followed else _voters(trace, position),
+        [] if is_followed else _sentences(trace, position, target),
         _history(trace, number),
-        _strip(trace, position) if group == "probe" else [],
+        _strip(maps) if is_followed else [],
         trace.file_name(number),
     )
 
 
-def _probs(trace: Trace, group: str, position: int, number: int) -> dict[str, np.ndarray]:
+def _probs(trace: Trace, images: ImageGroup, position: int) -> dict[str, np.ndarray]:
     """Class probabilities (C,) of the method and of each source that voted on this very image."""
-    arrays, branch = trace.arrays, f"{group}/branch/"
-    found = {METHOD: arrays[f"{group}/probs"][position]} if f"{group}/probs" in arrays else {}
-    found |= {name.removeprefix(branch): a[position] for name, a in sorted(arrays.items()) if name.startswith(branch)}
+    found = {} if images.probs is None else {METHOD: images.probs[position]}
+    found |= {name: probs[position] for name, probs in images.branches.items()}
     if trace.meta.get("accuracy_is") == "transductive":  # then positions in training are those of the evaluation
-        rows = np.flatnonzero(arrays.get("sources/index", np.zeros(0)) == number)
-        for name in trace.meta.get("sources", ()):
-            if len(rows) and f"sources/{name}" in arrays:
-                logits = arrays[f"sources/{name}"][rows[-1]].astype(np.float64)
-                exp = np.exp(logits - logits.max())
+        sources = trace.sources
+        for row in np.flatnonzero(sources.index == images.index[position])[-1:]:
+            for name, logits in sources.logits.items():
+                exp = np.exp(logits[row].astype(np.float64) - logits[row].max())
                 found[name] = exp / exp.sum()
     return found
 
@@ -175,40 +172,36 @@ def _addends(probs: dict[str, np.ndarray], top: list[int]) -> dict[str, np.ndarr
     return {METHOD: np.sum(list(centered.values()), axis=0), **centered}
 
 
-def _maps(trace: Trace, group: str, position: int) -> list[SaliencyMap]:
-    """Maps of the last epoch, the named kinds first."""
-    fixed = {"images", "index", "target", "parts", "probs", "prediction", "confidence"}
-    kinds = [name.removeprefix(f"{group}/") for name in sorted(trace.arrays) if name.startswith(f"{group}/")]
-    kinds = [kind for kind in kinds if kind not in fixed and not kind.startswith("branch/")]
-    found = []
-    for kind in sorted(kinds, key=lambda kind: ([*KIND_NAMES, kind].index(kind), kind))[:_MAX_MAPS]:
-        maps = trace.arrays[f"{group}/{kind}"]
-        values = maps[-1, position] if group == "probe" else maps[position]
-        is_mask = bool(np.isin(values, (0, 1)).all())
-        found.append(SaliencyMap(KIND_NAMES.get(kind, kind), unit_range(values[None])[0], is_mask))
-    return found
+def _maps(maps: dict[str, np.ndarray]) -> list[SaliencyMap]:
+    """The last of the maps (E1,h,w) of one image, the named kinds first."""
+    kinds = sorted(maps, key=lambda kind: ([*KIND_NAMES, kind].index(kind), kind))[:_MAX_MAPS]
+    return [
+        SaliencyMap(
+            KIND_NAMES.get(kind, kind), unit_range(maps[kind][-1:])[0], bool(np.isin(maps[kind][-1], (0, 1)).all())
+        )
+        for kind in kinds
+    ]
 
 
 def _examples(trace: Trace, votes: list[ClassVotes]) -> list[Example]:
-    images, labels = trace.arrays.get("examples/images", ()), trace.arrays.get("examples/label", ())
-    by_name = {class_name(trace.class_names, int(label)): i for i, label in enumerate(labels)}
-    wanted = [vote.name for vote in votes[:2]] + [vote.name for vote in votes if vote.is_target]
-    if not len(images):
+    if (examples := trace.examples) is None:
         return []
-    return [Example(name, images[by_name[name]] if name in by_name else None) for name in dict.fromkeys(wanted)]
+    names = [class_name(trace.class_names, int(label)) for label in examples.label]
+    images = dict(zip(names, examples.images, strict=True))
+    wanted = [vote.name for vote in votes[:2]] + [vote.name for vote in votes if vote.is_target]
+    return [Example(name, images.get(name)) for name in dict.fromkeys(wanted)]
 
 
 def _voters(trace: Trace, position: int) -> list[Voter]:
-    arrays = trace.arrays
-    if "cache/labels" not in arrays:
+    if (cache := trace.cache) is None:
         return []
-    names = [class_name(trace.class_names, int(label)) for label in arrays["cache/labels"][position]]
-    images = arrays["cache/images"][position] if "cache/images" in arrays else [None] * len(names)
-    return [Voter(*row) for row in zip(names, arrays["cache/votes"][position].tolist(), images, strict=True)]
+    names = [class_name(trace.class_names, int(label)) for label in cache.labels[position]]
+    images = [None] * len(names) if cache.images is None else cache.images[position]
+    return [Voter(*row) for row in zip(names, cache.votes[position].tolist(), images, strict=True)]
 
 
 def _sentences(trace: Trace, position: int, target: int) -> list[Sentences]:
-    rows = [row[1:] for row in trace.meta.get("gallery_sentences", ()) if row[0] == position]
+    rows = [row[1:] for row in trace.meta.get("gallery_sentences") or () if row[0] == position]
     labels = list(dict.fromkeys(label for label, _, _ in rows))
     return [
         Sentences(
@@ -229,10 +222,10 @@ def _history(trace: Trace, number: int) -> list[Moment]:
     ]
 
 
-def _strip(trace: Trace, position: int) -> list[tuple[int, np.ndarray]]:
-    kind = next((kind for kind in KIND_NAMES if f"probe/{kind}" in trace.arrays), None)
+def _strip(maps: dict[str, np.ndarray]) -> list[tuple[int, np.ndarray]]:
+    kind = next((kind for kind in KIND_NAMES if kind in maps), None)
     if kind is None:
         return []
-    maps = trace.arrays[f"probe/{kind}"]
-    places = np.unique(np.linspace(0, len(maps) - 1, min(MAX_STRIP, len(maps))).round().astype(int))
-    return [(int(place) - 1, unit_range(maps[place, position][None])[0]) for place in places]
+    own = maps[kind]
+    places = np.unique(np.linspace(0, len(own) - 1, min(MAX_STRIP, len(own))).round().astype(int))
+    return [(int(place) - 1, unit_range(own[place][None])[0]) for place in places]

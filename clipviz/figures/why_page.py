@@ -238,6 +238,6 @@ def _draw_strip(page: _Page, info: WhyWrong, top: float) -> None:
         page.write(8 + i * (side + 4), top + 24 + side, "before" if epoch < 0 else f"epoch {epoch}", size=8.5)
 
 
-def why_wrong(trace: Trace, position: int = 0, group: str = "gallery") -> Figure:
+def why_wrong(trace: Trace, position: int = 0, group: str = "highlights") -> Figure:
     """One image with its maps, the votes, examples of the classes it is taken for, and its story."""
     return draw_why_wrong(why_wrong_info(trace, position, group))

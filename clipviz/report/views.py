@@ -37,11 +37,11 @@ def _one(draw: Callable[[Trace], go.Figure | Figure]) -> Callable[[Trace], Seque
 
 
 def _why(trace: Trace) -> Sequence[Figure]:
-    return [figures.why_wrong(trace, position) for position in range(min(_WHY, len(trace.arrays["gallery/images"])))]
+    return [figures.why_wrong(trace, position) for position in range(min(_WHY, len(trace.highlights.images)))]
 
 
-def _has(array: str) -> Callable[[Trace], bool]:
-    return lambda trace: len(trace.arrays.get(array, ())) > 0
+def _has_highlights(trace: Trace) -> bool:
+    return len(trace.highlights.images) > 0
 
 
 def _has_pseudo_labels(trace: Trace) -> bool:
@@ -144,7 +144,7 @@ VIEWS = (
         "With known labels, the most confident mistakes; without, the images it was least sure of. "
         "Compare where it looked with the part that would have told the classes apart.",
         _one(figures.prediction_mistakes),
-        _has("gallery/images"),
+        _has_highlights,
     ),
     View(
         "why_wrong",
@@ -152,7 +152,7 @@ VIEWS = (
         "The first of these images in full. Did it look at the right place? Did one branch know better? Do the "
         "examples show that the model has a wrong idea of a class? When did the label change?",
         _why,
-        _has("gallery/images"),
+        _has_highlights,
     ),
     View(
         "suspects",

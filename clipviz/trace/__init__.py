@@ -1,18 +1,14 @@
 """The record of a run: tidy tables, named arrays and one JSON of facts; no torch."""
 
+from clipviz.trace.folder import FORMAT_VERSION
 from clipviz.trace.measures import calibration_bins, calibration_error, label_accuracy
-from clipviz.trace.tables import (
-    FORMAT_VERSION,
-    TABLES,
-    Trace,
-    empty_table,
-    is_by_epoch,
-    storable_text,
-)
+from clipviz.trace.schema import TABLES, ImageGroup
+from clipviz.trace.tables import Trace, empty_table, is_by_epoch, storable_text
 
 __all__ = [
     "FORMAT_VERSION",
     "TABLES",
+    "ImageGroup",
     "Trace",
     "calibration_bins",
     "calibration_error",

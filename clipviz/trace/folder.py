@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from clipviz.errors import one_line, parse_json
 from clipviz.files import replacing
 
 T = TypeVar("T")
@@ -93,7 +94,9 @@ def parse(path: Path, content: bytes, parser: Callable[[bytes], T]) -> T:
     except Refused as refusal:
         raise ValueError(f"{path}: {refusal}") from None
     except Exception as error:  # parsers of foreign bytes raise what they like; all of it means the same
-        raise ValueError(f"{path} cannot be read as part of a trace: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as part of a trace: {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def _refuse_to_replace_foreign(directory: Path, names: Collection[str]) -> None:
@@ -179,7 +182,7 @@ def _read(path: Path) -> bytes:
 
 
 def _parse_manifest(content: bytes, names: Collection[str]) -> dict[str, str]:
-    manifest = json.loads(content)
+    manifest = parse_json(content)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise Refused(f"wanted the manifest of a {FORMAT}, this is something else")
     version = manifest.get("format_version")

@@ -26,32 +26,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 
+from clipviz.errors import parse_json
 from clipviz.files import is_locked
-from clipviz.trace.folder import FORMAT_VERSION, Refused, parse, read_folder, write_folder
-
-#: Required columns of each table, with the type of an empty one. Further columns are kept as they are:
-#: `samples` has `<source>_label` and `<source>_confidence` for every source of pseudo-labels.
-TABLES: dict[str, dict[str, str]] = {
-    "steps": {"epoch": "int64", "step": "int64", "term": "str", "value": "float64"},
-    "samples": {
-        "epoch": "int64",
-        "index": "int64",
-        "pseudo_label": "int64",
-        "confidence": "float32",
-        "margin": "float32",
-        "weight": "float32",
-        "target": "int64",
-    },
-    "epochs": {"epoch": "int64", "metric": "str", "value": "float64"},
-    "predictions": {
-        "epoch": "int64",
-        "index": "int64",
-        "prediction": "int64",
-        "confidence": "float32",
-        "target": "int64",
-    },
-    "skipped": {"path": "str", "reason": "str"},
-}
+from clipviz.trace.folder import FORMAT_VERSION, parse, read_folder, write_folder
+from clipviz.trace.schema import (
+    DTYPES,
+    TABLES,
+    Cache,
+    Embeddings,
+    Examples,
+    ImageGroup,
+    Sources,
+    cache_entries,
+    check_arrays,
+    check_meta,
+    check_table,
+    embeddings,
+    examples,
+    image_group,
+    source_logits,
+    under,
+)
 
 _FOLLOWED = ("probe/images", "probe/index", "probe/target", "probe/parts")
 """Arrays of the probe that are the same at every epoch."""
@@ -63,7 +58,7 @@ _FILES = frozenset({_META, _ARRAYS} | {f"{table}.parquet" for table in TABLES})
 
 def empty_table(name: str) -> pd.DataFrame:
     """Table `name` of `TABLES` without rows, with its required columns and their types."""
-    return pd.DataFrame({column: pd.Series(dtype=dtype) for column, dtype in TABLES[name].items()})
+    return pd.DataFrame({column: pd.Series(dtype=DTYPES[kind]) for column, kind in TABLES[name].items()})
 
 
 def is_by_epoch(name: str) -> bool:
@@ -86,8 +81,7 @@ def storable_text(text: str) -> str:
 class Trace:
     """What one run of one method did; every figure is a function of it.
 
-    Targets are -1 where the truth is unknown. Epoch -1 means before training. E1 is the number of snapshots
-    (before training, then one for each epoch), P of probe images, G of gallery images, C of classes.
+    Targets are -1 where the truth is unknown. Epoch -1 means before training.
 
     Attributes:
         steps: epoch, step, term, value: each weighted loss term and their sum `"loss"`, per optimizer step.
@@ -97,21 +91,10 @@ class Trace:
         epochs: epoch, metric, value: `accuracy`, `pseudo_label_accuracy`, ... as fractions in [0, 1].
         predictions: epoch, index, prediction, confidence, target: one row per evaluation image and epoch.
         skipped: path, reason: the files that could not be read.
-        arrays: `probe/images` (P,H,W,3) uint8, `probe/index` and `probe/target` (P,), `probe/parts` (P,H,W)
-            uint8, `probe/<kind>` (E1,P,h,w) float, `snapshot/<name>` (E1,C,D), `sources/index` and
-            `sources/target` (n,), `sources/<name>` (n,C) scaled logits of the last epoch, `gallery/...` with
-            G in the place of P and, of every ViT, `gallery/cls_attention`; `gallery/probs` and
-            `gallery/branch/<name>` (G,C), `examples/images` (X,h,w,3) uint8 and `examples/label` (X,), the images
-            most surely called a class, `suspects/learned/...` and `suspects/measured/...` `images` (n,h,w,3) uint8 and
-            `index` (n,) of training and evaluation images worth a look,
-            `embeddings/images` (E1,m,D) float16 of m evaluation images with `embeddings/index` and
-            `embeddings/target` (m,), and of methods
-            with crops `sources/crop_similarity` (n,K), `sources/crop_logits` (n,K,C), `sources/crop_gram`
-            (n,K,K) of the last epoch, and of methods with a cache its k heaviest entries for each gallery image:
-            `cache/index` (positions in training), `cache/labels`, `cache/votes` (G,k) and `cache/images`
-            (G,k,h,w,3) uint8. Any of them may be absent.
+        arrays: by name, as `clipviz.trace.schema.ARRAYS` lists them with their shapes; any may be absent. `probe`,
+            `highlights`, `suspects`, `sources`, `cache`, `examples`, `embeddings` and `snapshots` are what to read them by.
         meta: JSON-able facts: method, model, data, split, seed, class_names, settings, versions, ...,
-            `gallery_sentences`: [position in the gallery, class, sentence, cosine] of the nearest sentences, and
+            `gallery_sentences`: [position in the highlights, class, sentence, cosine] of the nearest sentences, and
             `files`: {"learned": names of the training images, "measured": of the evaluation images}, by index.
         folder: the run folder that the trace was read from, "" in memory; not part of what is saved.
     """
@@ -139,7 +122,7 @@ class Trace:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The C class names, in the order of the labels."""
-        return tuple(self.meta.get("class_names", ()))
+        return tuple(self.meta.get("class_names") or ())
 
     @property
     def final_epoch(self) -> int:
@@ -151,6 +134,46 @@ class Trace:
     def has_targets(self) -> bool:
         """Whether any image came with its true label, so that an accuracy can be measured."""
         return any(bool((table["target"] >= 0).any()) for table in (self.predictions, self.samples))
+
+    @property
+    def probe(self) -> ImageGroup:
+        """The images that were followed through the run."""
+        return image_group(self.arrays, "probe/")
+
+    @property
+    def highlights(self) -> ImageGroup:
+        """The instructive images: the most confident mistakes; without labels, those it was least sure of."""
+        return image_group(self.arrays, "gallery/")
+
+    @property
+    def suspects(self) -> dict[str, ImageGroup]:
+        """Thumbnails of the images worth a look, "learned" and "measured"."""
+        return {part: image_group(self.arrays, f"suspects/{part}/") for part in ("learned", "measured")}
+
+    @property
+    def sources(self) -> Sources:
+        """What each source of the pseudo-labels said in the last epoch."""
+        return source_logits(self.arrays, self.meta.get("sources") or ())
+
+    @property
+    def cache(self) -> Cache | None:
+        """The heaviest cache entries of each highlight; None of methods without a cache."""
+        return cache_entries(self.arrays)
+
+    @property
+    def examples(self) -> Examples | None:
+        """What the model takes for the classes in question, if that was kept."""
+        return examples(self.arrays)
+
+    @property
+    def embeddings(self) -> Embeddings | None:
+        """Where some evaluation images are, epoch by epoch, if that was kept."""
+        return embeddings(self.arrays)
+
+    @property
+    def snapshots(self) -> dict[str, np.ndarray]:
+        """Classifiers and prototypes by name, (E1,C,D)."""
+        return under(self.arrays, "snapshot/")
 
     def file_name(self, index: int, part: str = "measured") -> str | None:
         """The file of an image, relative to the folder of its data; None where the images are no files.
@@ -208,12 +231,20 @@ class Trace:
                 the message names the file and the reason.
         """
         directory, files = read_folder(Path(path).expanduser(), _FILES)
-        meta = parse(directory / _META, files[_META], _parse_meta)
+        meta = parse(directory / _META, files[_META], lambda content: check_meta(parse_json(content)))
         if meta.get("status") == "running" and not is_locked(directory.parent):
             meta["status"] = "interrupted"
-        tables = {name: _parse_table(directory, name, files[f"{name}.parquet"]) for name in TABLES}
-        arrays = parse(directory / _ARRAYS, files[_ARRAYS], safetensors.numpy.load)
-        trace, place = cls(**tables, arrays=arrays, meta=meta), Path(path).resolve()
+        n_classes = len(meta.get("class_names") or ())
+
+        def table(name: str) -> pd.DataFrame:
+            file = f"{name}.parquet"
+            return parse(directory / file, files[file], lambda content: check_table(name, _read(content), n_classes))
+
+        def load_arrays(content: bytes) -> dict[str, np.ndarray]:
+            return check_arrays(safetensors.numpy.load(content), n_classes)
+
+        arrays = parse(directory / _ARRAYS, files[_ARRAYS], load_arrays)
+        trace, place = cls(**{name: table(name) for name in TABLES}, arrays=arrays, meta=meta), Path(path).resolve()
         trace.folder = str(place.parent if place.name == "trace" else place)
         return trace
 
@@ -273,23 +304,9 @@ def _check_columns(where: str, name: str, table: pd.DataFrame) -> None:
         raise ValueError(f"{where} lacks the columns {missing}; it has {[str(column) for column in table.columns]}")
 
 
-def _parse_meta(content: bytes) -> dict[str, Any]:
-    meta = json.loads(content)
-    if not isinstance(meta, dict):
-        raise Refused(f"wanted a JSON object, got {type(meta).__name__}")
-    names = meta.get("class_names", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise Refused("class_names must be a list of strings")
-    return meta
-
-
-def _parse_table(directory: Path, name: str, content: bytes) -> pd.DataFrame:
-    path = directory / f"{name}.parquet"
-    table = parse(path, content, _read_table)
-    _check_columns(str(path), name, table)
-    return table
-
-
-def _read_table(content: bytes) -> pd.DataFrame:
-    # In this thread: a pool that is still starting when a short script ends aborts the whole process.
-    return pq.read_table(io.BytesIO(content), use_threads=False).to_pandas(use_threads=False)
+def _read(content: bytes) -> pd.DataFrame:
+    # In this thread: a pool that is still starting when a short script ends aborts the whole process. The types are
+    # those of the columns: what else a file says about them could be anything.
+    return (
+        pq.ParquetFile(io.BytesIO(content)).read(use_threads=False).to_pandas(use_threads=False, ignore_metadata=True)
+    )

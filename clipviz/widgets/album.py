@@ -11,10 +11,8 @@ import pandas as pd
 from clipviz.figures.moments import part_of_epoch
 from clipviz.figures.sources import source_names
 from clipviz.figures.style import apart, class_name
-from clipviz.trace import Trace
+from clipviz.trace import ImageGroup, Trace
 
-#: Arrays beside the maps.
-_NO_MAPS = {"images", "index", "target", "parts", "probs", "prediction", "confidence"}
 _TAKEN = ("confidently wrong", "least sure", "flipped", "sources disagree", "one taken for another")
 FILTERS = ("all", *_TAKEN)
 
@@ -41,29 +39,22 @@ class Album:
     def __init__(self, trace: Trace, model_probe: Any = None) -> None:
         self.trace, self.model_probe = trace, model_probe
         self.train_split = "eval" if trace.meta.get("accuracy_is") == "transductive" else "train"
-        self._probe = self._places("probe", self._probe_split())
-        self._gallery = self._places("gallery", "eval")
+        self._probe = _places(trace.probe, self._probe_split())
+        self._highlights = _places(trace.highlights, "eval")
         self._frames: dict[int, pd.DataFrame] = {}
         self._measured = [int(epoch) for epoch in trace.predictions["epoch"].unique()]
         self.last, self.part = trace.final_epoch, part_of_epoch(trace)  # of large tables, so once
 
     def _probe_split(self) -> str:
         """Where the probe images come from, told by their targets; "probe" if that cannot be told."""
-        index, target = self.trace.arrays.get("probe/index"), self.trace.arrays.get("probe/target")
-        if index is None or target is None or (target < 0).all():
+        probe = self.trace.probe
+        if (probe.target < 0).all():
             return "probe"
         for split, table in (("eval", self.trace.predictions), (self.train_split, self.trace.samples)):
-            known = table.drop_duplicates("index").set_index("index")["target"].reindex(index)
-            if known.notna().all() and (known.to_numpy() == target).all():
+            known = table.drop_duplicates("index").set_index("index")["target"].reindex(probe.index)
+            if known.notna().all() and (known.to_numpy() == probe.target).all():
                 return split
         return "probe"
-
-    def _places(self, prefix: str, split: str) -> dict[str, int]:
-        images = self.trace.arrays.get(f"{prefix}/images", ())
-        index = self.trace.arrays.get(f"{prefix}/index", np.arange(len(images)))
-        if split == "probe":
-            index = np.arange(len(images))
-        return {f"{split}/{int(number)}": place for place, number in enumerate(index[: len(images)])}
 
     # ------------------------------------------------------------------------------------------- images
 
@@ -72,16 +63,16 @@ class Album:
         split, index = image.split("/")
         return (
             image in self._probe
-            or image in self._gallery
+            or image in self._highlights
             or bool(self.model_probe and self.model_probe.has(split, int(index)))
         )
 
     def pixels(self, image: str) -> np.ndarray:
         """(H, W, 3) uint8; a gray pixel for an image that cannot be had."""
         if image in self._probe:
-            return self.trace.arrays["probe/images"][self._probe[image]]
-        if image in self._gallery:
-            return self.trace.arrays["gallery/images"][self._gallery[image]]
+            return self.trace.probe.images[self._probe[image]]
+        if image in self._highlights:
+            return self.trace.highlights.images[self._highlights[image]]
         split, index = image.split("/")
         if self.model_probe is not None and self.model_probe.has(split, int(index)):
             return self.model_probe.pixels(split, int(index))
@@ -89,21 +80,16 @@ class Album:
 
     def stored_kinds(self) -> list[str]:
         """Kinds of maps in the trace."""
-        names = (name.split("/", 1) for name in self.trace.arrays if name.startswith(("probe/", "gallery/")))
-        kinds = {kind for prefix, kind in names if kind not in _NO_MAPS and self._is_map(f"{prefix}/{kind}")}
+        kinds = {*self.trace.probe.maps, *self.trace.highlights.maps}
         return sorted(kinds, key=lambda kind: (kind != "soap", kind != "ncut", kind))
 
-    def _is_map(self, name: str) -> bool:
-        array = self.trace.arrays[name]
-        return array.ndim == (4 if name.startswith("probe/") else 3) and array.dtype.kind == "f"
-
     def stored_map(self, image: str, kind: str, epoch: int) -> np.ndarray | None:
-        """(h, w) raw values at an epoch (gallery images: at the end); None if the trace does not hold them."""
-        probe, gallery = self.trace.arrays.get(f"probe/{kind}"), self.trace.arrays.get(f"gallery/{kind}")
+        """(h, w) raw values at an epoch (of highlights: at the end); None if the trace does not hold them."""
+        probe, last = self.trace.probe.maps.get(kind), self.trace.highlights.maps.get(kind)
         if probe is not None and image in self._probe and 0 <= epoch + 1 < len(probe):
             return probe[epoch + 1, self._probe[image]]
-        if gallery is not None and image in self._gallery and epoch >= self.last:
-            return gallery[self._gallery[image]]
+        if last is not None and image in self._highlights and epoch >= self.last:
+            return last[self._highlights[image]]
         return None
 
     # ------------------------------------------------------------------------------------------- verdicts
@@ -131,7 +117,7 @@ class Album:
         """Prediction of an evaluation image, pseudo-label of a training image."""
         split, index = image.split("/")
         if split == "probe":
-            return Verdict(-1, None, int(self.trace.arrays["probe/target"][int(index)]))
+            return Verdict(-1, None, int(self.trace.probe.target[int(index)]))
         if split == "eval":
             frame, column = self.frame(epoch), "prediction"
         else:
@@ -180,7 +166,7 @@ class Album:
             pair: (true class, predicted class) for "one taken for another".
         """
         if name == "all":
-            ids = [*self._gallery, *self._probe, *(f"eval/{index}" for index in self.frame(epoch).index)]
+            ids = [*self._highlights, *self._probe, *(f"eval/{index}" for index in self.frame(epoch).index)]
             return [image for image in dict.fromkeys(ids) if self.has(image)]
         if name == "sources disagree":
             return [image for image in self._disagreeing(epoch) if self.has(image)]
@@ -204,6 +190,12 @@ class Album:
         labels = rows[[f"{name}_label" for name in source_names(self.trace)]].to_numpy()
         apart = rows[(labels != labels[:, :1]).any(1)].sort_values("margin")
         return [f"{self.train_split}/{index}" for index in apart["index"]]
+
+
+def _places(images: ImageGroup, split: str) -> dict[str, int]:
+    """Id -> position in a group."""
+    numbers = range(len(images.images)) if split == "probe" else images.index
+    return {f"{split}/{int(number)}": place for place, number in enumerate(numbers)}
 
 
 def same_classes(traces: Sequence[Trace]) -> None:

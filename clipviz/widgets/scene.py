@@ -58,11 +58,11 @@ class Scene:
         labels = [np.arange(n_classes)] * len(snapshots)
         indices = [np.full(n_classes, -1)] * len(snapshots)
         groups = list(snapshots)
-        images = trace.arrays.get("embeddings/images")
-        if images is not None and images.shape[-1] == len(plane.center) and len(images) >= 1:
-            places.append(plane.place(_stretched(images, n_epochs).astype(np.float32)))
-            indices.append(trace.arrays.get("embeddings/index", np.arange(images.shape[1])))
-            labels.append(trace.arrays.get("embeddings/target", np.full(images.shape[1], -1)))
+        images = trace.embeddings
+        if images is not None and images.images.shape[-1] == len(plane.center) and len(images.images) >= 1:
+            places.append(plane.place(_stretched(images.images, n_epochs).astype(np.float32)))
+            indices.append(images.index)
+            labels.append(images.target)
             groups.append(IMAGES)
         index = np.concatenate(indices).astype(np.int64)
         sizes = [len(part) for part in labels]

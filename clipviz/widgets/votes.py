@@ -68,14 +68,12 @@ class Votes:
     @classmethod
     def of(cls, trace: Trace) -> Votes | None:
         """The votes in a trace; None unless it holds the logits of exactly two sources."""
-        names = [name for name in trace.meta.get("sources", ()) if f"sources/{name}" in trace.arrays]
-        if len(names) != 2 or not len(trace.arrays[f"sources/{names[0]}"]):
+        stored = trace.sources
+        if len(stored.logits) != 2:
             return None
-        first, second = (trace.arrays[f"sources/{name}"].astype(np.float32) for name in names)
-        index = trace.arrays.get("sources/index", np.arange(len(first)))
-        target = trace.arrays.get("sources/target", np.full(len(first), -1))
-        gamma, crops = final_gamma(trace), _crops(trace, len(first))
-        return cls((names[0], names[1]), first, second, index, target, gamma, crops)
+        (one, first), (other, second) = stored.logits.items()
+        first, second = first.astype(np.float32), second.astype(np.float32)
+        return cls((one, other), first, second, stored.index, stored.target, final_gamma(trace), _crops(trace))
 
     def first_logits(self, temperature: float | None = None) -> np.ndarray:
         """(n, C) logits of the first source, with its crops weighed by another temperature than the run's."""
@@ -93,9 +91,10 @@ class Votes:
         return float((labels[known] == self.target[known]).mean()) if known.any() else None
 
 
-def _crops(trace: Trace, n: int) -> Crops | None:
-    parts = [trace.arrays.get(f"sources/crop_{name}") for name in ("similarity", "logits", "gram")]
-    if any(part is None or len(part) != n for part in parts):
+def _crops(trace: Trace) -> Crops | None:
+    stored = trace.sources
+    parts = stored.crop_similarity, stored.crop_logits, stored.crop_gram
+    if any(part is None or len(part) != len(stored.index) for part in parts):
         return None
     similarity, logits, gram = (np.asarray(part, dtype=np.float32) for part in parts)
     return Crops(similarity, logits, gram, final_constant(trace, "crop_temperature") or 1.0)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import empty_trace, synthetic_trace
+from tiny import GOLDEN
 
 import clipviz.trace.folder
 from clipviz.trace import FORMAT_VERSION, TABLES, Trace, empty_table
@@ -53,6 +54,15 @@ def test_what_was_saved_is_loaded(tmp_path, labelled):
     assert Trace.load(tmp_path / "run").equals(trace), "a run folder stands for its trace"
     assert trace.has_targets is labelled
     assert trace.final_epoch == 4
+
+
+def test_a_trace_that_version_1_of_the_format_wrote_still_opens():
+    trace = Trace.load(GOLDEN / "trace_v1")
+    assert repr(trace) == "Trace(microclip on birds/clutter, finished, last epoch 0, accuracy 0.750)"
+    assert trace.highlights.probs.shape == (1, 3)
+    assert trace.probe.maps["soap"].shape == (2, 1, 8, 8)
+    assert trace.sources.logits["static"].shape == (6, 3)
+    assert trace.meta["format_version"] == 1
 
 
 def test_an_empty_trace_is_a_trace(tmp_path):

@@ -1,0 +1,333 @@
+"""What a trace holds: names, shapes, types and ranges in one place, checked when a trace is loaded.
+
+A kind says what values mean: "epoch" (from -1, before training), "index" (a position, from 0), "label" (a class),
+"target" (a class, or -1 where the truth is unknown), "share" (in [0, 1], NaN where a run diverged), "number", "weight",
+"byte" and "text".
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import inf
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clipviz.trace.folder import Refused
+
+#: Columns of each table, with their kinds. Further columns are kept as they are.
+TABLES: dict[str, dict[str, str]] = {
+    "steps": {"epoch": "epoch", "step": "index", "term": "text", "value": "number"},
+    "samples": {
+        "epoch": "epoch",
+        "index": "index",
+        "pseudo_label": "label",
+        "confidence": "share",
+        "margin": "share",
+        "weight": "weight",
+        "target": "target",
+    },
+    "epochs": {"epoch": "epoch", "metric": "text", "value": "number"},
+    "predictions": {
+        "epoch": "epoch",
+        "index": "index",
+        "prediction": "label",
+        "confidence": "share",
+        "target": "target",
+    },
+    "skipped": {"path": "text", "reason": "text"},
+}
+#: Kind and axes of each array. A capital is one size throughout: P probe images, G highlights, C classes, N images of
+#: the last epoch, K crops, T cache entries, X examples, M embedded images, U and V suspects; a
+#: small letter is any, e the snapshots
+#: (before training, then one of each epoch). The highlights are called "gallery" on disk.
+ARRAYS: dict[str, str] = {
+    "probe/images": "byte P H W 3",
+    "probe/index": "index P",
+    "probe/target": "target P",
+    "probe/parts": "byte P H W",
+    "probe/*": "number e P h w",
+    "gallery/images": "byte G I J 3",
+    "gallery/index": "index G",
+    "gallery/target": "target G",
+    "gallery/parts": "byte G I J",
+    "gallery/probs": "share G C",
+    "gallery/prediction": "label G",
+    "gallery/confidence": "share G",
+    "gallery/branch/*": "share G C",
+    "gallery/*": "number G h w",
+    "cache/labels": "label G T",
+    "cache/index": "index G T",
+    "cache/votes": "number G T",
+    "cache/images": "byte G T h w 3",
+    "examples/label": "label X",
+    "examples/images": "byte X h w 3",
+    "embeddings/images": "number e M d",
+    "embeddings/index": "index M",
+    "embeddings/target": "target M",
+    "snapshot/*": "number e C d",
+    "suspects/learned/images": "byte U h w 3",
+    "suspects/learned/index": "index U",
+    "suspects/measured/images": "byte V h w 3",
+    "suspects/measured/index": "index V",
+    "sources/index": "index N",
+    "sources/target": "target N",
+    "sources/crop_similarity": "number N K",
+    "sources/crop_logits": "number N K C",
+    "sources/crop_gram": "number N K K",
+    "sources/*": "number N C",
+}
+#: What there must be if anything of a group is there.
+_NEEDED = {"probe": ("images",), "gallery": ("images",), "cache": ("labels", "votes"), "examples": ("label", "images"),
+           "embeddings": ("images",), "suspects/learned": ("images",), "suspects/measured": ("images",)}  # fmt: skip
+
+#: Facts of the metadata that are read, with their types (null as well); others are kept as they are.
+META: dict[str, Any] = {
+    **dict.fromkeys(
+        ("method", "model", "data", "split", "eval_data", "eval_split", "accuracy_is", "label", "status", "command"),
+        str,
+    ),
+    **dict.fromkeys(("n_images", "n_crops"), int),
+    **dict.fromkeys(("seconds", "zero_shot_accuracy"), int | float),
+    **{key: [str] for key in ("class_names", "part_names", "sources")},
+    "settings": {"method": dict | None, "schedule": dict | None},
+    "versions": {},
+    "files": {"learned": list, "measured": list},
+    "changes": [dict],
+    "gallery_sentences": [(int, int, str, int | float)],
+}
+
+#: Kind -> letters of its types, the type it gets, what it is called, its range (of classes: less than their number).
+_KINDS: dict[str, tuple[str, str, str, float, float]] = {
+    "epoch": ("iu", "int64", "epochs", -1, 10**6),
+    "index": ("iu", "int64", "positions", 0, 2**31),
+    "label": ("iu", "int64", "classes", 0, -1),
+    "label or none": ("iuf", "int64", "classes", 0, -1),
+    "target": ("iu", "int64", "classes, or -1,", -1, -1),
+    "share": ("iuf", "float32", "shares", 0, 1),
+    "number": ("iuf", "float64", "numbers", -inf, inf),
+    "weight": ("iuf", "float32", "numbers", -inf, inf),
+    "byte": ("u", "uint8", "bytes", 0, 255),
+    "text": ("", "str", "text", -inf, inf),
+}
+DTYPES = {kind: dtype for kind, (_, dtype, *_) in _KINDS.items()}
+_SLACK = 1e-3  # of a softmax in half precision
+
+
+@dataclass(frozen=True, eq=False)
+class ImageGroup:
+    """Images with what was recorded of each, in the shapes of `ARRAYS`; none of them where a trace has none.
+
+    `maps` by kind: of the probe for every epoch, of the highlights by the final model. These alone have `probs` of the
+    method, and `branches`: probabilities of a part of its inference path by name.
+    """
+
+    images: np.ndarray
+    index: np.ndarray
+    target: np.ndarray
+    parts: np.ndarray | None
+    maps: dict[str, np.ndarray]
+    probs: np.ndarray | None
+    branches: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Scaled logits of the last epoch by source, and its crops alone; no rows where that was too much to keep."""
+
+    index: np.ndarray
+    target: np.ndarray
+    logits: dict[str, np.ndarray]
+    crop_similarity: np.ndarray | None
+    crop_logits: np.ndarray | None
+    crop_gram: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Cache:
+    """The heaviest cache entries of each highlight: class, what it adds to the logit, and whence it came."""
+
+    labels: np.ndarray
+    votes: np.ndarray
+    index: np.ndarray | None
+    images: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The images that are most surely called a class, and that class."""
+
+    images: np.ndarray
+    label: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Embeddings of evaluation images by epoch, with their positions and targets."""
+
+    images: np.ndarray
+    index: np.ndarray
+    target: np.ndarray
+
+
+def under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a prefix, by the rest of their names, in order."""
+    return {name.removeprefix(prefix): arrays[name] for name in sorted(arrays) if name.startswith(prefix)}
+
+
+def image_group(arrays: Mapping[str, np.ndarray], prefix: str) -> ImageGroup:
+    """The probe ("probe/") or the highlights ("gallery/", as they are called on disk)."""
+    own = under(arrays, prefix)
+    images = own.pop("images", np.zeros((0, 1, 1, 3), np.uint8))
+    index, target = _places(own, len(images))
+    branches = under(own, "branch/")
+    parts, probs, *_ = (own.pop(name, None) for name in ("parts", "probs", "prediction", "confidence"))
+    maps = {kind: array for kind, array in own.items() if not kind.startswith("branch/")}
+    return ImageGroup(images, index, target, parts, maps, probs, branches)
+
+
+def source_logits(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Sources:
+    """What the sources said in the last epoch, those of `names` in that order."""
+    own = under(arrays, "sources/")
+    crops = [own.pop(f"crop_{name}", None) for name in ("similarity", "logits", "gram")]
+    places = _places(own, len(next(iter(own.values()), ())))
+    return Sources(*places, {name: own[name] for name in names if name in own}, *crops)
+
+
+def cache_entries(arrays: Mapping[str, np.ndarray]) -> Cache | None:
+    """The entries of the cache; None of methods without one."""
+    own = under(arrays, "cache/")
+    return Cache(own["labels"], own["votes"], own.get("index"), own.get("images")) if "labels" in own else None
+
+
+def examples(arrays: Mapping[str, np.ndarray]) -> Examples | None:
+    """Examples of the classes in question, if there are any."""
+    own = under(arrays, "examples/")
+    return Examples(own["images"], own["label"]) if "images" in own else None
+
+
+def embeddings(arrays: Mapping[str, np.ndarray]) -> Embeddings | None:
+    """Embeddings of evaluation images, if there are any."""
+    own = under(arrays, "embeddings/")
+    return Embeddings(own["images"], *_places(own, own["images"].shape[1])) if "images" in own else None
+
+
+def _places(own: dict[str, np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and targets of n images; a trace that does not name them numbers them, and knows no target."""
+    return own.pop("index", np.arange(n)), own.pop("target", np.full(n, -1))
+
+
+def check_table(name: str, table: pd.DataFrame, n_classes: int) -> pd.DataFrame:
+    """A table with the types that its columns should have.
+
+    Raises:
+        Refused: if a column is missing or holds what it cannot.
+    """
+    columns = [str(column) for column in table.columns]
+    kinds = _sample_kinds(columns) if name == "samples" else TABLES[name]
+    if missing := [column for column in kinds if column not in columns]:
+        raise Refused(f"lacks the columns {missing}; it has {columns}")
+    if len(set(columns)) < len(columns):
+        raise Refused(f"has two columns of one name; it has {columns}")
+    return table.assign(**{c: _checked(f"column {c!r}", kind, table[c], n_classes) for c, kind in kinds.items()})
+
+
+def _sample_kinds(columns: list[str]) -> dict[str, str]:
+    """Kinds of the columns of `samples`, with those of the sources and of the crops, where there are any."""
+    kinds = dict(TABLES["samples"])
+    for column in columns:
+        if column.endswith("_label") and column not in kinds:
+            kinds |= {column: "label or none", f"{column.removesuffix('_label')}_confidence": "share"}
+    return kinds | ({"crop_effective": "weight", "crop_weight_max": "share"} if "crop_effective" in columns else {})
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], n_classes: int) -> dict[str, np.ndarray]:
+    """Arrays with the types that they should have; those that `ARRAYS` does not name are kept as they are.
+
+    Raises:
+        Refused: if one is missing, or has a shape or numbers that it cannot have.
+    """
+    found, sizes = dict(arrays), {"C": n_classes} if n_classes else {}
+    for group, needed in _NEEDED.items():
+        names = [name for name in arrays if name.startswith(f"{group}/")]
+        if names and (missing := [name for one in needed if (name := f"{group}/{one}") not in names]):
+            raise Refused(f"holds {names[0]!r}, but lacks {', '.join(map(repr, missing))}")
+    for name, spec in _specified(arrays):
+        kind, *axes = spec.split()
+        shape = arrays[name].shape
+        for axis, size in zip(axes, shape, strict=False):
+            if axis.isupper():
+                sizes.setdefault(axis, size)
+        wanted = [int(axis) if axis.isdigit() else sizes.get(axis, axis) for axis in axes]
+        if len(shape) != len(wanted) or any(size < 1 or want not in (size, axis)
+                                            for size, want, axis in zip(shape, wanted, axes, strict=True)):  # fmt: skip
+            raise Refused(f"array {name!r} wants the shape ({', '.join(map(str, wanted))}), got {shape}")
+        found[name] = _checked(f"array {name!r}", kind, arrays[name], n_classes)
+    return found
+
+
+def _specified(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str]]:
+    """The arrays of a trace with their specifications, in the order of these."""
+    left = set(arrays)
+    for pattern, spec in ARRAYS.items():
+        for name in sorted(name for name in left if fnmatchcase(name, pattern)):
+            left.remove(name)
+            yield name, spec
+
+
+def _checked(what: str, kind: str, values: Any, n_classes: int) -> Any:
+    """A column or an array in the type of its kind."""
+    letters, dtype, noun, low, high = _KINDS[kind]
+    if values.size == 0:
+        return values.astype(dtype)
+    if kind == "text":
+        is_good = pd.api.types.is_string_dtype(values) and not values.isna().any()
+    else:
+        is_good = isinstance(values.dtype, np.dtype) and values.dtype.kind in letters
+    if not is_good:
+        raise Refused(f"{what} wants {noun}, got {values.dtype}")
+    if high < inf:
+        numbers = np.asarray(values)
+        high += n_classes if noun.startswith("class") else 0
+        is_bad = (numbers < low - _SLACK) | (numbers > high + _SLACK)
+        if kind == "label or none":
+            is_bad |= np.floor(numbers) < numbers
+        if is_bad.any():
+            among = f"of the {n_classes} in class_names" if noun.startswith("class") else f"from {low} to {high}"
+            raise Refused(f"{what} wants {noun} {among}, got {numbers[is_bad][0]}")
+    is_float = values.dtype.kind == "f" and (isinstance(values, np.ndarray) or values.dtype.itemsize > 2)
+    return values if is_float else values.astype(dtype)  # pandas has no quantiles of half precision
+
+
+def check_meta(meta: Any) -> dict[str, Any]:
+    """The metadata.
+
+    Raises:
+        Refused: if a fact that is read has another type than it should.
+    """
+    if not isinstance(meta, dict):
+        raise Refused(f"wanted a JSON object, got {type(meta).__name__}")
+    for key, kind in META.items():
+        if meta.get(key) is not None and not _is(meta[key], kind):
+            raise Refused(f"{key} must be {_words(kind)}, got {reprlib.repr(meta[key])}")
+    return meta
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_is(item, kind[0]) for item in value)
+    if isinstance(kind, tuple):
+        return isinstance(value, list) and len(value) == len(kind) and all(map(_is, value, kind))
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(_is(value[key], kind[key]) for key in kind if key in value)
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _words(kind: Any) -> str:
+    if isinstance(kind, list):
+        return "a list of " + {str: "strings", dict: "objects"}.get(kind[0], "[position, class, sentence, cosine]")
+    return {str: "text", int: "a whole number"}.get(kind, "a number") if not isinstance(kind, dict) else "an object"
