@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, str] = {
     # on top of both
     "training/results": "parallel backbone prompts data methods training trace",
     "training/run_folder": "files training training/results trace",
-    "training/run": "events parallel backbone data methods training training/recorder training/results "
+    "training/run": "errors events parallel backbone data methods training training/recorder training/results "
     "training/run_folder trace",
     "cli": "errors files events parallel backbone prompts data birds methods training training/run training/run_folder "
     "training/results trace figures "

@@ -282,7 +282,7 @@ def usable_device(name: str | torch.device | None) -> torch.device:
     """
     try:
         device = torch.device(name or "cpu")
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try device cpu") from error
     return device

@@ -24,7 +24,7 @@ from clipviz.cli.inputs import (
 from clipviz.cli.progress import Progress
 from clipviz.cli.table import summary
 from clipviz.data.base import ImageDataset
-from clipviz.errors import choose
+from clipviz.errors import choose, inert
 from clipviz.files import prepare_folder
 from clipviz.methods import METHODS, AdaptConfig, Method
 from clipviz.methods.build import build_method, parse_constants
@@ -130,7 +130,7 @@ def run_one(
     if ranks.is_first:
         run.listeners.append(Progress())
         for note in notes:
-            print(note, file=sys.stderr)
+            print(inert(note), file=sys.stderr)
     run.recorder.meta["command"] = shlex.join(["clipviz", *sys.argv[1:]])
     if zero_shot is not None:
         run.recorder.meta["zero_shot_accuracy"] = zero_shot

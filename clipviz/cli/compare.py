@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from clipviz.cli.table import check_same_images, read_results, summary
+from clipviz.errors import parse_json
 from clipviz.figures import run_labels
+from clipviz.trace.schema import check_meta
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -22,7 +23,6 @@ def compare(args: argparse.Namespace) -> None:
 def _chosen(run: str) -> dict[str, Any]:
     """What was chosen for a run, and changed on the way, by its trace; nothing where that cannot be read."""
     try:
-        meta = json.loads((Path(run) / "trace" / "meta.json").read_text(encoding="utf-8"))
+        return check_meta(parse_json((Path(run) / "trace" / "meta.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
-    return meta if isinstance(meta, dict) else {}

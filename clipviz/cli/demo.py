@@ -13,7 +13,7 @@ from clipviz.backbone import load_backbone
 from clipviz.cli.adapt import run_one
 from clipviz.cli.table import summary
 from clipviz.data import load_dataset
-from clipviz.errors import choose
+from clipviz.errors import choose, inert
 from clipviz.files import prepare_folder, write_text
 from clipviz.methods import METHODS
 from clipviz.report import write_report
@@ -57,4 +57,4 @@ def _demo(args: argparse.Namespace, names: list[str], out: Path, begun: float) -
     write_text(out / "results.csv", pd.json_normalize(rows).to_csv(index=False))
     write_report(traces, out / "report.html", title=f"clipviz demo: birds/{args.domain}")
     print(summary(rows))
-    print(f"{time.perf_counter() - begun:.0f} s in all; open {out / 'report.html'} in a browser")
+    print(f"{time.perf_counter() - begun:.0f} s in all; open {inert(out / 'report.html')} in a browser")

@@ -10,6 +10,7 @@ from pathlib import Path
 from clipviz.backbone import load_tokenizer
 from clipviz.data import load_dataset
 from clipviz.data.sources.image_files import given_classes
+from clipviz.errors import inert
 from clipviz.files import prepare_folder, write_json
 from clipviz.prompts.check import check_descriptions
 from clipviz.prompts.llm import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL_VARIABLE, Endpoint, fill, open_skeleton
@@ -20,7 +21,7 @@ def describe(args: argparse.Namespace) -> None:
     if args.check is not None:
         names = _class_names(args) if args.data or args.classes else None
         check = check_descriptions(args.check, names, load_tokenizer(args.model or "ViT-B-32")).require()
-        print(check.report())
+        print(inert(check.report()))
         return
     names = _class_names(args)
     out = Path(args.out)
@@ -32,17 +33,17 @@ def describe(args: argparse.Namespace) -> None:
     empty = [name for name, sentences in filled.items() if not sentences]
     url = args.endpoint or os.environ.get(BASE_URL_VARIABLE)
     if not empty:
-        print(f"{out}: all {len(filled)} classes have their sentences")
+        print(f"{inert(out)}: all {len(filled)} classes have their sentences")
     elif not url:
         print(
-            f"wrote {out}: {len(empty)} of {len(filled)} classes have no sentences yet; put some into each list, or "
-            f"name an OpenAI-compatible endpoint (--endpoint, ${BASE_URL_VARIABLE}) that does"
+            f"wrote {inert(out)}: {len(empty)} of {len(filled)} classes have no sentences yet; put some into each "
+            f"list, or name an OpenAI-compatible endpoint (--endpoint, ${BASE_URL_VARIABLE}) that does"
         )
     else:
         endpoint = Endpoint(url, args.llm or os.environ.get(MODEL_VARIABLE, ""), os.environ.get(KEY_VARIABLE))
         _confirm(endpoint, len(empty), args.sentences, args.yes)
         done = fill(out, filled, endpoint, n=args.sentences, kind=args.kind, progress=_tell)
-        print(check_descriptions(done, names).report().replace("descriptions", f"wrote {out}", 1))
+        print(inert(check_descriptions(done, names).report().replace("descriptions", f"wrote {out}", 1)))
 
 
 def _class_names(args: argparse.Namespace) -> tuple[str, ...]:
@@ -62,13 +63,13 @@ def _confirm(endpoint: Endpoint, calls: int, n: int, yes: bool) -> None:
     """Say what it costs; go on only if that is wanted."""
     cost = f"{calls} calls to {endpoint}, {n} sentences each: about {calls * (100 + 30 * n):,} tokens"
     if yes:
-        print(cost)
+        print(inert(cost))
         return
     if not sys.stdin.isatty():
         raise ValueError(f"{cost}; add --yes to make them")
-    if input(f"{cost}. Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+    if input(f"{inert(cost)}. Go on? [y/N] ").strip().lower() not in ("y", "yes"):
         raise ValueError("no call was made; the file has a list for each class to be filled by hand")
 
 
 def _tell(name: str, n: int) -> None:
-    print(f"{name}: {n} sentence{'s' * (n != 1)}" if n else f"{name}: no answer", flush=True)
+    print(f"{inert(name)}: {n} sentence{'s' * (n != 1)}" if n else f"{inert(name)}: no answer", flush=True)

@@ -20,6 +20,7 @@ from clipviz.data.base import ImageDataset
 from clipviz.data.batches.embed import embed_dataset
 from clipviz.data.batches.features import FeatureDataset
 from clipviz.data.sources.feature_files import FEATURE_SUFFIXES, write_features
+from clipviz.errors import inert
 from clipviz.files import prepare_folder
 from clipviz.methods.base import prompt_sentences, text_classifier
 from clipviz.parallel import Ranks, launch
@@ -37,7 +38,7 @@ def embed(args: argparse.Namespace) -> None:
     backbone, data, notes = ranks.together(lambda: _chosen(args, ranks))
     if ranks.is_first:
         for note in [*notes, *skipped_note(data), *cache_note(args)]:
-            print(note, file=sys.stderr)
+            print(inert(note), file=sys.stderr)
     ranks.copy_from_first([*backbone.parameters(), *backbone.buffers()])
     classifier = None
     if data.class_names:
@@ -48,7 +49,7 @@ def embed(args: argparse.Namespace) -> None:
     write_features(out, features)
     n, width = features.embeddings.shape
     classes = f", classifier of {len(data.class_names)} classes" if data.class_names else ""
-    print(f"wrote {out}: {n} embeddings of width {width}{classes}")
+    print(f"wrote {inert(out)}: {n} embeddings of width {width}{classes}")
 
 
 def _chosen(args: argparse.Namespace, ranks: Ranks) -> tuple[Backbone, ImageDataset, list[str]]:

@@ -10,6 +10,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from clipviz.errors import inert
 from clipviz.files import prepare_folder
 from clipviz.training.interrupts import StoppedBySignal
 
@@ -29,7 +30,8 @@ def lab(args: argparse.Namespace) -> None:
     source = notebooks_folder()
     folder = prepare_folder(args.out)
     copied = copy_notebooks(source, folder)
-    print(f"{copied} notebooks copied to {folder}" if copied else f"the notebooks are in {folder}, as you left them")
+    place = inert(folder)
+    print(f"{copied} notebooks copied to {place}" if copied else f"the notebooks are in {place}, as you left them")
     options = [f"--ServerApp.root_dir={folder.resolve()}"]
     options += ["--no-browser"] if args.no_browser else []
     options += [f"--port={args.port}"] if args.port else []

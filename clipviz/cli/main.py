@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from clipviz import __version__
 from clipviz.cli.options import COMMANDS
+from clipviz.errors import one_line
 from clipviz.training.interrupts import StoppedBySignal, on_signal, raise_for
 
 EPILOG = """examples:
@@ -34,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line and exit 2."""
-        self.exit(2, f"{self.prog}: error: {_one_line(message)} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message, None)} (see {self.prog} --help)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,8 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.exit(2, f"clipviz {args.command}: error: {_one_line(_no_such_option(unknown, args))}\n")
+        parser.exit(2, f"clipviz {args.command}: error: {one_line(_no_such_option(unknown, args), None)}\n")
     for name, value in vars(args).items():  # a shell leaves the ~ of --out=~/x as it is
+        if any("\0" in str(part) for part in (value if isinstance(value, list) else [value])):
+            parser.exit(2, f"clipviz {args.command}: error: {name} holds a NUL character, as no name of a file can\n")
         if isinstance(value, str | list):
             home = os.path.expanduser
             setattr(args, name, home(value) if isinstance(value, str) else [*map(home, value)])
@@ -75,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise_for(signum)
 
     with warnings.catch_warnings(), on_signal(note):
-        warnings.showwarning = lambda message, *_: print(_one_line(str(message)), file=sys.stderr)
+        warnings.showwarning = lambda message, *_: print(one_line(message, None), file=sys.stderr)
         try:
             _command(args.command, came)(args)
         except (KeyboardInterrupt, StoppedBySignal) as stop:
@@ -137,12 +140,8 @@ def _is_about_the_input(error: Exception) -> bool:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"clipviz: error: {_one_line(message)}", file=sys.stderr)
+    print(f"clipviz: error: {one_line(message, None)}", file=sys.stderr)
     return status
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split())
 
 
 if __name__ == "__main__":

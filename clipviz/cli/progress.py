@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from clipviz.errors import inert
 from clipviz.events import EpochFinished, Event, RunFinished, RunStarted, StepFinished
 
 
@@ -45,7 +46,7 @@ class Progress:
                 total = event.n_images * event.n_epochs
                 done = round(total * event.steps_done / max(1, event.n_steps))
                 self._bar = tqdm(
-                    total=total, initial=done, desc=event.method, unit="img", disable=None, dynamic_ncols=True
+                    total=total, initial=done, desc=inert(event.method), unit="img", disable=None, dynamic_ncols=True
                 )
                 self._started, self._begun = event, time.perf_counter()
             case StepFinished() if self._bar is not None:
@@ -70,6 +71,6 @@ class Progress:
         done = (event.epoch + 1) / self._started.n_epochs
         left = (time.perf_counter() - self._begun) / self._steps * self._started.n_steps * (1 - done)
         return (
-            f"{self._started.method}: epoch {event.epoch + 1} of {self._started.n_epochs}, loss {loss:.4g}, "
+            f"{inert(self._started.method)}: epoch {event.epoch + 1} of {self._started.n_epochs}, loss {loss:.4g}, "
             f"{measured}, {tqdm.format_interval(left)} left"
         )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipviz.errors import one_line
+from clipviz.errors import inert, one_line, parse_json
 from clipviz.trace import Trace
 
-_SHOWN = (
-    "method", "model", "seed", "epochs", "accuracy", "pseudo_label_accuracy", "zero_shot_accuracy", "seconds",
-    "data", "split", "eval_data", "eval_split",
-)  # fmt: skip
+_SHOWN = {
+    **dict.fromkeys(("method", "model", "data", "split"), str),
+    **dict.fromkeys(("eval_data", "eval_split"), str | None),
+    **dict.fromkeys(("seed", "epochs"), int | None),
+    **dict.fromkeys(("accuracy", "pseudo_label_accuracy", "zero_shot_accuracy"), int | float | None),
+    "seconds": int | float,
+}
 
 
 def read_results(run: Path) -> dict[str, Any]:
@@ -26,12 +29,15 @@ def read_results(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{run} {_lack(run)}; give the folder of a finished run")
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({one_line(error)}); repeat the run") from error
     missing = [key for key in _SHOWN if key not in row] if isinstance(row, dict) else list(_SHOWN)
     if missing:
         raise ValueError(f"{path} is no result of a clipviz run: it lacks {', '.join(missing)}; repeat the run")
+    for key, kind in _SHOWN.items():
+        if isinstance(row[key], bool) or not isinstance(row[key], kind):
+            raise ValueError(f"{path} is no result of a clipviz run: {key} is {reprlib.repr(row[key])}; repeat the run")
     return dict(row)
 
 
@@ -49,7 +55,7 @@ def _lack(run: Path) -> str:
 
 def measured_on(row: dict[str, Any]) -> str:
     """The images that a run learned from, and those that it was measured on."""
-    learned, measured = (f"{one_line(row[name])} ({row[split]})" for name, split in
+    learned, measured = (f"{one_line(row[name])} ({one_line(row[split])})" for name, split in
                          (("data", "split"), ("eval_data", "eval_split")))  # fmt: skip
     if row["eval_data"] is None:
         return f"{learned}, not measured"
@@ -109,6 +115,7 @@ def _aligned(columns: dict[str, list[str]]) -> str:
     """Columns with two spaces between them; names to the left, numbers to the right."""
     cells = []
     for name, values in columns.items():
+        values = [*map(inert, values)]
         width = max(map(len, (name, *values)))
         justify = str.ljust if name in ("run", "method", "model") else str.rjust
         cells.append([justify(text, width) for text in (name, *values)])

@@ -16,7 +16,8 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipviz.trace import Trace, storable_text
+from clipviz.errors import inert
+from clipviz.trace import Trace
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GRAY = "#0072B2", "#D55E00", "#CC79A7", "#767676"
@@ -138,7 +139,7 @@ def is_trained(trace: Trace) -> bool:
 
 def escape(text: object) -> str:
     """`text` for plotly: shown letter by letter, no markup, no formula, on one line."""
-    plain = " ".join(storable_text(str(text)).split())
+    plain = inert(" ".join(str(text).split()))
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("$", "&#36;")):
         plain = plain.replace(character, entity)
     return plain
@@ -146,7 +147,7 @@ def escape(text: object) -> str:
 
 def shorten(text: object, width: int = 26) -> str:
     """`text` on one line, cut in the middle so that both of its ends can be read."""
-    plain = " ".join(storable_text(str(text)).split())
+    plain = inert(" ".join(str(text).split()))
     keep = width - 1
     return plain if len(plain) <= width else f"{plain[: keep - keep // 2]}…{plain[-(keep // 2) :]}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_args, get_type_hints
@@ -11,7 +12,7 @@ from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset
 from clipviz.data.batches.sampling import balanced_index
 from clipviz.data.sources.benchmarks import find_benchmark
-from clipviz.errors import choose
+from clipviz.errors import choose, parse_json
 from clipviz.methods import METHODS, Method
 from clipviz.methods.ntua import NtUA, NtUAConfig
 
@@ -87,6 +88,10 @@ def parse_constants(assignments: Sequence[str]) -> dict[str, str]:
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a list"}
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _value(method: str, config: Any, name: str, text: str) -> Any:
     """The value of a constant, of the type it has."""
     if config is None:
@@ -97,16 +102,16 @@ def _value(method: str, config: Any, name: str, text: str) -> Any:
         kinds = get_args(get_type_hints(type(config))[name])
         return choose(f"{name} of {method}", text, kinds) if kinds else text
     try:
-        value = json.loads(text.lower() if text.lower() in ("true", "false", "none") else text)
-    except json.JSONDecodeError:
+        value = parse_json(text.lower() if text.lower() in ("true", "false", "none") else text)
+    except ValueError:
         value = text
-    if isinstance(now, tuple) and isinstance(value, list):
+    if isinstance(now, tuple) and isinstance(value, list) and [*map(_is_number, value)] == [True] * len(now):
         return tuple(value)
-    if isinstance(now, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(now, float) and _is_number(value):
         return float(value)
     if now is None or type(value) is type(now):
         return value
     raise ValueError(
         f"{name} of {method} wants {_KINDS.get(type(now), 'a value')} such as {json.dumps(now)}, its default; "
-        f"got {text!r}"
+        f"got {reprlib.repr(text)}"
     )

@@ -8,7 +8,6 @@ the classes.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import unicodedata
 from collections import Counter, defaultdict
@@ -18,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from clipviz.errors import listed, unknown
+from clipviz.errors import listed, parse_json, unknown
 
 Descriptions = str | os.PathLike[str] | Mapping[str, Sequence[str]]
 """A CuPL JSON file, or class name -> sentences."""
@@ -160,6 +159,7 @@ def check_class_names(names: Sequence[str], source: str = "class names") -> None
     blank = [index for index, name in enumerate(names) if not spoken_name(name)]
     twice = sorted(name for name, n in Counter(names).items() if n > 1)
     problems = [f"blank at position {index}" for index in blank] + [f"{name!r} occurs twice" for name in twice]
+    problems += [f"{name!r} is broken Unicode (a lone surrogate)" for name in names if not _is_encodable(name)]
     if problems:
         raise ValueError(f"{source}: every class needs a name of its own, but {listed(problems, '; ')}")
 
@@ -169,6 +169,8 @@ def _check_templates(templates: Sequence[str]) -> None:
         raise ValueError(f"templates: wanted a list of patterns, got one string {templates!r}")
     if not templates:
         raise ValueError("templates: wanted at least one pattern such as 'a photo of a {}.', got none")
+    if broken := [template for template in templates if not _is_encodable(template)]:
+        raise ValueError(f"templates: {broken[0]!r} is broken Unicode (a lone surrogate)")
     lacking = [template for template in templates if "{}" not in template]
     if lacking:
         shown = listed(map(repr, lacking))
@@ -216,12 +218,12 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _read_json_object(path: Path, source: str) -> _Pairs:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
+        content = parse_json(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
     except OSError as error:
         raise ValueError(f"{source}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{source}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{source}: is not valid JSON ({error}); wanted an object, class name -> list of sentences "
             "(`clipviz describe` writes one to fill in)"

@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from clipviz.trace import storable_text
+from clipviz.errors import inert
 
 # Nothing may be fetched, whatever a class name tries: scripts and styles are inline, pictures are data.
 _POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
+    "base-uri 'none'; form-action 'none'"
 )
 
 _FINEST = 130  # dots per inch
@@ -34,7 +35,8 @@ class Html(str):
 
 def markup(text: object) -> Html:
     """`text` as HTML: escaped, unless it is `Html` already."""
-    return text if isinstance(text, Html) else Html(html.escape(storable_text(str(text)), quote=True))
+    lines = map(inert, str(text).split("\n"))
+    return text if isinstance(text, Html) else Html(html.escape("\n".join(lines), quote=True))
 
 
 def element(name: str, *contents: object, **attributes: object) -> Html:

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 
-from clipviz.errors import parse_json
+from clipviz.errors import inert, parse_json
 from clipviz.files import is_locked
 from clipviz.trace.folder import FORMAT_VERSION, parse, read_folder, write_folder
 from clipviz.trace.schema import (
@@ -92,7 +92,7 @@ class Trace:
         predictions: epoch, index, prediction, confidence, target: one row per evaluation image and epoch.
         skipped: path, reason: the files that could not be read.
         arrays: by name, as `clipviz.trace.schema.ARRAYS` lists them with their shapes; any may be absent. `probe`,
-            `highlights`, `suspects`, `sources`, `cache`, `examples`, `embeddings` and `snapshots` are what to read them by.
+            `highlights`, `suspects`, `sources`, `cache`, `examples`, `embeddings` and `snapshots` read them.
         meta: JSON-able facts: method, model, data, split, seed, class_names, settings, versions, ...,
             `gallery_sentences`: [position in the highlights, class, sentence, cosine] of the nearest sentences, and
             `files`: {"learned": names of the training images, "measured": of the evaluation images}, by index.
@@ -112,7 +112,7 @@ class Trace:
         measured = self.metric("accuracy")
         accuracy = f", accuracy {measured.iloc[-1]:.3f}" if len(measured) else ""
         place, status = self.meta.get("data", "unnamed images"), self.meta.get("status", "no status")
-        return f"Trace({self.method} on {place}, {status}, last epoch {self.final_epoch}{accuracy})"
+        return inert(f"Trace({self.method} on {place}, {status}, last epoch {self.final_epoch}{accuracy})")
 
     @property
     def method(self) -> str:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.data.base import ImageDataset
+from clipviz.errors import inert
 from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, RunStarted, StepFinished
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.parallel import ONE, Ranks
@@ -114,7 +115,7 @@ class Run:
 
     def __repr__(self) -> str:
         """Short and the same in every process, so that notebooks can be compared."""
-        return f"Run({self.method.name} on {self.adaptation.dataset.name}, {self.status})"
+        return inert(f"Run({self.method.name} on {self.adaptation.dataset.name}, {self.status})")
 
     @property
     def folder(self) -> Path | None:

@@ -8,14 +8,13 @@ Flowers-102, DTD, EuroSAT and Caltech-101, so the split of such a data set is ca
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 from clipviz.data.base import Skipped
 from clipviz.data.sources.layout import SPLITS, Layout, NoSuchSplit
 from clipviz.data.sources.scan import display_name, inside
-from clipviz.errors import choose
+from clipviz.errors import choose, parse_json
 from clipviz.prompts import check_class_names
 
 Item = tuple[str, int, str]
@@ -62,10 +61,10 @@ def read_coop_split(path: str, split: str, root: str | None = None) -> tuple[Lay
 def _read(path: str, source: str) -> dict[str, list[Item]]:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file)
+            content = parse_json(file.read())
     except OSError as error:
         raise ValueError(f"{source}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{source}: is not valid JSON ({error})") from error
     # without a val split, some files have an empty one
     splits = {name: content[name] for name in SPLITS if content.get(name)} if isinstance(content, dict) else {}
