@@ -101,7 +101,7 @@ def _no_such_option(unknown: Sequence[str], args: argparse.Namespace) -> str:
 def _failed(error: Exception, args: argparse.Namespace) -> int:
     """One line and a status for what a user can mend; anything else is raised again, and all of it for --debug."""
     if isinstance(error, MemoryError) and not args.debug:
-        return _fail(f"not enough memory: {_one_line(str(error)) or 'none is left'}", 1)
+        return _fail(f"not enough memory: {one_line(error) or 'none is left'}", 1)
     if args.debug or not isinstance(error, (ValueError, OSError, FloatingPointError)):
         raise error
     if isinstance(error, FloatingPointError):
