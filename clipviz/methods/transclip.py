@@ -24,6 +24,7 @@ for again is not unseen: it keeps its z. In a run s is the model's own, 100 for 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -143,7 +144,9 @@ def assign(
         log_y = text_log_probs(embeddings[rows], classifier, logit_scale)
         likelihood = log_likelihood(embeddings[rows], old.prototypes, old.variances)
         fixed[rows] = config.text_weight * log_y + likelihood / config.temperature
+    pulls = fixed
     for _ in range(config.sweeps):
+        del pulls  # before there is another of its size
         pulls = torch.sparse.mm(graph, z)
         for rows in _slices(len(z)):
             z[rows] = (fixed[rows] + pulls[rows]).softmax(-1)
@@ -258,8 +261,8 @@ def solve(
         ValueError: for what is NaN, not of unit norm, or does not fit together.
     """
     with torch.no_grad():
-        *_, last = passes(embeddings, classifier, config, anchor=anchor, logit_scale=logit_scale)
-    return last
+        found = passes(embeddings, classifier, config, anchor=anchor, logit_scale=logit_scale)
+        return deque(found, maxlen=1).pop()  # eleven of them at once would be eleven times the memory
 
 
 # ------------------------------------------------------------------------------------------------- the method
