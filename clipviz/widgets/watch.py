@@ -12,7 +12,7 @@ import numpy as np
 from clipviz import figures
 from clipviz.events import EpochFinished, Event, RunFinished, RunStarted, StepFinished
 from clipviz.figures.moments import Mark
-from clipviz.figures.sources import deciders, decision_name, kinds_of_decision
+from clipviz.figures.sources import deciders, decision_name, kinds_of_decision, named_classes
 from clipviz.figures.style import BLACK, BLUE, VERMILLION, decider_look, prototype_look, term_look
 from clipviz.trace import Trace
 from clipviz.widgets.charts import Chart, Series
@@ -148,8 +148,14 @@ class Watch:
     @property
     def sources(self) -> list[str]:
         """Names of what the pseudo-labels are mixed from; empty for one source alone, which always decides."""
-        names = list(self.last_step.pseudo.sources) if self.last_step else []
+        names = list(self._named())
         return names if len(names) > 1 else []
+
+    def _named(self) -> dict[str, np.ndarray]:
+        """The classes (B,) that each source of the newest batch names; without sources that name none."""
+        sources = self.last_step.pseudo.sources if self.last_step else {}
+        named = {name: named_classes(array(logits)) for name, logits in sources.items()}
+        return {name: labels for name, labels in named.items() if (labels >= 0).any()}
 
     def batch_decisions(self) -> dict[str, float]:
         """Share of the newest batch by who decided, kinds as in `figures.source_decisions_info`."""
@@ -157,7 +163,7 @@ class Watch:
             return {}
         pseudo = self.last_step.pseudo
         labels = array(pseudo.labels)
-        votes = np.stack([array(logits).argmax(-1) == labels for logits in pseudo.sources.values()], 1)
+        votes = np.stack([named == labels for named in self._named().values()], 1)
         decided = deciders(votes, self.sources)
         return {kind: float((decided == kind).mean()) for kind in kinds_of_decision(self.sources)}
 

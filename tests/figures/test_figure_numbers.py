@@ -11,6 +11,7 @@ import pytest
 from synthetic import synthetic_comparison, synthetic_trace
 
 from clipviz import figures
+from clipviz.figures.sources import named_classes
 from clipviz.trace import Trace
 
 NAMES = ["ant", "bee", "cat"]
@@ -150,6 +151,11 @@ def test_slices_of_a_stream_have_no_flips():
 def test_a_source_that_names_no_class_is_none():
     rows = samples([(0, 0, 1, 0.5, 1), (0, 1, 0, 0.5, 0)], a_label=[1, -1], b_label=[0, 0], c_label=[-1, -1])
     assert figures.source_decisions_info(trace(samples=rows)).sources == ["a", "b"]
+
+
+def test_a_tie_on_top_names_no_class():
+    assert named_classes(np.array([[0.0, 2.0, 2.0], [0.0, 1.0, 2.0], [0.0, 0.0, 0.0]])).tolist() == [-1, 2, -1]
+    assert named_classes(np.array([[3.0]])).tolist() == [0]
 
 
 def test_flips_within_bounds_and_without_targets():
