@@ -1,9 +1,6 @@
 """Run: drives the iterator of events, in the caller or in a thread, and keeps its folder.
 
-One thread owns optimizer and recorder. Everybody else puts commands on a queue, which the owner drains between two
-optimizer steps: `pause`, `resume`, `step`, `stop`, `set(gamma=...)`, `ask(function)`. Training is therefore the same
-whether anybody looks or not. The model has a lock of its own (`clipviz.backbone.ownership`), before, during and after
-a run.
+One thread owns optimizer and recorder; what others want of them they command (`clipviz.training.commands`).
 
 A run folder holds `config.json`, `trace/`, `checkpoint.safetensors` and, once finished, `results.json`. Each is
 written beside its place and moved there, so that a half-written file is never taken for a whole one.
@@ -14,25 +11,22 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.data.base import ImageDataset
 from clipviz.errors import inert
 from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, RunStarted, StepFinished
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.parallel import ONE, Ranks
 from clipviz.trace import Trace
-from clipviz.training.changes import Change, plain_numbers, whole_number
+from clipviz.training.commands import Commanded
 from clipviz.training.interrupts import StoppedBySignal, raise_for, stopping
 from clipviz.training.loop import Adaptation
 from clipviz.training.recorder import Recorder
@@ -46,12 +40,11 @@ __all__ = ["CHECKPOINT", "Run"]
 
 T = TypeVar("T")
 
-OVER = ("stopped", "finished", "failed")
 PATIENCE = 30.0
 """Seconds that a step has to end when whoever waits for it is interrupted."""
 
 
-class Run:
+class Run(Commanded):
     """One adaptation that can be watched, paused, changed and stopped.
 
     Args:
@@ -88,30 +81,20 @@ class Run:
         listeners: Sequence[Listener] = (),
         ranks: Ranks = ONE,
     ) -> None:
-        self.adaptation = Adaptation(
-            method, dataset, config, eval_dataset=eval_dataset, probe=probe, seed=seed, ranks=ranks
-        )
-        self.ranks = ranks
+        options: dict[str, Any] = {"eval_dataset": eval_dataset, "probe": probe, "seed": seed, "ranks": ranks}
+        super().__init__(Adaptation(method, dataset, config, **options))
         self.recorder = Recorder()
         self._disk = folder if isinstance(folder, RunFolder | None) else RunFolder(folder)
         self.listeners = list(listeners)
         self.save_seconds = save_seconds
-        self.status = "ready"
         self.steps_done = 0
         self.error: BaseException | None = None
         self.newest: dict[type[Event], Event] = {}
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._pending: list[Change] = []
         self._lock = threading.Lock()  # the recorder's: one thread writes, any may read
-        self._gate = threading.Lock()  # begins and ends the time in which commands are taken
         self._thread: threading.Thread | None = None
         self._over = threading.Event()  # not `Thread.join`: Ctrl-C in it has Python 3.11 take a live thread for ended
         self._saved = time.monotonic()
         self._begun: float | None = None
-        self._stopping = False
-        self._next_step = 0
-        self._driver: int | None = None  # the thread that does the run
-        self._steps_allowed: int | None = None  # None: any number; 0: paused
 
     def __repr__(self) -> str:
         """Short and the same in every process, so that notebooks can be compared."""
@@ -126,11 +109,6 @@ class Run:
     def _writes(self) -> RunFolder | None:
         """The run folder, in the process that writes to it."""
         return self._disk if self.ranks.is_first else None
-
-    @property
-    def method(self) -> Method:
-        """The method being adapted; while the run is live its thread alone may touch it, see `ask`."""
-        return self.adaptation.method
 
     @property
     def trace(self) -> Trace:
@@ -164,12 +142,6 @@ class Run:
     def is_live(self) -> bool:
         """Whether a thread of this run is at work or paused."""
         return self._thread is not None and not self._over.is_set()
-
-    @property
-    def changes(self) -> list[dict[str, Any]]:
-        """What `set` changed, in order: {"step": the first that it holds for, "gamma": 0.3}; step None: not yet."""
-        waiting = [{"step": None, **change.constants} for change in list(self._pending)]
-        return [*self.recorder.meta.get("changes", ()), *waiting]
 
     # --------------------------------------------------------------------------------------------- driving
 
@@ -272,82 +244,6 @@ class Run:
             raise
         return self.wait()
 
-    # --------------------------------------------------------------------------------------------- commands
-
-    def pause(self) -> None:
-        """Rest at the next step boundary."""
-        self._commands.put(lambda: self._allow(0))
-
-    def resume(self) -> None:
-        """Go on after `pause` or `step`."""
-        self._commands.put(lambda: self._allow(None))
-
-    def step(self, n: int = 1) -> None:
-        """Do n optimizer steps, then rest.
-
-        Raises:
-            ValueError: if n is no whole number, or less than 1.
-        """
-        more = whole_number("n", n, 1)
-        self._commands.put(lambda: self._allow((self._steps_allowed or 0) + more))
-
-    def stop(self) -> None:
-        """End the run at the next step boundary; the model is the one of that step."""
-        self._stopping = True
-        self._commands.put(lambda: None)  # wakes a paused run
-
-    def set(self, **constants: float) -> Change:
-        """Change constants of the method from the next step on, for example `set(gamma=0.3)`.
-
-        Returns:
-            A future of the first step that they hold for; `changes` and the trace's metadata have it, too.
-
-        Raises:
-            ValueError: if the method cannot change such a constant while it runs, or not to this value, if other
-                processes would not know, or if the run is over.
-        """
-        if self.ranks.size > 1:
-            raise ValueError(f"constants cannot change while {self.ranks.size} processes share a run; use one")
-        change = Change(plain_numbers(constants))
-        self.method.adjusted(**change.constants)  # refuses here, not in the thread
-        with self._gate:
-            if self.status in OVER:
-                raise ValueError(f"this run is {self.status}, so no step of it can take {change}")
-            self._pending.append(change)
-            self._commands.put(lambda: self._apply(change))
-        return change
-
-    def ask(self, question: Callable[[Method], T]) -> Future[T]:
-        """Have a question about the current model answered at the next step boundary, without changing its course.
-
-        Args:
-            question: called with the method in eval mode and without gradient.
-
-        Returns:
-            A future of its answer. The answer comes at once where no other thread drives the run, or where that one
-            waits for the caller, who holds the lock of the model.
-        """
-        future: Future[T] = Future()
-
-        def answer() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                with preserved_state(self.method):
-                    future.set_result(question(self.method))
-            except BaseException as error:
-                future.set_exception(error)
-                if not isinstance(error, Exception):
-                    raise
-
-        if lock_of(self.method)._is_owned():
-            answer()
-            return future
-        self._commands.put(answer)  # before the look at who drives: a run that ends drains the queue once more
-        if self._driver in (None, threading.get_ident()):
-            self._drain()
-        return future
-
     # --------------------------------------------------------------------------------------------- the owner's side
 
     def _claim(self) -> None:
@@ -438,41 +334,6 @@ class Run:
         is_due = isinstance(event, StepFinished) and time.monotonic() - self._saved > self.save_seconds
         if isinstance(event, EpochFinished) or is_due:
             self._save()
-
-    def _obey(self) -> bool:
-        """Carry out what was commanded; rest here while paused. Returns whether to stop, the same in all processes."""
-        self._drain()
-        while self._steps_allowed == 0 and not self._stopping:
-            self.status = "paused"
-            self._commands.get()()
-        self.status = "running"
-        return self.ranks.any(self._stopping)
-
-    def _drain(self) -> None:
-        while True:
-            try:
-                command = self._commands.get_nowait()
-            except queue.Empty:
-                return
-            command()
-
-    def _allow(self, steps: int | None) -> None:
-        self._steps_allowed = steps
-
-    def _apply(self, change: Change) -> None:
-        """Carry out a `set`; one that came too late, or does not go with another, says so and harms nothing."""
-        self._pending.remove(change)
-        try:
-            if self.status in OVER:
-                raise RuntimeError(f"the run was {self.status} before it")
-            with lock_of(self.method):
-                self.method.config = self.method.adjusted(**change.constants)
-        except (ValueError, RuntimeError) as error:
-            change.set_exception(error)
-            return
-        meta = self.recorder.meta
-        meta["changes"] = [*meta.get("changes", ()), {"step": self._next_step, **change.constants}]
-        change.set_result(self._next_step)
 
     def _save(self) -> None:
         if self._writes is not None:
