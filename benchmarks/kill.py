@@ -1,9 +1,11 @@
-"""kill -9 at random moments: `python -m benchmarks.kill [--kills N] [--methods A,B] [--seed N]`.
+"""Signals at random moments: `python -m benchmarks.kill [--signal KILL] [--kills N] [--methods A,B] [--seed N]`.
 
 Each method is run once undisturbed. Then, again and again, a run is killed at a moment drawn evenly from the time it
 takes, and taken up again; it must end with the same bits (weights, and the trace but for the clock) and leave no
-temporary file. Every run saves after every step, so that many kills hit the writing of a checkpoint. A small model on
-colored squares: what is tried is the writing, not the learning.
+temporary file. A signal that can be answered (TERM, HUP, INT) must end it with the status 128 + n (before it began,
+by the signal itself) and, where anything was saved, with a trace that says "stopped". Every run saves after every step,
+so that many kills hit the writing of a checkpoint. A small model on colored squares: what is tried is the writing, not
+the learning.
 """
 
 from __future__ import annotations
@@ -82,26 +84,42 @@ def differences(one: Path, other: Path) -> list[str]:
     ]
 
 
-def killed(method: str, data: ImageDataset, folder: Path, whole: Path, after: float) -> Outcome:
-    """Kill a run after so many seconds, take it up again, and compare."""
+def not_stopped(signum: int, status: int | None, folder: Path) -> list[str]:
+    """What is wrong with the end of a run that had a signal to answer; a finished run needs none."""
+    trace = Trace.load(folder) if (folder / "trace").exists() else None
+    if signum == signal.SIGKILL or (trace is not None and trace.meta["status"] == "finished"):
+        return []
+    right = {1 if signum == signal.SIGINT else 128 + signum} | ({-signum} if trace is None else set())
+    wrong = [] if status in right else [f"ended with status {status}"]
+    if trace is not None and trace.meta["status"] != "stopped":
+        wrong.append(f"its trace says {trace.meta['status']}")
+    return wrong
+
+
+def killed(method: str, data: ImageDataset, folder: Path, whole: Path, after: float, signum: int) -> Outcome:
+    """Send a signal to a run after so many seconds, take it up again, and compare."""
     process = child(method, data, folder)
     process.join(after)
     is_alive = process.is_alive()
     if is_alive:
-        os.kill(process.pid or 0, signal.SIGKILL)
+        os.kill(process.pid or 0, signum)
     process.join()
+    wrong = not_stopped(signum, process.exitcode, folder) if is_alive else []
     done = "a checkpoint" if (folder / CHECKPOINT).exists() else "nothing"
     again = child(method, data, folder)
     again.join()
     if again.exitcode:
         return Outcome(done, [f"going on ended with status {again.exitcode}"])
     stray = [str(path.relative_to(folder)) for path in folder.rglob(".*")]
-    return Outcome(done if is_alive else "all", differences(folder, whole) + [f"left behind {name}" for name in stray])
+    return Outcome(
+        done if is_alive else "all", wrong + differences(folder, whole) + [f"left behind {name}" for name in stray]
+    )
 
 
 def main() -> None:
     """Kill, count, and exit 1 if anything was not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--signal", choices=("KILL", "TERM", "HUP", "INT"), default="KILL", help="default: %(default)s")
     parser.add_argument("--kills", type=int, default=20, help="of each method, default: %(default)s")
     parser.add_argument("--methods", default=",".join(TRAINING), metavar="A,B", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, default: %(default)s")
@@ -110,21 +128,21 @@ def main() -> None:
     data = load_dataset("birds/dusk", "train", n=IMAGES)
     for i in range(IMAGES):
         data.image(i)  # rendered once, for all processes
-    wrong = 0
+    wrong, signum = 0, signal.Signals[f"SIG{args.signal}"]
     with tempfile.TemporaryDirectory() as root:
         for method in args.methods.split(","):
             whole, begun = Path(root) / f"{method}-whole", time.perf_counter()
             child(method, data, whole).join()
             takes = time.perf_counter() - begun
             outcomes = [
-                killed(method, data, Path(root) / f"{method}-{i}", whole, rng.uniform(0, takes))
+                killed(method, data, Path(root) / f"{method}-{i}", whole, rng.uniform(0, takes), signum)
                 for i in range(args.kills)
             ]
             when = ", ".join(f"{n} with {what}" for what, n in sorted(Counter(o.done for o in outcomes).items()))
             bad = [o.wrong for o in outcomes if o.wrong]
             wrong += len(bad)
             same = f"{args.kills - len(bad)} of {args.kills} as undisturbed"
-            print(f"{method:10} killed within {takes:.1f} s ({when}): {same}", flush=True)
+            print(f"{method:10} SIG{args.signal} within {takes:.1f} s ({when}): {same}", flush=True)
             for reasons in bad:
                 print("    " + "; ".join(reasons[:5]))
     sys.exit(1 if wrong else 0)
