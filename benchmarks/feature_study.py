@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from clipviz.build import build_method, parse_constants
-from clipviz.data.features import FeatureDataset
-from clipviz.evaluate import accuracy, predict
 
 from clipviz import METHODS, adapt
+from clipviz.data.batches.features import FeatureDataset
+from clipviz.methods.build import build_method, parse_constants
 from clipviz.ops import normalize
+from clipviz.training.evaluate import accuracy, predict
 
 TEXTS = {"names": 0.9, "templates": 0.65, "descriptions": 0.4}
 BEFORE = {"dpa": ["fairness=batch"], "tip_adapter": ["balanced=false"], "ntua": ["balanced=false"]}

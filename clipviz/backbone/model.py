@@ -133,6 +133,11 @@ class Backbone(nn.Module):
         return scale
 
     @property
+    def reads_text(self) -> bool:
+        """Whether sentences can be embedded, or class names only."""
+        return True
+
+    @property
     def has_patches(self) -> bool:
         """Whether the tower is a ViT with a CLS token and plain attention blocks, as the value path needs."""
         visual = self.visual

@@ -89,7 +89,8 @@ def _chosen(args: argparse.Namespace, out: Path, ranks: Ranks) -> tuple[Method, 
     notes += cache_note(args)
     if args.descriptions is not None:
         notes += description_notes(data, loaded)
-    method = build_method(
+    method, said = told(
+        build_method,
         args.method,
         backbone,
         data,
@@ -98,6 +99,9 @@ def _chosen(args: argparse.Namespace, out: Path, ranks: Ranks) -> tuple[Method, 
         teacher=teacher,
         allow_labels=args.allow_labels,
     )
+    notes += said
+    if not data.has_pixels and args.preset is None and method.preset not in (None, "default"):
+        notes.append(f"the embeddings are of the model {backbone.name!r}, so its preset is used; or --preset default")
     return method, data, evaluation, notes
 
 

@@ -115,16 +115,41 @@ def open_eval_data(args: argparse.Namespace, data: ImageDataset, notes: list[str
         notes += said
         if evaluation.has_pixels != data.has_pixels:
             raise ValueError("--data and --eval-data must both be images or both be embeddings")
-        if evaluation.class_names != data.class_names:
-            raise ValueError(
-                f"--eval-data {args.eval_data} has other classes than --data {args.data} "
-                f"({len(evaluation.class_names)} against {len(data.class_names)}); both need the same class names"
-            )
+        if isinstance(evaluation, FeatureDataset) and evaluation.is_numbered:
+            options = {**data_options(args), "classes": data.class_names}
+            evaluation, _ = told(load_dataset, args.eval_data, "test", seed=args.seed, **options)
+        _check_same_classes(args, data, evaluation)
+        notes += _classifier_note(data, evaluation)
         return evaluation
     try:
         return load_dataset(args.data, "test", seed=args.seed, **data_options(args)) if data.split != "all" else data
     except NoSuchSplit:
         return data  # measured on the images it learns from, and named so
+
+
+def _check_same_classes(args: argparse.Namespace, data: ImageDataset, evaluation: ImageDataset) -> None:
+    """Refuse an evaluation set of other classes, with the first that differs."""
+    here, there = data.class_names, evaluation.class_names
+    if here == there:
+        return
+    pairs = enumerate(zip(here, there, strict=False))
+    first = next((f"class {i} is {b!r} there and {a!r} here" for i, (a, b) in pairs if a != b), "")
+    numbers = f"{len(there)} against {len(here)}"
+    raise ValueError(
+        f"--eval-data {args.eval_data} has other classes than --data {args.data} ({first or numbers}); "
+        "both need the same class names in the same order"
+    )
+
+
+def _classifier_note(data: ImageDataset, evaluation: ImageDataset) -> list[str]:
+    """One line if a file to measure on brings a classifier that the method does not use; none otherwise."""
+    if not isinstance(data, FeatureDataset) or not isinstance(evaluation, FeatureDataset):
+        return []
+    own, other = data.classifier, evaluation.classifier
+    if other is None or (own is not None and torch.equal(own, other)):
+        return []
+    used = "the text tower's" if own is None else f"that of {data.name}"
+    return [f"{evaluation.name} brings another classifier, which is not used: all is measured with {used}"]
 
 
 def skipped_note(dataset: ImageDataset, listed_in: Path | None = None) -> list[str]:

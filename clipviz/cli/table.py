@@ -70,9 +70,10 @@ def check_same_images(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> N
     """
     groups: dict[str, list[str]] = {}
     for name, row in zip(names, rows, strict=True):
-        groups.setdefault(measured_on(row), []).append(name)
+        groups.setdefault(row.get("embeddings") or measured_on(row), []).append(name)
     if len(groups) > 1:
-        listed = "; ".join(f"{', '.join(runs)}: {images}" for images, runs in groups.items())
+        images = {name: measured_on(row) for name, row in zip(names, rows, strict=True)}
+        listed = "; ".join(f"{', '.join(runs)}: {images[runs[0]]}" for runs in groups.values())
         raise ValueError(
             f"runs on different images or splits cannot be compared in one table ({listed}); "
             "give only those that were measured on the same"
@@ -97,6 +98,7 @@ def summary(
 
     columns = {
         **({"run": list(runs)} if runs is not None else {}),
+        **({"data": [one_line(row["data"]) for row in rows]} if len({row["data"] for row in rows}) > 1 else {}),
         "method": list(methods or [row["method"] for row in rows]),
         **{name: [str(row[name]) for row in rows] for name in ("model", "seed", "epochs")},
         "accuracy %": [percent(row["accuracy"]) for row in rows],
@@ -108,7 +110,11 @@ def summary(
         "zero-shot %": [percent(row["zero_shot_accuracy"]) for row in rows],
         "seconds": [f"{row['seconds']:.0f}" for row in rows],
     }
-    return f"{measured_on(rows[0])}\n{_aligned(columns)}"
+    cached = dict.fromkeys(
+        row["method"] for row in rows if "cache_size" in row and row["pseudo_label_accuracy"] is not None
+    )
+    note = f"\npseudo-labels % of {', '.join(cached)}: of cached images" if cached else ""
+    return f"{measured_on(rows[0])}\n{_aligned(columns)}{note}"
 
 
 def _aligned(columns: dict[str, list[str]]) -> str:
@@ -117,6 +123,6 @@ def _aligned(columns: dict[str, list[str]]) -> str:
     for name, values in columns.items():
         values = [*map(inert, values)]
         width = max(map(len, (name, *values)))
-        justify = str.ljust if name in ("run", "method", "model") else str.rjust
+        justify = str.ljust if name in ("run", "data", "method", "model") else str.rjust
         cells.append([justify(text, width) for text in (name, *values)])
     return "\n".join("  ".join(line).rstrip() for line in zip(*cells, strict=True))

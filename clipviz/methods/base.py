@@ -22,7 +22,7 @@ from clipviz.data.base import Batch, Views
 from clipviz.data.batches.features import FeatureBackbone
 from clipviz.errors import choose
 from clipviz.events import CacheVotes, PseudoLabels
-from clipviz.ops import class_logits, normalize
+from clipviz.ops import normalize
 from clipviz.prompts import ClassPrompts
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -123,6 +123,7 @@ class Method(nn.Module, ABC):
             will do; such a method takes (B, E) wherever images are asked for.
         sized_by_data: buffers and parameters that `prepare` allocates; a checkpoint brings its own sizes.
         presets: name -> configuration; "default", or that of a backbone's name, is taken where none is given.
+        preset: name of the preset that `config` began as, where somebody asked for it.
         adjustable: constants of `config` that may change while the method runs.
         epochs: those of the run, which the loop sets.
         config: a frozen dataclass with the method's constants, and its schedule; None for methods without any.
@@ -140,6 +141,7 @@ class Method(nn.Module, ABC):
     adjustable: ClassVar[tuple[str, ...]] = ()
     epochs: int = 1
     config: Any = None
+    preset: str | None = None
     has_learned = False
     adapted_by: Any = None
 
@@ -196,7 +198,22 @@ class Method(nn.Module, ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that was chosen, JSON-able, for the trace: the configuration."""
-        return {} if self.config is None else asdict(self.config)
+        settings = {} if self.config is None else asdict(self.config)
+        is_given = "text" in settings and not self.backbone.reads_text
+        return {**settings, "text": "classifier"} if is_given else settings
+
+    @property
+    def knows_classes_by(self) -> str:
+        """Their "names", "descriptions", or a "classifier" that came with embeddings."""
+        if not self.backbone.reads_text:
+            return "classifier"
+        return "descriptions" if self.prompts.descriptions_given else "names"
+
+    @property
+    def preset_name(self) -> str | None:
+        """The preset that was asked for, or else one that `config` is equal to; None where there is none."""
+        equal = [name for name in (self.backbone.name, *self.presets) if self.presets.get(name, self) == self.config]
+        return self.preset or next(iter(equal), None)
 
     def adjusted(self, **changes: float) -> Any:
         """The configuration with some constants changed; assign it to `config` between two steps.
@@ -375,36 +392,3 @@ def sentence_embeddings(backbone: Backbone, sentences: list[tuple[str, ...]], *,
     """Embeddings of each class's sentences, C tensors (M_c, E) of unit norm (or raw), embedded in one go."""
     flat = [sentence for group in sentences for sentence in group]
     return list(backbone.embed_text(flat, unit=unit).split([len(group) for group in sentences]))
-
-
-class ZeroShotMethod(Method):
-    """A fixed classifier on CLS embeddings; subclasses say which."""
-
-    trains: ClassVar[bool] = False
-    adapts_tower: ClassVar[bool] = False
-    works_on_embeddings: ClassVar[bool] = True
-
-    def __init__(self, backbone: Backbone, prompts: ClassPrompts, classifier: Tensor) -> None:
-        super().__init__(backbone, prompts)
-        self.classifier: Tensor
-        self.register_buffer("classifier", classifier)
-
-    @property
-    def schedule(self) -> AdaptConfig:
-        """One pass; the batch size changes nothing but speed."""
-        return AdaptConfig(epochs=1, batch_size=256)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """logit_scale * cosine of the CLS embedding to each class."""
-        return class_logits(embed(self.backbone, images), self.classifier, self.backbone.logit_scale)
-
-    def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
-        """The prediction on the weak view."""
-        logits = views.gather(self.logits(views.weak))
-        probs = logits.softmax(-1)
-        confidence, labels = probs.max(-1)
-        return PseudoLabels(labels, probs, torch.ones_like(confidence), {self.name: logits})
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """The classifier."""
-        return {"classifier": self.classifier}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_args, get_type_hints
@@ -45,15 +46,32 @@ def build_method(
     method = METHODS[choose("method", name, METHODS)]
     config = method.default_config(backbone)
     if preset is not None:
-        config = method.presets[choose(f"preset of {name}", _preset(preset, method), method.presets)]
+        preset = choose(f"preset of {name}", _preset(preset, method), method.presets)
+        config = method.presets[preset]
+    elif config is not None:
+        preset = backbone.name if backbone.name in method.presets else "default"
     changes = {key: _value(name, config, key, text) for key, text in (constants or {}).items()}
     if issubclass(method, NtUA):
         config = replace(config, **changes, allow_labels=allow_labels)
-        return _with_cache(method, backbone, dataset, config, teacher)
+        if "beta" not in changes and config.beta <= 1:
+            warnings.warn(_blunt(name, preset, config.beta), stacklevel=2)
+        built: Method = _with_cache(method, backbone, dataset, config, teacher)
+        built.preset = preset
+        return built
     if teacher is not None or allow_labels:
         raise ValueError(f"{name} has no teacher and selects no images; only ntua and tip_adapter do")
     build: Callable[..., Method] = method
-    return build(backbone, dataset.prompts, *([replace(config, **changes)] if config else []))
+    built = build(backbone, dataset.prompts, *([replace(config, **changes)] if config else []))
+    built.preset = preset
+    return built
+
+
+def _blunt(name: str, preset: str | None, beta: float) -> str:
+    """What to know about a cache that hardly tells near images from far ones."""
+    return (
+        f"preset {preset} of {name} has beta {beta:g}, which Tip-Adapter tuned with labels: all entries count nearly "
+        f"alike, which with guesses for labels may cost accuracy; compare with --set beta={NtUAConfig.beta:g}"
+    )
 
 
 def _preset(name: str, method: type[Method]) -> str:

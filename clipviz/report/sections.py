@@ -23,7 +23,12 @@ from clipviz.trace import Trace
 
 _MAX_SKIPPED = 100
 _UNFINISHED = {"stopped": "was stopped", "failed": "failed", "running": "had not ended, and stood"}
-_FACTS = ("model", "pretrained", "seed", "epochs", "status", "device")
+_SEEN = {
+    "classifier": "embeddings of the images and a classifier that came with them",
+    "names": "the images and the names of the classes",
+    "descriptions": "the images and the names and descriptions of the classes",
+}
+_FACTS = ("model", "preset", "pretrained", "seed", "epochs", "status", "device")
 
 
 def introduction(traces: Sequence[Trace], summary: Summary) -> Iterator[Html]:
@@ -32,10 +37,11 @@ def introduction(traces: Sequence[Trace], summary: Summary) -> Iterator[Html]:
     model, data = first.meta.get("model", "a CLIP model"), first.meta.get("data", "unnamed images")
     n_images = first.meta.get("n_images") or first.samples["index"].nunique()
     split = f" ({first.meta['split']} split)" if first.meta.get("split") not in (None, "all") else ""
+    seen = _SEEN.get(str(first.meta.get("classes_from")), _SEEN["descriptions"])
     yield paragraphs(
         f"The model {model} was adapted to {n_images:,} images of {data}{split} in "
-        f"{len(first.class_names)} classes. The methods saw the images and the names and descriptions of "
-        "the classes, never a label: they learn from their own guesses, the pseudo-labels."
+        f"{len(first.class_names)} classes. The methods saw {seen}, never a label: they learn "
+        "from their own guesses, the pseudo-labels."
     )
     yield _meaning_of_accuracy(first, summary)
     if str(data).split("/")[0] == "birds":
@@ -130,7 +136,7 @@ def summary_table(summary: Summary) -> Html:
                 "–" if row.gain is None else f"{100 * row.gain:+.1f}",
                 _percent(row.ece),
                 _percent(row.ece_before),
-                _percent(row.pseudo_label_accuracy),
+                _percent(row.pseudo_label_accuracy) + " of cached images" * row.is_of_cache,
                 _seconds(row.seconds),
             )
             for row in summary.rows
@@ -154,9 +160,8 @@ def comparison(traces: Sequence[Trace]) -> Iterator[Html]:
     if any(row.accuracy is not None or row.pseudo_label_accuracy is not None for row in summary.rows):
         yield paragraphs(
             "Left, how often each method is right on the evaluation images, from before training on; "
-            "right, how often the pseudo-labels it learned from were right. A method gains while its "
-            "pseudo-labels are better than its predictions; horizontal lines are methods that do not "
-            "train."
+            "right, how often the pseudo-labels it learned from were right. Horizontal lines are methods "
+            "that do not train."
         )
         what = "Accuracy per epoch of every method"
         yield chart(figures.accuracy_over_epochs(traces), "accuracy-over-epochs", what)

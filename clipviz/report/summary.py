@@ -20,7 +20,7 @@ class Row(NamedTuple):
 
     `ece` is the calibration error on the evaluation images, `ece_before` that of before the first epoch;
     `gain` is accuracy minus that of the reference; `changed` is the share of images whose pseudo-label is
-    another one in the last epoch than in the first.
+    another one in the last epoch than in the first; `is_of_cache` says that pseudo-labels are of cached images only.
     """
 
     label: str
@@ -32,6 +32,7 @@ class Row(NamedTuple):
     confidence: float | None
     changed: float | None
     seconds: float | None
+    is_of_cache: bool = False
 
 
 class Summary(NamedTuple):
@@ -90,6 +91,7 @@ def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Ro
         float(final["confidence"].mean()) if len(final) else None,
         _changed(trace),
         _finite(trace.meta.get("seconds")),
+        last(trace, "cache_size") is not None and last(trace, "pseudo_label_accuracy") is not None,
     )
 
 

@@ -80,7 +80,7 @@ def predict(
 def branch_accuracies(
     method: Method,
     dataset: ImageDataset,
-    branches: Callable[[Tensor], dict[str, Tensor]],
+    branches: Callable[[Tensor], dict[str, Tensor]] | None = None,
     batch_size: int = 256,
     ranks: Ranks = ONE,
 ) -> dict[str, float]:
@@ -89,7 +89,7 @@ def branch_accuracies(
     Args:
         method: whose parts they are.
         dataset: to measure on; without targets nothing is measured.
-        branches: `method.branches` or `method.baselines`: images -> name -> (B, C) logits.
+        branches: images -> name -> (B, C) logits; None: `method.baselines`.
         batch_size: images at a time.
         ranks: the processes that share the work.
     """
@@ -98,7 +98,7 @@ def branch_accuracies(
         return {}
     for views in _views(method, dataset, batch_size, ranks):
         with preserved_state(method):
-            for name, logits in branches(views.weak).items():
+            for name, logits in (branches or method.baselines)(views.weak).items():
                 parts.setdefault(name, []).append(views.gather(logits.argmax(-1)).cpu())
         if not parts:
             return {}

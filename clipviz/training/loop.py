@@ -293,9 +293,7 @@ class Adaptation:
                 guesses = {"": predictions.probs.argmax(-1), **{f"_{k}": v for k, v in predictions.branches.items()}}
                 metrics.update((f"accuracy{k}", accuracy(v, predictions.target)) for k, v in guesses.items())
             if epoch == -1:
-                metrics.update(
-                    branch_accuracies(self.method, self.eval_dataset, self.method.baselines, ranks=self.ranks)
-                )
+                metrics.update(branch_accuracies(self.method, self.eval_dataset, ranks=self.ranks))
         explanation: dict[str, Tensor] = {}
         with preserved_state(self.method):
             if self.probe is not None:
@@ -326,7 +324,9 @@ class Adaptation:
     def facts(self) -> dict[str, Any]:
         """What was chosen for this run, JSON-able: the metadata of its trace."""
         method, data, evaluation = self.method, self.dataset, self.eval_dataset
-        transductive = evaluation is not None and (data.name, data.split) == (evaluation.name, evaluation.split)
+        digests = [each.digest for each in (data, evaluation) if isinstance(each, FeatureDataset)]
+        is_named_so = evaluation is not None and (data.name, data.split) == (evaluation.name, evaluation.split)
+        transductive = is_named_so or digests[1:] == digests[:1] != []
         return {
             "method": method.name,
             "model": method.backbone.name,
@@ -339,6 +339,9 @@ class Adaptation:
             "seed": self.seed,
             "epochs": self.n_epochs if self.evolves else 0,
             "labels_are": method.labels_are,
+            "preset": method.preset_name,
+            "classes_from": method.knows_classes_by,
+            "embeddings": "/".join(digests) or None,
             "settings": {"method": self.settings, "schedule": asdict(self.config)},
             "descriptions": data.prompts.source or f"{sum(map(len, data.prompts.descriptions.values()))} sentences",
             "texts": data.prompts.digest,

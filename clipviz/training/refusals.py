@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from clipviz.data.base import ImageDataset
+from clipviz.data.batches.features import FeatureBackbone, FeatureDataset
 from clipviz.errors import one_line
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.parallel import Ranks
@@ -27,9 +28,14 @@ def check_storable(settings: dict[str, dict[str, Any]]) -> None:
 
 
 def check_labels(method: Method, *datasets: ImageDataset | None) -> None:
-    """Refuse labels that are of no class of the method, or of another one; classes may have got better names."""
+    """Refuse what a method cannot look at, and labels that are of no class of it, or of another one.
+
+    Classes may have got better names.
+    """
     known = {name: position for position, name in enumerate(method.class_names)}
     for data in datasets:
+        if data is not None:
+            _check_embeddings(method, data)
         if data is None or not data.has_targets:
             continue
         highest = int(data.targets.max())
@@ -44,6 +50,18 @@ def check_labels(method: Method, *datasets: ImageDataset | None) -> None:
                     f"label {position} of {data.name} is {name!r}, which is class {known[name]} of the prompts that "
                     f"{method.name} was built with; both need the same order"
                 )
+
+
+def _check_embeddings(method: Method, data: ImageDataset) -> None:
+    """Refuse embeddings of another model than the method looks through, and images where it looks at embeddings."""
+    model = method.backbone
+    if isinstance(data, FeatureDataset) and (width := data.embeddings.shape[1]) != model.embed_dim:
+        raise ValueError(
+            f"{data.name} has embeddings of width {width}, but {method.name} was built for {model.name!r}, "
+            f"whose are of width {model.embed_dim}; both must come from one model"
+        )
+    if data.has_pixels and isinstance(model, FeatureBackbone):
+        raise ValueError(f"{method.name} was built for embeddings, but {data.name} holds images; embed them first")
 
 
 def check_shares(method: Method, dataset: ImageDataset, config: AdaptConfig, ranks: Ranks) -> None:

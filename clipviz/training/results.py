@@ -65,12 +65,13 @@ def results_of(trace: Trace) -> dict[str, Any]:
         "ece_before": calibration_error(trace, -1),
     }
     zero_shot = last["accuracy"] if trace.method == "zero_shot" else trace.meta.get("zero_shot_accuracy")
-    keys = ("method", "model", "data", "split", "eval_data", "eval_split", "accuracy_is", "seed", "epochs")
+    keys = ("method", "model", "data", "split", "eval_data", "eval_split", "accuracy_is", "seed", "epochs", "preset")
     return {
         **{key: trace.meta[key] for key in keys},
         **last,
         "zero_shot_accuracy": zero_shot,
         **_cache_results(trace),
+        "embeddings": trace.meta["embeddings"],
         "n_images": trace.meta["n_images"],
         "n_skipped": len(trace.skipped),
         "seconds": trace.meta["seconds"],
@@ -85,7 +86,7 @@ def _cache_results(trace: Trace) -> dict[str, Any]:
         return {}
     settings = trace.meta["settings"]["method"]
     teacher = _last(trace, "accuracy_teacher")
-    if teacher is None and settings["rectify"]:  # the model itself is its teacher
+    if teacher is None and settings["teacher"] != "none":  # the model itself is its teacher
         teacher = _last(trace, "accuracy_zero_shot")
     return {
         "coverage": coverage,

@@ -33,7 +33,7 @@ RESULTS = {
     "method", "model", "data", "split", "seed", "epochs", "accuracy", "pseudo_label_accuracy", "zero_shot_accuracy",
     "n_images", "seconds", "versions",
     # beyond the contract: what the accuracy was measured on, and how many files could not be read
-    "eval_data", "eval_split", "accuracy_is", "n_skipped",
+    "eval_data", "eval_split", "accuracy_is", "n_skipped", "preset", "embeddings",
     # what the method said at first, and how far its confidence can be trusted
     "accuracy_before", "ece", "ece_before",
 }  # fmt: skip

@@ -6,8 +6,10 @@ unit norm.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,9 @@ class FeatureDataset(ImageDataset):
         model: name of the model that made the embeddings.
         prompts: what a text tower reads; None: the class names, which a classifier makes embeddings of.
 
+    Attributes:
+        is_numbered: whether nobody gave the classes names.
+
     Raises:
         ValueError: with the first array that does not fit, and how.
     """
@@ -63,10 +68,11 @@ class FeatureDataset(ImageDataset):
         _check_matrix("embeddings", embeddings, name)
         if classifier is not None:
             _check_matrix("classifier", classifier, name)
-            if classifier.shape[1] != embeddings.shape[1]:
+            if classifier.shape[1] != (width := embeddings.shape[1]):
+                turned = classifier.shape[0] == width
+                remedy = "it is (E, C): store classifier.T" if turned else "both must come from one joint space"
                 raise ValueError(
-                    f"{name}: the classifier is {classifier.shape[1]} wide and the embeddings are "
-                    f"{embeddings.shape[1]}; both must come from one joint space"
+                    f"{name}: the classifier is {classifier.shape[1]} wide and the embeddings are {width}; {remedy}"
                 )
         if not 0 < logit_scale < math.inf:
             raise ValueError(f"{name}: logit_scale must be positive and finite, got {logit_scale}")
@@ -78,6 +84,16 @@ class FeatureDataset(ImageDataset):
         self.targets = _targets(targets, len(embeddings), len(self.class_names), name)
         self.names = _RowNames(len(embeddings))
         self.skipped = []
+        self.is_numbered = class_names is None
+
+    @cached_property
+    def digest(self) -> str:
+        """A short hash of embeddings and labels, whatever the file and its classifier."""
+        digest = hashlib.blake2b(f"{self.embeddings.shape} {self.embeddings.dtype}".encode(), digest_size=8)
+        for rows in self.embeddings.split(_CHECKED_ROWS):
+            digest.update(rows.contiguous().view(torch.uint8).numpy().data)
+        digest.update(self.targets.tobytes())
+        return digest.hexdigest()
 
     def _contents_hash(self) -> str:
         tensors = [self.embeddings] if self.classifier is None else [self.embeddings, self.classifier]

@@ -15,6 +15,7 @@ Arrays of other names are left alone, with a warning that names them: "targets" 
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 import zipfile
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from clipviz.data.batches.features import DEFAULT_LOGIT_SCALE, FeatureDataset
 from clipviz.data.sources.image_files import Classes, given_classes
+from clipviz.data.sources.scan import data_name
 from clipviz.errors import listed, one_line
 from clipviz.files import replacing, writing
 from clipviz.prompts import Descriptions, make_prompts
@@ -37,6 +39,7 @@ from clipviz.prompts import Descriptions, make_prompts
 FEATURE_SUFFIXES = (".npz", ".safetensors")
 _KNOWN = ("embeddings", "labels", "classifier", "class_names", "logit_scale", "model")
 _MOST_CLASSES = 1_000_000
+_LEAST_USUAL_SCALE = 10.0
 
 
 def read_features(
@@ -62,8 +65,8 @@ def read_features(
     Raises:
         ValueError: if the file cannot be read, or with the first array that does not fit.
     """
-    name = os.fspath(path)
-    arrays = _read_safetensors(name) if name.lower().endswith(".safetensors") else _read_npz(name)
+    file, name = os.fspath(path), data_name(os.fspath(path))
+    arrays = _read_safetensors(file) if file.lower().endswith(".safetensors") else _read_npz(file)
     if "embeddings" not in arrays:
         held = listed(sorted(arrays)) or "nothing"
         raise ValueError(f"{name}: wanted an array 'embeddings' (n, E), but the file holds {held}")
@@ -75,7 +78,16 @@ def read_features(
         )
     embeddings, labels = arrays["embeddings"], arrays.get("labels")
     classifier = arrays.get("classifier")
-    names = given_classes(classes) or arrays.get("class_names") or _numbered(labels, classifier)
+    given = given_classes(classes) or arrays.get("class_names")
+    names = given or _numbered(labels, classifier)
+    logit_scale = _number("logit_scale", arrays.get("logit_scale", DEFAULT_LOGIT_SCALE), name)
+    if 0 < logit_scale < _LEAST_USUAL_SCALE:
+        warnings.warn(
+            f"{name}: logit_scale is {logit_scale:g}, so the model is sure of nothing; CLIP's is near 100, and its "
+            f"logarithm, which the parameter holds, near 4.6: if this is one, store its exponential, "
+            f"{math.exp(logit_scale):.4g}",
+            stacklevel=3,
+        )
     reads_text = classifier is None or descriptions is not None
     prompts = make_prompts(tuple(names), templates, descriptions) if reads_text else None
     dataset = FeatureDataset(
@@ -84,10 +96,11 @@ def read_features(
         targets=labels,
         class_names=prompts.names if prompts else names,
         classifier=classifier,
-        logit_scale=_number("logit_scale", arrays.get("logit_scale", DEFAULT_LOGIT_SCALE), name),
+        logit_scale=logit_scale,
         model=str(arrays.get("model", "features")),
         prompts=prompts,
     )
+    dataset.is_numbered = not given
     if n is not None and n < len(dataset):
         rows = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:n])
         dataset.embeddings, dataset.targets = embeddings[torch.from_numpy(rows)], dataset.targets[rows]
