@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 
 from clipviz import METHODS, adapt
 from clipviz.data.batches.features import FeatureDataset
 from clipviz.methods.build import build_method, parse_constants
-from clipviz.ops import normalize
+from clipviz.ops import class_logits, fairness_loss, normalize
 from clipviz.training.evaluate import accuracy, predict
 
 TEXTS = {"names": 0.9, "templates": 0.65, "descriptions": 0.4}
@@ -91,6 +92,25 @@ def study(names: list[str], seeds: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def gradients(text: str, seed: int = 0, batch: int = 64) -> dict[str, float]:
+    """Norm of fairness's gradient over the cross-entropy's, before training, mean of the steps of a full window."""
+    data, _ = draw(text, seed)
+    classifier = data.classifier.clone().requires_grad_()
+    window, running, ratios = [], None, {"batch": [], "microclip": [], "window": []}
+    for rows in torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).split(batch):
+        logits = class_logits(data.rows(rows), classifier, data.logit_scale)
+        probs = logits.softmax(-1).mean(0)
+        running = probs if running is None else 0.5 * (running.detach() + probs)
+        window = [*window, probs.detach()][-32:]
+        mean = (sum(window[:-1]) + probs) / len(window)
+        means = {"batch": fairness_loss(probs), "microclip": 2 * fairness_loss(running), "window": fairness_loss(mean)}
+        own = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(-1)), classifier, retain_graph=True)[0].norm()
+        for name, loss in means.items():
+            gradient = torch.autograd.grad(loss, classifier, retain_graph=True)[0]
+            ratios[name] += [float(gradient.norm() / own)] if len(window) == 32 else []
+    return {name: sum(values) / len(values) for name, values in ratios.items()}
+
+
 def calibration_error(probs: torch.Tensor, target: torch.Tensor, bins: int = 15) -> float:
     """Mean distance of confidence and accuracy over bins of equal width, weighted by their images."""
     confidence, labels = probs.max(-1)
@@ -126,7 +146,12 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(known), help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="drawn worlds, default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "feature_study.csv")
+    parser.add_argument("--gradients", action="store_true", help="only how hard each kind of fairness pulls")
     args = parser.parse_args()
+    if args.gradients:
+        for text in TEXTS:
+            print(text, {name: f"{ratio:.2f}" for name, ratio in gradients(text).items()})
+        return
     runs = study(args.methods.split(","), args.seeds)
     runs.to_csv(args.out, index=False, float_format="%.4f")
     print(markdown(runs))

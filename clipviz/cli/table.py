@@ -96,6 +96,10 @@ def summary(
         pair = row["accuracy"], row["zero_shot_accuracy"]
         return "-" if None in pair else f"{100 * (pair[0] - pair[1]):+.1f}"
 
+    def pseudo_labels(row: dict[str, Any]) -> str:
+        value = row["pseudo_label_accuracy"]
+        return percent(value) + " of cached images" * ("cache_size" in row and value is not None)
+
     columns = {
         **({"run": list(runs)} if runs is not None else {}),
         **({"data": [one_line(row["data"]) for row in rows]} if len({row["data"] for row in rows}) > 1 else {}),
@@ -106,15 +110,11 @@ def summary(
         "ECE %": [percent(row.get("ece")) for row in rows],
         "before %": [percent(row.get("accuracy_before")) for row in rows],
         "ECE before %": [percent(row.get("ece_before")) for row in rows],
-        "pseudo-labels %": [percent(row["pseudo_label_accuracy"]) for row in rows],
+        "pseudo-labels %": [pseudo_labels(row) for row in rows],
         "zero-shot %": [percent(row["zero_shot_accuracy"]) for row in rows],
         "seconds": [f"{row['seconds']:.0f}" for row in rows],
     }
-    cached = dict.fromkeys(
-        row["method"] for row in rows if "cache_size" in row and row["pseudo_label_accuracy"] is not None
-    )
-    note = f"\npseudo-labels % of {', '.join(cached)}: of cached images" if cached else ""
-    return f"{measured_on(rows[0])}\n{_aligned(columns)}{note}"
+    return f"{measured_on(rows[0])}\n{_aligned(columns)}"
 
 
 def _aligned(columns: dict[str, list[str]]) -> str:

@@ -74,7 +74,7 @@ def _unadapted(traces: Sequence[Trace]) -> Row | None:
         return None
     known = (_finite(trace.meta.get("zero_shot_accuracy")) for trace in traces)
     accuracy = next((value for value in known if value is not None), None)
-    return None if accuracy is None else Row("zero-shot", accuracy, *[None] * 7)
+    return None if accuracy is None else Row("zero-shot", accuracy, None, None, None, None, None, None, None)
 
 
 def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Row:

@@ -65,13 +65,13 @@ def results_of(trace: Trace) -> dict[str, Any]:
         "ece_before": calibration_error(trace, -1),
     }
     zero_shot = last["accuracy"] if trace.method == "zero_shot" else trace.meta.get("zero_shot_accuracy")
-    keys = ("method", "model", "data", "split", "eval_data", "eval_split", "accuracy_is", "seed", "epochs", "preset")
+    keys = ("method", "model", "data", "split", "eval_data", "eval_split", "accuracy_is", "seed", "epochs")
     return {
         **{key: trace.meta[key] for key in keys},
         **last,
         "zero_shot_accuracy": zero_shot,
         **_cache_results(trace),
-        "embeddings": trace.meta["embeddings"],
+        **{key: trace.meta.get(key) for key in ("preset", "embeddings")},
         "n_images": trace.meta["n_images"],
         "n_skipped": len(trace.skipped),
         "seconds": trace.meta["seconds"],

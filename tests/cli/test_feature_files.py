@@ -115,8 +115,8 @@ def test_runs_with_different_classifiers_on_the_same_embeddings_share_a_table(fi
     assert cli.main(["compare", "one", "two"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()[1:]
     assert head.split()[:3] == ["run", "data", "method"]
-    assert [line.split()[1] for line in lines[:2]] == ["a.npz", "other.npz"]
-    assert lines[2] == "pseudo-labels % of tip_adapter: of cached images"
+    assert [line.split()[1] for line in lines] == ["a.npz", "other.npz"]
+    assert all("of cached images" in line for line in lines)
     assert cli.main(["compare", "one", "three"]) == 2
 
 
