@@ -12,7 +12,6 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -58,12 +57,6 @@ class MemoryCache:
         return MemoryCache, (0,)
 
 
-class _Entry(NamedTuple):
-    used: float  # time of the last use
-    size: int
-    path: Path
-
-
 class DiskCache:
     """Decoded images in a folder, for data sets that are larger than the memory, and for the next run.
 
@@ -71,10 +64,9 @@ class DiskCache:
     image, lose nothing that can be seen, and every use of an image gives the same pixels whether it is stored or not.
 
     An entry is known by the file's real path, time of change and size, by `side` and by the version of Pillow. It is
-    written beside its place and moved there, so that other processes see all of it or nothing; it is checked when it
-    is read, and made again if it is damaged. When the folder is full, entries that this process has not used give way,
-    the oldest first; if all are in use, further images are decoded at each use. Each process that writes may exceed
-    the limit by a sixty-fourth of it.
+    checked when it is read, and made again if it is damaged. When the folder is full, entries that this process has not
+    used give way, the oldest first; if all are in use, further images are decoded at each use. Each process that writes
+    may exceed the limit by a sixty-fourth of it.
 
     Args:
         folder: made if need be; one that holds other things, too, is safe.
@@ -113,8 +105,7 @@ class DiskCache:
             entry = self._entry(path)
         except OSError as error:
             raise UnreadableImage(error.strerror or str(error)) from error
-        image = self._load(entry)
-        if image is None:
+        if (image := self._load(entry)) is None:
             image = shrunk(read_image(path), self.side)
             self._store(entry, image)
         return image
@@ -174,16 +165,16 @@ class DiskCache:
         """Remove what this process has not used until there is room for some images; returns how many bytes."""
         wanted = max(size, self._limit // 64)
         entries = sorted(self._entries())
-        total = self._unwritten + sum(entry.size for entry in entries)
-        for entry in entries:
-            if total + wanted <= self._limit or entry.used >= self._begun:
+        total = self._unwritten + sum(held for _, held, _ in entries)
+        for used, held, path in entries:
+            if total + wanted <= self._limit or used >= self._begun:
                 break
-            _remove(entry.path)
-            total -= entry.size
+            _remove(path)
+            total -= held
         return min(wanted, self._limit - total)
 
-    def _entries(self) -> Iterator[_Entry]:
-        """All entries; half-written ones that a killed process left behind are removed."""
+    def _entries(self) -> Iterator[tuple[float, int, Path]]:
+        """(time of the last use, bytes, path) of all; half-written ones of killed processes are removed."""
         for folder in self.folder.iterdir():
             if not _FOLDER.fullmatch(folder.name) or not folder.is_dir():
                 continue
@@ -191,7 +182,7 @@ class DiskCache:
             for path in folder.glob(f"[!.]*{_SUFFIX}"):
                 with contextlib.suppress(OSError):  # another process was faster
                     found = path.stat()
-                    yield _Entry(found.st_mtime, found.st_size, path)
+                    yield found.st_mtime, found.st_size, path
 
 
 def shrunk(image: Image.Image, side: int) -> Image.Image:
@@ -204,7 +195,5 @@ def shrunk(image: Image.Image, side: int) -> Image.Image:
 
 
 def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:  # not ours, or not now: it is only a cache
-        return
+    with contextlib.suppress(OSError):  # not ours, or not now: it is only a cache
+        path.unlink()

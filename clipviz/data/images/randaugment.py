@@ -8,12 +8,10 @@ other. A test compares every operation with timm's own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import numpy as np
 from PIL import Image
-from timm.data import auto_augment as timm_ops
+from timm.data.auto_augment import NAME_TO_OP
 
 MAGNITUDE = 9.0
 MAGNITUDE_STD = 0.5
@@ -22,58 +20,39 @@ OPS_PER_IMAGE = 2
 OP_PROBABILITY = 0.5
 
 Color = tuple[int, int, int]
-Op = Callable[[Image.Image, float, float, dict[str, Any]], Image.Image]
+Arguments = Callable[[float, float], tuple[float, ...]]
 
 
-def _unleveled(image: Image.Image, level: float, sign: float, geometry: dict[str, Any], *, op: Any) -> Image.Image:
-    return op(image)
+def _nothing(level: float, sign: float) -> tuple[()]:
+    return ()
 
 
-def _geometric(
-    image: Image.Image, level: float, sign: float, geometry: dict[str, Any], *, op: Any, most: float
-) -> Image.Image:
-    return op(image, sign * level * most, **geometry)
+def _up_to(most: float) -> Arguments:
+    return lambda level, sign: (sign * level * most,)
 
 
-def _enhanced(image: Image.Image, level: float, sign: float, geometry: dict[str, Any], *, op: Any) -> Image.Image:
-    # 1 changes nothing; 0.1 and 1.9 are the strongest settings
-    return op(image, max(0.1, 1.0 + sign * 0.9 * level))
+def _factor(level: float, sign: float) -> tuple[float]:
+    return (max(0.1, 1.0 + sign * 0.9 * level),)  # 1 changes nothing; 0.1 and 1.9 are the strongest settings
 
 
-def _posterized(image: Image.Image, level: float, sign: float, geometry: dict[str, Any]) -> Image.Image:
-    bits_kept = 4 - int(4 * level)
-    # Pillow >= 13 refuses to keep no bit, which is what level 1 asks for; before, that gave black
-    return timm_ops.posterize(image, bits_kept) if bits_kept else Image.new(image.mode, image.size)
-
-
-def _solarized(image: Image.Image, level: float, sign: float, geometry: dict[str, Any]) -> Image.Image:
-    return timm_ops.solarize(image, 256 - min(256, int(256 * level)))  # values from here on are inverted
-
-
-def _solarize_added(image: Image.Image, level: float, sign: float, geometry: dict[str, Any]) -> Image.Image:
-    return timm_ops.solarize_add(image, min(128, int(110 * level)))
-
-
-# Each op takes the image, a level in [0, 1], a sign and the keyword arguments of geometric operations.
-# "most" is the geometric amount at level 1: degrees, shear factor, share of the side.
-INCREASING_OPS: dict[str, Op] = {
-    "AutoContrast": partial(_unleveled, op=timm_ops.auto_contrast),
-    "Equalize": partial(_unleveled, op=timm_ops.equalize),
-    "Invert": partial(_unleveled, op=timm_ops.invert),
-    "Rotate": partial(_geometric, op=timm_ops.rotate, most=30.0),
-    "PosterizeIncreasing": _posterized,
-    "SolarizeIncreasing": _solarized,
-    "SolarizeAdd": _solarize_added,
-    "ColorIncreasing": partial(_enhanced, op=timm_ops.color),
-    "ContrastIncreasing": partial(_enhanced, op=timm_ops.contrast),
-    "BrightnessIncreasing": partial(_enhanced, op=timm_ops.brightness),
-    "SharpnessIncreasing": partial(_enhanced, op=timm_ops.sharpness),
-    "ShearX": partial(_geometric, op=timm_ops.shear_x, most=0.3),
-    "ShearY": partial(_geometric, op=timm_ops.shear_y, most=0.3),
-    "TranslateXRel": partial(_geometric, op=timm_ops.translate_x_rel, most=0.45),
-    "TranslateYRel": partial(_geometric, op=timm_ops.translate_y_rel, most=0.45),
+INCREASING_OPS: dict[str, Arguments] = {
+    "AutoContrast": _nothing,
+    "Equalize": _nothing,
+    "Invert": _nothing,
+    "Rotate": _up_to(30.0),  # degrees
+    "PosterizeIncreasing": lambda level, sign: (4 - int(4 * level),),  # bits that are kept
+    "SolarizeIncreasing": lambda level, sign: (256 - min(256, int(256 * level)),),  # values from here on are inverted
+    "SolarizeAdd": lambda level, sign: (min(128, int(110 * level)),),
+    "ColorIncreasing": _factor,
+    "ContrastIncreasing": _factor,
+    "BrightnessIncreasing": _factor,
+    "SharpnessIncreasing": _factor,
+    "ShearX": _up_to(0.3),  # shear factor
+    "ShearY": _up_to(0.3),
+    "TranslateXRel": _up_to(0.45),  # share of the side
+    "TranslateYRel": _up_to(0.45),
 }
-_OP_LIST = tuple(INCREASING_OPS.values())
+"""timm's name of an operation -> what it is called with, by a level in [0, 1] and a sign."""
 
 
 def apply_op(name: str, image: Image.Image, magnitude: float, sign: float, fill: Color) -> Image.Image:
@@ -84,27 +63,23 @@ def apply_op(name: str, image: Image.Image, magnitude: float, sign: float, fill:
         image: RGB.
         magnitude: In [0, 10].
         sign: 1 or -1: the direction, for operations that have two.
-        fill: RGB in 0..255 of uncovered pixels.
+        fill: RGB in 0..255 of what geometric operations uncover.
     """
-    return INCREASING_OPS[name](image, magnitude / MAX_MAGNITUDE, sign, _geometry(fill))
+    arguments = INCREASING_OPS[name](magnitude / MAX_MAGNITUDE, sign)
+    if name == "PosterizeIncreasing" and arguments == (0,):  # Pillow >= 13 refuses to keep no bit; before: black
+        return Image.new(image.mode, image.size)
+    return NAME_TO_OP[name](image, *arguments, fillcolor=tuple(fill), resample=Image.Resampling.BICUBIC)
 
 
 def rand_augment(image: Image.Image, rng: np.random.Generator, fill: Color) -> Image.Image:
     """Apply two operations, drawn with replacement, each with probability 1/2 and magnitude ~ N(9, 0.5).
 
-    Args:
-        image: RGB.
-        rng: All random numbers come from it.
-        fill: RGB in 0..255 of what geometric operations uncover.
+    All random numbers come from `rng`; for `fill` see `apply_op`.
     """
-    geometry = _geometry(fill)
-    for op_index in rng.integers(len(_OP_LIST), size=OPS_PER_IMAGE):
+    names = list(INCREASING_OPS)
+    for op_index in rng.integers(len(names), size=OPS_PER_IMAGE):
         if rng.random() < OP_PROBABILITY:
             magnitude = min(MAX_MAGNITUDE, max(0.0, rng.normal(MAGNITUDE, MAGNITUDE_STD)))
             sign = -1.0 if rng.random() < 0.5 else 1.0
-            image = _OP_LIST[op_index](image, magnitude / MAX_MAGNITUDE, sign, geometry)
+            image = apply_op(names[op_index], image, magnitude, sign, fill)
     return image
-
-
-def _geometry(fill: Color) -> dict[str, Any]:
-    return {"fillcolor": tuple(fill), "resample": Image.Resampling.BICUBIC}

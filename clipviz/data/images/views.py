@@ -30,35 +30,23 @@ class PixelViews(NamedTuple):
 
 
 def make_views(image: Image.Image, config: ViewConfig, seed: int, epoch: int, index: int) -> PixelViews:
-    """Make the views of a training image.
+    """Make the views of a training image: RGB, any size from 1 x 1, at position `index` of the data set.
 
     Each kind has a generator of its own, so asking for one more kind, or for more crops, leaves the others as
     they are.
-
-    Args:
-        image: RGB, any size from 1 x 1.
-        config: Which views.
-        seed: Of the run.
-        epoch: 0-based.
-        index: Position of the image in the data set.
     """
-    key = (seed, epoch, index)
-    strong = crops = None
-    if config.strong:
-        strong = strong_view(image, config, np.random.default_rng((*key, 1)))
-    if config.crops:
-        crops = crop_views(image, config, np.random.default_rng((*key, 2)))
-    rng = np.random.default_rng((*key, 0))
-    weak = eval_view(image, config.size) if config.centered else weak_view(image, config.size, rng)
-    return PixelViews(weak, strong, crops)
+    weak_rng, strong_rng, crops_rng = (np.random.default_rng((seed, epoch, index, kind)) for kind in range(3))
+    return PixelViews(
+        eval_view(image, config.size) if config.centered else weak_view(image, config.size, weak_rng),
+        strong_view(image, config, strong_rng) if config.strong else None,
+        crop_views(image, config, crops_rng) if config.crops else None,
+    )
 
 
 def weak_view(image: Image.Image, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Resize the short side to `size` and cut a random square; no flip. Returns (S, S, 3)."""
-    width, height = _resized(image.size, size)
-    left = rng.integers(width - size, endpoint=True)
-    top = rng.integers(height - size, endpoint=True)
-    return np.asarray(_resize_and_cut(image, size, int(left), int(top), _BICUBIC))
+    left, top = _random_corner(_resized(image.size, size), (size, size), rng)
+    return np.asarray(_resize_and_cut(image, size, left, top, _BICUBIC))
 
 
 def eval_view(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -86,12 +74,10 @@ def crop_views(image: Image.Image, config: ViewConfig, rng: np.random.Generator)
     Returns:
         (K, S, S, 3)
     """
-    width, height = image.size
     crops = np.empty((config.crops, config.size, config.size, 3), np.uint8)
     for crop in crops:
-        side = max(1, int(rng.uniform(*config.crop_scale) * min(width, height)))
-        left = int(rng.integers(width - side, endpoint=True))
-        top = int(rng.integers(height - side, endpoint=True))
+        side = max(1, int(rng.uniform(*config.crop_scale) * min(image.size)))
+        left, top = _random_corner(image.size, (side, side), rng)
         square = image.crop((left, top, left + side, top + side))
         crop[:] = np.asarray(square.resize((config.size, config.size), _BICUBIC))
     return crops
@@ -100,9 +86,7 @@ def crop_views(image: Image.Image, config: ViewConfig, rng: np.random.Generator)
 def _resized(image_size: tuple[int, int], size: int) -> tuple[int, int]:
     """Return the (width, height) with a short side of `size`; the long one rounds down, as in torchvision."""
     width, height = image_size
-    if width <= height:
-        return size, size * height // width
-    return size * width // height, size
+    return (size, size * height // width) if width <= height else (size * width // height, size)
 
 
 def _center(image_size: tuple[int, int], size: int) -> tuple[int, int]:
@@ -118,23 +102,26 @@ def _resize_and_cut(image: Image.Image, size: int, left: int, top: int, resample
     """
     width, height = _resized(image.size, size)
     x_scale, y_scale = image.width / width, image.height / height
-    box = (left * x_scale, top * y_scale, (left + size) * x_scale, (top + size) * y_scale)
     # a box may not end beyond the image, not even by a rounding error
-    box = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))
-    return image.resize((size, size), resample, box=box)
+    right, bottom = min((left + size) * x_scale, image.width), min((top + size) * y_scale, image.height)
+    return image.resize((size, size), resample, box=(left * x_scale, top * y_scale, right, bottom))
+
+
+def _random_corner(outer: tuple[int, int], inner: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    """Draw (left, top) of a box of `inner` (width, height) that lies within `outer`."""
+    left = rng.integers(outer[0] - inner[0], endpoint=True)
+    return int(left), int(rng.integers(outer[1] - inner[1], endpoint=True))
 
 
 def _random_box(image_size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draw the box of a random resized crop; after ten that do not fit, take the largest in the middle."""
     width, height = image_size
-    log_ratio = (math.log(STRONG_RATIO[0]), math.log(STRONG_RATIO[1]))
     for _ in range(10):
         area = width * height * rng.uniform(*STRONG_SCALE)
-        ratio = math.exp(rng.uniform(*log_ratio))
+        ratio = math.exp(rng.uniform(*map(math.log, STRONG_RATIO)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left = int(rng.integers(width - w, endpoint=True))
-            top = int(rng.integers(height - h, endpoint=True))
+            left, top = _random_corner(image_size, (w, h), rng)
             return left, top, left + w, top + h
     w = min(width, max(1, round(height * STRONG_RATIO[1])))
     h = min(height, max(1, round(width / STRONG_RATIO[0])))
