@@ -240,6 +240,20 @@ def _told_by_name(path: str | os.PathLike[str]) -> Iterator[None]:
         raise CannotWrite(int(found[1]), os.strerror(int(found[1])), os.fspath(path)) from error
 
 
+def read_text(path: str | os.PathLike[str], source: str, advice: str = "") -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        ValueError: If it cannot be read; the message begins with `source` and ends with `advice`.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{source}: cannot be read ({error.strerror}){advice}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file, whole or not at all; what is no Unicode becomes question marks."""
     with writing(path) as file:

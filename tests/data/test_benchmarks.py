@@ -269,7 +269,7 @@ def test_a_download_that_fails_is_one_line(tmp_path, monkeypatch):
     [
         (lambda root: (root / "dtd/dtd/labels/train1.txt").unlink(), "is incomplete or damaged .*FileNotFoundError"),
         (lambda root: text(root / "dtd/dtd/labels/train1.txt", "no slash here\n"), "is incomplete or damaged"),
-        (lambda root: text(root / "dtd/dtd/labels/train1.txt", ""), "lists no image in its official train split"),
+        (lambda root: text(root / "dtd/dtd/labels/train1.txt", ""), "there is no image of its official train split in"),
         (lambda root: text(root / "dtd/dtd/labels/train1.txt", "gone/1.jpg\n"), "no readable image in DTD in"),
     ],
 )
@@ -333,13 +333,13 @@ def test_images_of_a_list_that_are_not_there_or_not_below_it_are_skipped(build):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("images.txt", None, r"damaged \(images\.txt cannot be read"),
+        ("images.txt", None, r"damaged \(images\.txt: cannot be read"),
         ("images.txt", "one two\n", r"line 1 of images\.txt is 'one two', wanted a new number and a text"),
         ("images.txt", "1 a\n1 b\n", r"line 2 of images\.txt"),
-        ("images.txt", "", "there is no image in"),
+        ("images.txt", "", "there is no image of its official test split in"),
         ("classes.txt", "1 001.Black_footed_Albatross\n", r"image 3 of images\.txt has no class"),
         ("train_test_split.txt", "1 0\n", r"image 2 of images\.txt has no class of classes\.txt, or no split"),
-        ("image_class_labels.txt", b"\xff", r"image_class_labels\.txt cannot be read"),
+        ("image_class_labels.txt", b"\xff", r"image_class_labels\.txt: is not UTF-8 text"),
     ],
 )
 def test_a_damaged_list_of_cub_is_one_line(build, file, content, message):

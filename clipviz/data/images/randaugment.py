@@ -8,6 +8,7 @@ other. A test compares every operation with timm's own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -68,7 +69,8 @@ def apply_op(name: str, image: Image.Image, magnitude: float, sign: float, fill:
     arguments = INCREASING_OPS[name](magnitude / MAX_MAGNITUDE, sign)
     if name == "PosterizeIncreasing" and arguments == (0,):  # Pillow >= 13 refuses to keep no bit; before: black
         return Image.new(image.mode, image.size)
-    return NAME_TO_OP[name](image, *arguments, fillcolor=tuple(fill), resample=Image.Resampling.BICUBIC)
+    op: Any = NAME_TO_OP[name]
+    return op(image, *arguments, fillcolor=tuple(fill), resample=Image.Resampling.BICUBIC)
 
 
 def rand_augment(image: Image.Image, rng: np.random.Generator, fill: Color) -> Image.Image:

@@ -116,9 +116,10 @@ def _random_corner(outer: tuple[int, int], inner: tuple[int, int], rng: np.rando
 def _random_box(image_size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draw the box of a random resized crop; after ten that do not fit, take the largest in the middle."""
     width, height = image_size
+    narrow, wide = map(math.log, STRONG_RATIO)
     for _ in range(10):
         area = width * height * rng.uniform(*STRONG_SCALE)
-        ratio = math.exp(rng.uniform(*map(math.log, STRONG_RATIO)))
+        ratio = math.exp(rng.uniform(narrow, wide))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = _random_corner(image_size, (w, h), rng)

@@ -16,33 +16,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from clipviz.data.base import ImageDataset
-from clipviz.data.images.pixel_cache import DiskCache
-from clipviz.data.sources.image_files import ImageFileDataset, Progress, check_count
+from clipviz.data.sources.image_files import FileOptions, ImageFileDataset, drawn
 from clipviz.data.sources.layout import ALL, SPLITS, Layout, NoSuchSplit
 from clipviz.data.sources.lists import read_cub, read_resisc45
 from clipviz.data.sources.scan import find_images, list_folder
 from clipviz.errors import choose, one_line
+from clipviz.files import read_text
 from clipviz.prompts import Descriptions, make_prompts, short_hash
 
 ROOT_VARIABLE = "CLIPVIZ_DATA"
 """Environment variable with the folder of all benchmarks; without it, that is data/."""
-
-# Where torchvision's data sets keep their paths and labels. The names are private, and the same in all versions.
-_PATHS_AND_LABELS = {
-    "DTD": ("_image_files", "_labels"),
-    "FGVCAircraft": ("_image_files", "_labels"),
-    "Flowers102": ("_image_files", "_labels"),
-    "Food101": ("_image_files", "_labels"),
-    "OxfordIIITPet": ("_images", "_labels"),
-    "SUN397": ("_image_files", "_labels"),
-}
 
 
 @dataclass(frozen=True)
@@ -122,9 +112,7 @@ class ArrayDataset(ImageDataset):
         n: int | None = None,
         seed: int = 0,
     ) -> None:
-        check_count(n)
-        total = len(pixels)
-        chosen = np.sort(np.random.default_rng(seed).permutation(total)[: total if n is None else n])
+        chosen = drawn(len(pixels), n, seed)
         self.name, self.split, self.skipped = name, split, []
         self.prompts = make_prompts(class_names, templates, descriptions)
         self.class_names = self.prompts.names
@@ -143,23 +131,20 @@ class ArrayDataset(ImageDataset):
 @functools.cache
 def benchmarks() -> dict[str, Benchmark]:
     """All benchmarks by name."""
-    raw = json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
-    lists = {"templates", "also", "names", "drop"}
+    facts = json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
 
-    def benchmark(name: str, facts: dict[str, Any]) -> Benchmark:
-        values: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in facts.items()}
-        return Benchmark(name, **values)
+    def frozen(value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
 
-    return {name: benchmark(name, facts) for name, facts in raw.items()}
+    return {name: Benchmark(name, **{key: frozen(value) for key, value in of.items()}) for name, of in facts.items()}
 
 
 def find_benchmark(spec: str) -> Benchmark | None:
     """The benchmark that is meant by a spec in any usual spelling ("DTD", "fgvc-aircraft", "pets"), or None."""
+    if os.sep in spec or "." in spec:
+        return None
     wanted = "".join(char for char in spec.lower() if char.isalnum())
-    for name, benchmark in benchmarks().items():
-        if os.sep not in spec and "." not in spec and wanted in {name.replace("_", ""), *benchmark.also}:
-            return benchmark
-    return None
+    return next((b for name, b in benchmarks().items() if wanted in {name.replace("_", ""), *b.also}), None)
 
 
 def benchmark_of_split_file(path: str) -> Benchmark | None:
@@ -174,12 +159,7 @@ def load_benchmark(
     *,
     root: str | None = None,
     download: bool = False,
-    descriptions: Descriptions | None = None,
-    templates: str | Sequence[str] | None = None,
-    n: int | None = None,
-    seed: int = 0,
-    disk_cache: DiskCache | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[FileOptions],
 ) -> ImageDataset:
     """Load a benchmark from torchvision's layout of its files.
 
@@ -189,12 +169,7 @@ def load_benchmark(
             of it, or "all" if the benchmark has no official split.
         root: The folder that holds `benchmark.files`; None takes $CLIPVIZ_DATA, else data/.
         download: Whether torchvision may download what is missing.
-        descriptions: A CuPL JSON file, or class name -> sentences.
-        templates: Patterns with "{}", instead of the benchmark's own.
-        n: At most so many images, drawn at random.
-        seed: Of that draw.
-        disk_cache: A place on disk for decoded images.
-        progress: Called with (files opened, files to open).
+        options: As for `ImageFileDataset`; templates are the benchmark's own unless others are given.
 
     Raises:
         NoSuchSplit: If the benchmark has no such official split.
@@ -208,24 +183,17 @@ def load_benchmark(
     folder = os.path.expanduser(root or os.environ.get(ROOT_VARIABLE) or "data")
     official = _official(benchmark, split)
     _make_sure(benchmark, folder, official, download)
-    texts: dict[str, Any] = {"templates": templates or benchmark.templates, "descriptions": descriptions}
+    options["templates"] = options.get("templates") or benchmark.templates
     if benchmark.reader == "arrays":
-        pixels, labels, names = _arrays(benchmark, folder, official)
-        return ArrayDataset(
-            pixels,
-            labels,
-            name=benchmark.name,
-            split=f"official {official}",
-            class_names=names,
-            n=n,
-            seed=seed,
-            **texts,
-        )
+        return _arrays(benchmark, folder, official, options)
     read = {"folders": _folders, "files": _files, "own lists": _own_lists}[benchmark.reader]
     layout = read(benchmark, folder, official)
-    place = f"{benchmark.title} in {folder!r}"
-    options: dict[str, Any] = {"n": n, "seed": seed, "disk_cache": disk_cache, "progress": progress}
-    return ImageFileDataset(layout, folder, name=benchmark.name, place=place, **options, **texts)
+    if not layout.paths:
+        which = "" if layout.split == ALL else f" of its {layout.split} split"
+        place = os.path.join(folder, benchmark.files)
+        raise ValueError(f"{benchmark.title}: there is no image{which} in {place!r}; it wants {benchmark.put}")
+    layout = replace(layout, class_names=benchmark.names or tuple(map(benchmark.spoken, layout.class_names)))
+    return ImageFileDataset(layout, folder, name=benchmark.name, place=f"{benchmark.title} in {folder!r}", **options)
 
 
 def _official(benchmark: Benchmark, split: str) -> str:
@@ -258,106 +226,93 @@ def _construct(benchmark: Benchmark, root: str, split: str, download: bool = Fal
     make = getattr(import_module("torchvision.datasets"), benchmark.torchvision)
     if benchmark.reader == "arrays":
         return make(root, train=split == "train", download=download)
-    if not benchmark.splits:
-        return make(root, download=download)
-    return make(root, split=split, download=download)
+    return make(root, download=download, **({"split": split} if benchmark.splits else {}))
 
 
 def _read(benchmark: Benchmark, root: str, split: str) -> Any:
     """Torchvision's data set, with one kind of error."""
     try:
+        if benchmark.needs:
+            import_module(benchmark.needs)
         return _construct(benchmark, root, split)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{benchmark.title} needs the package {error.name}: pip install {error.name}") from error
-    except Exception as error:  # damaged lists make it raise KeyError, IndexError, UnpicklingError, ...
+    except ImportError as error:
+        package = error.name or benchmark.needs
         raise ValueError(
-            f"{benchmark.title} in {root!r} is incomplete or damaged ({type(error).__name__}: {one_line(error)}); "
-            f"it wants {benchmark.put}"
+            f"{benchmark.title} needs the package {package} to read its lists: pip install {package}"
         ) from error
+    except Exception as error:  # damaged lists make it raise KeyError, IndexError, UnpicklingError, ...
+        raise _damaged(benchmark, root, f"{type(error).__name__}: {one_line(error)}") from error
 
 
-def _arrays(benchmark: Benchmark, root: str, split: str) -> tuple[NDArray[np.uint8], list[int], tuple[str, ...]]:
-    """Pixels, labels and class names. torchvision unpickles CIFAR only if its bytes have the published checksum."""
+def _damaged(benchmark: Benchmark, root: str, reason: str) -> ValueError:
+    return ValueError(f"{benchmark.title} in {root!r} is incomplete or damaged ({reason}); it wants {benchmark.put}")
+
+
+def _arrays(benchmark: Benchmark, root: str, split: str, options: FileOptions) -> ArrayDataset:
+    """All pixels, from torchvision, which unpickles CIFAR only if its bytes have the published checksum."""
     data = _read(benchmark, root, split)
-    names = tuple(benchmark.spoken(name) for name in data.classes)
-    return np.asarray(data.data), [int(label) for label in data.targets], names
+    return ArrayDataset(
+        np.asarray(data.data),
+        [int(label) for label in data.targets],
+        name=benchmark.name,
+        split=f"official {split}",
+        class_names=tuple(map(benchmark.spoken, data.classes)),
+        templates=options["templates"],
+        descriptions=options.get("descriptions"),
+        n=options.get("n"),
+        seed=options.get("seed", 0),
+    )
 
 
 def _files(benchmark: Benchmark, root: str, split: str) -> Layout:
-    """The files that torchvision lists for a split."""
-    if benchmark.needs:
-        _need(benchmark)
+    """The files that torchvision lists for a split, under names that are private, and the same in all versions."""
     data = _read(benchmark, root, split)
-    if benchmark.torchvision in _PATHS_AND_LABELS:
-        paths, labels = (getattr(data, attribute) for attribute in _PATHS_AND_LABELS[benchmark.torchvision])
+    if hasattr(data, "_samples"):
+        pairs = [(os.fspath(path), int(label)) for path, label in data._samples]
     else:
-        paths, labels = zip(*data._samples, strict=True) if data._samples else ((), ())
-    pairs = [(os.fspath(path), int(label)) for path, label in zip(paths, labels, strict=True)]
+        paths = data._images if benchmark.torchvision == "OxfordIIITPet" else data._image_files
+        pairs = [(os.fspath(path), int(label)) for path, label in zip(paths, data._labels, strict=True)]
     used = f"official {split}" if benchmark.splits else ALL
     if benchmark.name == "gtsrb" and split == "train":  # the folder's name is the label, whichever folders there are
         pairs = [(path, int(os.path.basename(os.path.dirname(path)))) for path, _ in pairs]
     if benchmark.name == "sun397":
         used, pairs = _sun_partition(sorted(pairs), os.path.join(root, benchmark.files), split)
-    names = benchmark.names or tuple(benchmark.spoken(name) for name in data.classes)
-    if not pairs:
-        raise ValueError(f"{benchmark.title} in {root!r} lists no image in its {used} split; it wants {benchmark.put}")
-    return Layout(used, names, [path for path, _ in pairs], [label for _, label in pairs], [])
-
-
-def _need(benchmark: Benchmark) -> None:
-    try:
-        import_module(benchmark.needs)
-    except ImportError as error:
-        raise ValueError(
-            f"{benchmark.title} needs the package {benchmark.needs} to read its lists: pip install {benchmark.needs}"
-        ) from error
+    layout = Layout(used, () if benchmark.names else tuple(data.classes))
+    for path, label in pairs:
+        layout.add(path, label)
+    return layout
 
 
 def _sun_partition(pairs: list[tuple[str, int]], folder: str, split: str) -> tuple[str, list[tuple[str, int]]]:
     """The images of SUN397's first partition, where its lists lie beside the images; else all."""
-    file = {"train": "Training_01.txt", "test": "Testing_01.txt"}.get(split)
-    if not os.path.isfile(os.path.join(folder, "Training_01.txt")):
+    lists = {"train": "Training_01.txt", "test": "Testing_01.txt"}
+    if not os.path.isfile(os.path.join(folder, lists["train"])):
         return ALL, pairs
-    if file is None:
+    if split not in lists:
         raise NoSuchSplit(f"SUN397 has no official {split!r} split; it has train, test")
-    try:
-        with open(os.path.join(folder, file), encoding="utf-8") as lines:
-            listed = {os.path.join(folder, *line.strip().strip("/").split("/")) for line in lines if line.strip()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the list {file} of SUN397 cannot be read: {one_line(error)}") from error
+    text = read_text(os.path.join(folder, lists[split]), f"the list {lists[split]} of SUN397")
+    listed = {os.path.join(folder, *line.strip().strip("/").split("/")) for line in text.split("\n") if line.strip()}
     return f"official {split} (partition 1)", [pair for pair in pairs if pair[0] in listed]
 
 
 def _own_lists(benchmark: Benchmark, root: str, split: str) -> Layout:
-    """What the published lists of a benchmark say, with its names as they are spoken."""
+    """What the published lists of a benchmark say."""
     folder = os.path.join(root, benchmark.files)
     try:
-        layout = (
-            read_cub(os.path.dirname(folder), split) if benchmark.name == "cub200" else read_resisc45(folder, split)
-        )
+        if benchmark.name == "cub200":
+            return read_cub(os.path.dirname(folder), split)
+        return read_resisc45(folder, split)
     except NoSuchSplit:
         raise
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{benchmark.title} in {root!r} is incomplete or damaged ({one_line(error)}); it wants {benchmark.put}"
-        ) from error
-    if not layout.paths:
-        raise ValueError(f"{benchmark.title}: there is no image in {folder!r}; it wants {benchmark.put}")
-    return replace(layout, class_names=tuple(benchmark.spoken(name) for name in layout.class_names))
+        raise _damaged(benchmark, root, one_line(error)) from error
 
 
 def _folders(benchmark: Benchmark, root: str, split: str) -> Layout:
     """Images by class folder, for benchmarks that come without splits."""
     base = os.path.join(root, benchmark.files)
     folders = [name for name in list_folder(base).folders if name not in benchmark.drop]
-    if not folders:
-        raise ValueError(f"{benchmark.title}: there are no class folders in {base!r}; put {benchmark.put} there")
-    layout = Layout(ALL, tuple(benchmark.spoken(name) for name in folders), [], [], [])
+    layout = Layout(ALL, tuple(folders))
     for target, name in enumerate(folders):
-        tree = find_images(os.path.join(base, name), root)
-        layout.paths.extend(tree.images)
-        layout.targets.extend([target] * len(tree.images))
-        layout.skipped.extend(tree.skipped)
-    if not layout.paths:
-        raise ValueError(f"{benchmark.title}: there is no image in {base!r}; put {benchmark.put} there")
+        layout.add_found(find_images(os.path.join(base, name), root), target)
     return layout

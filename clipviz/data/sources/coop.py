@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from clipviz.data.base import Skipped
 from clipviz.data.sources.layout import SPLITS, Layout, NoSuchSplit
-from clipviz.data.sources.scan import display_name, inside
+from clipviz.data.sources.scan import display_name
 from clipviz.errors import choose, parse_json
+from clipviz.files import read_text
 from clipviz.prompts import check_class_names
 
 Item = tuple[str, int, str]
@@ -45,25 +45,17 @@ def read_coop_split(path: str, split: str, root: str | None = None) -> tuple[Lay
     splits = _read(path, source)
     if split not in splits:
         raise NoSuchSplit(f"{source}: has no split {split!r}; it has {', '.join(splits)}")
-    class_names = _class_names([item for items in splits.values() for item in items], source)
+    layout = Layout(f"CoOp {split}", _class_names([item for items in splits.values() for item in items], source))
     folder = _image_folder(path, splits[split], root, source)
-    layout = Layout(f"CoOp {split}", class_names, [], [], [])
     for name, target, _ in splits[split]:
-        full = inside(folder, name)
-        if full is None:
-            layout.skipped.append(Skipped(display_name(name), "lies outside the folder of images"))
-            continue
-        layout.paths.append(full)
-        layout.targets.append(target)
+        layout.add_listed(folder, name, target)
     return layout, folder
 
 
 def _read(path: str, source: str) -> dict[str, list[Item]]:
+    text = read_text(path, source)
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = parse_json(file.read())
-    except OSError as error:
-        raise ValueError(f"{source}: cannot be read ({error.strerror})") from error
+        content = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{source}: is not valid JSON ({error})") from error
     # without a val split, some files have an empty one
@@ -76,19 +68,11 @@ def _read(path: str, source: str) -> dict[str, list[Item]]:
                 raise ValueError(
                     f"{source}: item {position} of {name!r} is {repr(item)[:80]}, wanted [path, label, class name]"
                 )
-    return {name: [(item[0], item[1], item[2]) for item in items] for name, items in splits.items()}
+    return splits
 
 
 def _is_item(item: Any) -> bool:
-    return (
-        isinstance(item, list)
-        and len(item) == 3
-        and isinstance(item[0], str)
-        and isinstance(item[1], int)
-        and not isinstance(item[1], bool)
-        and item[1] >= 0
-        and isinstance(item[2], str)
-    )
+    return isinstance(item, list) and [type(value) for value in item] == [str, int, str] and item[1] >= 0
 
 
 def _class_names(items: list[Item], source: str) -> tuple[str, ...]:

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from typing import Unpack
 
-from clipviz.data.images.pixel_cache import DiskCache
-from clipviz.data.sources.image_files import (
-    CACHE_BYTES,
-    Classes,
-    ImageFileDataset,
-    Progress,
-    check_count,
-    given_classes,
-)
+from clipviz.data.sources.image_files import Classes, FileOptions, ImageFileDataset, check_count, given_classes
 from clipviz.data.sources.layout import read_layout
 from clipviz.data.sources.scan import data_name, display_name
-from clipviz.prompts import Descriptions
 
 
 class ImageFolderDataset(ImageFileDataset):
@@ -28,13 +19,7 @@ class ImageFolderDataset(ImageFileDataset):
         split: "train", "val" or "test"; see `read_layout`.
         classes: Class names, or a text file with one on each line. The default takes the class folders, else
             classes.txt in the folder, else the keys of `descriptions`, else no class is known.
-        descriptions: A CuPL JSON file, or class name -> sentences.
-        templates: One or more patterns with "{}" for the class name.
-        n: At most so many images, drawn at random.
-        seed: Of that draw.
-        cache_bytes: Decoded images are kept in memory up to this size; the rest is decoded at each use.
-        disk_cache: A place on disk for them, too; it shrinks large ones.
-        progress: Called with (files opened, files to open).
+        options: As for `ImageFileDataset`: descriptions, templates, n, seed, cache_bytes, disk_cache, progress.
 
     Raises:
         ValueError: If the folder, its split or its classes cannot be used, or no image can be read.
@@ -46,30 +31,13 @@ class ImageFolderDataset(ImageFileDataset):
         split: str = "train",
         *,
         classes: Classes | None = None,
-        descriptions: Descriptions | None = None,
-        templates: str | Sequence[str] | None = None,
-        n: int | None = None,
-        seed: int = 0,
-        cache_bytes: int = CACHE_BYTES,
-        disk_cache: DiskCache | None = None,
-        progress: Progress | None = None,
+        **options: Unpack[FileOptions],
     ) -> None:
-        check_count(n)
+        check_count(options.get("n"))  # before the folder is looked through
         root = os.fsdecode(folder)
         name = data_name(root)
-        super().__init__(
-            read_layout(root, split, given_classes(classes)),
-            root,
-            name=name,
-            place=f"the folder {name!r}",
-            descriptions=descriptions,
-            templates=templates,
-            n=n,
-            seed=seed,
-            cache_bytes=cache_bytes,
-            disk_cache=disk_cache,
-            progress=progress,
-        )
+        layout = read_layout(root, split, given_classes(classes))
+        super().__init__(layout, root, name=name, place=f"the folder {name!r}", **options)
         if classes is None and len(self.class_names) == 1:
             self._warn_of_folders_in_the_class()
 

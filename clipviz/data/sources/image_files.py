@@ -7,8 +7,10 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from clipviz.data.base import ImageDataset, Skipped
@@ -26,6 +28,23 @@ CACHE_BYTES = 2**30
 _MOST_THREADS = 8
 _SAMPLE = 4096
 """Bytes at either end of a file by which it is known again."""
+
+
+class DataOptions(TypedDict, total=False):
+    """What any data set can be given; see `ImageFileDataset`."""
+
+    descriptions: Descriptions | None
+    templates: str | Sequence[str] | None
+    n: int | None
+    seed: int
+
+
+class FileOptions(DataOptions, total=False):
+    """What a data set of image files can be given; see there."""
+
+    cache_bytes: int
+    disk_cache: DiskCache | None
+    progress: Progress | None
 
 
 class ImageFileDataset(ImageDataset):
@@ -75,7 +94,7 @@ class ImageFileDataset(ImageDataset):
         self._disk = disk_cache
         if disk_cache is not None and os.path.realpath(disk_cache.folder).startswith(os.path.realpath(root) + os.sep):
             raise ValueError(f"the cache {os.fspath(disk_cache.folder)!r} lies among the images; choose another place")
-        self._samples, unreadable = self._open_all(layout, root, n, seed, progress)
+        self._samples, unreadable = self._open_all(layout, root, n, seed, progress or (lambda done, total: None))
         self.skipped = layout.skipped + unreadable
         if not self._samples:
             bad = unreadable or self.skipped
@@ -94,8 +113,7 @@ class ImageFileDataset(ImageDataset):
             RuntimeError: If the file was readable when the data set was made but is not any more.
         """
         path = self._paths[index]
-        pixels = self._cache.get(path)
-        if pixels is not None:
+        if (pixels := self._cache.get(path)) is not None:
             return Image.fromarray(pixels)
         try:
             return self._decode(path)
@@ -113,43 +131,39 @@ class ImageFileDataset(ImageDataset):
         return read_image(path) if self._disk is None else self._disk.read(path)
 
     def _open_all(
-        self, layout: Layout, root: str, n: int | None, seed: int, progress: Progress | None
+        self, layout: Layout, root: str, n: int | None, seed: int, progress: Progress
     ) -> tuple[dict[int, bytes], list[Skipped]]:
-        """Decode until n are good (all if None); return their positions in order with a sample, and the bad ones."""
+        """Decode until n are good (all if None); return their positions in order with a sample, and the bad ones.
+
+        It is done in threads: Pillow releases the interpreter lock.
+        """
         total = len(layout.paths)
-        order = np.arange(total) if n is None else np.random.default_rng(seed).permutation(total)
+        order = list(range(total)) if n is None else np.random.default_rng(seed).permutation(total).tolist()
         wanted = total if n is None else min(n, total)
         kept: dict[int, bytes] = {}
         unreadable: list[Skipped] = []
-        opened = 0
-        while len(kept) < wanted and opened < total:
-            block = [int(i) for i in order[opened : opened + wanted - len(kept)]]
-            paths = [layout.paths[i] for i in block]
-            found = self._open(paths, _shifted(progress, opened, max(wanted, opened + len(block))))
-            for i, path, sample in zip(block, paths, found, strict=True):
-                if isinstance(sample, bytes):
-                    kept[i] = sample
-                else:
-                    unreadable.append(Skipped(display_path(path, root), sample))
-            opened += len(block)
-        return dict(sorted(kept.items())), unreadable
-
-    def _open(self, paths: Sequence[str], progress: Progress) -> list[bytes | str]:
-        """Decode files in threads (Pillow releases the interpreter lock); a sample of each, or why there is none."""
-        found: list[bytes | str] = []
         pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
         try:
             with warnings.catch_warnings():
                 # Pillow's remarks on odd but readable files, and on sizes that read_image judges itself
                 warnings.simplefilter("ignore")
-                for sample in pool.map(self._open_one, paths):
-                    found.append(sample)
-                    progress(len(found), len(paths))
+                opened = 0
+                while len(kept) < wanted and opened < total:
+                    block = order[opened : opened + wanted - len(kept)]
+                    to_open = max(wanted, opened + len(block))
+                    for i, sample in zip(block, pool.map(self._open, [layout.paths[i] for i in block]), strict=True):
+                        if isinstance(sample, bytes):
+                            kept[i] = sample
+                        else:
+                            unreadable.append(Skipped(display_path(layout.paths[i], root), sample))
+                        opened += 1
+                        progress(opened, to_open)
         finally:  # after Ctrl-C, files in line are not opened any more
             pool.shutdown(cancel_futures=True)
-        return found
+        return dict(sorted(kept.items())), unreadable
 
-    def _open_one(self, path: str) -> bytes | str:
+    def _open(self, path: str) -> bytes | str:
+        """Decode a file; a sample of it, or why there is none."""
         try:
             self._cache.offer(path, self._decode(path))
             return _sample(path)
@@ -163,8 +177,8 @@ def _sample(path: str) -> bytes:
     """What tells a file from another that took its place: a hash of its size, its first 4 kB and its last.
 
     It costs little beside decoding, and does not depend on when a file was touched. What changes in the middle of a
-    file and keeps its size and both its ends is not seen: that can be
-    in BMP and plain TIFF, while compressed images would end otherwise.
+    file and keeps its size and both its ends is not seen: that can be in BMP and plain TIFF, while compressed images
+    would end otherwise.
     """
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -174,16 +188,16 @@ def _sample(path: str) -> bytes:
     return hashlib.blake2b(size.to_bytes(8, "big") + content, digest_size=16).digest()
 
 
-def _shifted(progress: Progress | None, start: int, total: int) -> Progress:
-    if progress is None:
-        return lambda done, of: None
-    return lambda done, of: progress(start + done, total)
-
-
 def check_count(n: int | None) -> None:
     """Refuse a number of images below 1."""
     if n is not None and n < 1:
         raise ValueError(f"n, the number of images, wants at least 1, got {n}")
+
+
+def drawn(total: int, n: int | None, seed: int) -> NDArray[np.int64]:
+    """At most n positions of `total`, drawn at random, ascending; None: all."""
+    check_count(n)
+    return np.sort(np.random.default_rng(seed).permutation(total)[:n])
 
 
 def given_classes(classes: Classes | None) -> tuple[str, ...] | None:

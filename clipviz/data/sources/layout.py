@@ -1,4 +1,4 @@
-"""Read a folder's layout: which split, which classes, which images belong to which class.
+"""Which images a data set has, and of which classes; and how a folder says so.
 
 Understood are class folders, a flat folder of images, and either of them inside train/, val/ and test/.
 """
@@ -6,12 +6,13 @@ Understood are class folders, a flat folder of images, and either of them inside
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 from clipviz.data.base import UNLABELLED, Skipped
 from clipviz.data.sources.scan import Listing, display_name, display_path, find_images, folder_keys, list_folder
 from clipviz.errors import choose, listed
+from clipviz.files import read_text
 from clipviz.prompts import check_class_names, normalize_name
 
 SPLITS = ("train", "val", "test")
@@ -28,15 +29,15 @@ SPLIT_FOLDERS = {
 
 
 class NoSuchSplit(ValueError):
-    """A folder has splits, but not the one that was asked for."""
+    """Data have splits, but not the one that was asked for."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The candidates of a folder data set, not yet opened.
+    """The candidates of a data set of files, not yet opened.
 
     Attributes:
-        split: One of `SPLITS`, or `ALL` if the folder has no splits.
+        split: Its name; `ALL` if the data have no splits.
         class_names: In the order of the class indices; empty if nothing names them.
         paths: One for each candidate.
         targets: Class index of each candidate, -1 if unlabelled.
@@ -45,9 +46,28 @@ class Layout:
 
     split: str
     class_names: tuple[str, ...]
-    paths: list[str]
-    targets: list[int]
-    skipped: list[Skipped]
+    paths: list[str] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def add(self, path: str, target: int) -> None:
+        """One more candidate."""
+        self.paths.append(path)
+        self.targets.append(target)
+
+    def add_listed(self, folder: str, name: str, target: int) -> None:
+        """A file that a list names; skipped if it would lie outside its folder."""
+        path = os.path.normpath(os.path.join(folder, name))
+        if path.startswith(os.path.join(os.path.normpath(folder), "")) and "\0" not in path:
+            self.add(path, target)
+        else:
+            self.skipped.append(Skipped(display_name(name), "lies outside the folder of images"))
+
+    def add_found(self, found: Listing, target: int) -> None:
+        """All images that were found in a folder."""
+        self.paths.extend(found.images)
+        self.targets.extend([target] * len(found.images))
+        self.skipped.extend(found.skipped)
 
 
 def read_layout(root: str, split: str, classes: Sequence[str] | None = None) -> Layout:
@@ -65,16 +85,21 @@ def read_layout(root: str, split: str, classes: Sequence[str] | None = None) -> 
         ValueError: If there is no such folder, no image, or a class folder that is not in `classes`.
     """
     choose("split", split, (*SPLITS, ALL))
-    listing = _list_root(root)
-    split_folders = _split_folders(listing)
+    split_folders = _split_folders(root)
     used = _pick_split(split, split_folders, root) if split_folders else ALL
     bases = [os.path.join(root, name) for name in split_folders.values()] or [root]
     base = os.path.join(root, split_folders[used]) if split_folders else root
     folders = _class_folders(base, root)
-    named = {folder for other in bases for folder in _class_folders(other, root)}
-    class_names = _class_names(root, base, sorted(named), classes)
-    paths, targets, skipped = _candidates(base, root, folders, class_names)
-    return Layout(used, class_names, paths, targets, skipped)
+    named = sorted({folder for other in bases for folder in _class_folders(other, root)})
+    layout = Layout(used, tuple(classes) if classes is not None else _class_names(root, base, named))
+    if folders:
+        _add_class_folders(layout, base, root, folders)
+        return layout
+    loose = find_images(base, root, deep=False)
+    if not loose.images:
+        raise ValueError(_no_image(base, root))
+    layout.add_found(loose, UNLABELLED)
+    return layout
 
 
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -84,52 +109,46 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
         ValueError: If the file cannot be read as UTF-8 text, is empty or names a class twice.
     """
     source = f"class list {os.fspath(path)!r}"
-    try:
-        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
-            names = tuple(line.strip() for line in file if line.strip())
-    except OSError as error:
-        raise ValueError(
-            f"{source}: cannot be read ({error.strerror}); give a list, or a text file with one name a line"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    text = read_text(path, source, "; give a list, or a text file with one name a line")
+    names = tuple(line.strip() for line in text.split("\n") if line.strip())
     if not names:
         raise ValueError(f"{source}: names no class; put one name on each line")
     check_class_names(names, source)
     return names
 
 
-def _list_root(root: str) -> Listing:
-    try:
-        return list_folder(root)
-    except OSError as error:
-        raise ValueError(f"cannot read the folder {display_name(root)!r}: {error.strerror}") from error
-
-
-def _split_folders(listing: Listing) -> dict[str, str]:
+def _split_folders(root: str) -> dict[str, str]:
     """Return split -> folder name; empty if the sub-folders are not splits.
 
     A class may be called "train", so one such name among others is one; train beside another split is not.
     """
+    try:
+        folders = list_folder(root).folders
+    except OSError as error:
+        raise ValueError(f"cannot read the folder {display_name(root)!r}: {error.strerror}") from error
     found: dict[str, str] = {}
-    for name in listing.folders:
+    for name in folders:
         if split := SPLIT_FOLDERS.get(name.lower()):
             found.setdefault(split, name)
-    only_splits = all(name.lower() in SPLIT_FOLDERS for name in listing.folders)
+    only_splits = all(name.lower() in SPLIT_FOLDERS for name in folders)
     return found if only_splits or ("train" in found and len(found) > 1) else {}
 
 
+def used_split(split: str, there: Collection[str]) -> str:
+    """The split that is asked for, but val where it stands in for a test split that is not there."""
+    return "val" if split == "test" and "test" not in there and "val" in there else split
+
+
 def _pick_split(split: str, split_folders: dict[str, str], root: str) -> str:
-    if split == "test" and "test" not in split_folders and "val" in split_folders:
-        return "val"
-    if split not in split_folders:
+    used = used_split(split, split_folders)
+    if used not in split_folders:
         there = ", ".join(repr(name) for name in split_folders.values())
         one = display_name(os.path.join(root, next(iter(split_folders.values()))))
         raise NoSuchSplit(
             f"no split {split!r} in the folder {display_name(root)!r}; it has {there}; ask for one of these, or give "
             f"its folder as the data ({one!r})"
         )
-    return split
+    return used
 
 
 def _class_folders(base: str, root: str) -> list[str]:
@@ -141,9 +160,7 @@ def _class_folders(base: str, root: str) -> list[str]:
     return folders if any(find_images(os.path.join(base, name), root).images for name in folders) else []
 
 
-def _class_names(root: str, base: str, class_folders: Sequence[str], classes: Sequence[str] | None) -> tuple[str, ...]:
-    if classes is not None:
-        return tuple(classes)
+def _class_names(root: str, base: str, class_folders: Sequence[str]) -> tuple[str, ...]:
     if class_folders:
         return tuple(display_name(name) for name in class_folders)
     for folder in (base, root):
@@ -152,28 +169,14 @@ def _class_names(root: str, base: str, class_folders: Sequence[str], classes: Se
     return ()
 
 
-def _candidates(
-    base: str, root: str, folders: Sequence[str], class_names: tuple[str, ...]
-) -> tuple[list[str], list[int], list[Skipped]]:
-    """Return paths, targets and what was skipped, of a folder with or without class folders."""
+def _add_class_folders(layout: Layout, base: str, root: str, folders: Sequence[str]) -> None:
     loose = find_images(base, root, deep=False)
-    if not folders:
-        if not loose.images:
-            raise ValueError(_no_image(base, root))
-        return loose.images, [UNLABELLED] * len(loose.images), loose.skipped
-    paths: list[str] = []
-    targets: list[int] = []
-    skipped = loose.skipped + [
-        Skipped(display_path(path, root), "lies outside the class folders") for path in loose.images
-    ]
+    outside = [Skipped(display_path(path, root), "lies outside the class folders") for path in loose.images]
+    layout.skipped.extend(loose.skipped + outside)
     # a link from one class to another, or to all of them, must not make the images of that one this one's
     read_anyway = folder_keys([root, base, *(os.path.join(base, folder) for folder in folders)])
-    for folder, target in zip(folders, _targets_of(folders, class_names, root), strict=True):
-        tree = find_images(os.path.join(base, folder), root, elsewhere=read_anyway)
-        paths += tree.images
-        targets += [target] * len(tree.images)
-        skipped += tree.skipped
-    return paths, targets, skipped
+    for folder, target in zip(folders, _targets_of(folders, layout.class_names, root), strict=True):
+        layout.add_found(find_images(os.path.join(base, folder), root, elsewhere=read_anyway), target)
 
 
 def _targets_of(folders: Sequence[str], class_names: tuple[str, ...], root: str) -> list[int]:
@@ -192,11 +195,11 @@ def _targets_of(folders: Sequence[str], class_names: tuple[str, ...], root: str)
 
 
 def _no_image(base: str, root: str) -> str:
-    tree = find_images(base, root)
+    found = find_images(base, root)
     message = f"no image in the folder {display_name(base)!r}"
-    if tree.skipped:
-        return f"{message}; {tree.skipped[0].path!r}: {tree.skipped[0].reason}"
-    if tree.other_suffixes:
-        kinds = ", ".join(sorted(tree.other_suffixes))
+    if found.skipped:
+        return f"{message}; {found.skipped[0].path!r}: {found.skipped[0].reason}"
+    if found.other_suffixes:
+        kinds = ", ".join(sorted(found.other_suffixes))
         return f"{message}, only other files ({kinds}); images end in .jpg, .png, .webp, .tif, .gif, .bmp ..."
     return f"{message}: it is empty; put images into it, or into one sub-folder for each class"

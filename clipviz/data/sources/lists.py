@@ -17,16 +17,12 @@ import os
 
 from clipviz.data.base import Skipped
 from clipviz.data.sources.layout import ALL, SPLITS, Layout, NoSuchSplit
-from clipviz.data.sources.scan import display_name, find_images, inside, list_folder
-from clipviz.errors import one_line
+from clipviz.data.sources.scan import display_name, find_images, list_folder
+from clipviz.files import read_text
 
 
 def read_cub(folder: str, split: str) -> Layout:
-    """CUB-200-2011's own training or test split.
-
-    Args:
-        folder: CUB_200_2011.
-        split: "train" or "test".
+    """CUB-200-2011's own training or test split; `folder` is CUB_200_2011.
 
     Raises:
         ValueError: if a list is missing or damaged, with its first bad line.
@@ -36,20 +32,14 @@ def read_cub(folder: str, split: str) -> Layout:
         for name in ("classes", "images", "image_class_labels", "train_test_split")
     )
     order = {number: target for target, number in enumerate(sorted(classes, key=int))}
-    names = tuple(classes[number].partition(".")[2] or classes[number] for number in order)
-    layout = Layout(f"official {split}", names, [], [], [])
-    wanted = "1" if split == "train" else "0"
+    layout = Layout(
+        f"official {split}", tuple(classes[number].partition(".")[2] or classes[number] for number in order)
+    )
     for number, name in images.items():
         if number not in in_train or labels.get(number) not in order:
             raise ValueError(f"image {number} of images.txt has no class of classes.txt, or no split")
-        if in_train[number] != wanted:
-            continue
-        path = inside(os.path.join(folder, "images"), name)
-        if path is None:
-            layout.skipped.append(Skipped(display_name(name), "lies outside the folder of images"))
-            continue
-        layout.paths.append(path)
-        layout.targets.append(order[labels[number]])
+        if (in_train[number] == "1") == (split == "train"):
+            layout.add_listed(os.path.join(folder, "images"), name, order[labels[number]])
     return layout
 
 
@@ -67,52 +57,41 @@ def _numbered(path: str) -> dict[str, str]:
 
 
 def _lines(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{os.path.basename(path)} cannot be read ({one_line(error)})") from error
+    return [line.strip() for line in read_text(path, os.path.basename(path)).split("\n") if line.strip()]
 
 
 def read_resisc45(folder: str, split: str) -> Layout:
     """NWPU-RESISC45 by the lists that torchgeo uses; without them there is no split, and all images are given.
-
-    Args:
-        folder: NWPU-RESISC45.
-        split: "train", "val" or "test".
 
     Raises:
         NoSuchSplit: if there are lists, but not this one.
         ValueError: if a list cannot be read, or there are no class folders.
     """
     classes = list_folder(folder).folders
-    trees = [find_images(os.path.join(folder, name), folder) for name in classes]
     used, listed = _resisc_list(folder, split)
-    layout = Layout(used, tuple(classes), [], [], [skipped for tree in trees for skipped in tree.skipped])
-    missing = dict.fromkeys(listed or ())
-    for target, tree in enumerate(trees):
-        for path in tree.images:
-            name = os.path.basename(path)
-            if listed is None or name in missing:
-                missing.pop(name, None)
-                layout.paths.append(path)
-                layout.targets.append(target)
+    layout = Layout(used, tuple(classes))
+    missing = dict.fromkeys(listed or (), True)
+    for target, name in enumerate(classes):
+        found = find_images(os.path.join(folder, name), folder)
+        if listed is not None:
+            found.images = [path for path in found.images if missing.pop(os.path.basename(path), False)]
+        layout.add_found(found, target)
     layout.skipped.extend(Skipped(display_name(name), "in the list, but not in the folder") for name in missing)
     return layout
 
 
 def _resisc_list(folder: str, split: str) -> tuple[str, list[str] | None]:
     """The name of the split that is used, and the file names in it."""
-    places = [os.path.dirname(os.path.abspath(folder)), folder]
+    beside = os.path.dirname(os.path.abspath(folder))
     lists = {
         name: path
-        for place in reversed(places)
+        for place in (folder, beside)
         for name in SPLITS
         if os.path.isfile(path := os.path.join(place, f"resisc45-{name}.txt"))
     }
     if not lists or split == ALL:
         return ALL, None
     if split not in lists:
-        raise NoSuchSplit(f"NWPU-RESISC45 has no resisc45-{split}.txt in {display_name(places[0])!r}; it has "
-                          f"{', '.join(os.path.basename(path) for path in lists.values())}")  # fmt: skip
+        there = ", ".join(os.path.basename(path) for path in lists.values())
+        raise NoSuchSplit(f"NWPU-RESISC45 has no resisc45-{split}.txt in {display_name(beside)!r}; it has {there}")
     return f"torchgeo {split}", [line.rpartition("/")[2] for line in _lines(lists[split])]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from clipviz.data.base import ImageDataset
 from clipviz.data.images.pixel_cache import DiskCache
@@ -13,7 +12,14 @@ from clipviz.data.sources.benchmarks import benchmark_of_split_file, benchmarks,
 from clipviz.data.sources.coop import is_coop_split, read_coop_split
 from clipviz.data.sources.feature_files import FEATURE_SUFFIXES, read_features
 from clipviz.data.sources.folder import ImageFolderDataset
-from clipviz.data.sources.image_files import Classes, ImageFileDataset, Progress, given_classes
+from clipviz.data.sources.image_files import (
+    Classes,
+    DataOptions,
+    FileOptions,
+    ImageFileDataset,
+    Progress,
+    given_classes,
+)
 from clipviz.data.sources.layout import Layout
 from clipviz.data.sources.manifest import MANIFEST_SUFFIXES, read_manifest
 from clipviz.data.sources.scan import data_name, display_name
@@ -67,58 +73,51 @@ def load_dataset(
         ValueError: With one line that says what was wanted, what came and what to do.
     """
     text = os.fsdecode(spec)
+    texts: DataOptions = {"descriptions": descriptions, "templates": templates, "n": n, "seed": seed}
+    options: FileOptions = {**texts, "disk_cache": disk_cache, "progress": progress}
     if text == _BIRDS or text.startswith(_BIRDS + "/"):
-        if classes is not None:
-            raise ValueError("birds bring their own class names: leave the class list out")
+        _refuse_classes(classes, "birds bring their")
         # here, so that a folder of images needs nothing of the renderer
         from clipviz.birds.dataset import BirdsDataset
 
-        domain = text.partition("/")[2] or _DEFAULT_DOMAIN
-        return BirdsDataset(
-            domain, split, seed=seed, n=n, severity=severity, descriptions=descriptions, templates=templates
-        )
-    texts: dict[str, Any] = {"descriptions": descriptions, "templates": templates, "n": n, "seed": seed}
-    files: dict[str, Any] = {"disk_cache": disk_cache, "progress": progress}
-    is_folder_of_yours = root is None and not download and os.path.isdir(text)
+        return BirdsDataset(text.partition("/")[2] or _DEFAULT_DOMAIN, split, severity=severity, **texts)
+    place = None if root is None else os.path.expanduser(os.fsdecode(root))
+    is_folder_of_yours = place is None and not download and os.path.isdir(text)
     if not is_folder_of_yours and (benchmark := find_benchmark(text)):
-        _refuse_classes(benchmark.title, classes)
-        return load_benchmark(benchmark, split, root=_text_or_none(root), download=download, **files, **texts)
+        _refuse_classes(classes, f"{benchmark.title} brings its")
+        return load_benchmark(benchmark, split, root=place, download=download, **options)
     path = os.path.expanduser(text)
     if os.path.isfile(path):
         if text.lower().endswith(FEATURE_SUFFIXES):
             return read_features(path, classes=classes, **texts)
         if text.lower().endswith(MANIFEST_SUFFIXES):
             layout = read_manifest(path, split, given_classes(classes), allow_outside=allow_outside)
-            return _from_layout(layout, os.path.dirname(os.path.abspath(path)), path, "manifest", files | texts)
+            return _from_layout(layout, os.path.dirname(os.path.abspath(path)), path, "manifest", options)
         if is_coop_split(text):
-            _refuse_classes("a split file", classes)
-            return _load_coop(path, split, _text_or_none(root), files | texts)
+            _refuse_classes(classes, "a split file brings its")
+            return _load_coop(path, split, place, options)
     if not os.path.isdir(path):
         raise _no_folder(text, path)
-    return ImageFolderDataset(path, split, classes=classes, **files, **texts)
+    return ImageFolderDataset(path, split, classes=classes, **options)
 
 
-def _load_coop(path: str, split: str, root: str | None, options: dict[str, Any]) -> ImageDataset:
+def _load_coop(path: str, split: str, root: str | None, options: FileOptions) -> ImageDataset:
     """CoOp's split of a benchmark, with the benchmark's names and templates where it is a known one."""
     layout, folder = read_coop_split(path, split, root)
     if benchmark := benchmark_of_split_file(path):
-        layout = replace(layout, class_names=tuple(benchmark.spoken(name) for name in layout.class_names))
-        options = {**options, "templates": options["templates"] or benchmark.templates}
+        layout = replace(layout, class_names=tuple(map(benchmark.spoken, layout.class_names)))
+        options["templates"] = options["templates"] or benchmark.templates
     return _from_layout(layout, folder, path, "split file", options)
 
 
-def _from_layout(layout: Layout, root: str, path: str, kind: str, options: dict[str, Any]) -> ImageDataset:
+def _from_layout(layout: Layout, root: str, path: str, kind: str, options: FileOptions) -> ImageDataset:
     name = data_name(path)
     return ImageFileDataset(layout, root, name=name, place=f"the {kind} {name!r}", **options)
 
 
-def _refuse_classes(what: str, classes: Classes | None) -> None:
+def _refuse_classes(classes: Classes | None, who_brings: str) -> None:
     if classes is not None:
-        raise ValueError(f"{what} brings its own class names: leave the class list out")
-
-
-def _text_or_none(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.path.expanduser(os.fsdecode(path))
+        raise ValueError(f"{who_brings} own class names: leave the class list out")
 
 
 def _folders_beside(path: str) -> list[str]:

@@ -11,15 +11,16 @@ Other columns are passed over.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from clipviz.data.base import UNLABELLED, Skipped
-from clipviz.data.sources.layout import ALL, SPLIT_FOLDERS, SPLITS, Layout, NoSuchSplit
+from clipviz.data.sources.layout import ALL, SPLIT_FOLDERS, SPLITS, Layout, NoSuchSplit, used_split
 from clipviz.data.sources.scan import IMAGE_SUFFIXES, display_name
 from clipviz.errors import choose, listed, one_line
 from clipviz.prompts import check_class_names, normalize_name
@@ -49,9 +50,15 @@ def read_manifest(
     labels = _labels(table, source)
     class_names, class_of = _class_names(labels, classes, source)
     used, rows = _rows_of_split(table, split, source)
-    targets = [class_of.get(labels[i], UNLABELLED) for i in rows]
-    folder = os.path.dirname(os.path.abspath(path))
-    return _layout(folder, [table["path"].iloc[i] for i in rows], targets, used, class_names, source, allow_outside)
+    layout = Layout(used, class_names)
+    listed = [(table["path"].iloc[i], class_of.get(labels[i], UNLABELLED)) for i in rows]
+    outside = _add(layout, os.path.dirname(os.path.abspath(path)), listed)
+    if outside and not allow_outside:
+        raise ValueError(
+            f"{source}: {len(outside)} of its images lie outside its folder, for example {outside[0]!r}; put them "
+            "below it, or allow it if you trust this file (allow_outside=True, --allow-outside)"
+        )
+    return layout
 
 
 def _read_table(path: str, source: str) -> pd.DataFrame:
@@ -102,10 +109,8 @@ def _why_no_path(columns: Sequence[str]) -> str:
 
 def _labels(table: pd.DataFrame, source: str) -> list[str | None]:
     """One text for each row; None where it is unlabelled."""
-    if "label" not in table.columns:
-        return [None] * len(table)
     labels: list[str | None] = []
-    for row, value in enumerate(table["label"]):
+    for row, value in enumerate(table.get("label", [None] * len(table))):
         try:
             labels.append(_label(value))
         except (TypeError, ValueError, OverflowError) as error:
@@ -117,10 +122,10 @@ def _labels(table: pd.DataFrame, source: str) -> list[str | None]:
 
 def _label(value: Any) -> str | None:
     """A cell as text, None if it is empty."""
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-        return None
     if isinstance(value, str):
         return value.strip() or None
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return None
     if isinstance(value, bytes) or value != int(value):
         raise ValueError
     return str(int(value))
@@ -128,7 +133,7 @@ def _label(value: Any) -> str | None:
 
 def _class_names(
     labels: Sequence[str | None], classes: Sequence[str] | None, source: str
-) -> tuple[tuple[str, ...], dict[str | None, int]]:
+) -> tuple[tuple[str, ...], Mapping[str | None, int]]:
     """Return the class names, and the class index of every label that occurs; no label has none."""
     found = sorted({label for label in labels if label is not None})
     are_numbers = bool(found) and all(label.isdecimal() for label in found)
@@ -142,14 +147,11 @@ def _class_names(
         return tuple(found), {label: i for i, label in enumerate(found)}
     by_name = {normalize_name(name): i for i, name in enumerate(classes)}
     by_number = {str(i): i for i in range(len(classes))} if are_numbers else {}
-    class_of: dict[str | None, int] = {
-        label: by_name.get(normalize_name(label), by_number.get(label, UNLABELLED)) for label in found
-    }
-    unknown = [label for label, target in class_of.items() if target == UNLABELLED]
-    if unknown:
+    class_of = {label: by_name.get(normalize_name(label), by_number.get(label)) for label in found}
+    if unknown := [label for label, target in class_of.items() if target is None]:
         names = listed(map(repr, unknown))
         raise ValueError(f"{source}: labels that are not in the class list: {names}; add them to the list")
-    return tuple(classes), class_of
+    return tuple(classes), {label: target for label, target in class_of.items() if target is not None}
 
 
 def _rows_of_split(table: pd.DataFrame, split: str, source: str) -> tuple[str, list[int]]:
@@ -160,27 +162,19 @@ def _rows_of_split(table: pd.DataFrame, split: str, source: str) -> tuple[str, l
     if unknown := sorted(set(cells) - SPLIT_FOLDERS.keys()):
         raise ValueError(f"{source}: the column split wants train, val or test, got {unknown[0]!r}")
     splits = [SPLIT_FOLDERS[cell] for cell in cells]
-    used = "val" if split == "test" and "test" not in splits and "val" in splits else split
+    used = used_split(split, splits)
     if used not in splits:
         raise NoSuchSplit(f"{source}: has no split {split!r}; it has {', '.join(sorted(set(splits)))}")
     return used, [i for i, name in enumerate(splits) if name == used]
 
 
-def _layout(
-    folder: str,
-    cells: Sequence[Any],
-    targets: Sequence[int],
-    split: str,
-    class_names: tuple[str, ...],
-    source: str,
-    allow_outside: bool,
-) -> Layout:
-    """Turn cells into paths; every image once."""
-    layout = Layout(split, class_names, [], [], [])
-    is_inside = _Inside(folder)
+def _add(layout: Layout, folder: str, listed: Sequence[tuple[Any, int]]) -> list[str]:
+    """Turn (cell, target) into candidates, every image once; returns the cells that point out of the folder."""
+    root = os.path.join(os.path.realpath(folder), "")
+    real_folder = functools.cache(os.path.realpath)
     outside: list[str] = []
     seen: set[str] = set()
-    for cell, target in zip(cells, targets, strict=True):
+    for cell, target in listed:
         text = cell.strip() if isinstance(cell, str) else ""
         if not text or "\0" in text:
             layout.skipped.append(Skipped(repr(cell)[:80], "the manifest names no file here"))
@@ -188,32 +182,10 @@ def _layout(
         path = os.path.normpath(os.path.join(folder, text))
         if path in seen:
             layout.skipped.append(Skipped(display_name(text), "listed more than once"))
-        elif not allow_outside and not is_inside(path):
-            outside.append(text)
-        else:
-            layout.paths.append(path)
-            layout.targets.append(target)
+            continue
         seen.add(path)
-    if outside:
-        raise ValueError(
-            f"{source}: {len(outside)} of its images lie outside its folder, for example {outside[0]!r}; put them "
-            "below it, or allow it if you trust this file (allow_outside=True, --allow-outside)"
-        )
-    return layout
-
-
-class _Inside:
-    """Whether a path, with all links followed, lies below a folder; each parent is looked up once."""
-
-    def __init__(self, folder: str) -> None:
-        self._root = os.path.realpath(folder)
-        self._parents: dict[str, str] = {}
-
-    def __call__(self, path: str) -> bool:
-        parent = os.path.dirname(path)
-        if parent not in self._parents:
-            self._parents[parent] = os.path.realpath(parent)
-        real = os.path.join(self._parents[parent], os.path.basename(path))
-        if os.path.islink(real):
-            real = os.path.realpath(real)
-        return real.startswith(os.path.join(self._root, ""))
+        layout.add(path, target)
+        real = os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path))
+        if not (os.path.realpath(real) if os.path.islink(real) else real).startswith(root):
+            outside.append(text)
+    return outside
