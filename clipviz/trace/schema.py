@@ -106,7 +106,7 @@ _KINDS: dict[str, tuple[str, str, str, float, float]] = {
     "epoch": ("iu", "int64", "epochs", -1, 10**6),
     "index": ("iu", "int64", "positions", 0, 2**31),
     "label": ("iu", "int64", "classes", 0, -1),
-    "label or none": ("iuf", "int64", "classes", 0, -1),
+    "label or none": ("iuf", "int64", "classes, or -1,", -1, -1),
     "target": ("iu", "int64", "classes, or -1,", -1, -1),
     "share": ("iuf", "float32", "shares", 0, 1),
     "number": ("iuf", "float64", "numbers", -inf, inf),
