@@ -6,13 +6,14 @@ each chosen attention module is replaced, on the instance, by the textbook formu
 
     A = softmax(Q K^T / sqrt(d) + mask),    output = W_o (A V)
 
-which leaves A in the autograd graph. Parameters, state dict and hooks are not touched; leaving the `with` statement,
-by an exception too, deletes the replacement, and the class's own `forward` is back. Meanwhile nobody else can look at
-the model through clipviz, and a forward pass that another thread makes with open_clip itself is none of the captured.
+which leaves A in the autograd graph. Parameters, state dict and hooks are not touched, and whichever way the `with`
+statement ends, the class's own `forward` is back. Meanwhile nobody else can look at the model through clipviz, and what
+another thread computes with open_clip itself is not captured.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def capture_attention(
         try:
             for layer, module in chosen.items():
                 # into the instance's dict, past nn.Module's bookkeeping, so that only this entry has to go again
-                vars(module)["forward"] = _in_this_thread(module, _explicit_forward(module, layer, captured))
+                vars(module)["forward"] = _explicit_forward(module, layer, captured)
             yield captured
         finally:
             for module in chosen.values():
@@ -68,15 +69,7 @@ def capture_attention(
 
 
 def attention_modules(model: nn.Module, tower: Tower = "image") -> list[nn.Module]:
-    """The attention module of every block of a tower, first block first.
-
-    Args:
-        model: as for `capture_attention`.
-        tower: "image" or "text".
-
-    Raises:
-        ValueError: as `capture_attention`.
-    """
+    """The attention module of every block of a tower, first block first; refused as by `capture_attention`."""
     part = _tower(model, tower)
     transformer = getattr(part, "transformer", None)
     modules = [getattr(block, "attn", None) for block in getattr(transformer, "resblocks", ())]
@@ -99,11 +92,7 @@ def attention_modules(model: nn.Module, tower: Tower = "image") -> list[nn.Modul
 
 
 def layer_indices(layers: Sequence[int] | None, n_layers: int) -> list[int]:
-    """Turn layer numbers, negative ones counted from the end, into 0-based indices; None means all.
-
-    Raises:
-        ValueError: if a layer does not exist.
-    """
+    """0-based indices of layers, of which negative ones count from the end; None means all."""
     if layers is None:
         return list(range(n_layers))
     wrong = [layer for layer in layers if not -n_layers <= layer < n_layers]
@@ -136,71 +125,44 @@ def _require_supported(module: nn.Module) -> None:
         raise ValueError(f"cannot capture the attention of {type(module).__name__}: {reason}")
 
 
-def _in_this_thread(module: nn.Module, replacement: Callable[..., Any]) -> Callable[..., Any]:
-    here = threading.get_ident()
+def _explicit_forward(module: Any, layer: int, captured: dict[int, Tensor]) -> Callable[..., Any]:
+    """A `forward` by the formula above that leaves its weights in `captured`, in this thread; in others the class's."""
+    here, own = threading.get_ident(), type(module).forward
+    signature = inspect.signature(own)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != here:
-            return type(module).forward(module, *args, **kwargs)
-        return replacement(*args, **kwargs)
+            return own(module, *args, **kwargs)
+        given = signature.bind(module, *args, **kwargs)
+        given.apply_defaults()
+        _, x, *_ = given.args
+        asked = given.arguments
+        if not isinstance(module, nn.MultiheadAttention):
+            output, captured[layer] = _attend(module, x, asked["attn_mask"])
+            return output
+        if asked["key"] is not x or asked["value"] is not x or asked["key_padding_mask"] is not None:
+            raise ValueError("attention capture knows self-attention without padding only")
+        output, weights = _attend(module, x if module.batch_first else x.transpose(0, 1), asked["attn_mask"])
+        captured[layer] = weights
+        shown = weights.mean(1) if asked["average_attn_weights"] else weights
+        return output if module.batch_first else output.transpose(0, 1), shown if asked["need_weights"] else None
 
     return forward
 
 
-def _explicit_forward(module: nn.Module, layer: int, captured: dict[int, Tensor]) -> Callable[..., Any]:
+def _attend(module: Any, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Self-attention of (B, L, W): output (B, L, W), weights (B, heads, L, L)."""
+    qkv = F.linear(x, module.in_proj_weight, module.in_proj_bias).chunk(3, dim=-1)
+    q, k, v = (part.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for part in qkv)
     if isinstance(module, nn.MultiheadAttention):
-
-        def multihead(
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            key_padding_mask: Tensor | None = None,
-            need_weights: bool = True,
-            attn_mask: Tensor | None = None,
-            average_attn_weights: bool = True,
-            is_causal: bool = False,
-        ) -> tuple[Tensor, Tensor | None]:
-            if key is not query or value is not query or key_padding_mask is not None:
-                raise ValueError("attention capture knows self-attention without padding only")
-            output, weights = _multihead_attention(module, query, attn_mask)
-            captured[layer] = weights
-            if not need_weights:
-                return output, None
-            return output, weights.mean(1) if average_attn_weights else weights
-
-        return multihead
-
-    def custom(x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        output, captured[layer] = _custom_attention(cast(Any, module), x, attn_mask)
-        return output
-
-    return custom
-
-
-def _multihead_attention(module: nn.MultiheadAttention, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`nn.MultiheadAttention` on one sequence: output in the layout of x, weights (B, heads, L, L)."""
-    if not module.batch_first:
-        x = x.transpose(0, 1)
-    q, k, v = _heads(F.linear(x, cast(Tensor, module.in_proj_weight), module.in_proj_bias), module.num_heads)
-    weights = _weights(q, k, mask)
-    kept = F.dropout(weights, module.dropout) if module.training else weights
-    output = module.out_proj((kept @ v).transpose(1, 2).flatten(2))
-    return (output if module.batch_first else output.transpose(0, 1)), weights
-
-
-def _custom_attention(module: Any, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """open_clip's own `Attention`, with its optional normalizations: output (B, L, W), weights (B, heads, L, L)."""
-    q, k, v = _heads(F.linear(x, module.in_proj_weight, module.in_proj_bias), module.num_heads)
-    weights = _weights(module.ln_q(q), module.ln_k(k), mask)
-    heads = module.attn_drop(weights) @ v
+        weights = _weights(q, k, mask)
+        mixed = F.dropout(weights, module.dropout, module.training) @ v
+        return module.out_proj(mixed.transpose(1, 2).flatten(2)), weights
+    weights = _weights(module.ln_q(q), module.ln_k(k), mask)  # open_clip's own, with its optional normalizations
+    mixed = module.attn_drop(weights) @ v
     if module.head_scale is not None:
-        heads = heads * module.head_scale
-    return module.out_drop(module.out_proj(module.ln_inner(heads.transpose(1, 2).flatten(2)))), weights
-
-
-def _heads(qkv: Tensor, n_heads: int) -> list[Tensor]:
-    """(B, L, 3W) -> query, key and value, each (B, heads, L, W / heads)."""
-    return [part.unflatten(-1, (n_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)]
+        mixed = mixed * module.head_scale
+    return module.out_drop(module.out_proj(module.ln_inner(mixed.transpose(1, 2).flatten(2)))), weights
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:

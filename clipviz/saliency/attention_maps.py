@@ -6,12 +6,14 @@ With A_l (heads, L, L) the attention of block l, L = CLS + patches, and I the id
     rollout        R = prod_l (mean_heads A_l + I) / 2                        Abnar & Zuidema, ACL 2020, section 3
     relevance      R = I,  R <- R + mean_heads(max(0, dy/dA_l * A_l)) R       Chefer, Gur & Wolf, ICCV 2021, eqs. 5-6
 
-both read at R[CLS, patches]; y is the score of the question. `start_layer` is the first block that counts: with many
-blocks the early ones add specks that have nothing to do with the image's content, which is why the authors' CLIP demo
-starts relevance at the last block.
+both read at R[CLS, patches]; y is the score of the question, which the other two do not use. `start_layer` is the first
+block that counts, negative from the end: with many blocks the early ones add specks that have nothing to do with the
+image's content, which is why the authors' CLIP demo starts relevance at the last block. All maps are (B, h, w) >= 0.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,24 +25,13 @@ from clipviz.saliency.question import Model, Question, backbone_of
 def cls_attention(
     model: Model, images: Tensor, question: Question | None, *, layer: int = -1, head: int | None = None
 ) -> Tensor:
-    """Attention from CLS to the patches in one block.
-
-    Args:
-        model: a method or a backbone.
-        images: (B, 3, S, S) float in [0, 1].
-        question: not used; attention is the same for every class.
-        layer: block, negative from the end.
-        head: one head, or None for the mean over heads.
-
-    Returns:
-        (B, h, w) float >= 0; what CLS pays to itself is missing from the sum.
+    """Attention from CLS to the patches in one block, of one head or the mean; what CLS pays to itself is left out.
 
     Raises:
         ValueError: if the layer or the head does not exist.
     """
-    backbone = backbone_of(model)
     with torch.no_grad(), capture_attention(model, [layer]) as captured:
-        backbone.embed(images)
+        backbone_of(model).embed(images)
     (attention,) = captured.values()
     if head is None:
         weights = attention.mean(1)
@@ -52,20 +43,7 @@ def cls_attention(
 
 
 def rollout(model: Model, images: Tensor, question: Question | None, *, start_layer: int = 0) -> Tensor:
-    """Attention rollout from CLS back to the patches.
-
-    Args:
-        model: a method or a backbone.
-        images: (B, 3, S, S) float in [0, 1].
-        question: not used; attention is the same for every class.
-        start_layer: first block that counts, negative from the end.
-
-    Returns:
-        (B, h, w) float >= 0.
-
-    Raises:
-        ValueError: if the layer does not exist.
-    """
+    """Attention rollout from CLS back to the patches."""
     layers = _layers_from(model, start_layer)
     with torch.no_grad(), capture_attention(model, layers) as captured:
         backbone_of(model).embed(images)
@@ -84,15 +62,6 @@ def roll(attention: list[Tensor]) -> Tensor:
 def relevance(model: Model, images: Tensor, question: Question | None, *, start_layer: int = -1) -> Tensor:
     """Gradient-weighted attention relevance of the patches for a question.
 
-    Args:
-        model: a method or a backbone.
-        images: (B, 3, S, S) float in [0, 1].
-        question: about these images; its answer must depend on the attention of the image tower.
-        start_layer: first block that counts, negative from the end.
-
-    Returns:
-        (B, h, w) float >= 0.
-
     Raises:
         ValueError: if the layer does not exist, or no gradient reaches the attention.
     """
@@ -105,25 +74,21 @@ def relevance(model: Model, images: Tensor, question: Question | None, *, start_
     gradients = torch.autograd.grad(score.sum(), attention, allow_unused=True)
     if all(gradient is None for gradient in gradients):
         raise ValueError(f"the score does not depend on the attention of layers {layers}; try an earlier start_layer")
-    known = [torch.zeros_like(a) if g is None else g for a, g in zip(attention, gradients, strict=True)]
-    flow = propagate(attention, known)
-    return _patch_grid(model, flow[:, 0])
+    return _patch_grid(model, propagate(attention, gradients)[:, 0])
 
 
-def propagate(attention: list[Tensor], gradients: list[Tensor]) -> Tensor:
-    """Relevance of every token for every token, first block first: lists of (B, heads, L, L) -> (B, L, L)."""
+def propagate(attention: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
+    """Relevance of every token for every token, first block first: (B, heads, L, L) each -> (B, L, L)."""
     flow = torch.eye(attention[0].shape[-1], device=attention[0].device, dtype=attention[0].dtype)
+    flow = flow.expand_as(attention[0][:, 0])
     for weights, gradient in zip(attention, gradients, strict=True):
-        flow = flow + (gradient * weights).clamp(min=0).mean(1) @ flow
+        if gradient is not None:
+            flow = flow + (gradient * weights).clamp(min=0).mean(1) @ flow
     return flow.detach()
 
 
 def require_gradient(score: Tensor) -> None:
-    """Refuse a score that was computed without gradient.
-
-    Raises:
-        ValueError: if it has none.
-    """
+    """Refuse a score that was computed without gradient."""
     if not score.requires_grad:
         raise ValueError("the model computes its logits without gradient, so gradient kinds cannot explain them")
 

@@ -5,9 +5,10 @@
     layer_gradcam          sum_k mean_grid(dy/dF_k) F_k                         Grad-CAM, Selvaraju et al., ICCV 2017
                            sum_k dy/dF_k F_k   on the tokens of a ViT           HiResCAM, Draelos & Carin, 2020
 
-y is the score of the question, F the output of a layer. The last line is computed here: on tokens captum's
-`LayerGradCam` would average over channels, taking them for the grid, and of a layer that runs twice, as a LayerNorm of
-microCLIP's last block does (once for CLS, once for the value path), captum keeps one run only.
+y is the score of the question, F the output of a layer, x0 the `baseline`, an image that says nothing
+(`baseline_image`). All maps are (B, h, w) and signed; `grid` is their (h, w), None for the patch grid. The last line is
+computed here: on tokens captum's `LayerGradCam` would average over channels, taking them for the grid, and of a layer
+that runs twice, as a LayerNorm of microCLIP's last block does (for CLS and for the value path), captum keeps one run.
 """
 
 from __future__ import annotations
@@ -39,22 +40,13 @@ def integrated_gradients(
     baseline: Baseline = "mean",
     grid: Grid | None = None,
 ) -> Tensor:
-    """Integrated gradients, summed over the pixels and channels of each patch.
+    """Integrated gradients by Gauss-Legendre nodes, summed over the pixels and channels of each patch.
 
-    Args:
-        model: a method or a backbone.
-        images: (B, 3, S, S) float in [0, 1].
-        question: about these images.
-        steps: of the integral (Gauss-Legendre nodes).
-        baseline: the image that says nothing: CLIP's mean color, black, white, or the blurred image.
-        grid: (h, w) of the result; None for the patch grid.
-
-    Returns:
-        (B, h, w) float, signed. The sum is score(image) - score(baseline), but for the error of the integral and for
-        jumps of the score on the way, such as those of a microCLIP where its NCut mask changes.
+    The sum of a map is score(image) - score(baseline), but for the error of the integral and for jumps of the score on
+    the way, such as those of a microCLIP where its NCut mask changes.
     """
     assert question is not None  # `saliency` asks it
-    pixels = _differentiable(images)
+    pixels = images.detach().clone().requires_grad_(True)
     require_gradient(question(pixels))
     attribution = IntegratedGradients(question.score).attribute(
         pixels,
@@ -63,7 +55,9 @@ def integrated_gradients(
         n_steps=steps,
         internal_batch_size=max(len(images), _FORWARD_BATCH),
     )
-    return _cells(attribution.detach().sum(1), grid or patch_grid(model))
+    h, w = grid or patch_grid(model)
+    per_cell = images.shape[-1] * images.shape[-2] / (h * w)
+    return F.adaptive_avg_pool2d(attribution.detach().sum(1, keepdim=True), (h, w))[:, 0] * per_cell
 
 
 def occlusion(
@@ -78,17 +72,7 @@ def occlusion(
 ) -> Tensor:
     """Score lost when a window is painted over, averaged over the windows that cover a patch.
 
-    Args:
-        model: a method or a backbone.
-        images: (B, 3, S, S) float in [0, 1].
-        question: about these images.
-        window: side in pixels; None for one patch.
-        stride: pixels between windows; None for one patch.
-        baseline: what the window shows, as for `integrated_gradients`.
-        grid: (h, w) of the result; None for the patch grid.
-
-    Returns:
-        (B, h, w) float, signed; positive where the score falls.
+    The side of a window and the `stride` between windows are in pixels, None for those of a patch.
     """
     assert question is not None  # `saliency` asks it
     h, w = grid or patch_grid(model)
@@ -111,23 +95,23 @@ def occlusion(
 def layer_gradcam(model: Model, images: Tensor, question: Question | None, *, layer: nn.Module | None = None) -> Tensor:
     """Grad-CAM of a convolution (captum's), or gradient x activation of a layer of tokens.
 
-    Args:
-        model: a method or a backbone.
-        images: (B, 3, S, S) float in [0, 1].
-        question: about these images.
-        layer: a module of the image tower with output (B, C, h, w) or (B, L, W); None for the last one that still has
-            a grid: `layer4` of a ResNet, the first LayerNorm of a ViT's last block.
-
-    Returns:
-        (B, h, w) float, signed, on the grid of the layer.
+    The layer is a module of the image tower with output (B, C, h, w) or (B, L, W), on whose grid the map is; None for
+    the last one that still has a grid: `layer4` of a ResNet, the first LayerNorm of a ViT's last block.
 
     Raises:
         ValueError: if the tower's last layer is not known, or its output has no grid.
     """
     assert question is not None  # `saliency` asks it
     layer = layer or grid_layer(backbone_of(model))
-    pixels = _differentiable(images)
-    score, outputs = _with_outputs(question, pixels, layer)
+    pixels = images.detach().clone().requires_grad_(True)
+    outputs: list[Tensor] = []  # one for each time the layer runs
+    handle = layer.register_forward_hook(lambda _, __, out: outputs.extend([out] if isinstance(out, Tensor) else []))
+    try:
+        score = question(pixels)
+    finally:
+        handle.remove()
+    if not outputs:
+        raise ValueError(f"layer {type(layer).__name__} takes no part in the model's logits; give one of model.visual")
     require_gradient(score)
     if all(output.ndim == 3 for output in outputs):
         return _token_gradcam(score, outputs, patch_grid(model))
@@ -153,13 +137,8 @@ def _token_gradcam(score: Tensor, outputs: list[Tensor], grid: Grid) -> Tensor:
 
 
 def grid_layer(backbone: Backbone) -> nn.Module:
-    """The last layer of the image tower whose output still has a place for every patch.
-
-    Raises:
-        ValueError: if the tower is of an unknown kind.
-    """
-    visual = backbone.visual
-    trunk = getattr(visual, "trunk", visual)  # timm towers
+    """The last layer of the image tower whose output still has a place for every patch."""
+    trunk = getattr(backbone.visual, "trunk", backbone.visual)  # timm towers
     if isinstance(getattr(trunk, "layer4", None), nn.Module):
         return trunk.layer4
     blocks = getattr(getattr(trunk, "transformer", None), "resblocks", None)
@@ -178,25 +157,16 @@ def grid_layer(backbone: Backbone) -> nn.Module:
 def patch_grid(model: Model) -> Grid:
     """(h, w) of the patches; of a tower without patches, cells of 32 pixels, the stride of a ResNet."""
     backbone = backbone_of(model)
-    visual = backbone.visual
-    embed = getattr(getattr(visual, "trunk", None), "patch_embed", None)
-    grid = getattr(visual, "grid_size", None) or getattr(embed, "grid_size", None)
-    if grid is not None:
-        return int(grid[0]), int(grid[1])
-    side = max(1, backbone.image_size // 32)
-    return side, side
+    embed = getattr(getattr(backbone.visual, "trunk", None), "patch_embed", None)
+    grid = getattr(backbone.visual, "grid_size", None) or getattr(embed, "grid_size", None)
+    h, w = grid or (max(1, backbone.image_size // 32),) * 2
+    return int(h), int(w)
 
 
 def baseline_image(model: Model, images: Tensor, baseline: Baseline) -> Tensor:
-    """What an image looks like when it says nothing, (B, 3, S, S) in [0, 1].
+    """What images look like when they say nothing, (B, 3, S, S) in [0, 1].
 
-    Args:
-        model: a method or a backbone, for its mean color.
-        images: (B, 3, S, S) float in [0, 1].
-        baseline: "mean", "black", "white", or "blur" (Gaussian, sigma a tenth of the side).
-
-    Raises:
-        ValueError: if the baseline is unknown.
+    "mean" is the color that the model was trained with, "blur" a Gaussian whose sigma is a tenth of the side.
     """
     choose("baseline", baseline, ("mean", "black", "white", "blur"))
     if baseline == "mean":
@@ -213,30 +183,3 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
     padded = F.pad(images, (reach,) * 4, mode="reflect")
     return F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.transpose(2, 3), groups=3)
-
-
-def _differentiable(images: Tensor) -> Tensor:
-    return images.detach().clone().requires_grad_(True)
-
-
-def _cells(pixels: Tensor, grid: Grid) -> Tensor:
-    """Sum of pixel values (B, S, S) in each cell of a grid -> (B, h, w)."""
-    area = pixels.shape[-1] * pixels.shape[-2] / (grid[0] * grid[1])
-    return F.adaptive_avg_pool2d(pixels[:, None], grid)[:, 0] * area
-
-
-def _with_outputs(question: Question, pixels: Tensor, layer: nn.Module) -> tuple[Tensor, list[Tensor]]:
-    """The score, and what a layer put out on the way to it, a tensor for each time it ran."""
-    outputs: list[Tensor] = []
-
-    def note(_module: nn.Module, _args: object, output: object) -> None:
-        outputs.extend([output] if isinstance(output, Tensor) else [])
-
-    handle = layer.register_forward_hook(note)
-    try:
-        score = question(pixels)
-    finally:
-        handle.remove()
-    if not outputs:
-        raise ValueError(f"layer {type(layer).__name__} takes no part in the model's logits; give one of model.visual")
-    return score, outputs

@@ -1,7 +1,8 @@
 """Maps of microCLIP's foreground branch on any ViT: Fiedler vector, NCut mask, SOAP attention.
 
 For a microCLIP they are the method's own, with its trained matrices. For any other method or a bare backbone they are
-what microCLIP would start from: identity matrices and the preset's patch graph (see `clipviz.methods.microclip`).
+what microCLIP would start from: identity matrices and the preset's patch graph. The foreground is the same for every
+question, which is not used; `tau` to `side` are those of `MicroCLIPConfig`, None for the method's or the preset's own.
 """
 
 from __future__ import annotations
@@ -26,20 +27,7 @@ def soap(
     mask_rule: MaskRule | None = None,
     side: Side | None = None,
 ) -> Tensor:
-    """SOAP attention of the foreground query over the patches.
-
-    Args:
-        model: a method or a backbone.
-        images: (B, 3, S, S) float in [0, 1].
-        question: not used; the foreground is the same for every class.
-        tau: threshold of the patch graph; None for the method's (or the preset's) own, likewise the next three.
-        affinity: "dot" or "cosine".
-        mask_rule: "std" or "mean".
-        side: "peak" or "border".
-
-    Returns:
-        (B, h, w) float, summing to 1.
-    """
+    """SOAP attention of the foreground query over the patches, (B, h, w), summing to 1."""
     return _maps(model, images, tau=tau, affinity=affinity, mask_rule=mask_rule, side=side)["soap"]
 
 
@@ -53,7 +41,7 @@ def ncut(
     mask_rule: MaskRule | None = None,
     side: Side | None = None,
 ) -> Tensor:
-    """Foreground mask of the normalized cut, (B, h, w) of 0 and 1. Arguments as for `soap`."""
+    """Foreground mask of the normalized cut, (B, h, w) of 0 and 1."""
     return _maps(model, images, tau=tau, affinity=affinity, mask_rule=mask_rule, side=side)["ncut"]
 
 
@@ -66,24 +54,20 @@ def fiedler(
     affinity: AffinityKind | None = None,
     side: Side | None = None,
 ) -> Tensor:
-    """Fiedler vector of the patch graph, (B, h, w), unit norm, the foreground positive. Arguments as for `soap`."""
+    """Fiedler vector of the patch graph, (B, h, w), unit norm, the foreground positive."""
     return _maps(model, images, tau=tau, affinity=affinity, side=side)["fiedler"]
 
 
 def _maps(model: Model, images: Tensor, **asked: object) -> dict[str, Tensor]:
-    """All maps of the branch, without gradient; `asked` are settings of microCLIP, None for its own."""
     backbone = backbone_of(model)
-    own = model.config if isinstance(model, MicroCLIP) else MicroCLIP.default_config(backbone)
+    matrices: tuple[Tensor, Tensor, Tensor]
+    if isinstance(model, MicroCLIP):
+        own, matrices = model.config, (model.w_query, model.w_key, model.w_value)
+    else:
+        own = MicroCLIP.default_config(backbone)
+        identity = torch.eye(backbone.width, device=backbone.device, dtype=backbone.visual.proj.dtype)
+        matrices = (identity, identity, identity)
     config = replace(own, **{name: value for name, value in asked.items() if value is not None})
     with torch.no_grad():
         tokens = backbone.tokens(images)
-        found = foreground(tokens, config, *_matrices(model), backbone.visual.proj)
-    return found.maps(tokens.grid)
-
-
-def _matrices(model: Model) -> tuple[Tensor, Tensor, Tensor]:
-    if isinstance(model, MicroCLIP):
-        return model.w_query, model.w_key, model.w_value
-    backbone = backbone_of(model)
-    identity = torch.eye(backbone.width, device=backbone.device, dtype=backbone.visual.proj.dtype)
-    return identity, identity, identity
+        return foreground(tokens, config, *matrices, backbone.visual.proj).maps(tokens.grid)

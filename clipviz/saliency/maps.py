@@ -78,7 +78,7 @@ def saliency(
         kind: a key of `KINDS`.
         target: what to explain (see `clipviz.saliency.question.ask`): a class of the method, by default the one it
             predicts, or a sentence for a backbone. Kinds that do not ask give the same map for every target.
-        contrast: explain the target *rather than* this class or sentence: the difference of the two logits.
+        contrast: class or sentence to set it against: the difference of the two logits is explained.
         **options: of the kind's function: `layer` and `head` of cls_attention, `start_layer`, `tau`, `steps`, ...
 
     Returns:
@@ -94,7 +94,9 @@ def saliency(
     if contrast is not None and not asks:
         asking = ", ".join(name for name, other in KINDS.items() if other.asks)
         raise ValueError(f"{kind} is the same for every class, so it has no contrast; these have: {asking}")
-    _require_images(model, images)
+    side = backbone_of(model).image_size
+    if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != (3, side, side):
+        raise ValueError(f"saliency wants images (B, 3, {side}, {side}) in [0, 1], B >= 1, got {tuple(images.shape)}")
     with preserved_state(model, gradients=True):  # over both: the model of the question is that of the map
         require_kind(model, kind)
         images = images.detach().clone().to(backbone_of(model).device)
@@ -104,11 +106,7 @@ def saliency(
 
 
 def raw_map(model: Model, images: Tensor, kind: str, question: Question | None, **options: Any) -> Tensor:
-    """The raw values of `saliency` for a question that has been asked already, (B, h, w) float.
-
-    Raises:
-        ValueError: for an unknown option, or values that are not finite.
-    """
+    """The raw values of `saliency` for a question that has been asked already, (B, h, w) float."""
     for name in options:
         choose(f"option of {kind}", name, option_names(kind))
     with preserved_state(model, gradients=True):
@@ -137,11 +135,7 @@ def available_kinds(model: Model) -> tuple[str, ...]:
 
 
 def require_kind(model: Model, kind: str) -> None:
-    """Refuse a kind that the image tower cannot do.
-
-    Raises:
-        ValueError: with the reason and the kinds that work.
-    """
+    """Refuse a kind that the image tower cannot do, with the reason and the kinds that work."""
     if reason := _obstacle(model, KINDS[kind].needs):
         raise ValueError(f"{kind} {reason}; these kinds work with it: {', '.join(available_kinds(model))}")
 
@@ -160,9 +154,3 @@ def _obstacle(model: Model, needs: Needs) -> str | None:
         except ValueError as error:
             return f"needs attention weights: {error}"
     return None
-
-
-def _require_images(model: Model, images: Tensor) -> None:
-    side = backbone_of(model).image_size
-    if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != (3, side, side):
-        raise ValueError(f"saliency wants images (B, 3, {side}, {side}) in [0, 1], B >= 1, got {tuple(images.shape)}")

@@ -9,8 +9,8 @@ r_c in [0, 1] of the pixels of each cell.
 
 The last asks for the right part among the wrong ones, as the part checks of FunnyBirds do (Hesse et al., ICCV 2023),
 and does not depend on the scale or the offset of the map. Ties count by their share, so a constant map gets exactly
-what chance would: the covered share of the cells, of the pixels, and one half. Images where the region is not visible
-are NaN.
+what chance would: the covered share of the cells, of the pixels, and one half. Maps are (B, h, w) float, raw values
+will do; regions are (B, S, S) bool, pixels of the same images. Where the region is not visible the score is NaN.
 """
 
 from __future__ import annotations
@@ -28,18 +28,7 @@ def coverage(region: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def pointing_game(maps: Tensor, region: Tensor) -> Tensor:
-    """Whether the highest cell of a map touches the region.
-
-    Args:
-        maps: (B, h, w) float; raw values will do, only the place of the maximum counts.
-        region: (B, S, S) bool, pixels of the image the map is about.
-
-    Returns:
-        (B,) float in [0, 1]: 0 or 1, or the share of hits among cells that tie; NaN where the region is empty.
-
-    Raises:
-        ValueError: if the shapes do not fit.
-    """
+    """Whether the highest cell of a map touches the region: 0 or 1, or the share of hits among cells that tie, (B,)."""
     covered = _covered(maps, region)
     highest = (maps >= maps.amax((1, 2), keepdim=True)).float()
     hits = (highest * (covered > 0)).sum((1, 2)) / highest.sum((1, 2))
@@ -47,18 +36,7 @@ def pointing_game(maps: Tensor, region: Tensor) -> Tensor:
 
 
 def part_mass(maps: Tensor, region: Tensor) -> Tensor:
-    """Share of the positive values of a map that falls on the region.
-
-    Args:
-        maps: (B, h, w) float; negative values count as 0.
-        region: (B, S, S) bool.
-
-    Returns:
-        (B,) float in [0, 1]; 0 for a map that is nowhere positive, NaN where the region is empty.
-
-    Raises:
-        ValueError: if the shapes do not fit.
-    """
+    """Share of the positive values of a map that falls on the region, (B,) in [0, 1]; 0 where nothing is positive."""
     covered = _covered(maps, region)
     positive = maps.clamp(min=0)
     total = positive.sum((1, 2))
@@ -75,11 +53,8 @@ def part_rank(maps: Tensor, region: Tensor, parts: Tensor) -> Tensor:
         parts: (B, S, S) integer part ids, 0 the background; what belongs to the region is not compared with it.
 
     Returns:
-        (B,) float in [0, 1]: 1 above every other part, 0.5 by chance, 0 below all of them; NaN where the region is
-        empty or nothing else is visible.
-
-    Raises:
-        ValueError: if the shapes do not fit.
+        (B,) float in [0, 1]: 1 above every other part, 0.5 by chance, 0 below all of them; NaN too where nothing but
+        the region is visible.
     """
     covered = _covered(maps, region)
     if parts.shape != region.shape:
@@ -125,8 +100,7 @@ def _covered(maps: Tensor, region: Tensor) -> Tensor:
 def _mean_over(maps: Tensor, weights: Tensor) -> Tensor:
     """Mean of the maps in double precision, where a constant map has the same mean over any weights, (B,)."""
     weights = weights.double()
-    mean = (maps.double() * weights).sum((1, 2)) / weights.sum((1, 2))
-    return mean.float()
+    return ((maps.double() * weights).sum((1, 2)) / weights.sum((1, 2))).float()
 
 
 def _where_visible(values: Tensor, region: Tensor) -> Tensor:

@@ -25,31 +25,20 @@ from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.methods.base import Method
 from clipviz.saliency.attribution import Baseline, baseline_image
 from clipviz.saliency.maps import KINDS, raw_map
-from clipviz.saliency.question import Asked, Model, ask, backbone_of, class_indices, predicted_classes
+from clipviz.saliency.question import Asked, Model, ask, backbone_of, targets
 
 _FORWARD_BATCH = 256
 
 
-def deletion_auc(
-    model: Model,
-    images: Tensor,
-    maps: Tensor,
-    *,
-    target: Asked | None = None,
-    contrast: Asked | None = None,
-    steps: int = 16,
-    baseline: Baseline = "mean",
-) -> Tensor:
+def deletion_auc(model: Model, images: Tensor, maps: Tensor, *, baseline: Baseline = "mean", **asked: Any) -> Tensor:
     """Area under the probability while the most salient cells are replaced by a baseline.
 
     Args:
         model: a method, or a backbone with a target and a contrast.
         images: (B, 3, S, S) float in [0, 1].
         maps: (B, h, w) float, raw values: only their order counts.
-        target: as for `saliency`.
-        contrast: as for `saliency`.
-        steps: of the curve; each replaces h * w / steps cells.
         baseline: what a deleted cell shows.
+        **asked: `target` and `contrast` as for `saliency`; `steps` of the curve (16), each h * w / steps cells.
 
     Returns:
         (B,) float in [0, 1], by the trapezoid rule.
@@ -57,32 +46,18 @@ def deletion_auc(
     Raises:
         ValueError: if the shapes do not fit, or there is nothing to compare the target with.
     """
-    return _auc(model, images, maps, target, contrast, steps, baseline, insert=False)
+    return _auc(model, images, maps, baseline, insert=False, **asked)
 
 
-def insertion_auc(
-    model: Model,
-    images: Tensor,
-    maps: Tensor,
-    *,
-    target: Asked | None = None,
-    contrast: Asked | None = None,
-    steps: int = 16,
-    baseline: Baseline = "blur",
-) -> Tensor:
+def insertion_auc(model: Model, images: Tensor, maps: Tensor, *, baseline: Baseline = "blur", **asked: Any) -> Tensor:
     """Area under the probability while the most salient cells return to a blurred image. See `deletion_auc`."""
-    return _auc(model, images, maps, target, contrast, steps, baseline, insert=True)
+    return _auc(model, images, maps, baseline, insert=True, **asked)
 
 
 def removal_masks(maps: Tensor, steps: int) -> Tensor:
-    """Which cells are gone after each step, most salient first.
+    """Which cells are gone after each of K steps, most salient first: (B, h, w) -> (B, K + 1, h, w), none to all.
 
-    Args:
-        maps: (B, h, w) float; ties go in reading order.
-        steps: K, at least 1.
-
-    Returns:
-        (B, K + 1, h, w) bool, from none to all.
+    Ties go in reading order.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -97,12 +72,12 @@ def _auc(
     model: Model,
     images: Tensor,
     maps: Tensor,
-    target: Asked | None,
-    contrast: Asked | None,
-    steps: int,
     baseline: Baseline,
     *,
     insert: bool,
+    target: Asked | None = None,
+    contrast: Asked | None = None,
+    steps: int = 16,
 ) -> Tensor:
     _require_maps(images, maps)
     device = backbone_of(model).device
@@ -110,28 +85,25 @@ def _auc(
     curve = torch.empty(len(images), steps + 1)
     with preserved_state(model):
         probability = probability_of(model, images, target, contrast)
-        other = baseline_image(model, images, baseline)
+        start, end = images, baseline_image(model, images, baseline)
+        if insert:
+            start, end = end, start
         for step in range(steps + 1):
             cells = F.interpolate(chosen[:, step : step + 1].float(), size=images.shape[-2:]) > 0.5
-            mixed = torch.where(cells, images, other) if insert else torch.where(cells, other, images)
-            curve[:, step] = probability(mixed).cpu()
+            curve[:, step] = probability(torch.where(cells, end, start)).cpu()
     return torch.trapezoid(curve, dim=1) / steps
 
 
 def probability_of(
     model: Model, images: Tensor, target: Asked | None, contrast: Asked | None
 ) -> Callable[[Tensor], Tensor]:
-    """A function of images: the (B,) probability of the target among all classes, or against the contrast alone.
-
-    Raises:
-        ValueError: for a backbone without a contrast.
-    """
+    """A function of images: the (B,) probability of the target among all classes, or against the contrast alone."""
     if contrast is not None:
         question = ask(model, images, target, contrast)
         return lambda pixels: question(pixels).sigmoid()
     if not isinstance(model, Method):
         raise ValueError("a backbone has no classes: give a contrast too, or a method such as METHODS['zero_shot']")
-    index = predicted_classes(model, images) if target is None else class_indices(model, target, len(images))
+    index = targets(model, images, target)
     return lambda pixels: model.logits(pixels).softmax(-1).gather(1, index[:, None])[:, 0]
 
 
@@ -148,21 +120,11 @@ def map_infidelity(
 ) -> Tensor:
     """How badly a map predicts the change of the score when random cells are wiped out (captum's infidelity).
 
-    Args:
-        model: a method or a backbone.
-        images: (B, 3, S, S) float in [0, 1].
-        maps: (B, h, w) float, raw values; their scale is fitted.
-        target: as for `saliency`.
-        contrast: as for `saliency`.
-        samples: random sets of cells.
-        share: of the cells in a set, in (0, 1).
-        seed: of the sets.
+    The maps are raw values whose scale is fitted; `samples` sets of a `share` of the cells, in (0, 1), are wiped out.
+    All else is as for `deletion_auc`.
 
     Returns:
         (B,) float >= 0, in squared logits; 0 where the map predicts every change.
-
-    Raises:
-        ValueError: if the shapes do not fit.
     """
     _require_maps(images, maps)
     images, maps = (tensor.to(backbone_of(model).device) for tensor in (images, maps))
@@ -171,6 +133,8 @@ def map_infidelity(
     with preserved_state(model):
         question = ask(model, images, target, contrast)
         baseline = baseline_image(model, images, "mean")[:1]
+        per_cell = images[0].numel() / maps[0].numel()
+        phi = F.interpolate(maps[:, None], size=images.shape[-2:]) / per_cell  # sums are kept
 
         def wipe(pixels: Tensor) -> tuple[Tensor, Tensor]:
             gone = torch.rand((len(pixels), 1, *grid), generator=generator) < share
@@ -182,7 +146,7 @@ def map_infidelity(
             question.score,
             wipe,
             images,
-            _spread(maps, images),
+            phi.expand_as(images),
             additional_forward_args=question.args,
             n_perturb_samples=samples,
             max_examples_per_batch=len(images) * min(samples, max(1, _FORWARD_BATCH // len(images))),
@@ -204,22 +168,11 @@ def map_sensitivity(
 ) -> Tensor:
     """How much a map changes when the image hardly does (captum's max-sensitivity).
 
-    Args:
-        model: a method or a backbone.
-        images: (B, 3, S, S) float in [0, 1].
-        kind: a key of `KINDS`.
-        target: as for `saliency`; None keeps the class predicted on the unchanged image.
-        contrast: as for `saliency`.
-        radius: largest change of a pixel.
-        samples: changed copies of each image.
-        seed: of the changes.
-        **options: of the kind.
+    Args and errors are those of `saliency`; without a target the class predicted on the unchanged image is kept.
+    `samples` copies of each image are changed, no pixel by more than `radius`.
 
     Returns:
         (B,) float >= 0, change relative to the norm of the raw map.
-
-    Raises:
-        ValueError: as `saliency`.
     """
     images = images.to(backbone_of(model).device)
     with preserved_state(model):
@@ -237,13 +190,6 @@ def map_sensitivity(
 
     with lock_of(model):  # all maps by the same model
         return sensitivity_max(explain, images, changed, perturb_radius=radius, n_perturb_samples=samples)
-
-
-def _spread(maps: Tensor, images: Tensor) -> Tensor:
-    """Share each cell's value among its pixels and channels: (B, h, w) -> (B, 3, S, S), sums kept."""
-    values = F.interpolate(maps[:, None], size=images.shape[-2:])
-    per_cell = images[0].numel() / maps[0].numel()
-    return (values / per_cell).expand_as(images)
 
 
 def _require_maps(images: Tensor, maps: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The question that a gradient map answers: how strongly does the model say A, or A rather than B?
+"""The question that a gradient map answers: how strongly does the model say A, or why A and not B?
 
     score(x) = s f(x) . t_A                      an image-text logit
     score(x) = s f(x) . t_A  -  s f(x) . t_B     the contrast: why A and not its look-alike B
@@ -9,6 +9,7 @@ For a method, the two logits come from its own inference; for a bare backbone, A
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from clipviz.backbone import Backbone
 from clipviz.backbone.ownership import preserved_state
-from clipviz.errors import unknown
+from clipviz.errors import choose
 from clipviz.methods.base import Method
 from clipviz.ops import normalize
 
@@ -78,9 +79,36 @@ def ask(model: Model, images: Tensor, target: Asked | None = None, contrast: Ask
     Raises:
         ValueError: for a missing or unknown target, or a contrast equal to it.
     """
+    if target is None and not isinstance(model, Method):
+        raise ValueError(
+            "a backbone has no classes, so gradient kinds want target='a sentence' (or an embedding); "
+            "with a method the predicted class is the default"
+        )
+    asked = targets(model, images, target)
+    other = None if contrast is None else resolve(model, contrast, len(images))
+    if other is not None and len(same := (asked == other).reshape(len(images), -1).all(1).nonzero()):
+        raise ValueError(f"target and contrast are the same for image {int(same[0])}; contrast another class")
     if isinstance(model, Method):
-        return _class_question(model, images, target, contrast)
-    return _sentence_question(model, images, target, contrast)
+        return Question(partial(_class_score, model), (asked,) if other is None else (asked, other))
+    return Question(partial(_sentence_score, model), (asked if other is None else asked - other,))
+
+
+def _class_score(method: Method, images: Tensor, index: Tensor, other: Tensor | None = None) -> Tensor:
+    logits = method.logits(images)
+    score = logits.gather(1, index[:, None])
+    return (score if other is None else score - logits.gather(1, other[:, None]))[:, 0]
+
+
+def _sentence_score(backbone: Backbone, images: Tensor, direction: Tensor) -> Tensor:
+    embeddings = backbone.embed(images)
+    if direction.shape != embeddings.shape:
+        raise ValueError(f"wanted target embeddings {tuple(embeddings.shape)}, got {tuple(direction.shape)}")
+    return backbone.logit_scale * (embeddings * direction).sum(-1)
+
+
+def targets(model: Any, images: Tensor, target: Asked | None) -> Tensor:
+    """`resolve`d targets of images; None for the class that a method predicts."""
+    return predicted_classes(model, images) if target is None else resolve(model, target, len(images))
 
 
 def resolve(model: Model, asked: Asked, n: int) -> Tensor:
@@ -89,7 +117,7 @@ def resolve(model: Model, asked: Asked, n: int) -> Tensor:
     Raises:
         ValueError: for an unknown class, or a number of rows that is neither one nor n.
     """
-    return class_indices(model, asked, n) if isinstance(model, Method) else _embeddings(model, asked, n)
+    return _class_indices(model, asked, n) if isinstance(model, Method) else _embeddings(model, asked, n)
 
 
 def predicted_classes(method: Method, images: Tensor, batch_size: int = 256) -> Tensor:
@@ -103,93 +131,40 @@ def runner_up(method: Method, images: Tensor, target: Asked | None = None) -> Te
     """The class that a method would name if `target` did not exist: the natural look-alike for a contrast.
 
     Args:
-        method: any.
+        method: any with at least two classes.
         images: (B, 3, S, S) float in [0, 1].
         target: as for `ask`; None for the predicted class.
 
     Returns:
         (B,) int64.
-
-    Raises:
-        ValueError: if the method knows one class only.
     """
     if len(method.class_names) < 2:
         raise ValueError("a runner-up needs at least two classes")
     with preserved_state(method):
         logits = method.logits(images.to(method.backbone.device))
-    first = logits.argmax(-1) if target is None else class_indices(method, target, len(images))
+    first = logits.argmax(-1) if target is None else _class_indices(method, target, len(images))
     return logits.scatter(1, first[:, None], -torch.inf).argmax(-1)
 
 
-def _class_question(method: Method, images: Tensor, target: Asked | None, contrast: Asked | None) -> Question:
-    asked = predicted_classes(method, images) if target is None else class_indices(method, target, len(images))
-
-    def logit(images: Tensor, index: Tensor) -> Tensor:
-        return method.logits(images).gather(1, index[:, None])[:, 0]
-
-    def difference(images: Tensor, index: Tensor, other: Tensor) -> Tensor:
-        logits = method.logits(images)
-        return (logits.gather(1, index[:, None]) - logits.gather(1, other[:, None]))[:, 0]
-
-    if contrast is None:
-        return Question(logit, (asked,))
-    other = class_indices(method, contrast, len(images))
-    _require_different(asked == other)
-    return Question(difference, (asked, other))
-
-
-def _sentence_question(backbone: Backbone, images: Tensor, target: Asked | None, contrast: Asked | None) -> Question:
-    if target is None:
-        raise ValueError(
-            "a backbone has no classes, so gradient kinds want target='a sentence' (or an embedding); "
-            "with a method the predicted class is the default"
-        )
-    direction = _embeddings(backbone, target, len(images))
-    if contrast is not None:
-        other = _embeddings(backbone, contrast, len(images))
-        _require_different((direction == other).all(-1))
-        direction = direction - other
-
-    def logit(images: Tensor, direction: Tensor) -> Tensor:
-        embeddings = backbone.embed(images)
-        if direction.shape != embeddings.shape:
-            raise ValueError(f"wanted target embeddings {tuple(embeddings.shape)}, got {tuple(direction.shape)}")
-        return backbone.logit_scale * (embeddings * direction).sum(-1)
-
-    return Question(logit, (direction,))
-
-
-def class_indices(method: Method, asked: Asked, n: int) -> Tensor:
-    """Classes by index or name, one or n of them -> (n,) int64.
-
-    Raises:
-        ValueError: for an unknown class or a wrong number of them.
-    """
+def _class_indices(method: Method, asked: Asked, n: int) -> Tensor:
     names = method.class_names
     single = isinstance(asked, int | str) or (isinstance(asked, Tensor) and asked.ndim == 0)
     items: list[Any] = [asked] * n if single else list(asked)  # type: ignore[arg-type]
     if len(items) != n:
         raise ValueError(f"wanted one class or one for each of {n} images, got {len(items)}")
-    rows = []
-    for item in items:
-        if isinstance(item, str):
-            if item not in names:
-                raise unknown("class", item, names)
-            rows.append(names.index(item))
-        elif not 0 <= int(item) < len(names) or int(item) != item:
-            raise ValueError(f"class index {item} does not exist: {method.name} knows {len(names)}, from 0")
-        else:
-            rows.append(int(item))
-    return torch.tensor(rows, dtype=torch.int64, device=method.backbone.device)
+    rows = [names.index(choose("class", item, names)) if isinstance(item, str) else item for item in items]
+    for row in rows:
+        if not 0 <= int(row) < len(names) or int(row) != row:
+            raise ValueError(f"class index {row} does not exist: {method.name} knows {len(names)}, from 0")
+    return torch.tensor([int(row) for row in rows], dtype=torch.int64, device=method.backbone.device)
 
 
 def _embeddings(backbone: Backbone, asked: Asked, n: int) -> Tensor:
+    texts = [asked] if isinstance(asked, str) else asked
     if isinstance(asked, Tensor) and asked.is_floating_point():
         rows = normalize(asked.detach().to(backbone.device))
-    elif isinstance(asked, str):
-        rows = backbone.embed_text([asked])
-    elif isinstance(asked, Sequence) and asked and all(isinstance(text, str) for text in asked):
-        rows = backbone.embed_text([str(text) for text in asked])
+    elif isinstance(texts, Sequence) and texts and all(isinstance(text, str) for text in texts):
+        rows = backbone.embed_text([str(text) for text in texts])
     else:
         raise ValueError(
             f"a backbone wants a sentence, one sentence per image, or embeddings, got {asked!r}; "
@@ -200,8 +175,3 @@ def _embeddings(backbone: Backbone, asked: Asked, n: int) -> Tensor:
     if rows.ndim != 2 or len(rows) != n:
         raise ValueError(f"wanted one target for all {n} images, or one each, got {tuple(rows.shape)}")
     return rows
-
-
-def _require_different(same: Tensor) -> None:
-    if same.any():
-        raise ValueError(f"target and contrast are the same for image {int(same.nonzero()[0])}; contrast another class")

@@ -32,14 +32,8 @@ def sanity_check(
 ) -> pd.DataFrame:
     """Rank correlation of a kind of map with itself as more and more of the image tower is scrambled.
 
-    Args:
-        model: a method or a backbone; it stays as it is, a copy is scrambled.
-        images: (B, 3, S, S) float in [0, 1].
-        kind: a key of `KINDS`.
-        target: as for `saliency`; None keeps the class that the intact model predicts.
-        contrast: as for `saliency`.
-        seed: of the permutations.
-        **options: of the kind.
+    A copy of the model is scrambled. Args are those of `saliency`; without a target the class that the intact model
+    predicts is kept.
 
     Returns:
         One row per stage, from the output to the input: `scrambled` (the last part that was), `correlation` (mean over
@@ -67,17 +61,9 @@ def scrambled_model(model: Model, seed: int = 0) -> Model:
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Spearman's rho of two maps, image by image; ties share their mean rank.
+    """Spearman's rho of maps (B, h, w), image by image: (B,) in [-1, 1]; ties share their mean rank.
 
-    Args:
-        first: (B, h, w) float.
-        second: (B, h, w) float.
-
-    Returns:
-        (B,) float in [-1, 1]; 0 where a map is constant.
-
-    Raises:
-        ValueError: if the shapes differ.
+    It is 0 where a map is constant.
     """
     if first.shape != second.shape:
         raise ValueError(f"wanted two maps of one shape, got {tuple(first.shape)} and {tuple(second.shape)}")

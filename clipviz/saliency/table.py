@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from clipviz.methods.base import Method
 from clipviz.saliency.maps import KINDS, available_kinds, saliency
 from clipviz.saliency.metrics import part_mass, part_rank, pointing_game
 from clipviz.saliency.perturbation import deletion_auc, insertion_auc, map_infidelity, map_sensitivity
-from clipviz.saliency.question import Asked, Model, predicted_classes, resolve
+from clipviz.saliency.question import Asked, Model, resolve, targets
 from clipviz.saliency.sanity import rank_correlation, scrambled_model
 
 MASK_METRICS = ("pointing_game", "part_mass", "part_rank")
@@ -26,12 +26,7 @@ scrambled model; higher is better for the others."""
 
 
 def saliency_table(
-    model: Model,
-    images: Tensor,
-    kinds: Sequence[str] | None = None,
-    *,
-    seed: int = 0,
-    **arguments: Any,
+    model: Model, images: Tensor, kinds: Sequence[str] | None = None, *, seed: int = 0, **arguments: Any
 ) -> pd.DataFrame:
     """Score kinds of maps: `summarize_scores(saliency_scores(...))`, see there for arguments and columns."""
     return summarize_scores(saliency_scores(model, images, kinds, seed=seed, **arguments), seed=seed)
@@ -78,19 +73,20 @@ def saliency_scores(
     for kind in kinds:
         choose("saliency kind", kind, KINDS)
     chosen = _metrics(metrics, regions, parts)
-    asked, against = _resolved(model, images, target, contrast)
+    asked = targets(model, images, target) if target is not None or isinstance(model, Method) else None
+    against = None if contrast is None else resolve(model, contrast, len(images))
     scrambled = scrambled_model(model, seed) if "sanity" in chosen else None
     rows: list[pd.DataFrame] = []
     for index in torch.arange(len(images)).split(batch_size):
-        asked_here, against_here = (None if column is None else column[index] for column in (asked, against))
-        batch = _Batch(images[index], asked_here, against_here, scrambled, seed)
+        question = {"target": asked, "contrast": against}
+        question = {name: None if column is None else column[index] for name, column in question.items()}
         masks = {name: mask[index] for name, mask in (regions or {}).items()}
         ids = None if parts is None else parts[index]
         for kind in kinds:
-            raw = _raw(model, batch, kind, (options or {}).get(kind, {}))
+            own = (options or {}).get(kind, {})
+            raw = saliency(model, images[index], kind, **(question if KINDS[kind].asks else {}), **own).raw
             scores = mask_scores(raw.cpu(), masks, ids, chosen)
-            for name in (name for name in chosen if name in MODEL_METRICS):
-                scores[name, ""] = _model_score(name, model, batch, kind, raw, (options or {}).get(kind, {})).cpu()
+            scores |= _model_scores(model, images[index], kind, question, own, raw, scrambled, seed, chosen)
             rows += [
                 pd.DataFrame({"kind": kind, "metric": name, "region": region, "image": index, "value": values})
                 for (name, region), values in scores.items()
@@ -98,45 +94,28 @@ def saliency_scores(
     return pd.concat(rows, ignore_index=True)
 
 
-class _Batch(NamedTuple):
-    """Images with what is asked about each, the scrambled model if it is wanted, and the seed."""
-
-    images: Tensor
-    target: Tensor | None
-    contrast: Tensor | None
-    scrambled: Model | None
-    seed: int
-
-
-def _resolved(
-    model: Model, images: Tensor, target: Asked | None, contrast: Asked | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Target and contrast with a row per image; a method's default target is what it predicts."""
-    if target is not None:
-        asked: Tensor | None = resolve(model, target, len(images))
-    else:
-        asked = predicted_classes(model, images) if isinstance(model, Method) else None
-    return asked, None if contrast is None else resolve(model, contrast, len(images))
-
-
-def _raw(model: Model, batch: _Batch, kind: str, options: Mapping[str, Any]) -> Tensor:
-    if not KINDS[kind].asks:
-        return saliency(model, batch.images, kind, **options).raw
-    return saliency(model, batch.images, kind, target=batch.target, contrast=batch.contrast, **options).raw
-
-
-def _model_score(name: str, model: Model, batch: _Batch, kind: str, raw: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """One of `MODEL_METRICS`, (B,)."""
-    images, target, contrast, scrambled, seed = batch
-    if name == "sensitivity":
-        return map_sensitivity(model, images, kind, target=target, contrast=contrast, seed=seed, **options)
-    if name == "sanity":
-        assert scrambled is not None
-        return rank_correlation(raw, _raw(scrambled, batch, kind, options))
-    if name == "infidelity":
-        return map_infidelity(model, images, raw, target=target, contrast=contrast, seed=seed)
-    auc = deletion_auc if name == "deletion_auc" else insertion_auc
-    return auc(model, images, raw, target=target, contrast=contrast)
+def _model_scores(
+    model: Model,
+    images: Tensor,
+    kind: str,
+    question: Mapping[str, Any],
+    options: Mapping[str, Any],
+    raw: Tensor,
+    scrambled: Model | None,
+    seed: int,
+    metrics: Sequence[str],
+) -> dict[tuple[str, str], Tensor]:
+    """Those of `MODEL_METRICS` that are wanted, (B,) each."""
+    asked = question if KINDS[kind].asks else {}
+    scores: dict[str, Callable[[], Tensor]] = {
+        "deletion_auc": lambda: deletion_auc(model, images, raw, **question),
+        "insertion_auc": lambda: insertion_auc(model, images, raw, **question),
+        "infidelity": lambda: map_infidelity(model, images, raw, seed=seed, **question),
+        "sensitivity": lambda: map_sensitivity(model, images, kind, seed=seed, **question, **options),
+    }
+    if scrambled is not None:
+        scores["sanity"] = lambda: rank_correlation(raw, saliency(scrambled, images, kind, **asked, **options).raw)
+    return {(name, ""): scores[name]().cpu() for name in metrics if name in scores}
 
 
 def mask_scores(
@@ -153,15 +132,13 @@ def mask_scores(
     Returns:
         (metric, region) -> (B,) float, NaN where the region is not visible.
     """
-    scores: dict[tuple[str, str], Tensor] = {}
-    for region, mask in regions.items():
-        if "pointing_game" in metrics:
-            scores["pointing_game", region] = pointing_game(raw, mask)
-        if "part_mass" in metrics:
-            scores["part_mass", region] = part_mass(raw, mask)
-        if "part_rank" in metrics and parts is not None:
-            scores["part_rank", region] = part_rank(raw, mask, parts)
-    return scores
+    scores: dict[str, Callable[[Tensor], Tensor]] = {
+        "pointing_game": lambda mask: pointing_game(raw, mask),
+        "part_mass": lambda mask: part_mass(raw, mask),
+    }
+    if parts is not None:
+        scores["part_rank"] = lambda mask: part_rank(raw, mask, parts)
+    return {(name, r): scores[name](mask) for r, mask in regions.items() for name in scores if name in metrics}
 
 
 def summarize_scores(scores: pd.DataFrame, *, seed: int = 0, resamples: int = 2000) -> pd.DataFrame:
@@ -179,16 +156,12 @@ def summarize_scores(scores: pd.DataFrame, *, seed: int = 0, resamples: int = 20
     rows = []
     for (kind, metric, region), group in scores.groupby(["kind", "metric", "region"], sort=False):
         values = group["value"].dropna().to_numpy(np.float64)
-        rows.append((kind, metric, region, *_interval(values, seed, resamples), len(values)))
+        mean = low = high = np.nan
+        if len(values):
+            drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+            mean, (low, high) = values.mean(), np.quantile(values[drawn].mean(1), (0.025, 0.975))
+        rows.append((kind, metric, region, mean, low, high, len(values)))
     return pd.DataFrame(rows, columns=["kind", "metric", "region", "mean", "low", "high", "n"])
-
-
-def _interval(values: np.ndarray, seed: int, resamples: int) -> tuple[float, float, float]:
-    if not len(values):
-        return np.nan, np.nan, np.nan
-    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), (0.025, 0.975))
-    return float(values.mean()), float(low), float(high)
 
 
 def _metrics(
