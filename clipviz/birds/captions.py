@@ -13,12 +13,7 @@ import numpy as np
 
 from clipviz.birds.world import ATTRIBUTE_NAMES, ATTRIBUTES, NAME_ADJECTIVES, SPECIES, Species, decode
 
-TEMPLATES = (
-    "a photo of a {}.",
-    "a picture of a {}.",
-    "a {} in the wild.",
-    "a close-up of a {}.",
-)
+TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {} in the wild.", "a close-up of a {}.")
 """Hand-written prompts for class names, as CLIP's template ensembles."""
 
 _PHRASES: dict[str, tuple[str, ...]] = {
@@ -81,17 +76,12 @@ def attribute_prompts(attribute: str, rng: np.random.Generator) -> list[str]:
 
 
 def background_prompt(rng: np.random.Generator) -> str:
-    """What is said of the parts of a picture that show no bird."""
+    """What is said of the parts of an image that show no bird."""
     return _BACKGROUNDS[rng.integers(len(_BACKGROUNDS))]
 
 
 def caption(code: np.ndarray, rng: np.random.Generator) -> str:
-    """A caption that names two to five attributes of a bird, in random order and wording.
-
-    Args:
-        code: (A,) attribute indices.
-        rng: source of randomness.
-    """
+    """A caption that names two to five attributes of a bird (A,), in random order and wording."""
     values = decode(code)
     chosen = rng.choice(ATTRIBUTE_NAMES[1:], size=rng.integers(2, 6), replace=False)
     bird = values["plan"] if rng.random() < 0.8 else "bird"
@@ -103,22 +93,16 @@ def caption(code: np.ndarray, rng: np.random.Generator) -> str:
 
 
 def descriptions(species: Species, sentences: int = 12, parts: int = 5) -> tuple[str, ...]:
-    """Descriptions of a species, as a language model would give: some parts in every sentence, all over the sentences.
+    """Descriptions of a species, as a language model would give, the same on every call.
 
-    Args:
-        species: which.
-        sentences: how many.
-        parts: how many attributes a sentence names; the two discriminative ones take turns.
-
-    Returns:
-        The sentences, the same on every call.
+    Each sentence names `parts` attributes, among which the two discriminative ones take turns.
     """
     rng = np.random.default_rng([*species.code.tolist(), sentences, parts])
     out = []
     for i in range(sentences):
-        named = [species.discriminative[i % 2]]
-        others = [name for name in ATTRIBUTE_NAMES[1:] if name not in named]
-        named += [str(name) for name in rng.choice(others, size=parts - 1, replace=False)]
+        turn = species.discriminative[i % 2]
+        others = [name for name in ATTRIBUTE_NAMES[1:] if name != turn]
+        named = [turn, *map(str, rng.choice(others, size=parts - 1, replace=False))]
         rng.shuffle(named)
         text = _join([phrase(name, species.values[name], rng) for name in named])
         sentence = _SENTENCES[rng.integers(len(_SENTENCES))]
@@ -127,7 +111,7 @@ def descriptions(species: Species, sentences: int = 12, parts: int = 5) -> tuple
 
 
 def species_descriptions() -> dict[str, tuple[str, ...]]:
-    """Class name -> descriptions, for the 24 evaluation species."""
+    """Class name -> descriptions."""
     return {species.name: descriptions(species) for species in SPECIES}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -70,9 +70,8 @@ class BirdsDataset(ImageDataset):
         self._room = cache_bytes
 
     def _render(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        kept = self._rendered.get(index)
-        if kept is not None:
-            return kept
+        if index in self._rendered:
+            return self._rendered[index]
         rng = np.random.default_rng([*self._key, index])
         made = render_image(SPECIES[self.targets[index]].code, self._domain, rng, self._severity)
         size = sum(array.nbytes for array in made)
@@ -85,7 +84,7 @@ class BirdsDataset(ImageDataset):
         return short_hash([repr((self._key, self._severity))])  # all of an image follows from them and its index
 
     def image(self, index: int) -> Image.Image:
-        """The picture, 160 x 160 RGB."""
+        """160 x 160 RGB."""
         return Image.fromarray(self._render(index)[0])
 
     def parts(self, index: int) -> np.ndarray:
@@ -95,12 +94,14 @@ class BirdsDataset(ImageDataset):
 
 def discriminative_parts(target: int) -> frozenset[int]:
     """Part ids in which a species differs from its look-alikes."""
-    attributes = SPECIES[target].discriminative
-    return frozenset(PART_ID[part] for name in attributes for part in ATTRIBUTE_PARTS[name])
+    return _parts_of(SPECIES[target].discriminative)
 
 
 def contrast_parts(target: int, contrast: int) -> frozenset[int]:
     """Part ids in which two species differ; "body" and "wing" too where their plans or colors do."""
     first, second = SPECIES[target].values, SPECIES[contrast].values
-    different = [name for name in ATTRIBUTE_PARTS if first[name] != second[name]]
-    return frozenset(PART_ID[part] for name in different for part in ATTRIBUTE_PARTS[name])
+    return _parts_of(name for name in ATTRIBUTE_PARTS if first[name] != second[name])
+
+
+def _parts_of(attributes: Iterable[str]) -> frozenset[int]:
+    return frozenset(PART_ID[part] for name in attributes for part in ATTRIBUTE_PARTS[name])

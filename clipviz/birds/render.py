@@ -19,32 +19,17 @@ PART_NAMES = (
 PART_ID = {name: i for i, name in enumerate(PART_NAMES)}
 
 ATTRIBUTE_PARTS: dict[str, tuple[str, ...]] = {
-    "body": ("body",),
-    "wing": ("wing",),
-    "beak_color": ("beak",),
-    "beak_shape": ("beak",),
-    "cap": ("cap", "head"),
-    "eye_ring": ("eye_ring", "eye"),
-    "throat": ("throat",),
-    "breast": ("breast",),
-    "wing_bars": ("wing_bars", "wing"),
-    "tail_tip": ("tail_tip", "tail"),
-    "legs": ("legs",),
-}
+    "body": ("body",), "wing": ("wing",), "beak_color": ("beak",), "beak_shape": ("beak",), "cap": ("cap", "head"),
+    "eye_ring": ("eye_ring", "eye"), "throat": ("throat",), "breast": ("breast",), "wing_bars": ("wing_bars", "wing"),
+    "tail_tip": ("tail_tip", "tail"), "legs": ("legs",),
+}  # fmt: skip
 """Where an attribute can be seen; where the part itself may be missing ("no cap"), also the place it would be."""
 
 COLORS: dict[str, tuple[float, float, float]] = {
-    "red": (0.82, 0.13, 0.12),
-    "yellow": (0.95, 0.80, 0.12),
-    "blue": (0.16, 0.36, 0.80),
-    "green": (0.20, 0.56, 0.22),
-    "brown": (0.50, 0.31, 0.16),
-    "gray": (0.56, 0.58, 0.60),
-    "black": (0.07, 0.07, 0.08),
-    "white": (0.96, 0.96, 0.94),
-    "orange": (0.96, 0.52, 0.08),
-    "pink": (0.95, 0.58, 0.66),
-}
+    "red": (0.82, 0.13, 0.12), "yellow": (0.95, 0.80, 0.12), "blue": (0.16, 0.36, 0.80), "green": (0.20, 0.56, 0.22),
+    "brown": (0.50, 0.31, 0.16), "gray": (0.56, 0.58, 0.60), "black": (0.07, 0.07, 0.08), "white": (0.96, 0.96, 0.94),
+    "orange": (0.96, 0.52, 0.08), "pink": (0.95, 0.58, 0.66),
+}  # fmt: skip
 
 
 class Plan(NamedTuple):
@@ -131,12 +116,8 @@ def draw_bird(background: np.ndarray, code: np.ndarray, pose: Pose) -> np.ndarra
     dx, dy = plan.middle[0] * pose.size * (-1.0 if pose.mirror else 1.0), plan.middle[1] * pose.size
     origin = ((pose.center[0] - dx) * side, (pose.center[1] + dy) * side)
     canvas = Canvas(background, origin, pose.size * side, pose.angle, pose.mirror)
-    paint = _Painter(canvas, pose)
-    _draw_legs(paint, plan, values)
-    _draw_tail(paint, plan, values)
-    _draw_body(paint, plan, values)
-    _draw_wing(paint, plan, values)
-    _draw_head(paint, plan, values)
+    for draw in (_draw_legs, _draw_tail, _draw_body, _draw_wing, _draw_head):
+        draw(_Painter(canvas, pose), plan, values)
     return canvas.parts
 
 
@@ -166,8 +147,7 @@ class _Painter:
 
 
 def _draw_legs(paint: _Painter, plan: Plan, values: dict[str, str]) -> None:
-    x, y, length = plan.legs
-    width = 0.024
+    (x, y, length), width = plan.legs, 0.024
     for dx in (0.0, 0.13):
         foot = (x + dx + 0.02, y - length)
         leg = capsule(x + dx, y + 0.08, *foot, width)
@@ -177,13 +157,9 @@ def _draw_legs(paint: _Painter, plan: Plan, values: dict[str, str]) -> None:
 
 def _draw_tail(paint: _Painter, plan: Plan, values: dict[str, str]) -> None:
     x, y, direction, length, width = plan.tail
-    turns = (-0.16, 0.16) if plan.forked else (0.0,)
-    feathers = []
-    for turn in turns:
-        dx, dy = np.cos(direction + turn), np.sin(direction + turn)
-        end = 0.35 if plan.forked else 0.9
-        feathers.append(capsule(x, y, x + length * dx, y + length * dy, width * 1.3, width * end))
-    tail = either(*feathers)
+    turns, end = ((-0.16, 0.16), 0.35) if plan.forked else ((0.0,), 0.9)
+    tips = [(x + length * np.cos(direction + turn), y + length * np.sin(direction + turn)) for turn in turns]
+    tail = either(*(capsule(x, y, *tip, width * 1.3, width * end) for tip in tips))
     paint(tail, 0.72 * paint.color(values["body"]), "tail")
     if values["tail_tip"] != "no":
         dx, dy = np.cos(direction), np.sin(direction)
@@ -202,11 +178,8 @@ def _draw_body(paint: _Painter, plan: Plan, values: dict[str, str]) -> None:
     paint(body, values["body"], "body")
     if plan.neck:
         hx, hy, hr = plan.head
-        paint(
-            capsule(0.62 * rx, 0.40 * ry, hx - 0.2 * hr, hy - 0.3 * hr, plan.neck * 1.5, plan.neck),
-            values["body"],
-            "body",
-        )
+        neck = capsule(0.62 * rx, 0.40 * ry, hx - 0.2 * hr, hy - 0.3 * hr, plan.neck * 1.5, plan.neck)
+        paint(neck, values["body"], "body")
     c, s = np.cos(angle), np.sin(angle)
     # the breast: front lower side of the body, in a pale shade of its color
     cx, cy = 0.42 * rx * c + 0.42 * ry * s, 0.42 * rx * s - 0.42 * ry * c
@@ -220,10 +193,6 @@ def _draw_body(paint: _Painter, plan: Plan, values: dict[str, str]) -> None:
 
 def _breast_pattern(name: str, angle: float) -> Distance | None:
     """Coverage of the dark marks, 0..1, as a function of position; None for a plain breast."""
-    c, s = np.cos(angle), np.sin(angle)
-
-    def axes(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return c * x + s * y, c * y - s * x
 
     def wave(t: np.ndarray, period: float, share: float) -> np.ndarray:
         """1 on the given share of every period, soft edges."""
@@ -237,9 +206,10 @@ def _breast_pattern(name: str, angle: float) -> Distance | None:
     if name == "barred":  # across
         return lambda x, y: wave(y - 0.1 * x, 0.085, 0.42)
 
+    c, s, period = np.cos(angle), np.sin(angle), 0.115
+
     def spots(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        u, v = axes(x, y)
-        period = 0.115
+        u, v = c * x + s * y, c * y - s * x
         row = np.floor(v / period)
         du = ((u / period + 0.5 * (row % 2)) % 1.0 - 0.5) * period
         dv = ((v / period) % 1.0 - 0.5) * period
@@ -271,8 +241,7 @@ def _draw_head(paint: _Painter, plan: Plan, values: dict[str, str]) -> None:
     _draw_beak(paint, plan, values)
     paint(head, values["body"], "head")
     if values["throat"] != "no":
-        patch = ellipse(hx + 0.28 * r, hy - 0.82 * r, 0.58 * r, 0.62 * r)
-        paint(patch, values["throat"], "throat")
+        paint(ellipse(hx + 0.28 * r, hy - 0.82 * r, 0.58 * r, 0.62 * r), values["throat"], "throat")
     if values["cap"] != "no":
         cap = both(head, ellipse(hx - 0.10 * r, hy + 0.92 * r, 1.05 * r, 0.72 * r))
         paint(cap, values["cap"], "cap")

@@ -39,45 +39,24 @@ MIN_DISTANCE = 3
 """Pretraining birds differ from every evaluation species in at least this many attributes."""
 
 
-class Group(NamedTuple):
-    """Four look-alikes: a shared base and two attributes with two values each."""
-
-    base: dict[str, str]
-    first: tuple[str, str, str]  # attribute, value, other value
-    second: tuple[str, str, str]
-
-
-GROUPS: tuple[Group, ...] = (
-    Group(
-        {"plan": "finch", "body": "yellow", "wing": "brown", "beak_color": "black", "beak_shape": "short",
-         "eye_ring": "no", "throat": "no", "breast": "plain", "tail_tip": "white", "legs": "pink"},
-        ("cap", "red", "black"), ("wing_bars", "white", "no"),
-    ),
-    Group(
-        {"plan": "heron", "body": "gray", "wing": "blue", "beak_shape": "long", "cap": "black", "eye_ring": "no",
-         "throat": "white", "breast": "streaked", "wing_bars": "no", "tail_tip": "no"},
-        ("beak_color", "yellow", "red"), ("legs", "orange", "blue"),
-    ),
-    Group(
-        {"plan": "duck", "body": "brown", "wing": "green", "beak_color": "yellow", "beak_shape": "broad",
-         "cap": "no", "breast": "plain", "wing_bars": "white", "tail_tip": "black", "legs": "orange"},
-        ("throat", "white", "black"), ("eye_ring", "white", "no"),
-    ),
-    Group(
-        {"plan": "swallow", "body": "blue", "wing": "gray", "beak_color": "black", "beak_shape": "short",
-         "eye_ring": "no", "breast": "plain", "wing_bars": "no", "legs": "black", "cap": "no"},
-        ("throat", "red", "white"), ("tail_tip", "white", "no"),
-    ),
-    Group(
-        {"plan": "pheasant", "body": "red", "wing": "brown", "beak_color": "white", "beak_shape": "hooked",
-         "throat": "black", "eye_ring": "orange", "tail_tip": "black", "legs": "black", "wing_bars": "yellow"},
-        ("cap", "white", "blue"), ("breast", "barred", "spotted"),
-    ),
-    Group(
-        {"plan": "owl", "body": "green", "wing": "red", "beak_color": "black", "beak_shape": "hooked", "cap": "no",
-         "throat": "no", "breast": "spotted", "tail_tip": "no", "legs": "pink"},
-        ("eye_ring", "orange", "white"), ("wing_bars", "black", "yellow"),
-    ),
+_GROUPS = """
+plan        finch      heron        duck         swallow    pheasant        owl
+body        yellow     gray         brown        blue       red             green
+wing        brown      blue         green        gray       brown           red
+beak_color  black      yellow/red   yellow       black      white           black
+beak_shape  short      long         broad        short      hooked          hooked
+cap         red/black  black        no           no         white/blue      no
+eye_ring    no         no           white/no     no         orange          orange/white
+throat      no         white        white/black  red/white  black           no
+breast      plain      streaked     plain        plain      barred/spotted  spotted
+wing_bars   white/no   no           white        no         yellow          black/yellow
+tail_tip    white      no           black        white/no   black           no
+legs        pink       orange/blue  orange       black      black           pink
+"""
+# The two attributes in which the look-alikes of a group differ: a/b in the table.
+_DIFFERING = (
+    ("cap", "wing_bars"), ("beak_color", "legs"), ("throat", "eye_ring"), ("throat", "tail_tip"), ("cap", "breast"),
+    ("eye_ring", "wing_bars"),
 )  # fmt: skip
 
 
@@ -85,7 +64,7 @@ class Species(NamedTuple):
     """One evaluation class.
 
     Attributes:
-        name: what people call it; it tells one of the two parts that set it apart, as real bird names do.
+        name: it tells one of the two parts that set it apart, as real bird names do.
         values: attribute -> value, in the order of `ATTRIBUTES`.
         group: index of its look-alike group, 0..5.
         discriminative: the two attributes in which the group differs.
@@ -102,17 +81,11 @@ class Species(NamedTuple):
         return encode(self.values)
 
 
-# The adjective a name is made of, by attribute ("red-capped finch").
 NAME_ADJECTIVES: dict[str, str] = {
-    "cap": "{}-capped",
-    "beak_color": "{}-billed",
-    "legs": "{}-legged",
-    "throat": "{}-throated",
-    "eye_ring": "{}-eyed",
-    "breast": "{}",
-    "wing_bars": "{}-barred",
-    "tail_tip": "{}-tailed",
-}
+    "cap": "{}-capped", "beak_color": "{}-billed", "legs": "{}-legged", "throat": "{}-throated",
+    "eye_ring": "{}-eyed", "breast": "{}", "wing_bars": "{}-barred", "tail_tip": "{}-tailed",
+}  # fmt: skip
+"""The adjective a name is made of, by attribute ("red-capped finch")."""
 
 
 def encode(values: dict[str, str]) -> np.ndarray:
@@ -125,47 +98,29 @@ def decode(code: np.ndarray) -> dict[str, str]:
     return {name: values[int(i)] for (name, values), i in zip(ATTRIBUTES.items(), code, strict=True)}
 
 
-def _members(index: int, group: Group) -> list[Species]:
-    """The four species of a group. Each pair of values is named by the part that the neighbour does not name."""
-    (attr1, a, other_a), (attr2, b, other_b) = group.first, group.second
-    # (value of the first attribute, value of the second, the attribute that gives the name)
-    rows = [(a, b, attr1), (other_a, b, attr2), (a, other_b, attr2), (other_a, other_b, attr1)]
+def _members(group: int, one: str, two: str) -> list[Species]:
+    """The four species of a group. Each pair of values is named by the part that the neighbor does not name."""
+    shared = {name: columns[group] for name, *columns in map(str.split, _GROUPS.strip().splitlines())}
+    (a, other_a), (b, other_b) = shared[one].split("/"), shared[two].split("/")
     members = []
-    for first, second, named in rows:
-        values = {**group.base, attr1: first, attr2: second}
-        value = values[named]
-        adjective = "plain" if value == "no" else NAME_ADJECTIVES[named].format(value)
-        ordered = {name: values[name] for name in ATTRIBUTES}
-        members.append(Species(f"{adjective} {values['plan']}", ordered, index, (attr1, attr2)))
+    for first, second, named in ((a, b, one), (other_a, b, two), (a, other_b, two), (other_a, other_b, one)):
+        values = {**shared, one: first, two: second}
+        adjective = "plain" if values[named] == "no" else NAME_ADJECTIVES[named].format(values[named])
+        members.append(Species(f"{adjective} {values['plan']}", values, group, (one, two)))
     return members
 
 
-SPECIES: tuple[Species, ...] = tuple(species for i, group in enumerate(GROUPS) for species in _members(i, group))
+SPECIES: tuple[Species, ...] = tuple(species for i, pair in enumerate(_DIFFERING) for species in _members(i, *pair))
 SPECIES_CODES = np.stack([species.code for species in SPECIES])
 
 
 def distance_to_species(codes: np.ndarray) -> np.ndarray:
-    """Smallest number of attributes in which each bird differs from an evaluation species.
-
-    Args:
-        codes: (n, A) attribute indices.
-
-    Returns:
-        (n,) int, 0 for an evaluation species itself.
-    """
+    """Smallest number of attributes in which each bird differs from an evaluation species, (n, A) -> (n,) int."""
     return (codes[:, None, :] != SPECIES_CODES[None]).sum(-1).min(1)
 
 
 def sample_attributes(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw pretraining birds: uniform over attribute vectors, evaluation species and near neighbours rejected.
-
-    Args:
-        n: how many.
-        rng: source of randomness.
-
-    Returns:
-        (n, A) int64 with `distance_to_species` >= `MIN_DISTANCE` in every row.
-    """
+    """Draw pretraining birds, (n, A) int64: uniform, but for the evaluation species and their near neighbors."""
     codes = rng.integers(0, CARDINALITIES, size=(n, len(CARDINALITIES)))
     while (near := distance_to_species(codes) < MIN_DISTANCE).any():
         codes[near] = rng.integers(0, CARDINALITIES, size=(int(near.sum()), len(CARDINALITIES)))
