@@ -12,22 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
+import open_clip
 import torch
 from torch import Tensor, nn
 
 from clipviz.backbone.ownership import lock_of
 from clipviz.backbone.tower import encode, value_path
-from clipviz.backbone.weights import (
-    at_once,
-    explained,
-    fitting,
-    missing,
-    planned,
-    quietly,
-    refuse_code,
-    rounding_notice,
-    source_of,
-)
+from clipviz.backbone.weights import fitting, loading, planned, refuse_code, rounding_notice, source_of
 from clipviz.ops import normalize
 from clipviz.origin import remembered
 
@@ -52,7 +43,8 @@ class ImageTokens(NamedTuple):
 class Backbone(nn.Module):
     """An open_clip model behind the few calls that the methods need.
 
-    Images go in as (B, 3, S, S) floats in [0, 1]; the model's own pixel normalization is applied here, once.
+    Images go in as (B, 3, S, S) floats in [0, 1], all else is refused; the model's own pixel normalization is applied
+    here, once.
 
     Args:
         model: an open_clip model with `encode_text` and a `visual` tower.
@@ -152,11 +144,7 @@ class Backbone(nn.Module):
         )
 
     def require_patches(self, purpose: str) -> None:
-        """Refuse towers without usable patch tokens.
-
-        Raises:
-            ValueError: with what would work instead.
-        """
+        """Refuse towers without usable patch tokens, with what would work instead."""
         if not self.has_patches:
             raise ValueError(
                 f"{purpose} needs the patch tokens of a ViT with a CLS token, but {self.name!r} is a "
@@ -202,29 +190,12 @@ class Backbone(nn.Module):
                 self._collected = None
 
     def embed(self, images: Tensor) -> Tensor:
-        """Image embeddings, equal to `model.encode_image(normalize=True)` on normalized pixels.
-
-        Args:
-            images: (B, 3, S, S) float in [0, 1].
-
-        Returns:
-            (B, E) float, unit norm.
-
-        Raises:
-            ValueError: if the images have another shape.
-        """
+        """Embeddings (B, E), unit norm, of images: `model.encode_image(normalize=True)` of normalized pixels."""
         with lock_of(self), self._autocast():
             return self._encode(images)[0]
 
     def tokens(self, images: Tensor) -> ImageTokens:
-        """Embedding and value-path patch tokens of a batch, in one forward pass.
-
-        Args:
-            images: (B, 3, S, S) float in [0, 1].
-
-        Raises:
-            ValueError: if the images have another shape, or the tower has no patch tokens.
-        """
+        """Embedding and value-path patch tokens of a batch, in one forward pass; refused without patch tokens."""
         self.require_patches("tokens")
         with lock_of(self), self._autocast():
             cls, inputs = self._encode(images)
@@ -260,15 +231,9 @@ class Backbone(nn.Module):
         return digest.hexdigest()[:16]
 
     def embed_text(self, texts: Sequence[str], batch_size: int = 256, *, unit: bool = True) -> Tensor:
-        """Text embeddings, computed without gradient in batches.
+        """Text embeddings (L, E), without gradient in batches; unit norm unless `unit` is False.
 
-        Args:
-            texts: L sentences; longer ones than the model's context are cut by its tokenizer.
-            batch_size: sentences at a time.
-            unit: False leaves the norms that the text tower gives.
-
-        Returns:
-            (L, E) float, unit norm unless `unit` is False.
+        Sentences longer than the model's context are cut by its tokenizer.
         """
         rows = []
         with torch.no_grad():
@@ -280,11 +245,7 @@ class Backbone(nn.Module):
 
 
 def usable_device(name: str | torch.device | None) -> torch.device:
-    """The device of a name; None means CPU.
-
-    Raises:
-        ValueError: if there is none, or torch cannot use it.
-    """
+    """The device of a name, None for the CPU; refused if torch cannot use it."""
     try:
         device = torch.device(name or "cpu")
         torch.empty(0, device=device).cpu()
@@ -318,32 +279,27 @@ def load_backbone(
         ValueError: for an unknown name or tag, a file that is missing, damaged, pickled or does not fit, a model
             whose files ask for code to be run, or a device that cannot be used.
     """
-    import open_clip
-
     place = usable_device(device)
     plan = planned(name, pretrained)
     is_random = pretrained is None and ":" not in plan.source
     changes = {} if plan.quick_gelu is None else {"quick_gelu": plan.quick_gelu}
-    try:
-        with quietly(), at_once(plan.source, pretrained):
-            options = refuse_code(plan.source)
-            if ":" not in plan.source:
-                open_clip.get_tokenizer(plan.source, **options)  # the sooner to fail: the model need not be fetched
-            model, _, _ = open_clip.create_model_and_transforms(
-                plan.source,
-                pretrained=None if plan.archive else pretrained,
-                device=place,
-                weights_only=True,
-                require_pretrained=not is_random and plan.archive is None,
-                **changes,
-            )
-            if plan.archive is not None:
-                model.load_state_dict(fitting(plan.archive.tensors, model))
-            tokenizer = open_clip.get_tokenizer(plan.source, **options)
-    except Exception as error:  # a damaged file raises whatever the parser that meets it raises
-        weights = f" with weights {pretrained!r}" if pretrained else ""
-        reason = missing(plan.source, pretrained, error) or explained(error)
-        raise ValueError(f"could not load model {name!r}{weights}: {reason}") from error
+    what = f"model {name!r} with weights {pretrained!r}" if pretrained else f"model {name!r}"
+    with loading(what, plan.source, pretrained):
+        options = refuse_code(plan.source)
+        tokenizer = None
+        if ":" not in plan.source:
+            tokenizer = open_clip.get_tokenizer(plan.source, **options)  # the sooner to fail: no model is fetched yet
+        model, _, _ = open_clip.create_model_and_transforms(
+            plan.source,
+            pretrained=None if plan.archive else pretrained,
+            device=place,
+            weights_only=True,
+            require_pretrained=not is_random and plan.archive is None,
+            **changes,
+        )
+        if plan.archive is not None:
+            model.load_state_dict(fitting(plan.archive.tensors, model))
+        tokenizer = tokenizer or open_clip.get_tokenizer(plan.source, **options)
     notices = [plan.notice]
     if is_random:
         notices.append(
@@ -361,17 +317,7 @@ def load_backbone(
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model, without the model: texts -> (L, T) token ids.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    import open_clip
-
+    """The tokenizer of a model, without the model: texts -> (L, T) token ids."""
     source = source_of(name)
-    try:
-        with quietly(), at_once(source):
-            return open_clip.get_tokenizer(source, **refuse_code(source))
-    except Exception as error:
-        reason = missing(name, None, error) or explained(error)
-        raise ValueError(f"could not load the tokenizer of {name!r}: {reason}") from error
+    with loading(f"the tokenizer of {name!r}", source):
+        return open_clip.get_tokenizer(source, **refuse_code(source))

@@ -12,7 +12,7 @@ import os
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ _DTYPES = {
     "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
     "Bool": torch.bool,
 }  # fmt: skip
+_RETURNS_ITS_ARGUMENT = re.compile(r"torch\.jit\._pickle\.(restore_type_tag|build_(int|double|bool|tensor)list)")
 
 
 class Archive(NamedTuple):
@@ -45,9 +46,10 @@ class _Named(str):
 
 
 class _Module:
-    """In the place of any `__torch__` class: its attributes, if it has any."""
+    """In the place of any `__torch__` class: its name, and its attributes, if it has any."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.state: Any = {}
 
 
@@ -66,12 +68,11 @@ def read_archive(path: str) -> Archive:
     Raises:
         ValueError: if it is damaged, or holds anything but modules with tensors and plain values.
     """
-    named: set[str] = set()
     try:
         with zipfile.ZipFile(path) as file:
             root = next(n.removesuffix("constants.pkl") for n in file.namelist() if n.endswith("constants.pkl"))
-            records = _Records(file, root, os.path.getsize(path))
-            tensors = dict(_named_tensors(_described(records.read("data.pkl", _MOST_BYTES), records.storage, named)))
+            parts = _Parts(file, root, os.path.getsize(path))
+            tensors, names = _contents(_described(parts.read("data.pkl", _MOST_BYTES), parts.storage))
             if not tensors:
                 raise ValueError("it holds no weights")
     except ValueError as error:
@@ -80,13 +81,13 @@ def read_archive(path: str) -> Archive:
         raise ValueError(
             f"the weights {path!r} are damaged, or no weights ({type(error).__name__}); copy or download them again"
         ) from error
-    kinds = {name.rpartition(".")[2] for name in named} & {"QuickGELU", "GELU"}
+    kinds = {name.rpartition(".")[2] for name in names} & {"QuickGELU", "GELU"}
     if not kinds and "input_resolution" in tensors:  # a size that only OpenAI keeps
         kinds = {"QuickGELU"}
     return Archive(tensors, "QuickGELU" in kinds if kinds else None)
 
 
-class _Records:
+class _Parts:
     """The parts of a zip file, in all no more bytes than the file has: small ones that unpack to huge ones exist."""
 
     def __init__(self, file: zipfile.ZipFile, root: str, size: int) -> None:
@@ -103,13 +104,14 @@ class _Records:
 
     def storage(self, identity: Any) -> Tensor:
         """The numbers of ("storage", type, key, device, count), all in a row."""
-        kind, made_of, key, _, count = identity
-        if kind != "storage" or not isinstance(made_of, _Named) or not isinstance(key, str):
-            raise ValueError("it refers to something that is no tensor")
+        match identity:
+            case ("storage", _Named() as kind, str() as key, _, int() as count):
+                dtype = _DTYPES.get(kind.removeprefix("torch.").removesuffix("Storage"))
+            case _:
+                raise ValueError("it refers to something that is no tensor")
+        if dtype is None:
+            raise ValueError(f"it has numbers of the kind {kind}")
         if key not in self.storages:
-            dtype = _DTYPES.get(made_of.removeprefix("torch.").removesuffix("Storage"))
-            if dtype is None:
-                raise ValueError(f"it has numbers of the kind {made_of}")
             data = bytearray(self.read(f"data/{key}", self.left))
             self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         if len(self.storages[key]) < count:
@@ -117,8 +119,8 @@ class _Records:
         return self.storages[key]
 
 
-def _described(data: bytes, storage: Callable[[Any], Tensor], named: set[str]) -> Any:
-    """What a description says: plain values, tensors, `_Module`s. `named` gets the names of their classes.
+def _described(data: bytes, storage: Callable[[Any], Tensor]) -> Any:
+    """What a description says: plain values, tensors, `_Module`s.
 
     Longer than other functions because it is one table: an opcode of a pickle, and what it does to the stack.
     """
@@ -126,50 +128,45 @@ def _described(data: bytes, storage: Callable[[Any], Tensor], named: set[str]) -
     marks: list[int] = []
     memo: dict[int, Any] = {}
 
-    def above_mark() -> list[Any]:
-        at = marks.pop()
-        values = stack[at:]
-        del stack[at:]
+    def above(mark: int) -> list[Any]:
+        values = stack[mark:]
+        del stack[mark:]
         return values
 
     value: Any
     for opcode, value, _ in pickletools.genops(data):
         match opcode.name:
-            case (
-                "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "NEWTRUE" | "NEWFALSE" | "NONE"
-            ):
-                stack.append({"NEWTRUE": True, "NEWFALSE": False}.get(opcode.name, value))
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "NONE":
+                stack.append(value)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(opcode.name == "NEWTRUE")
             case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
                 stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[opcode.name])
             case "MARK":
                 marks.append(len(stack))
-            case "TUPLE":
-                stack.append(tuple(above_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                n = int(opcode.name[-1])
-                stack[-n:] = [tuple(stack[-n:])]
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(above(marks.pop() if opcode.name == "TUPLE" else -int(opcode.name[-1]))))
             case "APPEND" | "APPENDS":
-                values = [stack.pop()] if opcode.name == "APPEND" else above_mark()
+                values = above(marks.pop() if opcode.name == "APPENDS" else -1)
                 stack[-1].extend(values)
             case "SETITEM" | "SETITEMS":
-                values = [stack.pop(-2), stack.pop()] if opcode.name == "SETITEM" else above_mark()
-                stack[-1].update((_key(key), item) for key, item in zip(values[::2], values[1::2], strict=True))
+                values = above(marks.pop() if opcode.name == "SETITEMS" else -2)
+                if not all(isinstance(key, str | int | float) for key in values[::2]):
+                    # a hash of anything nested could go arbitrarily deep
+                    raise ValueError("it has a dictionary whose keys are neither texts nor numbers")
+                stack[-1].update(zip(values[::2], values[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT":
                 memo[value] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[value])
             case "GLOBAL":
                 stack.append(_Named(value.replace(" ", ".")))
-            case "NEWOBJ":
-                stack.pop()
-                named.add(_class(stack.pop()))
-                stack.append(_Module())
+            case "NEWOBJ" | "REDUCE":
+                function, arguments = above(-2)
+                stack.append(_made(function, arguments, opcode.name))
             case "BUILD":
-                state = stack.pop()
-                stack[-1].state = state
-            case "REDUCE":
-                arguments = stack.pop()
-                stack.append(_made(stack.pop(), arguments))
+                module, state = stack[-2], stack.pop()
+                module.state = state
             case "BINPERSID":
                 stack.append(storage(stack.pop()))
             case "STOP":
@@ -181,51 +178,42 @@ def _described(data: bytes, storage: Callable[[Any], Tensor], named: set[str]) -
     raise EOFError
 
 
-def _key(key: Any) -> Any:
-    """A key of a dictionary; a hash of anything nested could go arbitrarily deep."""
-    if not isinstance(key, str | int | float):
-        raise ValueError("it has a dictionary whose keys are neither texts nor numbers")
-    return key
-
-
-def _class(name: Any) -> str:
-    if not isinstance(name, _Named) or not name.startswith("__torch__."):
-        raise ValueError(f"it makes an object of {_shown(name)}")
-    return name
-
-
-def _made(function: Any, arguments: tuple[Any, ...]) -> Any:
-    """What one of the few functions would give that torch writes into such files."""
-    match function:
-        case "torch._utils._rebuild_tensor_v2":
+def _made(function: Any, arguments: tuple[Any, ...], opcode: str) -> Any:
+    """A module, or what one of the few functions would give that torch writes into such files."""
+    match opcode, function:
+        case "NEWOBJ", _Named() if function.startswith("__torch__."):
+            return _Module(function)
+        case "REDUCE", "torch._utils._rebuild_tensor_v2":
             storage, offset, size, stride = arguments[:4]
             return storage.as_strided(size, stride, offset)
-        case "collections.OrderedDict":
+        case "REDUCE", "collections.OrderedDict":
             return {}
-        case "torch.device":
+        case "REDUCE", "torch.device":
             return str(arguments[0])
-        case "torch.jit._pickle.restore_type_tag":
+        case "REDUCE", str() if _RETURNS_ITS_ARGUMENT.fullmatch(function):
             return arguments[0]
-        case str() if re.fullmatch(r"torch\.jit\._pickle\.build_(int|double|bool|tensor)list", function):
-            return arguments[0]
-    raise ValueError(f"it calls {_shown(function)}")
+    shown = repr(str(function)[:60]) if isinstance(function, str) else type(function).__name__
+    raise ValueError(f"it {'calls' if opcode == 'REDUCE' else 'makes an object of'} {shown}")
 
 
-def _shown(name: Any) -> str:
-    return repr(str(name)[:60]) if isinstance(name, str) else type(name).__name__
+def _contents(top: Any) -> tuple[dict[str, Tensor], set[str]]:
+    """Tensors of a tree of modules by their path, and the names of its classes.
 
-
-def _named_tensors(top: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a tree of modules by their path; a tree with loops, or with more branches than a model, is refused."""
+    A tree with loops, or with more branches than a model, is refused.
+    """
     todo, seen = [("", top)], 0
+    tensors, names = {}, set()
     while todo:
         prefix, module = todo.pop()
         seen += 1
         if seen > 100_000 or len(prefix) > 1000:
             raise ValueError("its modules hold one another")
-        state = module.state if isinstance(module, _Module) else None
-        for name, value in state.items() if isinstance(state, dict) else ():
+        if not isinstance(module, _Module) or not isinstance(module.state, dict):
+            continue
+        names.add(module.name)
+        for name, value in module.state.items():
             if isinstance(value, Tensor):
-                yield f"{prefix}{name}", value
+                tensors[f"{prefix}{name}"] = value
             elif isinstance(value, _Module):
                 todo.append((f"{prefix}{name}.", value))
+    return tensors, names

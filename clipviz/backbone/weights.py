@@ -1,7 +1,4 @@
-"""Where weights come from, and what to say when they do not: names, tags, files, activations, the hub.
-
-Nothing here knows what a backbone is; `clipviz.backbone.load_backbone` puts it together.
-"""
+"""Where weights come from, and what to say when they do not: names, tags, files, activations, the hub."""
 
 from __future__ import annotations
 
@@ -19,6 +16,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
+import huggingface_hub
+import open_clip
 import torch
 from torch import Tensor
 
@@ -53,10 +52,24 @@ class Plan(NamedTuple):
     notice: str | None = None
 
 
+@contextmanager
+def loading(what: str, source: str, pretrained: str | None = None) -> Iterator[None]:
+    """Load with open_clip, quietly and without waiting for a network that is not there; errors become one line.
+
+    Raises:
+        ValueError: with the reason, and what to do.
+    """
+    try:
+        with _quietly(), _at_once(source, pretrained):
+            yield
+    except Exception as error:  # a damaged file raises whatever the parser that meets it raises
+        raise ValueError(
+            f"could not load {what}: {_missing(source, pretrained, error) or _explained(error)}"
+        ) from error
+
+
 def source_of(name: str) -> str:
     """What open_clip calls a model, after refusing what it would stumble over."""
-    import open_clip
-
     if name == "birds":
         return f"local-dir:{BUNDLED}"
     if (Path(name) / _CONFIG_FILE).is_file():
@@ -80,12 +93,7 @@ def planned(name: str, pretrained: str | None) -> Plan:
     """What to build: the architecture, with the activation that its weights were trained with, as far as that is known.
 
     A tag of open_clip says it, a TorchScript archive has it in it, and of other files the name may tell.
-
-    Raises:
-        ValueError: for an unknown name or tag, or a file that is missing or an archive that cannot be read.
     """
-    import open_clip
-
     source = source_of(name)
     if pretrained is None:
         return Plan(source)
@@ -93,36 +101,33 @@ def planned(name: str, pretrained: str | None) -> Plan:
         raise ValueError(f"the model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
     base = name.removesuffix("-quickgelu")
     tags = list(dict.fromkeys(tag for n in (name, base) for tag in open_clip.list_pretrained_tags_by_model(n)))
-    archive = None
-    if Path(pretrained).is_file():
-        archive = read_archive(pretrained) if is_script_archive(pretrained) else None
-        quick = archive.quick_gelu if archive is not None else None
-        quick = _activation_by_name(pretrained, base, tags) if quick is None else quick
-    else:
+    archive = quick = None
+    if not Path(pretrained).is_file():
         _check_tag(name, pretrained, tags)
         quick = _activation_of_tag(base, pretrained)
-    if quick is None or quick == has_quick_gelu(name):
+    elif is_script_archive(pretrained):
+        archive = read_archive(pretrained)
+        quick = archive.quick_gelu
+    if quick is None:
+        quick = _activation_by_name(pretrained, base, tags)
+    if quick is None or quick == _has_quick_gelu(name):
         return Plan(name, archive=archive)
     kind, other = ("QuickGELU", f"{base}-quickgelu") if quick else ("GELU", base)
     notice = f"the weights {pretrained!r} were trained with {kind}, so {name!r} is built with it"
-    if other in open_clip.list_models() and has_quick_gelu(other) == quick:
+    if other in open_clip.list_models() and _has_quick_gelu(other) == quick:
         return Plan(other, None, archive, f"{notice}, as {other!r}")
     return Plan(name, quick, archive, notice)
 
 
-def has_quick_gelu(source: str) -> bool:
+def _has_quick_gelu(source: str) -> bool:
     """Whether an architecture has QuickGELU of its own."""
-    import open_clip
-
     return bool((open_clip.get_model_config(source) or {}).get("quick_gelu"))
 
 
 def _activation_of_tag(base: str, tag: str) -> bool:
     """Whether the weights of a tag want QuickGELU; where open_clip does not say, what the architecture has."""
-    import open_clip
-
     said = open_clip.get_pretrained_cfg(base, tag).get("quick_gelu")
-    return has_quick_gelu(base) if said is None else bool(said)
+    return _has_quick_gelu(base) if said is None else bool(said)
 
 
 def _check_tag(name: str, pretrained: str, tags: list[str]) -> None:
@@ -159,16 +164,10 @@ def rounding_notice(plan: Plan, path: str, visual: Any) -> str | None:
 
     A file of weights does not hold the activation, and others round theirs, too, so it is no more than a notice.
     """
-    import open_clip
-
     quick = f"{plan.source}-quickgelu"
-    weights = [parameter for parameter in visual.parameters() if parameter.ndim > 1]
-    if (
-        not Path(path).is_file()
-        or plan.notice is not None
-        or quick not in open_clip.list_models()
-        or not all(torch.equal(w, w.half().to(w.dtype)) for w in weights)
-    ):
+    if not Path(path).is_file() or plan.notice is not None or quick not in open_clip.list_models():
+        return None
+    if not all(torch.equal(w, w.half().to(w.dtype)) for w in visual.parameters() if w.ndim > 1):
         return None
     return (
         f"the weights {path!r} are rounded to half precision, as OpenAI's are; if they are OpenAI's, or were trained "
@@ -176,10 +175,8 @@ def rounding_notice(plan: Plan, path: str, visual: Any) -> str | None:
     )
 
 
-def missing(name: str, pretrained: str | None, error: Exception) -> str | None:
+def _missing(name: str, pretrained: str | None, error: Exception) -> str | None:
     """What to do about a file or package that is not on this machine; None if that is not the trouble."""
-    import open_clip
-
     text = str(error)
     if isinstance(error, ModuleNotFoundError):
         return f"its tokenizer needs the package {error.name}: pip install {error.name}"
@@ -211,38 +208,31 @@ def missing(name: str, pretrained: str | None, error: Exception) -> str | None:
     )
 
 
-def explained(error: Exception) -> str:
+def _explained(error: Exception) -> str:
     """One line of an error from the depths of a loader."""
     if isinstance(error, UnpicklingError):
         return (
             "the file is pickled and holds more than tensors, so it is not opened; save its state_dict as .safetensors"
         )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
     if "input_resolution" in str(error):
         return "this is the state_dict of OpenAI's archive, with sizes among the weights; give the archive itself (.pt)"
     if isinstance(error, RuntimeError) and len(lines) > 1 and "state_dict" in lines[0]:
         more = f"; {len(lines) - 2} more such lines" if len(lines) > 2 else ""
+        shapes = re.match(r"(size mismatch for \S+): .*Size\(\[(.*?)\]\) from .*Size\(\[(.*?)\]\)", lines[1])
+        if shapes is not None:
+            name, found, wanted = (text.replace(", ", " x ") for text in shapes.groups())
+            lines[1] = f"{name}: {found} in the file, {wanted} in the architecture"
         return (
-            f"the weights do not fit this architecture ({one_line(_in_words(lines[1]), 150)}{more}); name the "
+            f"the weights do not fit this architecture ({one_line(lines[1], 150)}{more}); name the "
             "architecture that they belong to"
         )
-    first = lines[0] if lines else "no reason given"
     # what torch says of a file that is cut off
-    is_cut = "zip archive" in first or (isinstance(error, OSError) and error.errno == errno.EINVAL)
+    is_cut = "zip archive" in lines[0] or (isinstance(error, OSError) and error.errno == errno.EINVAL)
     if isinstance(error, RuntimeError | OSError | ValueError) and not is_cut:
-        return first
-    return (
-        f"damaged, or not a file of weights ({type(error).__name__}: {one_line(first, 80)}); copy or download it again"
-    )
-
-
-def _in_words(mismatch: str) -> str:
-    """Torch's line on a tensor of another shape, shorter."""
-    found = re.match(r"(size mismatch for \S+): .*Size\(\[(.*?)\]\) from .*Size\(\[(.*?)\]\)", mismatch)
-    if found is None:
-        return mismatch
-    name, in_file, wanted = found.groups()
-    return f"{name}: {in_file.replace(', ', ' x ')} in the file, {wanted.replace(', ', ' x ')} in the architecture"
+        return lines[0]
+    reason = f"{type(error).__name__}: {one_line(lines[0], 80)}"
+    return f"damaged, or not a file of weights ({reason}); copy or download it again"
 
 
 def refuse_code(source: str) -> dict[str, bool]:
@@ -254,8 +244,6 @@ def refuse_code(source: str) -> dict[str, bool]:
     Raises:
         ValueError: naming the file and the key.
     """
-    import open_clip
-
     kind, _, place = source.partition(":")  # an architecture of open_clip's own has no place
     config = (_json_of(place, _CONFIG_FILE) if place else None) or open_clip.get_model_config(source)
     model = config.get("model_cfg", config) if isinstance(config, dict) else {}
@@ -293,20 +281,18 @@ def _refuse_keys(file: str, content: Any) -> None:
 
 def _json_of(place: str, file: str) -> Any:
     """A JSON file of a folder, or of a repository of the hub; None where there is none."""
-    from huggingface_hub import hf_hub_download
-
     if Path(place).is_dir():
         path = Path(place) / file
     else:
         try:
-            path = Path(hf_hub_download(place, file))
+            path = Path(huggingface_hub.hf_hub_download(place, file))
         except Exception:  # not there, no network, no such name: whoever needs it will say so
             return None
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
     """Keep open_clip's and the hub's notes away: `load_backbone` says the same in a warning or an error."""
     root, hub = logging.getLogger(), logging.getLogger("huggingface_hub")
     handlers, level = list(root.handlers), hub.level
@@ -327,10 +313,8 @@ def quietly() -> Iterator[None]:
             root.removeHandler(handler)
 
 
-def asks_hub(source: str, pretrained: str | None) -> bool:
+def _asks_hub(source: str, pretrained: str | None) -> bool:
     """Whether a model takes something from the hub, or from its cache: weights by tag, a tokenizer, a text tower."""
-    import open_clip
-
     if source.startswith("hf-hub:"):
         return True
     if ":" not in source and pretrained is not None and not Path(pretrained).is_file():
@@ -342,13 +326,12 @@ def asks_hub(source: str, pretrained: str | None) -> bool:
 
 
 @contextmanager
-def at_once(source: str, pretrained: str | None = None) -> Iterator[None]:
+def _at_once(source: str, pretrained: str | None = None) -> Iterator[None]:
     """Without a network, take what is in the cache: the hub would try each file for half a minute first."""
-    if not asks_hub(source, pretrained):
+    if not _asks_hub(source, pretrained):
         yield
         return
-    from huggingface_hub import constants
-
+    constants = huggingface_hub.constants
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or not _is_reachable(constants.ENDPOINT)
     try:
