@@ -15,8 +15,10 @@ import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from clipviz.data.base import UNLABELLED, Skipped
@@ -126,7 +128,7 @@ def _label(value: Any) -> str | None:
         return value.strip() or None
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, bytes) or value != int(value):
+    if not isinstance(value, (Number, np.bool_)) or value != int(value):
         raise ValueError
     return str(int(value))
 
