@@ -81,15 +81,14 @@ def test_the_ci_script_is_executable_bash_that_runs_what_readme_says():
     assert "set -euo pipefail" in text
     for command in (
         'install --quiet -e ".[test]"',
-        "/pytest",
+        '/pytest" -n auto --dist loadfile',
         "format --no-cache --check",
         "check --no-cache",
         "/mypy",
     ):
         assert command in text, command
-    assert 'python3 -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/pytest' in (
-        ROOT / "README.md"
-    ).read_text().replace("\n", " ")
+    install = 'python3 -m venv .venv && .venv/bin/pip install -e ".[test]"'
+    assert f"{install} && .venv/bin/pytest -n auto --dist loadfile\n" in (ROOT / "README.md").read_text()
 
 
 def test_the_readme_example_runs(tmp_path, monkeypatch):

@@ -15,7 +15,6 @@ import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
-from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -128,7 +127,7 @@ def _label(value: Any) -> str | None:
         return value.strip() or None
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return None
-    if not isinstance(value, (Number, np.bool_)) or value != int(value):
+    if isinstance(value, bytes) or np.ndim(value) or value != int(value):
         raise ValueError
     return str(int(value))
 
