@@ -11,7 +11,6 @@ from clipviz.prompts.classes import (
     make_prompts,
     normalize_name,
     read_descriptions,
-    resolve_descriptions,
     short_hash,
     spoken_name,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "make_prompts",
     "normalize_name",
     "read_descriptions",
-    "resolve_descriptions",
     "short_hash",
     "spoken_name",
 ]

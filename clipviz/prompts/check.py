@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from clipviz.errors import listed
+from clipviz.errors import listed, one_line
 from clipviz.prompts import description_pairs, description_problems, normalize_name
 
 _BATCH = 512
@@ -54,23 +54,18 @@ class DescriptionCheck(NamedTuple):
 
     def notices(self) -> list[str]:
         """What is odd but no error."""
-        found = []
-        if self.cut:
-            share = 100 * len(self.cut) / self.n_sentences
-            found.append(
-                f"{len(self.cut)} ({share:.1f} %) are longer than the {self.context} tokens that the text tower reads "
-                f"and are cut, {_example(self.cut)}"
-            )
-        if self.nameless:
-            share = 100 * len(self.nameless) / self.n_sentences
-            found.append(f"{len(self.nameless)} ({share:.1f} %) do not name their class, {_example(self.nameless)}")
-        return found
+        too_long = f"are longer than the {self.context} tokens that the text tower reads and are cut"
+        return [
+            f"{len(pairs)} ({100 * len(pairs) / self.n_sentences:.1f} %) {what}, "
+            f"for example of {pairs[0][0]!r}: {one_line(pairs[0][1], 60)!r}"
+            for pairs, what in ((self.cut, too_long), (self.nameless, "do not name their class"))
+            if pairs
+        ]
 
     def report(self) -> str:
         """All of it in one line."""
-        return (
-            f"{self.source}: {'; '.join(filter(None, [listed(self.problems, '; '), self.counts(), *self.notices()]))}"
-        )
+        problems = [listed(self.problems, "; ")] if self.problems else []
+        return f"{self.source}: {'; '.join([*problems, self.counts(), *self.notices()])}"
 
     def require(self) -> DescriptionCheck:
         """Return itself.
@@ -100,17 +95,17 @@ def check_descriptions(
     """
     source, pairs = description_pairs(descriptions)
     lists = [
-        (key, [text.strip() for text in sentences if isinstance(text, str) and text.strip()])
+        [(key, text.strip()) for text in sentences if isinstance(text, str) and text.strip()]
         for key, sentences in pairs
         if isinstance(sentences, list | tuple)
     ]
-    sentences = [(key, text) for key, texts in lists for text in texts]
-    counts = [len(texts) for _, texts in lists if texts] or [0]
+    sentences = [pair for of_key in lists for pair in of_key]
+    counts = [len(of_key) for of_key in lists if of_key] or [0]
     context = None if tokenizer is None else int(getattr(tokenizer, "context_length", 77))
     return DescriptionCheck(
         source,
         tuple(description_problems(pairs, class_names)),
-        sum(1 for _, texts in lists if texts),
+        sum(map(bool, lists)),
         len(sentences),
         min(counts),
         max(counts),
@@ -130,9 +125,3 @@ def _cut(sentences: Sequence[tuple[str, str]], tokenizer: Callable[..., Any], co
         too_long = (ids[:, context:] != padding).any(1).tolist()
         found += [pair for pair, is_cut in zip(batch, too_long, strict=True) if is_cut]
     return found
-
-
-def _example(pairs: Sequence[tuple[str, str]]) -> str:
-    key, text = pairs[0]
-    shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return f"for example of {key!r}: {shown!r}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clipviz.errors import listed, parse_json, unknown
+from clipviz.files import read_text
 
 Descriptions = str | os.PathLike[str] | Mapping[str, Sequence[str]]
 """A CuPL JSON file, or class name -> sentences."""
@@ -87,8 +89,7 @@ class ClassPrompts:
         check_class_names(self.names)
         _check_templates(self.templates)
         if self.descriptions:
-            resolved = resolve_descriptions(self.descriptions, self.names, source="descriptions")
-            object.__setattr__(self, "descriptions", resolved)
+            object.__setattr__(self, "descriptions", read_descriptions(self.descriptions, self.names))
 
     @property
     def descriptions_given(self) -> bool:
@@ -111,7 +112,8 @@ class ClassPrompts:
         Raises:
             ValueError: If there is no class of that name.
         """
-        self._check_known(name)
+        if name not in self._known:
+            raise unknown("class", name, self.names)
         return tuple(fill_template(template, name) for template in self.templates)
 
     def description_sentences(self, name: str) -> tuple[str, ...]:
@@ -120,12 +122,7 @@ class ClassPrompts:
         Raises:
             ValueError: If there is no class of that name.
         """
-        self._check_known(name)
-        return self.descriptions[name] if self.descriptions_given else self.template_sentences(name)
-
-    def _check_known(self, name: str) -> None:
-        if name not in self._known:
-            raise unknown("class", name, self.names)
+        return self.descriptions.get(name) or self.template_sentences(name)
 
 
 def make_prompts(
@@ -138,13 +135,7 @@ def make_prompts(
         templates: one or more patterns; None: `DEFAULT_TEMPLATES`.
         descriptions: None: nobody wrote any.
     """
-    expected = class_names or None
-    if descriptions is None:
-        described = {}
-    elif isinstance(descriptions, str | os.PathLike):
-        described = read_descriptions(descriptions, expected)
-    else:
-        described = resolve_descriptions(descriptions, expected)
+    described = {} if descriptions is None else read_descriptions(descriptions, class_names or None)
     patterns = (templates,) if isinstance(templates, str) else tuple(templates or DEFAULT_TEMPLATES)
     source = Path(descriptions).name if isinstance(descriptions, str | os.PathLike) else ""
     return ClassPrompts(class_names or tuple(described), patterns, described, source)
@@ -178,24 +169,32 @@ def _check_templates(templates: Sequence[str]) -> None:
 
 
 def read_descriptions(
-    path: str | os.PathLike[str], class_names: Sequence[str] | None = None
+    descriptions: Descriptions, class_names: Sequence[str] | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """Read a CuPL description file: a JSON object, class name -> list of sentences.
+    """Check descriptions and bring them into the order and spelling of the classes.
 
     Args:
-        path: The file, UTF-8.
-        class_names: The classes it must describe, each exactly once and no others. Spellings may differ in
-            case and in "_", "-" and spaces. None takes the classes from the file.
+        descriptions: A CuPL file (UTF-8, a JSON object), or class name -> list of sentences.
+        class_names: The classes they must describe, each exactly once and no others. Spellings may differ in
+            case and in "_", "-" and spaces. None takes the classes from the keys.
 
     Returns:
-        Class name -> sentences, in the order and spelling of `class_names` (of the file if None).
+        Class name -> sentences without surrounding blanks, in the order and spelling of `class_names`.
 
     Raises:
         ValueError: If the file cannot be read or is no JSON object, or with ONE line that lists every
             missing, extra and ambiguous key, empty list and thing that is no sentence.
     """
-    source, pairs = description_pairs(path)
-    return resolve_descriptions(pairs, class_names, source)
+    source, pairs = description_pairs(descriptions)
+    if problems := description_problems(pairs, class_names):
+        raise ValueError(f"{source}: {listed(problems, '; ')}")
+    by_name = {normalize_name(key): sentences for key, sentences in pairs}
+    classes = [key.strip() for key, _ in pairs] if class_names is None else class_names
+    return {name: tuple(sentence.strip() for sentence in by_name[normalize_name(name)]) for name in classes}
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as its pairs in order: a dict would silently drop all but the last of equal keys."""
 
 
 def description_pairs(
@@ -209,20 +208,9 @@ def description_pairs(
     if isinstance(descriptions, Mapping):
         return "descriptions", list(descriptions.items())
     source = f"descriptions file {os.fsdecode(descriptions)!r}"
-    return source, _read_json_object(Path(os.fsdecode(descriptions)).expanduser(), source)
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as its pairs in order: a dict would silently drop all but the last of equal keys."""
-
-
-def _read_json_object(path: Path, source: str) -> _Pairs:
+    text = read_text(os.fsdecode(descriptions), source)
     try:
-        content = parse_json(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
-    except OSError as error:
-        raise ValueError(f"{source}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+        content = parse_json(text, object_pairs_hook=_Pairs)
     except ValueError as error:
         raise ValueError(
             f"{source}: is not valid JSON ({error}); wanted an object, class name -> list of sentences "
@@ -230,67 +218,33 @@ def _read_json_object(path: Path, source: str) -> _Pairs:
         ) from error
     if not isinstance(content, _Pairs):
         raise ValueError(f"{source}: wanted a JSON object, class name -> list of sentences; got {_json_type(content)}")
-    return content
-
-
-def resolve_descriptions(
-    descriptions: Mapping[str, Any] | Iterable[tuple[str, Any]],
-    class_names: Sequence[str] | None = None,
-    source: str = "descriptions",
-) -> dict[str, tuple[str, ...]]:
-    """Check descriptions and bring them into the order and spelling of the classes.
-
-    Args:
-        descriptions: Class name -> list of sentences, as a mapping or as pairs.
-        class_names: The classes to describe; None takes them from the keys.
-        source: Where the descriptions came from, for the message.
-
-    Returns:
-        Class name -> sentences without surrounding blanks.
-
-    Raises:
-        ValueError: With one line that lists all problems, as in `read_descriptions`.
-    """
-    pairs = list(descriptions.items() if isinstance(descriptions, Mapping) else descriptions)
-    problems = description_problems(pairs, class_names)
-    if problems:
-        raise ValueError(f"{source}: {listed(problems, '; ')}")
-    by_name = {normalize_name(key): sentences for key, sentences in pairs}
-    classes = [key.strip() for key, _ in pairs] if class_names is None else list(class_names)
-    return {name: tuple(sentence.strip() for sentence in by_name[normalize_name(name)]) for name in classes}
+    return source, content
 
 
 def description_problems(pairs: Sequence[tuple[str, Any]], class_names: Sequence[str] | None = None) -> list[str]:
     """Say everything that keeps descriptions from being used, one phrase each; nothing if they are good."""
-    by_name: dict[str, list[tuple[str, Any]]] = defaultdict(list)
-    for key, sentences in pairs:
-        by_name[normalize_name(key)].append((key, sentences))
-    classes = [key.strip() for key, _ in pairs] if class_names is None else list(class_names)
-    problems = _key_problems(by_name, classes)
-    return problems + [problem for key, sentences in pairs if (problem := _sentences_problem(key, sentences))]
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for key, _ in pairs:
+        by_name[normalize_name(key)].append(key)
+    classes = [key.strip() for key, _ in pairs] if class_names is None else class_names
+    of_sentences = (_sentences_problem(key, sentences) for key, sentences in pairs)
+    return _key_problems(by_name, classes) + [problem for problem in of_sentences if problem]
 
 
-def _key_problems(by_name: Mapping[str, list[tuple[str, Any]]], classes: Sequence[str]) -> list[str]:
+def _key_problems(by_name: Mapping[str, list[str]], classes: Sequence[str]) -> list[str]:
     """Say which classes have no key, which keys have no class, and which cannot be told apart."""
     wanted: dict[str, list[str]] = defaultdict(list)
     for name in classes:
         wanted[normalize_name(name)].append(name)
     missing = [name for norm, names in wanted.items() if norm not in by_name for name in names]
-    extra = [key for norm, entries in by_name.items() if norm not in wanted for key, _ in entries]
-    same_keys = [[key for key, _ in entries] for entries in by_name.values() if len(entries) > 1]
-    same_classes = [names for norm, names in wanted.items() if len(names) > 1 and len(by_name[norm]) <= 1]
-    problems = []
-    if missing:
-        problems.append(f"no entry for {listed(map(repr, missing))}")
-    if extra:
-        problems.append(f"entries for no class: {listed(map(repr, extra))}")
-    problems += [f"ambiguous keys for one class: {listed(map(repr, keys))}" for keys in same_keys]
-    problems += [f"classes that share one key: {listed(map(repr, names))}" for names in same_classes]
-    if not classes:
-        problems.append("no class is described")
-    if "" in by_name:
-        problems.append("a key is blank")
-    return problems
+    extra = [key for norm, keys in by_name.items() if norm not in wanted for key in keys]
+    problems = [("no entry for", missing)] if missing else []
+    problems += [("entries for no class:", extra)] if extra else []
+    problems += [("ambiguous keys for one class:", keys) for keys in by_name.values() if len(keys) > 1]
+    shared = (names for norm, names in wanted.items() if len(names) > 1 and len(by_name.get(norm, ())) <= 1)
+    problems += [("classes that share one key:", names) for names in shared]
+    said = [f"{problem} {listed(map(repr, names))}" for problem, names in problems]
+    return said + ["no class is described"] * (not classes) + ["a key is blank"] * ("" in by_name)
 
 
 def _sentences_problem(key: str, sentences: Any) -> str | None:
@@ -310,11 +264,7 @@ def _sentences_problem(key: str, sentences: Any) -> str | None:
 
 
 def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def _json_type(value: Any) -> str:

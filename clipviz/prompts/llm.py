@@ -7,7 +7,7 @@ refused), and is never written down.
 
 from __future__ import annotations
 
-import email.message
+import contextlib
 import http.client
 import json
 import re
@@ -18,9 +18,9 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from clipviz.errors import one_line
+from clipviz.errors import listed, one_line
 from clipviz.files import write_json
 from clipviz.prompts import description_pairs, normalize_name, spoken_name
 
@@ -106,9 +106,9 @@ def open_skeleton(path: Path, class_names: Sequence[str]) -> dict[str, list[str]
         return {name: [] for name in class_names}
     source, pairs = description_pairs(path)
     held = {normalize_name(key): sentences for key, sentences in pairs}
-    if extra := [key for key, _ in pairs if normalize_name(key) not in {normalize_name(name) for name in class_names}]:
-        shown = ", ".join(repr(key) for key in extra[:5])
-        raise ValueError(f"{source} describes other classes ({shown}); choose another --out")
+    wanted = set(map(normalize_name, class_names))
+    if extra := [key for key, _ in pairs if normalize_name(key) not in wanted]:
+        raise ValueError(f"{source} describes other classes ({listed(map(repr, extra))}); choose another --out")
     filled = {name: held.get(normalize_name(name), []) for name in class_names}
     for name, sentences in filled.items():
         if not isinstance(sentences, list) or not all(isinstance(text, str) for text in sentences):
@@ -169,20 +169,15 @@ def ask(endpoint: Endpoint, name: str, n: int, kind: str | None) -> list[str]:
     """
     spoken = spoken_name(name)
     question = QUESTION.format(n=n, name=spoken, kind=f"{spoken!r}, a kind of {kind}," if kind else repr(spoken))
-    pause = endpoint.pause
-    for attempt in range(1, endpoint.tries + 1):
+    for attempt in range(endpoint.tries):
         try:
-            sentences = sentences_of(_call(endpoint, question))
-            if sentences:
+            if sentences := sentences_of(_call(endpoint, question)):
                 return sentences[:n]
             raise Unanswered("the answer holds no sentence")
-        except _Refused:
-            raise
         except Unanswered as error:
-            if attempt == endpoint.tries:
+            if isinstance(error, _Refused) or attempt + 1 == endpoint.tries:
                 raise
-            time.sleep(pause if error.wait is None else error.wait)
-            pause *= 2
+            time.sleep(endpoint.pause * 2**attempt if error.wait is None else error.wait)
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -202,15 +197,7 @@ def sentences_of(answer: str) -> list[str]:
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirect would take the key to another server."""
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> None:
+    def redirect_request(self, *request: Any) -> None:
         return None
 
 
@@ -220,9 +207,9 @@ _OPENER = urllib.request.build_opener(_NoRedirect)
 def _call(endpoint: Endpoint, question: str) -> str:
     """One call; returns the text of the answer."""
     body = {"model": endpoint.model, "messages": [{"role": "user", "content": question}], "temperature": 0.7}
-    headers = {"Content-Type": "application/json"} | (
-        {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-    )
+    headers = {"Content-Type": "application/json"}
+    if endpoint.key:
+        headers["Authorization"] = f"Bearer {endpoint.key}"
     address = f"{endpoint.url.rstrip('/')}/chat/completions"
     request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
     try:
@@ -238,19 +225,14 @@ def _call(endpoint: Endpoint, question: str) -> str:
 
 
 def _http_failure(error: urllib.error.HTTPError) -> Unanswered:
-    try:
+    said = ""
+    with contextlib.suppress(OSError):
         said = one_line(error.read(2000).decode(errors="replace"))
-    except OSError:
-        said = ""
+    reason = f"HTTP {error.code} {said}".strip()
     if error.code not in _RETRIED:
-        return _Refused(f"HTTP {error.code} {said}".strip())
-    return Unanswered(f"HTTP {error.code} {said}".strip(), _seconds(error.headers))
-
-
-def _seconds(headers: email.message.Message) -> float | None:
-    """How long the server asks to wait, within reason; None if it does not say."""
-    text = headers.get("Retry-After", "")
-    return min(float(text), 60.0) if re.fullmatch(r"\d+(\.\d+)?", text) else None
+        return _Refused(reason)
+    wait = error.headers.get("Retry-After", "")
+    return Unanswered(reason, min(float(wait), 60.0) if re.fullmatch(r"\d+(\.\d+)?", wait) else None)
 
 
 def _content(raw: bytes) -> str:

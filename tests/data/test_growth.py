@@ -9,7 +9,7 @@ from PIL import Image
 from clipviz.data import load_dataset
 from clipviz.errors import listed
 from clipviz.methods.base import prompt_sentences
-from clipviz.prompts import ClassPrompts, check_class_names, read_descriptions, resolve_descriptions
+from clipviz.prompts import ClassPrompts, check_class_names, read_descriptions
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ MANY = [f"class {i}" for i in range(5000)]
     [
         lambda folder: check_class_names(MANY * 2),
         lambda folder: check_class_names([" "] * 5000),
-        lambda folder: resolve_descriptions({name: ["x"] for name in MANY}, ["owl"]),
-        lambda folder: resolve_descriptions({name: [] for name in MANY}),
+        lambda folder: read_descriptions({name: ["x"] for name in MANY}, ["owl"]),
+        lambda folder: read_descriptions({name: [] for name in MANY}),
         lambda folder: ClassPrompts(("owl",), tuple(MANY)),
         lambda folder: load_dataset(folder, classes=["owl"]),
         lambda folder: load_dataset(folder / "table.csv", classes=["owl"]),

@@ -10,7 +10,6 @@ from clipviz.prompts import (
     fill_template,
     normalize_name,
     read_descriptions,
-    resolve_descriptions,
 )
 
 NASTY_NAMES = ["<script>alert(1)</script>", "{}", "{0.real}", "100% {x!r}", "a \"quoted\" 'one'", "naïve é"]
@@ -126,7 +125,7 @@ def test_equal_keys_are_noticed_although_json_would_drop_one(write):
 
 def test_classes_that_differ_in_spelling_only_are_ambiguous():
     with pytest.raises(ValueError, match="classes that share one key: 'a_b', 'a b'"):
-        resolve_descriptions({"a b": ["x"]}, ["a_b", "a b"])
+        read_descriptions({"a b": ["x"]}, ["a_b", "a b"])
 
 
 @pytest.mark.parametrize(
