@@ -6,7 +6,6 @@ unit norm.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -14,19 +13,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
-from clipviz.data.base import Batch, ImageDataset, Views
+from clipviz.data.base import ImageDataset, ViewConfig, Views
+from clipviz.data.batches.loader import ViewLoader
 from clipviz.events import UNLABELLED
 from clipviz.ops import normalize
-from clipviz.prompts import DEFAULT_TEMPLATES, ClassPrompts, short_hash, spoken_name
+from clipviz.prompts import ClassPrompts, Descriptions, make_prompts, short_hash, spoken_name
 
 DEFAULT_LOGIT_SCALE = 100.0
 """What CLIP's learned scale is clipped to, and where OpenAI's models ended."""
 
 _CHECKED_ROWS = 65_536
+_MOST_CLASSES = 1_000_000
 
 
 class FeatureDataset(ImageDataset):
@@ -37,11 +39,13 @@ class FeatureDataset(ImageDataset):
         name: what to call it.
         split: its split.
         targets: (n,) integers in [-1, C); None: all unlabelled.
-        class_names: C names; None: "class 0", "class 1", ... as many as `classifier` has rows.
+        class_names: C names; None: "class 0", "class 1", ... as many as `classifier` has rows, or as targets tell.
         classifier: (C, E) float, finite; None if a text tower will make one (`backbone(text)`).
         logit_scale: multiplier of cosines.
         model: name of the model that made the embeddings.
-        prompts: what a text tower reads; None: the class names, which a classifier makes embeddings of.
+        descriptions: class name -> sentences, or a CuPL JSON file; a text tower reads them, and the classifier is not
+            used.
+        templates: patterns for a text tower, where there is no classifier.
 
     Attributes:
         is_numbered: whether nobody gave the classes names.
@@ -63,7 +67,8 @@ class FeatureDataset(ImageDataset):
         classifier: Tensor | None = None,
         logit_scale: float = DEFAULT_LOGIT_SCALE,
         model: str = "features",
-        prompts: ClassPrompts | None = None,
+        descriptions: Descriptions | None = None,
+        templates: str | Sequence[str] | None = None,
     ) -> None:
         _check_matrix("embeddings", embeddings, name)
         if classifier is not None:
@@ -78,22 +83,20 @@ class FeatureDataset(ImageDataset):
             raise ValueError(f"{name}: logit_scale must be positive and finite, got {logit_scale}")
         self.name, self.split, self.model, self.logit_scale = name, split, model, logit_scale
         self.embeddings, self.classifier = embeddings, classifier
-        self.class_names = _class_names(class_names, classifier, name)
-        templates = DEFAULT_TEMPLATES if classifier is None else ("{}",)
-        self.prompts = prompts or ClassPrompts(self.class_names, templates)
+        names = _class_names(class_names, classifier, targets, name)
+        reads_text = classifier is None or descriptions is not None
+        self.prompts = make_prompts(names, templates, descriptions) if reads_text else ClassPrompts(names, ("{}",))
+        self.class_names = self.prompts.names
+        self.is_numbered = class_names is None
         self.targets = _targets(targets, len(embeddings), len(self.class_names), name)
         self.names = _RowNames(len(embeddings))
         self.skipped = []
-        self.is_numbered = class_names is None
 
     @cached_property
     def digest(self) -> str:
         """A short hash of embeddings and labels, whatever the file and its classifier."""
-        digest = hashlib.blake2b(f"{self.embeddings.shape} {self.embeddings.dtype}".encode(), digest_size=8)
-        for rows in self.embeddings.split(_CHECKED_ROWS):
-            digest.update(rows.contiguous().view(torch.uint8).numpy().data)
-        digest.update(self.targets.tobytes())
-        return digest.hexdigest()
+        kind = f"{self.embeddings.shape} {self.embeddings.dtype}"
+        return short_hash([kind, tensor_bytes(self.embeddings), self.targets.tobytes()])
 
     def _contents_hash(self) -> str:
         tensors = [self.embeddings] if self.classifier is None else [self.embeddings, self.classifier]
@@ -123,9 +126,8 @@ class FeatureDataset(ImageDataset):
                 f"{text.embed_dim}; use the model that made the file"
             )
         if self.classifier is not None and not self.prompts.descriptions_given:
-            return FeatureBackbone(
-                width, self.logit_scale, self.model, dict(zip(self.class_names, self.classifier, strict=True))
-            )
+            table = dict(zip(self.class_names, self.classifier, strict=True))
+            return FeatureBackbone(width, self.logit_scale, self.model, table)
         if text is None:
             raise ValueError(
                 f"{self.name} has no classifier to go with its embeddings; give the model whose text tower makes one, "
@@ -169,10 +171,11 @@ class FeatureBackbone(Backbone):
         text: Backbone | None = None,
     ) -> None:
         model = nn.Module()
-        model.visual = nn.Module()  # no norms to train
+        visual: Any = nn.Module()  # nothing to train, no patches, and nothing is ever drawn
+        visual.image_size, visual.output_dim = 0, width
+        model.visual = visual
         model.logit_scale = nn.Parameter(torch.tensor(logit_scale).log(), requires_grad=False)
         super().__init__(model, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), name)
-        self._width = width
         self.built = text.built if text is not None else None
         self._table = {spoken_name(key): row for key, row in (classifier or {}).items()}
         if len(self._table) < len(classifier or {}):
@@ -180,21 +183,6 @@ class FeatureBackbone(Backbone):
                 f"{name}: some class names differ in underscores and spaces only; make them differ in words"
             )
         self._text = [text] if text is not None else []  # a list: not a part of this model
-
-    @property
-    def image_size(self) -> int:
-        """Nothing is ever drawn."""
-        return 0
-
-    @property
-    def embed_dim(self) -> int:
-        """E."""
-        return self._width
-
-    @property
-    def has_patches(self) -> bool:
-        """There are none."""
-        return False
 
     @property
     def reads_text(self) -> bool:
@@ -210,16 +198,15 @@ class FeatureBackbone(Backbone):
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings are what comes in; images are refused."""
-        if images.ndim != 2 or images.shape[1] != self._width:
-            raise ValueError(f"wanted embeddings (B, {self._width}), got {tuple(images.shape)}")
+        if images.ndim != 2 or images.shape[1] != self.embed_dim:
+            raise ValueError(f"wanted embeddings (B, {self.embed_dim}), got {tuple(images.shape)}")
         return normalize(images)
 
     def embed_text(self, texts: Sequence[str], batch_size: int = 256, *, unit: bool = True) -> Tensor:
         """Embeddings of sentences by the text tower, or of class names by the table."""
         if self._text:
             return self._text[0].embed_text(texts, batch_size, unit=unit)
-        unknown = [text for text in texts if text not in self._table]
-        if unknown:
+        if unknown := [text for text in texts if text not in self._table]:
             raise ValueError(
                 f"a file of embeddings has no text tower: it knows its class names, but not {unknown[0]!r}"
             )
@@ -231,29 +218,17 @@ class FeatureBackbone(Backbone):
         return self
 
 
-class FeatureLoader:
-    """Shuffled batches of embeddings, in the order in which `ViewLoader` would give the images.
+class FeatureLoader(ViewLoader):
+    """Batches of embeddings, in the order in which `ViewLoader` gives images; the only view is the embedding itself."""
 
-    Args: as for `ViewLoader`; there is nothing for workers to do.
-    """
+    dataset: FeatureDataset
 
     def __init__(self, dataset: FeatureDataset, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
-        if batch_size < 1 or seed < 0:
-            raise ValueError(f"a loader wants batch_size >= 1 and seed >= 0, got {batch_size} and {seed}")
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.device = torch.device(device)
+        super().__init__(dataset, ViewConfig(1), batch_size, seed, device=device)
 
-    def __len__(self) -> int:
-        """Steps in an epoch."""
-        return -(-len(self.dataset) // self.batch_size)
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from a step on; the only view is the embedding itself."""
-        order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset)))
-        targets = torch.from_numpy(self.dataset.targets)
-        for index in order.split(self.batch_size)[first_step:]:
-            views = Views(self.dataset.rows(index).to(self.device))
-            yield Batch(views, index.to(self.device), targets[index].to(self.device))
+    def _views(self, epoch: int, steps: Sequence[NDArray[np.int64]]) -> Iterator[Views]:
+        for indices in steps:
+            yield Views(self.dataset.rows(torch.from_numpy(indices)).to(self.device))
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -277,12 +252,18 @@ def _check_matrix(what: str, matrix: Tensor, source: str) -> None:
             raise ValueError(f"{source}: row {row} of {what} {reason}; leave such rows out of the file")
 
 
-def _class_names(names: Sequence[str] | None, classifier: Tensor | None, source: str) -> tuple[str, ...]:
-    if names is None:
-        return () if classifier is None else tuple(f"class {i}" for i in range(len(classifier)))
-    if classifier is not None and len(names) != len(classifier):
-        raise ValueError(f"{source}: {len(names)} class names for a classifier with {len(classifier)} rows")
-    return tuple(names)
+def _class_names(
+    names: Sequence[str] | None, classifier: Tensor | None, targets: Tensor | None, source: str
+) -> tuple[str, ...]:
+    """The names, else numbers for as many as the classifier has rows, or as the targets tell."""
+    if names is not None:
+        if classifier is not None and len(names) != len(classifier):
+            raise ValueError(f"{source}: {len(names)} class names for a classifier with {len(classifier)} rows")
+        return tuple(names)
+    n = 0 if classifier is None else len(classifier)
+    if classifier is None and targets is not None and targets.numel() and not targets.is_floating_point():
+        n = min(int(targets.to(torch.int64).max()) + 1, _MOST_CLASSES)  # more are refused as targets
+    return tuple(f"class {i}" for i in range(n))
 
 
 def _targets(targets: Tensor | None, n: int, n_classes: int, source: str) -> np.ndarray:

@@ -6,9 +6,9 @@ Pixels stay uint8 until a batch is complete (and on its device); then they becom
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,18 +19,8 @@ from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
 from clipviz.data.images.views import crop_views, eval_view, make_views
 from clipviz.parallel import ONE, Ranks
 
-
-class _PixelBatch(NamedTuple):
-    """A batch on its way out of a worker: pixels (B, ..., S, S, 3) uint8."""
-
-    weak: torch.Tensor
-    strong: torch.Tensor | None
-    crops: torch.Tensor | None
-
-
-def _stacked(pixels: Sequence[NDArray[np.uint8] | None]) -> torch.Tensor | None:
-    made = [p for p in pixels if p is not None]
-    return torch.from_numpy(np.stack(made)) if made else None
+_PixelBatch = Sequence[torch.Tensor | None]
+"""Weak, strong and crops on their way out of a worker: (B, ..., S, S, 3) uint8, None where not asked for."""
 
 
 class _BatchMaker(Dataset[_PixelBatch]):
@@ -42,8 +32,8 @@ class _BatchMaker(Dataset[_PixelBatch]):
     def __getitem__(self, request: tuple[int, NDArray[np.int64]]) -> _PixelBatch:
         epoch, indices = request
         views = [make_views(self.dataset.image(i), self.config, self.seed, epoch, i) for i in map(int, indices)]
-        weak, strong, crops = zip(*views, strict=True)
-        return _PixelBatch(torch.from_numpy(np.stack(weak)), _stacked(strong), _stacked(crops))
+        kinds = zip(*views, strict=True)
+        return [None if kind[0] is None else torch.from_numpy(np.stack(kind)) for kind in kinds]
 
 
 class ViewLoader:
@@ -91,47 +81,35 @@ class ViewLoader:
         return -(-len(self.dataset) // self.batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch.
-
-        Args:
-            epoch: 0-based.
-            first_step: Start at this step of the epoch, for a run that goes on in the middle of one.
-        """
+        """Yield the batches of an epoch (0-based) from a step on, for a run that goes on in the middle of one."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset)).astype(np.int64)
-        steps = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        steps = steps[first_step:]
-        shares = [self.ranks.share(indices) for indices in steps]
-        for indices, pixels in zip(steps, self._pixel_batches(epoch, shares), strict=True):
+        steps = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)][first_step:]
+        for indices, views in zip(steps, self._views(epoch, steps), strict=True):
             yield Batch(
-                views=self._views(pixels, len(indices)),
+                views,
                 index=torch.from_numpy(indices).to(self.device),
                 target=torch.from_numpy(self.dataset.targets[indices]).to(self.device),
             )
 
-    def _views(self, pixels: _PixelBatch, n: int) -> Views:
-        strong, crops = (None if p is None else as_images(p, self.device) for p in pixels[1:])
-        return Views(as_images(pixels.weak, self.device), strong, crops, partial(self.ranks.gather, n=n))
-
-    def _pixel_batches(self, epoch: int, steps: list[NDArray[np.int64]]) -> Iterator[_PixelBatch]:
+    def _views(self, epoch: int, steps: Sequence[NDArray[np.int64]]) -> Iterator[Views]:
+        """The views of each step's images, or of this process's share of them."""
         maker = _BatchMaker(self.dataset, self.config, self.seed)
-        requests = [(epoch, indices) for indices in steps]
-        if self.workers == 0:
-            yield from map(maker.__getitem__, requests)
-            return
-        yield from DataLoader(
-            maker,
-            sampler=requests,
-            batch_size=None,  # an item is a whole batch
-            num_workers=min(self.workers, len(requests)),
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # otherwise it draws a seed from the global generator
-            multiprocessing_context=_start_method(),
-        )
-
-
-def _start_method() -> str | None:
-    """Prefer fork: workers then share the decoded images of the parent instead of receiving copies."""
-    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+        requests = [(epoch, self.ranks.share(indices)) for indices in steps]
+        batches: Iterable[_PixelBatch] = map(maker.__getitem__, requests)
+        if self.workers:
+            batches = DataLoader(
+                maker,
+                sampler=requests,
+                batch_size=None,  # an item is a whole batch
+                num_workers=min(self.workers, len(requests)),
+                pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # otherwise it draws a seed from the global generator
+                # workers that are forked share the decoded images instead of receiving copies
+                multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else None,
+            )
+        for indices, pixels in zip(steps, batches, strict=True):
+            weak, strong, crops = (None if p is None else as_images(p, self.device) for p in pixels)
+            yield Views(cast(torch.Tensor, weak), strong, crops, partial(self.ranks.gather, n=len(indices)))
 
 
 def eval_batches(

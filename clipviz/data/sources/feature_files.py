@@ -19,9 +19,8 @@ import math
 import os
 import warnings
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -30,15 +29,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipviz.data.batches.features import DEFAULT_LOGIT_SCALE, FeatureDataset
-from clipviz.data.sources.image_files import Classes, given_classes
+from clipviz.data.sources.image_files import Classes, Texts, drawn, given_classes
 from clipviz.data.sources.scan import data_name
 from clipviz.errors import listed, one_line
 from clipviz.files import replacing, writing
-from clipviz.prompts import Descriptions, make_prompts
 
 FEATURE_SUFFIXES = (".npz", ".safetensors")
 _KNOWN = ("embeddings", "labels", "classifier", "class_names", "logit_scale", "model")
-_MOST_CLASSES = 1_000_000
 _LEAST_USUAL_SCALE = 10.0
 
 
@@ -46,21 +43,18 @@ def read_features(
     path: str | os.PathLike[str],
     *,
     classes: Classes | None = None,
-    descriptions: Descriptions | None = None,
-    templates: str | Sequence[str] | None = None,
     n: int | None = None,
     seed: int = 0,
+    **texts: Unpack[Texts],
 ) -> FeatureDataset:
     """Read a file of embeddings; see the module's docstring for what is in it.
 
     Args:
         path: .npz or .safetensors.
         classes: names to use instead of the file's, or a text file with one on each line.
-        descriptions: a CuPL JSON file, or class name -> sentences; a text tower reads them, and the file's classifier
-            is not used.
-        templates: patterns for a text tower, where the file has no classifier.
         n: at most so many rows, drawn at random; None: all.
         seed: of that draw.
+        texts: descriptions and templates, as for `FeatureDataset`.
 
     Raises:
         ValueError: if the file cannot be read, or with the first array that does not fit.
@@ -76,10 +70,6 @@ def read_features(
             f"{name}: not used: {listed(others)}; the arrays that mean something here are {', '.join(_KNOWN)}",
             stacklevel=3,
         )
-    embeddings, labels = arrays["embeddings"], arrays.get("labels")
-    classifier = arrays.get("classifier")
-    given = given_classes(classes) or arrays.get("class_names")
-    names = given or _numbered(labels, classifier)
     logit_scale = _number("logit_scale", arrays.get("logit_scale", DEFAULT_LOGIT_SCALE), name)
     if 0 < logit_scale < _LEAST_USUAL_SCALE:
         warnings.warn(
@@ -88,22 +78,19 @@ def read_features(
             f"{math.exp(logit_scale):.4g}",
             stacklevel=3,
         )
-    reads_text = classifier is None or descriptions is not None
-    prompts = make_prompts(tuple(names), templates, descriptions) if reads_text else None
     dataset = FeatureDataset(
-        embeddings,
+        arrays["embeddings"],
         name=name,
-        targets=labels,
-        class_names=prompts.names if prompts else names,
-        classifier=classifier,
+        targets=arrays.get("labels"),
+        class_names=given_classes(classes) or arrays.get("class_names") or None,
+        classifier=arrays.get("classifier"),
         logit_scale=logit_scale,
         model=str(arrays.get("model", "features")),
-        prompts=prompts,
+        **texts,
     )
-    dataset.is_numbered = not given
     if n is not None and n < len(dataset):
-        rows = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:n])
-        dataset.embeddings, dataset.targets = embeddings[torch.from_numpy(rows)], dataset.targets[rows]
+        rows = drawn(len(dataset), n, seed)
+        dataset.embeddings, dataset.targets = dataset.embeddings[torch.from_numpy(rows)], dataset.targets[rows]
         dataset.names = dataset.names[:n]
     return dataset
 
@@ -125,17 +112,6 @@ def _number(what: str, value: Any, source: str) -> float:
         raise ValueError(f"{source}: {what} must be one number ({one_line(error)})") from error
 
 
-def _numbered(labels: Tensor | None, classifier: Tensor | None) -> list[str]:
-    """Names for classes that have none: as many as the classifier has rows, or as the labels tell."""
-    if classifier is not None:
-        return [f"class {i}" for i in range(len(classifier))]
-    if labels is None or not labels.numel() or labels.is_floating_point():
-        return []
-    return [
-        f"class {i}" for i in range(min(int(labels.to(torch.int64).max()) + 1, _MOST_CLASSES))
-    ]  # more are refused as labels
-
-
 def _read_npz(name: str) -> dict[str, Any]:
     """Tensors and text of an .npz file; pickled arrays are refused."""
     try:
@@ -149,18 +125,16 @@ def _read_npz(name: str) -> dict[str, Any]:
         pickled = "it holds Python objects, which are never unpickled; save arrays of numbers"
         reason = pickled if "allow_pickle" in str(error) else one_line(error)
         raise ValueError(f"cannot read features from {name!r}: {reason}") from error
-    out: dict[str, Any] = {}
-    for key, array in arrays.items():
-        if array.dtype.kind in "US":
-            text = [item.decode() if isinstance(item, bytes) else str(item) for item in np.atleast_1d(array)]
-            out[key] = text if array.ndim else text[0]
-        else:
-            out[key] = _tensor(array) if array.dtype.kind in "fiub" else array
-    return out
+    return {key: _plain(array) for key, array in arrays.items()}
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    """An array of numbers as a tensor, also of kinds that torch has not: other byte orders, more than 64 bits."""
+def _plain(array: np.ndarray) -> Any:
+    """Text as strings, numbers as a tensor, also of kinds that torch has not: other byte orders, more than 64 bits."""
+    if array.dtype.kind in "US":
+        text = [item.decode() if isinstance(item, bytes) else str(item) for item in np.atleast_1d(array)]
+        return text if array.ndim else text[0]
+    if array.dtype.kind not in "fiub":
+        return array
     kind = np.dtype(np.float64) if array.dtype.kind == "f" and array.dtype.itemsize > 8 else array.dtype
     return torch.from_numpy(array.astype(kind.newbyteorder("="), copy=False))
 
@@ -196,9 +170,9 @@ def write_features(path: str | os.PathLike[str], dataset: FeatureDataset) -> Non
         tensors["classifier"] = dataset.classifier.contiguous()
     if target.suffix.lower() == ".npz":
         arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
+        texts: dict[str, Any] = {"class_names": np.array(dataset.class_names, str), "model": np.array(dataset.model)}
         with writing(target) as file:
-            np.savez(file, **arrays, class_names=np.array(dataset.class_names, str), model=np.array(dataset.model))
-    else:
-        metadata = {"class_names": json.dumps(dataset.class_names), "model": dataset.model}
-        with replacing(target) as place:
-            save_file(tensors, place, metadata=metadata)
+            np.savez(file, **arrays, **texts)
+        return
+    with replacing(target) as place:
+        save_file(tensors, place, {"class_names": json.dumps(dataset.class_names), "model": dataset.model})

@@ -30,11 +30,16 @@ _SAMPLE = 4096
 """Bytes at either end of a file by which it is known again."""
 
 
-class DataOptions(TypedDict, total=False):
-    """What any data set can be given; see `ImageFileDataset`."""
+class Texts(TypedDict, total=False):
+    """What is said about the classes; see `ImageFileDataset`."""
 
     descriptions: Descriptions | None
     templates: str | Sequence[str] | None
+
+
+class DataOptions(Texts, total=False):
+    """What any data set can be given; see there."""
+
     n: int | None
     seed: int
 
