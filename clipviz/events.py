@@ -19,76 +19,48 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class CropVotes:
-    """What each crop says, enough to weigh the crops anew.
+    """What each crop says, enough to weigh the crops anew."""
 
-    Attributes:
-        similarity: (B, K) cosine of each crop to its image.
-        logits: (B, K, C) scaled logits of each crop alone, by the frozen classifier.
-        gram: (B, K, K) cosines among the crops of an image, for the norm of their weighted mean.
-    """
-
-    similarity: Tensor
-    logits: Tensor
-    gram: Tensor
+    similarity: Tensor  # (B, K) cosine of each crop to its image
+    logits: Tensor  # (B, K, C) scaled logits of each crop alone, by the frozen classifier
+    gram: Tensor  # (B, K, K) cosines among the crops of an image, for the norm of their weighted mean
 
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """The guesses of a method for one batch, and where they come from.
+    """The guesses of a method for one batch, and where they come from."""
 
-    Attributes:
-        labels: (B,) int64, the classes used as training signal.
-        probs: (B, C) float, softmax of scaled logits.
-        weights: (B,) float, multiplier of each sample's loss term.
-        sources: name -> (B, C) float scaled logits of the classifiers that were mixed.
-        crop_weights: (B, K) float, softmax relevance of each crop; None for methods without crops.
-        crop_votes: what each crop says alone; None for methods without crops.
-        metrics: name -> (B,) float diagnostics, averaged over an epoch ("lambda_2", "edge_density").
-    """
-
-    labels: Tensor
-    probs: Tensor
-    weights: Tensor
+    labels: Tensor  # (B,) int64, the classes used as training signal
+    probs: Tensor  # (B, C) float, softmax of scaled logits
+    weights: Tensor  # (B,) float, multiplier of each sample's loss term
+    # name -> (B, C) float scaled logits of the classifiers that were mixed
     sources: Mapping[str, Tensor] = field(default_factory=dict)
-    crop_weights: Tensor | None = None
+    crop_weights: Tensor | None = None  # (B, K) float, softmax relevance of each crop; None for methods without crops
+    # name -> (B,) float diagnostics, averaged over an epoch ("lambda_2", "edge_density")
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    crop_votes: CropVotes | None = None
+    crop_votes: CropVotes | None = None  # what each crop says alone; None for methods without crops
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The fixed images that are followed through a run.
+    """The fixed images that are followed through a run."""
 
-    Attributes:
-        images: (P, 3, S, S) float in [0, 1].
-        index: (P,) int64, positions in the dataset they come from.
-        target: (P,) int64, -1 unlabelled; for captions only.
-        parts: (P, S, S) uint8 part ids (0 background), or None where no part masks exist.
-    """
-
-    images: Tensor
-    index: Tensor
-    target: Tensor
-    parts: Tensor | None = None
+    images: Tensor  # (P, 3, S, S) float in [0, 1]
+    index: Tensor  # (P,) int64, positions in the dataset they come from
+    target: Tensor  # (P,) int64, -1 unlabelled; for captions only
+    parts: Tensor | None = None  # (P, S, S) uint8 part ids (0 background), or None where no part masks exist
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a method says about the evaluation images.
+    """What a method says about the evaluation images."""
 
-    Attributes:
-        index: (n,) int64.
-        probs: (n, C) float.
-        target: (n,) int64, -1 unlabelled.
-        embeddings: (n, E) float16, unit norm, the image tower's own, as they fell off on the way to `probs`; None where
-            there are none.
-        branches: name -> (n,) int64, the class that each part of a method says on its own, where that was asked for.
-    """
-
-    index: Tensor
-    probs: Tensor
-    target: Tensor
+    index: Tensor  # (n,) int64
+    probs: Tensor  # (n, C) float
+    target: Tensor  # (n,) int64, -1 unlabelled
+    # (n, E) float16, unit norm, the image tower's own, as they fell off on the way to `probs`; None if there are none
     embeddings: Tensor | None = None
+    # name -> (n,) int64, the class that each part of a method says on its own, where that was asked for
     branches: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -103,57 +75,37 @@ class SentenceSimilarity(NamedTuple):
 
 @dataclass(frozen=True)
 class CacheVotes:
-    """The cache entries that weigh most for each image, the heaviest first.
+    """The cache entries that weigh most for each image, the heaviest first."""
 
-    Attributes:
-        index: (G, k) int64, positions in the training data.
-        labels: (G, k) int64, the class each entry votes for.
-        votes: (G, k) float, what it adds to that class's logit.
-    """
-
-    index: Tensor
-    labels: Tensor
-    votes: Tensor
+    index: Tensor  # (G, k) int64, positions in the training data
+    labels: Tensor  # (G, k) int64, the class each entry votes for
+    votes: Tensor  # (G, k) float, what it adds to that class's logit
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The most instructive evaluation images after training: confidently wrong, or least sure where labels are missing.
+    """The most instructive evaluation images: confidently wrong, or least sure where labels are missing."""
 
-    Attributes:
-        probe: the images.
-        probs: (G, C) float, final probabilities.
-        explanation: kind -> (G, h, w) float saliency of the final model.
-        branches: name -> (G, C) float probabilities of parts of the inference path, each on its own.
-        examples: thumbnails of the images that are most surely called each class the gallery speaks of.
-        example_labels: (X,) int64, the class that each example is called.
-        sentences: what is said about the classes in question, and how like the image it is.
-        votes: of methods with a cache, on the CPU.
-        voters: (G, k, 3, h, w) float in [0, 1], thumbnails of the entries in `votes`.
-        thumbnails: ("learned" or "measured", positions (n,)) -> (n, 3, h, w) in [0, 1]: training or evaluation
-            images that turn out to be worth a look; None where these have no pixels.
-    """
-
-    probe: Probe
-    probs: Tensor
-    explanation: Mapping[str, Tensor]
+    probe: Probe  # the images
+    probs: Tensor  # (G, C) float, final probabilities
+    explanation: Mapping[str, Tensor]  # kind -> (G, h, w) float saliency of the final model
+    # name -> (G, C) float probabilities of parts of the inference path, each on its own
     branches: Mapping[str, Tensor] = field(default_factory=dict)
+    # thumbnails of the images that are most surely called each class the gallery speaks of
     examples: Tensor | None = None
-    example_labels: Tensor | None = None
+    example_labels: Tensor | None = None  # (X,) int64, the class that each example is called
+    # what is said about the classes in question, and how like the image it is
     sentences: tuple[SentenceSimilarity, ...] = ()
-    votes: CacheVotes | None = None
-    voters: Tensor | None = None
+    votes: CacheVotes | None = None  # of methods with a cache, on the CPU
+    voters: Tensor | None = None  # (G, k, 3, h, w) float in [0, 1], thumbnails of the entries in `votes`
+    # ("learned" or "measured", positions (n,)) -> (n, 3, h, w) in [0, 1]: training or evaluation images that turn out
+    # to be worth a look; None where these have no pixels
     thumbnails: Callable[[str, Sequence[int]], Tensor | None] = lambda part, index: None
 
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Before anything is trained, or before a run that was interrupted goes on.
-
-    Attributes:
-        steps_done: by earlier sessions of the run.
-        seconds: that these took.
-    """
+    """Before anything is trained, or before a run that was interrupted goes on."""
 
     method: str
     meta: Mapping[str, Any]
@@ -162,8 +114,8 @@ class RunStarted:
     n_epochs: int
     n_steps: int
     probe: Probe | None
-    steps_done: int = 0
-    seconds: float = 0.0
+    steps_done: int = 0  # by earlier sessions of the run
+    seconds: float = 0.0  # that these took
 
 
 @dataclass(frozen=True)
@@ -180,20 +132,13 @@ class StepFinished:
 
 @dataclass(frozen=True)
 class EpochFinished:
-    """The end of an epoch, measured; epoch -1 is the state before training.
-
-    Attributes:
-        metrics: name -> value; accuracies are fractions and absent where there are no targets.
-        predictions: on the evaluation images, None without an evaluation set.
-        snapshot: name -> (C, E) float classifiers or prototypes.
-        explanation: kind -> (P, h, w) float saliency of the probe images.
-    """
+    """The end of an epoch, measured; epoch -1 is the state before training."""
 
     epoch: int
-    metrics: Mapping[str, float]
-    predictions: Predictions | None
-    snapshot: Mapping[str, Tensor]
-    explanation: Mapping[str, Tensor]
+    metrics: Mapping[str, float]  # name -> value; accuracies are fractions and absent where there are no targets
+    predictions: Predictions | None  # on the evaluation images, None without an evaluation set
+    snapshot: Mapping[str, Tensor]  # name -> (C, E) float classifiers or prototypes
+    explanation: Mapping[str, Tensor]  # kind -> (P, h, w) float saliency of the probe images
 
 
 @dataclass(frozen=True)

@@ -46,17 +46,11 @@ _TEXT_BYTES = 2048
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, seen from one of them; made by `launch`. The default is a run in one process.
+    """The processes of a run, seen from one of them; made by `launch`. The default is a run in one process."""
 
-    Attributes:
-        rank: of this process, from 0.
-        size: R, how many there are.
-        device: where this one computes; None: wherever the model is.
-    """
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device | None = None
+    rank: int = 0  # of this process, from 0
+    size: int = 1  # R, how many there are
+    device: torch.device | None = None  # where this one computes; None: wherever the model is
 
     @property
     def is_first(self) -> bool:

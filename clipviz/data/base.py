@@ -30,47 +30,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is not part of the data set, and why.
+    """A file that is not part of the data set, and why."""
 
-    Attributes:
-        path: The file as it may be shown: relative to the data set's folder, valid Unicode.
-        reason: One line.
-    """
-
-    path: str
-    reason: str
+    path: str  # the file as it may be shown: relative to the data set's folder, valid Unicode
+    reason: str  # one line
 
 
 class ImageDataset(ABC):
     """Images that can be read again and again, with class names, prompts and, for measuring only, targets.
 
     A method never sees `targets`: they travel with the data set to evaluation and the recorder.
-
-    Attributes:
-        name: The spec the data set was loaded by, such as "birds/clutter" or a folder.
-        split: "train", "val" or "test"; "all" if the data come without splits, so that measuring on them is
-            transductive.
-        class_names: The position is the class index. Empty if the classes are unknown.
-        prompts: What the text tower reads for `class_names`.
-        targets: (n,) int64 true class indices, -1 where unlabelled.
-        names: n display names, valid Unicode.
-        skipped: Files that could not be used.
-        part_names: Names of the ids in `parts`, position = id (0 = background); None without masks.
-        has_pixels: False for embeddings that stand in for images: `image` then refuses.
-        are_files: Whether `names` are those of files, by which a user finds an image again.
-        origin: The arguments of `load_dataset` that gave it; None if it was made otherwise.
     """
 
-    name: str
+    name: str  # the spec the data set was loaded by, such as "birds/clutter" or a folder
+    # "train", "val" or "test"; "all" if the data come without splits, so that measuring on them is transductive
     split: str
-    class_names: tuple[str, ...]
-    prompts: ClassPrompts
-    targets: NDArray[np.int64]
-    names: Sequence[str]
-    skipped: list[Skipped]
+    class_names: tuple[str, ...]  # the position is the class index; empty if the classes are unknown
+    prompts: ClassPrompts  # what the text tower reads for `class_names`
+    targets: NDArray[np.int64]  # (n,) int64 true class indices, -1 where unlabelled
+    names: Sequence[str]  # n display names, valid Unicode
+    skipped: list[Skipped]  # files that could not be used
+    # names of the ids in `parts`, position = id (0 = background); None without masks
     part_names: tuple[str, ...] | None = None
-    has_pixels: bool = True
-    are_files: bool = False
+    has_pixels: bool = True  # or embeddings stand in for images, and `image` refuses
+    are_files: bool = False  # whether `names` are those of files, by which a user finds an image again
+    # the arguments of `load_dataset` that gave it; None if it was made otherwise
     origin: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
@@ -128,24 +112,16 @@ class ImageDataset(ABC):
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """Which views are made of an image.
+    """Which views are made of an image."""
 
-    Attributes:
-        size: Side of every view in pixels; the input resolution of the backbone.
-        strong: Whether to make the strong view.
-        crops: K, the number of square crops; 0 for none.
-        crop_scale: Range of a crop's side as a share of the image's short side.
-        fill: RGB in 0..255 of what geometric operations of the strong view uncover. The default is CLIP's
-            mean color (DPA); microCLIP's code fills with black.
-        centered: Whether the weak view is cut in the middle, as for inference, and not at random.
-    """
-
-    size: int
-    strong: bool = False
-    crops: int = 0
-    crop_scale: tuple[float, float] = (0.5, 0.9)
+    size: int  # side of every view in pixels; the input resolution of the backbone
+    strong: bool = False  # whether to make the strong view
+    crops: int = 0  # K, the number of square crops; 0 for none
+    crop_scale: tuple[float, float] = (0.5, 0.9)  # range of a crop's side as a share of the image's short side
+    # RGB in 0..255 of what geometric operations of the strong view uncover. The default is CLIP's mean color (DPA);
+    # microCLIP's code fills with black
     fill: tuple[int, int, int] = (123, 117, 104)
-    centered: bool = False
+    centered: bool = False  # whether the weak view is cut in the middle, as for inference, and not at random
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -165,33 +141,22 @@ class Views:
 
     Where several processes share a batch, these are views of one process's share of its images, and `gather` turns rows
     that were computed from them into rows of the whole batch (`clipviz.parallel`). One process has the whole batch.
-
-    Attributes:
-        weak: (B, 3, H, W)
-        strong: (B, 3, H, W), or None if not asked for
-        crops: (B, K, 3, H, W), or None if not asked for
-        gather: rows computed from these views -> rows of the whole batch, in the order of its `index`; differentiable.
     """
 
-    weak: torch.Tensor
-    strong: torch.Tensor | None = None
-    crops: torch.Tensor | None = None
+    weak: torch.Tensor  # (B, 3, H, W)
+    strong: torch.Tensor | None = None  # (B, 3, H, W), or None if not asked for
+    crops: torch.Tensor | None = None  # (B, K, 3, H, W), or None if not asked for
+    # rows computed from these views -> rows of the whole batch, in the order of its `index`; differentiable
     gather: Callable[[torch.Tensor], torch.Tensor] = _as_they_are
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images. Only the loop and events read `target`.
+    """One step's images. Only the loop and events read `target`."""
 
-    Attributes:
-        views: Of B images, or of this process's share of them.
-        index: (B,) int64 positions in the data set.
-        target: (B,) int64 true class indices, -1 where unlabelled.
-    """
-
-    views: Views
-    index: torch.Tensor
-    target: torch.Tensor
+    views: Views  # of B images, or of this process's share of them
+    index: torch.Tensor  # (B,) int64 positions in the data set
+    target: torch.Tensor  # (B,) int64 true class indices, -1 where unlabelled
 
     def __len__(self) -> int:
         return len(self.index)

@@ -18,29 +18,18 @@ _BATCH = 512
 
 
 class DescriptionCheck(NamedTuple):
-    """What a file of descriptions holds.
+    """What a file of descriptions holds."""
 
-    Attributes:
-        source: Its name, for messages.
-        problems: What makes it unusable, one phrase each: missing, extra and ambiguous keys, empty lists, ...
-        n_classes: Keys with sentences.
-        n_sentences: Sentences of all keys.
-        fewest: Least number of sentences of a key that has any.
-        most: Largest number.
-        context: Tokens that the text tower reads; None if no tokenizer was given.
-        cut: (key, sentence) of those that are longer.
-        nameless: (key, sentence) of those that do not contain their class's name.
-    """
-
-    source: str
+    source: str  # its name, for messages
+    # what makes it unusable, one phrase each: missing, extra and ambiguous keys, empty lists, ...
     problems: tuple[str, ...]
-    n_classes: int
-    n_sentences: int
-    fewest: int
-    most: int
-    context: int | None
-    cut: tuple[tuple[str, str], ...]
-    nameless: tuple[tuple[str, str], ...]
+    n_classes: int  # keys with sentences
+    n_sentences: int  # sentences of all keys
+    fewest: int  # least number of sentences of a key that has any
+    most: int  # largest number
+    context: int | None  # tokens that the text tower reads; None if no tokenizer was given
+    cut: tuple[tuple[str, str], ...]  # (key, sentence) of those that are longer
+    nameless: tuple[tuple[str, str], ...]  # (key, sentence) of those that do not contain their class's name
 
     def counts(self) -> str:
         """How many sentences there are."""

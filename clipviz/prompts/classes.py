@@ -69,21 +69,17 @@ def short_hash(parts: Iterable[str | bytes | memoryview]) -> str:
 class ClassPrompts:
     """What the text tower reads for each class.
 
-    Attributes:
-        names: Class names; the position is the class index. Empty if the classes are not known yet.
-        templates: Patterns with "{}" where the class name goes; the first serves where one is asked for.
-        descriptions: Class name -> its sentences, for all classes or (nobody wrote any) for none.
-        source: The file of the descriptions, "" where they are of none.
-
     Raises:
         ValueError: If a name occurs twice or is blank, a template lacks "{}", or descriptions and names
             disagree.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # the position is the class index; empty if the classes are not known yet
+    # patterns with "{}" where the class name goes; the first serves where one is asked for
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    # class name -> its sentences, for all classes or (nobody wrote any) for none
     descriptions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    source: str = field(default="", compare=False)
+    source: str = field(default="", compare=False)  # the file of the descriptions, "" where they are of none
 
     def __post_init__(self) -> None:
         check_class_names(self.names)

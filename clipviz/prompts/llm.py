@@ -39,23 +39,14 @@ _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the language model is, and how patient to be.
+    """Where the language model is, and how patient to be."""
 
-    Attributes:
-        url: Base of the interface, up to and with "/v1".
-        model: Name of the language model.
-        key: Secret for the header "Authorization"; None sends none.
-        timeout: Seconds for one call.
-        tries: Calls for one class before giving up.
-        pause: Seconds after the first failure; twice as long after each further one.
-    """
-
-    url: str
-    model: str
-    key: str | None = None
-    timeout: float = 120.0
-    tries: int = 5
-    pause: float = 1.0
+    url: str  # base of the interface, up to and with "/v1"
+    model: str  # name of the language model
+    key: str | None = None  # secret for the header "Authorization"; None sends none
+    timeout: float = 120.0  # seconds for one call
+    tries: int = 5  # calls for one class before giving up
+    pause: float = 1.0  # seconds after the first failure; twice as long after each further one
 
     def __post_init__(self) -> None:
         """Refuse what is no address of a web server: urllib would open files, too."""

@@ -47,9 +47,6 @@ class FeatureDataset(ImageDataset):
             used.
         templates: patterns for a text tower, where there is no classifier.
 
-    Attributes:
-        is_numbered: whether nobody gave the classes names.
-
     Raises:
         ValueError: with the first array that does not fit, and how.
     """
@@ -87,7 +84,7 @@ class FeatureDataset(ImageDataset):
         reads_text = classifier is None or descriptions is not None
         self.prompts = make_prompts(names, templates, descriptions) if reads_text else ClassPrompts(names, ("{}",))
         self.class_names = self.prompts.names
-        self.is_numbered = class_names is None
+        self.is_numbered = class_names is None  # nobody gave them names
         self.targets = _targets(targets, len(embeddings), len(self.class_names), name)
         self.names = _RowNames(len(embeddings))
         self.skipped = []

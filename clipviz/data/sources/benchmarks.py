@@ -37,44 +37,26 @@ ROOT_VARIABLE = "CLIPVIZ_DATA"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is known of a benchmark; see the module's docstring.
+    """What is known of a benchmark; see the module."""
 
-    Attributes:
-        name: Its key.
-        title: Its name as printed.
-        reader: "files" (torchvision lists them), "folders" (of classes), "arrays" (torchvision loads all pixels), "own
-            lists" (`lists.py` reads them) or "split file" (there is no other source than CoOp's file).
-        templates: The first is the one to use where one is asked for.
-        also: Other spellings of the key, in lower case and without signs.
-        torchvision: Its class in `torchvision.datasets`.
-        files: What must be below the root.
-        put: What to put there, for people.
-        splits: train, val, test -> torchvision's name of it.
-        class_names: Name in the files -> name in sentences.
-        names: All names, where the files have none.
-        drop: Folders that are no class.
-        reversed_names: Whether "a/b" is to be read "b a".
-        coop: Its name in CoOp's split files.
-        needs: A package that torchvision needs to read it.
-        downloads: Whether torchvision can download it.
-    """
-
-    name: str
-    title: str
+    name: str  # its key
+    title: str  # its name as printed
+    # "files" (torchvision lists them), "folders" (of classes), "arrays" (torchvision loads all pixels), "own lists"
+    # (`lists.py` reads them) or "split file" (there is no other source than CoOp's file)
     reader: str
-    templates: tuple[str, ...]
-    also: tuple[str, ...] = ()
-    torchvision: str = ""
-    files: str = ""
-    put: str = ""
-    splits: Mapping[str, str] = field(default_factory=dict)
-    class_names: Mapping[str, str] = field(default_factory=dict)
-    names: tuple[str, ...] = ()
-    drop: tuple[str, ...] = ()
-    reversed_names: bool = False
-    coop: str = ""
-    needs: str = ""
-    downloads: bool = True
+    templates: tuple[str, ...]  # the first is the one to use where one is asked for
+    also: tuple[str, ...] = ()  # other spellings of the key, in lower case and without signs
+    torchvision: str = ""  # its class in `torchvision.datasets`
+    files: str = ""  # what must be below the root
+    put: str = ""  # what to put there, for people
+    splits: Mapping[str, str] = field(default_factory=dict)  # train, val, test -> torchvision's name of it
+    class_names: Mapping[str, str] = field(default_factory=dict)  # name in the files -> name in sentences
+    names: tuple[str, ...] = ()  # all names, where the files have none
+    drop: tuple[str, ...] = ()  # folders that are no class
+    reversed_names: bool = False  # whether "a/b" is to be read "b a"
+    coop: str = ""  # its name in CoOp's split files
+    needs: str = ""  # a package that torchvision needs to read it
+    downloads: bool = True  # whether torchvision can download it
 
     def spoken(self, name: str) -> str:
         """A class name of the files as it belongs into a sentence."""

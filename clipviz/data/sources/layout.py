@@ -34,21 +34,13 @@ class NoSuchSplit(ValueError):
 
 @dataclass(frozen=True)
 class Layout:
-    """The candidates of a data set of files, not yet opened.
+    """The candidates of a data set of files, not yet opened."""
 
-    Attributes:
-        split: Its name; `ALL` if the data have no splits.
-        class_names: In the order of the class indices; empty if nothing names them.
-        paths: One for each candidate.
-        targets: Class index of each candidate, -1 if unlabelled.
-        skipped: What was not even a candidate.
-    """
-
-    split: str
-    class_names: tuple[str, ...]
-    paths: list[str] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    split: str  # its name; `ALL` if the data have no splits
+    class_names: tuple[str, ...]  # in the order of the class indices; empty if nothing names them
+    paths: list[str] = field(default_factory=list)  # one for each candidate
+    targets: list[int] = field(default_factory=list)  # class index of each candidate, -1 if unlabelled
+    skipped: list[Skipped] = field(default_factory=list)  # what was not even a candidate
 
     def add(self, path: str, target: int) -> None:
         """One more candidate."""

@@ -19,19 +19,13 @@ IMAGE_SUFFIXES = frozenset(
 
 @dataclass
 class Listing:
-    """What lies in one folder, or in all below it; sorted, without hidden things.
+    """What lies in one folder, or in all below it; sorted, without hidden things."""
 
-    Attributes:
-        folders: Names of the sub-folders of one folder.
-        images: Paths of the regular files with an image suffix.
-        skipped: What looks like an image by name but is none, and folders that could not be entered.
-        other_suffixes: Suffixes of the other files, for error messages.
-    """
-
-    folders: list[str] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)  # names of the sub-folders of one folder
+    images: list[str] = field(default_factory=list)  # paths of the regular files with an image suffix
+    # what looks like an image by name but is none, and folders that could not be entered
     skipped: list[Skipped] = field(default_factory=list)
-    other_suffixes: set[str] = field(default_factory=set)
+    other_suffixes: set[str] = field(default_factory=set)  # suffixes of the other files, for error messages
 
 
 def display_name(path: str) -> str:
