@@ -25,14 +25,10 @@ def unknown(kind: str, name: object, choices: Iterable[str], also: Iterable[str]
     """Build the error for a name that is not among `choices`; the caller raises it.
 
     Args:
-        kind: What the name should have been, for the message: "model", "method", ...
+        kind: What the name should have been: "model", "method", ...
         name: What came. It is quoted, so newlines and markup in it stay on one line.
-        choices: The valid names, in the order to show them; of many, those most like `name` are shown, the most
-            alike first.
+        choices: The valid names, in the order to show them; of many, those most like `name`, the most alike first.
         also: Others that may have been meant; they are not listed.
-
-    Returns:
-        A `ValueError` with one line of text.
     """
     valid = list(choices)
     by_lower = {choice.lower(): choice for choice in (*also, *valid)}

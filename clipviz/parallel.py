@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -72,20 +72,16 @@ class Ranks:
     def gather(self, rows: Tensor, n: int) -> Tensor:
         """Rows of this share -> rows of the whole batch, the same in every process; differentiable, see above.
 
-        Args:
-            rows: (ceil(n / R), ...) made from `share`.
-            n: rows of the batch.
-
-        Returns:
-            (n, ...) in the order of the batch.
+        From (ceil(n / R), ...), made from `share`, to (n, ...) in the order of the batch.
         """
         if self.size == 1:
             return rows
         with _connected(self):
             parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(self.size)]
             dist.all_gather(parts, rows.detach().contiguous())
-        if rows.requires_grad:
-            parts[self.rank] = _CountedForAll.apply(rows, self.size)
+        parts[self.rank] = rows.view_as(rows)
+        if parts[self.rank].requires_grad:  # once for each of the R losses that the rows are in
+            parts[self.rank].register_hook(lambda gradient: self.size * gradient)
         return torch.cat(parts)[:n]
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -129,9 +125,6 @@ class Ranks:
     def together(self, work: Callable[[], T]) -> T:
         """Do something that may be refused in every process; if one refuses, none goes on.
 
-        Returns:
-            What `work` returned.
-
         Raises:
             ValueError: in the first process, with the reason of whoever refused.
             SystemExit: in the others, which have nothing to add.
@@ -139,33 +132,21 @@ class Ranks:
         if self.size == 1:
             return work()
         refusal: Exception | None = None
+        said = ""
         try:
             result = work()
         except (ValueError, OSError) as error:
-            refusal = error
-        reasons = [said for said in self.texts("" if refusal is None else str(refusal) or repr(refusal)) if said]
+            refusal, said = error, str(error) or repr(error)
+        reasons = [reason for reason in self.texts(said) if reason]
         if not reasons:
             return result
         if self.is_first:
-            raise ValueError(reasons[0] if refusal is None else str(refusal) or repr(refusal)) from refusal
+            raise ValueError(said or reasons[0]) from refusal
         raise SystemExit(0)  # the first one's status counts
 
 
 ONE = Ranks()
 """A run in one process."""
-
-
-class _CountedForAll(torch.autograd.Function):
-    """The identity; its gradient is multiplied by the number of losses that the rows are in."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, size: int) -> Tensor:
-        ctx.size = size
-        return rows.view_as(rows)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.size * gradient, None
 
 
 @contextmanager

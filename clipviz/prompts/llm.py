@@ -64,12 +64,7 @@ class Endpoint:
 
 
 class Unanswered(ValueError):
-    """The endpoint gave no usable answer; the text is the reason, one line.
-
-    Args:
-        reason: Of one line.
-        wait: Seconds after which the endpoint wants to be asked again; None if it does not say.
-    """
+    """The endpoint gave no usable answer, for a reason of one line; `wait` seconds later it wants to be asked again."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -83,12 +78,8 @@ class _Refused(Unanswered):
 def open_skeleton(path: Path, class_names: Sequence[str]) -> dict[str, list[str]]:
     """Read a description file that may be filled in part, and bring it to the classes.
 
-    Args:
-        path: May be missing.
-        class_names: The classes it shall have.
-
     Returns:
-        Class name -> its sentences, an empty list where there are none.
+        Class name -> its sentences, an empty list where there are none, as for all where there is no file.
 
     Raises:
         ValueError: If there is a file that is not such a one, or describes other classes.
@@ -125,9 +116,6 @@ def fill(
         n: Sentences to ask for.
         kind: What the classes are kinds of, such as "bird".
         progress: Called with the class and the number of its sentences.
-
-    Returns:
-        Class name -> sentences.
 
     Raises:
         ValueError: If the endpoint refuses (at once), or classes stay without sentences (at the end).

@@ -22,15 +22,9 @@ def embed_dataset(
 ) -> FeatureDataset:
     """Embed the whole (centre-cropped) view of every image.
 
-    Args:
-        backbone: the model.
-        dataset: n images.
-        classifier: (C, E) float to go with them.
-        batch_size: images at a time.
-        ranks: the processes that share the work; all get all embeddings.
-
     Returns:
-        Embeddings (n, E) float32 on the CPU, with the name, split, classes and targets of `dataset`.
+        Embeddings (n, E) float32 on the CPU, with the name, split, classes and targets of `dataset`, and a classifier
+        (C, E) if one is given. All processes of `ranks` share the work and get all embeddings.
     """
     rows = []
     for views in eval_views(dataset, ViewConfig(backbone.image_size), batch_size, backbone.device, ranks):

@@ -45,8 +45,8 @@ class ViewLoader:
     Args:
         dataset: The images.
         config: The views to make of each.
-        batch_size: B, at least 1.
-        seed: Of the run, not negative.
+        batch_size: B.
+        seed: Of the run.
         workers: Processes that make views; 0 makes them in this one.
         device: Where the batch ends up; to a GPU the pixels travel as uint8.
         ranks: The processes that share each batch: this one makes the views of its share, see `Views`.
@@ -119,17 +119,10 @@ def eval_batches(
     index: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the evaluation view of every image, in order.
-
-    Args:
-        dataset: The images.
-        size: Side of a view in pixels.
-        batch_size: Of all batches but the last, which may be smaller.
-        index: Only these positions, in this order; None for all.
-        device: Where the tensors end up.
+    """Yield the evaluation view of every image, or of those at the positions of `index`, in this order.
 
     Yields:
-        images (B, 3, S, S) float32 in [0, 1], and their index (B,) int64.
+        images (B, 3, S, S) float32 in [0, 1] with S = `size`, and their index (B,) int64.
     """
     positions = torch.arange(len(dataset)) if index is None else torch.as_tensor(index, dtype=torch.int64)
     for chunk in positions.split(batch_size):

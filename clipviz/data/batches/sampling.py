@@ -14,17 +14,11 @@ def balanced_index(dataset: ImageDataset, shots: int, seed: int = 1, *, allow_la
 
     What is chosen this way is not label-free: every class is there, equally often. For reproduction only.
 
-    Args:
-        dataset: with labels.
-        shots: per class.
-        seed: of the draw.
-        allow_labels: must be True: says that the use of labels is meant.
-
     Returns:
         (M,) int64, ascending.
 
     Raises:
-        ValueError: without `allow_labels`, or without labels.
+        ValueError: without `allow_labels`, which says that the use of labels is meant, or without labels.
     """
     if not allow_labels:
         raise ValueError("a balanced choice uses the true labels; say allow_labels=True if that is meant")

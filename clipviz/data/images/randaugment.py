@@ -57,14 +57,10 @@ INCREASING_OPS: dict[str, Arguments] = {
 
 
 def apply_op(name: str, image: Image.Image, magnitude: float, sign: float, fill: Color) -> Image.Image:
-    """Apply one operation.
+    """Apply one of `INCREASING_OPS` to an RGB image.
 
-    Args:
-        name: A key of `INCREASING_OPS`.
-        image: RGB.
-        magnitude: In [0, 10].
-        sign: 1 or -1: the direction, for operations that have two.
-        fill: RGB in 0..255 of what geometric operations uncover.
+    The magnitude is in [0, 10], the sign (1 or -1) is the direction of operations that have two, and `fill` is the
+    RGB in 0..255 of what geometric operations uncover.
     """
     arguments = INCREASING_OPS[name](magnitude / MAX_MAGNITUDE, sign)
     if name == "PosterizeIncreasing" and arguments == (0,):  # Pillow >= 13 refuses to keep no bit; before: black

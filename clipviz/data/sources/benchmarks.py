@@ -69,16 +69,7 @@ class Benchmark:
 class ArrayDataset(ImageDataset):
     """Images in memory, as small benchmarks come.
 
-    Args:
-        pixels: (N, H, W, 3) or, gray, (N, H, W) uint8.
-        labels: (N,) class indices.
-        name: What to call it.
-        split: Its split.
-        class_names: C names.
-        templates: Patterns with "{}" for the class name.
-        descriptions: A CuPL JSON file, or class name -> sentences.
-        n: At most so many images, drawn at random.
-        seed: Of that draw.
+    Args: as for `ImageFileDataset`, with pixels (N, H, W, 3) or, gray, (N, H, W) uint8, and labels (N,) class indices.
     """
 
     def __init__(
@@ -146,7 +137,7 @@ def load_benchmark(
     """Load a benchmark from torchvision's layout of its files.
 
     Args:
-        benchmark: Which.
+        benchmark: What is known of it.
         split: "train", "val" or "test". `split` of the data set is "official train" and so on, by torchvision's name
             of it, or "all" if the benchmark has no official split.
         root: The folder that holds `benchmark.files`; None takes $CLIPVIZ_DATA, else data/.

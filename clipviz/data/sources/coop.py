@@ -28,13 +28,9 @@ def is_coop_split(path: str) -> bool:
 def read_coop_split(path: str, split: str, root: str | None = None) -> tuple[Layout, str]:
     """Read one split of a CoOp file.
 
-    Args:
-        path: The JSON file.
-        split: "train", "val" or "test".
-        root: The folder that its paths are relative to; None looks for it beside the file and one level below.
-
     Returns:
-        The images with their classes, and the folder they lie in.
+        The images with their classes, and the folder that their paths are relative to: `root`, else the file's own or
+        one beside the file, whichever holds the first image.
 
     Raises:
         NoSuchSplit: If the file lacks this split.

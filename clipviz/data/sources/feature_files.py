@@ -52,8 +52,8 @@ def read_features(
     Args:
         path: .npz or .safetensors.
         classes: names to use instead of the file's, or a text file with one on each line.
-        n: at most so many rows, drawn at random; None: all.
-        seed: of that draw.
+        n: at most so many rows, drawn at random by `seed`; None: all.
+        seed: see `n`.
         texts: descriptions and templates, as for `FeatureDataset`.
 
     Raises:
