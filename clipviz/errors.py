@@ -41,11 +41,7 @@ def unknown(kind: str, name: object, choices: Iterable[str], also: Iterable[str]
 
 def most_alike(name: str, choices: Sequence[str], n: int) -> list[str]:
     """The `n` choices that are spelt most like a name, the most alike first, in any case of the letters."""
-
-    def unlikeness(choice: str) -> float:
-        return -difflib.SequenceMatcher(None, name.lower(), choice.lower()).ratio()
-
-    return sorted(choices, key=unlikeness)[:n]
+    return sorted(choices, key=lambda choice: -difflib.SequenceMatcher(None, name.lower(), choice.lower()).ratio())[:n]
 
 
 def inert(text: object) -> str:
@@ -94,11 +90,7 @@ def _number(text: str) -> float:
 
 
 def choose(kind: str, name: str, choices: Iterable[str]) -> str:
-    """Return `name` if it is one of `choices`.
-
-    Raises:
-        ValueError: If it is not; the message names the nearest choice and lists all of them.
-    """
+    """Return `name` if it is one of `choices`, else raise the error that `unknown` builds."""
     valid = list(choices)
     if name not in valid:
         raise unknown(kind, name, valid)

@@ -131,10 +131,6 @@ class ViewConfig:
             raise ValueError(f"crop_scale wants 0 < low <= high <= 1, got {self.crop_scale}")
 
 
-def _as_they_are(rows: torch.Tensor) -> torch.Tensor:
-    return rows
-
-
 @dataclass(frozen=True)
 class Views:
     """Augmentations of B images, float32 in [0, 1], not normalised (the backbone does that).
@@ -147,7 +143,7 @@ class Views:
     strong: torch.Tensor | None = None  # (B, 3, H, W), or None if not asked for
     crops: torch.Tensor | None = None  # (B, K, 3, H, W), or None if not asked for
     # rows computed from these views -> rows of the whole batch, in the order of its `index`; differentiable
-    gather: Callable[[torch.Tensor], torch.Tensor] = _as_they_are
+    gather: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clipviz.errors import listed, one_line
-from clipviz.prompts import description_pairs, description_problems, normalize_name
+from clipviz.prompts.classes import description_pairs, description_problems, normalize_name
 
 _BATCH = 512
 

@@ -15,14 +15,14 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clipviz.errors import listed, one_line
 from clipviz.files import write_json
-from clipviz.prompts import description_pairs, normalize_name, spoken_name
+from clipviz.prompts.classes import description_pairs, normalize_name, spoken_name
 
 BASE_URL_VARIABLE = "OPENAI_BASE_URL"
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -162,12 +162,9 @@ def ask(endpoint: Endpoint, name: str, n: int, kind: str | None) -> list[str]:
 
 def sentences_of(answer: str) -> list[str]:
     """The sentences in an answer: a JSON list, whatever stands around it, else one a line; none twice."""
-    found: Iterable[Any] = answer.splitlines()
-    if (start := answer.find("[")) >= 0:
-        try:
-            found, _ = json.JSONDecoder().raw_decode(answer[start:])
-        except (ValueError, RecursionError):
-            found = answer.splitlines()
+    found: list[Any] = answer.splitlines()
+    with contextlib.suppress(ValueError, RecursionError):
+        found, _ = json.JSONDecoder().raw_decode(answer[answer.index("[") :])
     texts = [" ".join(text.encode(errors="ignore").decode().split()) for text in found if isinstance(text, str)]
     texts = [re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", text) for text in texts]
     return list(dict.fromkeys(text for text in texts if " " in text))

@@ -96,12 +96,12 @@ class ViewLoader:
         maker = _BatchMaker(self.dataset, self.config, self.seed)
         requests = [(epoch, self.ranks.share(indices)) for indices in steps]
         batches: Iterable[_PixelBatch] = map(maker.__getitem__, requests)
-        if self.workers:
+        if workers := min(self.workers, len(requests)):
             batches = DataLoader(
                 maker,
                 sampler=requests,
                 batch_size=None,  # an item is a whole batch
-                num_workers=min(self.workers, len(requests)),
+                num_workers=workers,
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # otherwise it draws a seed from the global generator
                 # workers that are forked share the decoded images instead of receiving copies

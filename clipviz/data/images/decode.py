@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from clipviz.errors import one_line
+
 # Pillow knows dozens more. Naming these keeps a file called .jpg from being run as PostScript, say.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _NEEDS_PLUGIN = (".heic", ".heif")
-_LONGEST_REASON = 200
 LARGE = 2**24
 """Images of more pixels (4096 x 4096) are decoded one at a time in a process, whatever its threads."""
 LARGEST = 2**25
 """Images of more pixels (8192 x 4096) come with their sides divided by 2, or more, so that no more are left."""
 _BOMB = "(PIL.Image.MAX_IMAGE_PIXELS): a decompression bomb?"
-
 
 _large = [threading.Lock()]  # in a list, so that a forked process gets one that nobody holds
 if hasattr(os, "register_at_fork"):
@@ -101,10 +101,9 @@ def _check_size(image: Image.Image) -> None:
 def _turn_upright(image: Image.Image) -> None:
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except MemoryError:
-        raise
-    except Exception:  # damaged EXIF of any kind is no reason to lose a good picture
-        return
+    except Exception as error:  # damaged EXIF of any kind is no reason to lose a good image
+        if isinstance(error, MemoryError):
+            raise
 
 
 def _reduced_rgb(image: Image.Image, divisor: int) -> Image.Image:
@@ -156,6 +155,5 @@ def _reason(path: str | os.PathLike[str], error: Exception) -> str:
         return f"more pixels than twice the limit of {Image.MAX_IMAGE_PIXELS} {_BOMB}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = " ".join(str(error).encode(errors="backslashreplace").decode().split())
-    kind = "" if isinstance(error, OSError) and text else f"{type(error).__name__}: "
-    return f"{kind}{text}"[:_LONGEST_REASON]
+    text = str(error).encode(errors="backslashreplace").decode()
+    return one_line(text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}")

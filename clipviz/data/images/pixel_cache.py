@@ -47,10 +47,9 @@ class MemoryCache:
         """Keep an image, if there is room for it."""
         size = 3 * image.width * image.height
         with self._lock:
-            if size > self._budget:
-                return
-            self._budget -= size
-        self._pixels[path] = np.asarray(image)
+            if size <= self._budget:
+                self._budget -= size
+                self._pixels[path] = np.asarray(image)
 
     def __reduce__(self) -> tuple[type[MemoryCache], tuple[int]]:
         # A copy in another process stays empty: sending the pixels costs more than decoding them again
@@ -73,9 +72,6 @@ class DiskCache:
         gigabytes: at most so many 10^9 bytes.
         side: of the stored images, in pixels.
 
-    Attributes:
-        trouble: why nothing is stored any more, in one line; None while all is well.
-
     Raises:
         ValueError: if the folder cannot be written to, or a number is out of its range.
     """
@@ -85,7 +81,7 @@ class DiskCache:
             raise ValueError(f"a cache wants gigabytes > 0 and side >= 1, got gigabytes={gigabytes}, side={side}")
         self.folder = prepare_folder(folder)
         self.gigabytes, self.side = gigabytes, side
-        self.trouble: str | None = None
+        self.trouble: str | None = None  # why nothing is stored any more, in one line
         self._limit = int(gigabytes * 1e9)
         self._room = 0  # bytes that may be written before the folder is looked through again
         self._unwritten = 0  # bytes that were granted to threads whose entries are not in the folder yet

@@ -29,7 +29,7 @@ from clipviz.data.sources.lists import read_cub, read_resisc45
 from clipviz.data.sources.scan import find_images, list_folder
 from clipviz.errors import choose, one_line
 from clipviz.files import read_text
-from clipviz.prompts import Descriptions, make_prompts, short_hash
+from clipviz.prompts import make_prompts, short_hash
 
 ROOT_VARIABLE = "CLIPVIZ_DATA"
 """Environment variable with the folder of all benchmarks; without it, that is data/."""
@@ -69,7 +69,7 @@ class Benchmark:
 class ArrayDataset(ImageDataset):
     """Images in memory, as small benchmarks come.
 
-    Args: as for `ImageFileDataset`, with pixels (N, H, W, 3) or, gray, (N, H, W) uint8, and labels (N,) class indices.
+    Args: pixels (N, H, W, 3) or, gray, (N, H, W) uint8, and labels (N,) class indices; else as for `ImageFileDataset`.
     """
 
     def __init__(
@@ -80,14 +80,11 @@ class ArrayDataset(ImageDataset):
         name: str,
         split: str,
         class_names: tuple[str, ...],
-        templates: str | Sequence[str] | None,
-        descriptions: Descriptions | None = None,
-        n: int | None = None,
-        seed: int = 0,
+        **options: Unpack[FileOptions],
     ) -> None:
-        chosen = drawn(len(pixels), n, seed)
+        chosen = drawn(len(pixels), options.get("n"), options.get("seed", 0))
         self.name, self.split, self.skipped = name, split, []
-        self.prompts = make_prompts(class_names, templates, descriptions)
+        self.prompts = make_prompts(class_names, options.get("templates"), options.get("descriptions"))
         self.class_names = self.prompts.names
         self.targets = np.asarray(labels, np.int64)[chosen]
         self.names = [f"{split} image {i}" for i in chosen]
@@ -157,8 +154,12 @@ def load_benchmark(
     official = _official(benchmark, split)
     _make_sure(benchmark, folder, official, download)
     options["templates"] = options.get("templates") or benchmark.templates
-    if benchmark.reader == "arrays":
-        return _arrays(benchmark, folder, official, options)
+    if benchmark.reader == "arrays":  # torchvision unpickles CIFAR only if its bytes have the published checksum
+        data = _read(benchmark, folder, official)
+        names = tuple(map(benchmark.spoken, data.classes))
+        pixels, labels = np.asarray(data.data), [int(label) for label in data.targets]
+        used = f"official {official}"
+        return ArrayDataset(pixels, labels, name=benchmark.name, split=used, class_names=names, **options)
     read = {"folders": _folders, "files": _files, "own lists": _own_lists}[benchmark.reader]
     layout = read(benchmark, folder, official)
     if not layout.paths:
@@ -221,22 +222,6 @@ def _damaged(benchmark: Benchmark, root: str, reason: str) -> ValueError:
     return ValueError(f"{benchmark.title} in {root!r} is incomplete or damaged ({reason}); it wants {benchmark.put}")
 
 
-def _arrays(benchmark: Benchmark, root: str, split: str, options: FileOptions) -> ArrayDataset:
-    """All pixels, from torchvision, which unpickles CIFAR only if its bytes have the published checksum."""
-    data = _read(benchmark, root, split)
-    return ArrayDataset(
-        np.asarray(data.data),
-        [int(label) for label in data.targets],
-        name=benchmark.name,
-        split=f"official {split}",
-        class_names=tuple(map(benchmark.spoken, data.classes)),
-        templates=options["templates"],
-        descriptions=options.get("descriptions"),
-        n=options.get("n"),
-        seed=options.get("seed", 0),
-    )
-
-
 def _files(benchmark: Benchmark, root: str, split: str) -> Layout:
     """The files that torchvision lists for a split, under names that are private, and the same in all versions."""
     data = _read(benchmark, root, split)
@@ -251,8 +236,8 @@ def _files(benchmark: Benchmark, root: str, split: str) -> Layout:
     if benchmark.name == "sun397":
         used, pairs = _sun_partition(sorted(pairs), os.path.join(root, benchmark.files), split)
     layout = Layout(used, () if benchmark.names else tuple(data.classes))
-    for path, label in pairs:
-        layout.add(path, label)
+    for pair in pairs:
+        layout.add(*pair)
     return layout
 
 

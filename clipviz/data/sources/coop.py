@@ -9,7 +9,6 @@ Flowers-102, DTD, EuroSAT and Caltech-101, so the split of such a data set is ca
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from clipviz.data.sources.layout import SPLITS, Layout, NoSuchSplit
 from clipviz.data.sources.scan import display_name
@@ -60,15 +59,11 @@ def _read(path: str, source: str) -> dict[str, list[Item]]:
         raise ValueError(f"{source}: wanted {{'train': [[path, label, class name], ...], 'test': ...}}")
     for name, items in splits.items():
         for position, item in enumerate(items):
-            if not _is_item(item):
+            if not isinstance(item, list) or list(map(type, item)) != [str, int, str] or item[1] < 0:
                 raise ValueError(
                     f"{source}: item {position} of {name!r} is {repr(item)[:80]}, wanted [path, label, class name]"
                 )
     return splits
-
-
-def _is_item(item: Any) -> bool:
-    return isinstance(item, list) and [type(value) for value in item] == [str, int, str] and item[1] >= 0
 
 
 def _class_names(items: list[Item], source: str) -> tuple[str, ...]:

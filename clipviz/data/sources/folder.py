@@ -38,16 +38,11 @@ class ImageFolderDataset(ImageFileDataset):
         name = data_name(root)
         layout = read_layout(root, split, given_classes(classes))
         super().__init__(layout, root, name=name, place=f"the folder {name!r}", **options)
-        if classes is None and len(self.class_names) == 1:
-            self._warn_of_folders_in_the_class()
-
-    def _warn_of_folders_in_the_class(self) -> None:
-        """Say so where the one class holds the folders that were meant: the archive of a data set wraps it in one."""
         folders = {os.path.dirname(path) for path in self._paths}
-        if len(folders) > 1:
+        if classes is None and len(self.class_names) == 1 < len(folders):  # an archive wraps its data set in a folder
             above = display_name(os.path.dirname(min(folders, key=len)))
             warnings.warn(
-                f"{self.name!r} has one class, {self.class_names[0]!r}, so every guess is right; if the folders in it "
+                f"{name!r} has one class, {self.class_names[0]!r}, so every guess is right; if the folders in it "
                 f"are the classes, give {above!r}",
-                stacklevel=3,
+                stacklevel=2,
             )

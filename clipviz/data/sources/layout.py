@@ -17,15 +17,9 @@ from clipviz.prompts import check_class_names, normalize_name
 
 SPLITS = ("train", "val", "test")
 ALL = "all"
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+SPLIT_FOLDERS = {name: name for name in SPLITS} | {
+    "training": "train", "valid": "val", "validation": "val", "testing": "test"
+}  # fmt: skip
 
 
 class NoSuchSplit(ValueError):
@@ -67,10 +61,9 @@ def read_layout(root: str, split: str, classes: Sequence[str] | None = None) -> 
 
     Args:
         root: The folder.
-        split: "train", "val" or "test". If there is no test/, val/ stands in; a folder without splits gives
-            all images.
-        classes: The names and order of the classes; None takes the class folders (of all splits together, so
-            that class indices agree between splits), else classes.txt in the folder.
+        split: "train", "val" or "test". If there is no test/, val/ stands in; a folder without splits gives all images.
+        classes: The names and order of the classes; None takes the class folders (of all splits together, so that class
+            indices agree between splits), else classes.txt in the folder.
 
     Raises:
         NoSuchSplit: If the folder has splits, but not this one.
@@ -154,7 +147,7 @@ def _class_folders(base: str, root: str) -> list[str]:
 
 def _class_names(root: str, base: str, class_folders: Sequence[str]) -> tuple[str, ...]:
     if class_folders:
-        return tuple(display_name(name) for name in class_folders)
+        return tuple(map(display_name, class_folders))
     for folder in (base, root):
         if os.path.isfile(path := os.path.join(folder, "classes.txt")):
             return read_class_names(path)
@@ -177,8 +170,7 @@ def _targets_of(folders: Sequence[str], class_names: tuple[str, ...], root: str)
     loose = {normalize_name(name): target for target, name in enumerate(class_names)}
     shown = [display_name(folder) for folder in folders]
     targets = [exact.get(name, loose.get(normalize_name(name))) for name in shown]
-    unknown = [name for name, target in zip(shown, targets, strict=True) if target is None]
-    if unknown:
+    if unknown := [name for name, target in zip(shown, targets, strict=True) if target is None]:
         raise ValueError(
             f"class folders of {display_name(root)!r} that are not in the class list: {listed(map(repr, unknown))}; "
             "add them to the list or leave the list out"

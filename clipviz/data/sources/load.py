@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from clipviz.data.sources.image_files import (
 )
 from clipviz.data.sources.layout import Layout
 from clipviz.data.sources.manifest import MANIFEST_SUFFIXES, read_manifest
-from clipviz.data.sources.scan import data_name, display_name
+from clipviz.data.sources.scan import data_name, display_name, list_folder
 from clipviz.errors import unknown
 from clipviz.origin import remembered
 from clipviz.prompts import Descriptions
@@ -120,16 +121,6 @@ def _refuse_classes(classes: Classes | None, who_brings: str) -> None:
         raise ValueError(f"{who_brings} own class names: leave the class list out")
 
 
-def _folders_beside(path: str) -> list[str]:
-    """The folders that a misspelt one may have meant."""
-    parent = os.path.dirname(path)
-    try:
-        with os.scandir(parent or ".") as entries:
-            return [display_name(os.path.join(parent, entry.name)) for entry in entries if entry.is_dir()]
-    except OSError:
-        return []
-
-
 def _no_folder(text: str, folder: str) -> ValueError:
     if text.lower().endswith(FEATURE_SUFFIXES):
         return ValueError(f"no such file of embeddings: {text!r}; `clipviz embed` writes one from a folder of images")
@@ -146,5 +137,9 @@ def _no_folder(text: str, folder: str) -> ValueError:
     from clipviz.birds.domains import DOMAINS
 
     builtin = [_BIRDS, *(f"{_BIRDS}/{domain}" for domain in DOMAINS), *benchmarks()]
-    error = unknown("data set or folder", text, builtin, also=_folders_beside(folder))
+    beside: list[str] = []
+    with contextlib.suppress(OSError):
+        parent = os.path.dirname(folder)
+        beside = [display_name(os.path.join(parent, name)) for name in list_folder(parent or ".").folders]
+    error = unknown("data set or folder", text, builtin, also=beside)
     return ValueError(f"{error}, or give the path of an existing folder of images")
