@@ -91,12 +91,11 @@ def is_locked(folder: Path) -> bool:
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
     """Whether a path names a pipe, a terminal, a device, or the file that a shell lets this process print to."""
-    try:
+    with contextlib.suppress(OSError):
         found = os.stat(path)
-    except OSError:
-        return False
-    is_printed_to = _printed_to(found) is not None
-    return is_printed_to or not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode))
+        is_on_disk = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+        return not is_on_disk or _printed_to(found) is not None
+    return False
 
 
 def _printed_to(found: os.stat_result) -> int | None:

@@ -176,9 +176,11 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
     Raises:
         ValueError: if there are not so many devices, torchrun says something else, or lightning-fabric is missing.
     """
-    started = _started_by_torchrun()
+    torchrun = dist.is_torchelastic_launched()
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if torchrun else 1
+    started = here, int(os.environ["WORLD_SIZE"]) // here if torchrun else 1
     for what, wanted, found in zip(("--devices", "--num-nodes"), (devices, num_nodes), started, strict=True):
-        if dist.is_torchelastic_launched() and wanted not in (None, found):
+        if torchrun and wanted not in (None, found):
             raise ValueError(f"torchrun has set {what} to {found}, but here it is {wanted}; leave it out here")
     devices, num_nodes = devices or started[0], num_nodes or started[1]
     if devices * num_nodes == 1:
@@ -195,7 +197,7 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # otherwise a banner
     try:
         strategy = DDPStrategy(timeout=PATIENCE)
-        fabric = Fabric(accelerator=kind, devices=devices, num_nodes=num_nodes, strategy=strategy)
+        fabric = Fabric(accelerator=kind, strategy=strategy, devices=devices, num_nodes=num_nodes)
         fabric.launch()
     except (ValueError, RuntimeError) as error:  # in a notebook; a port in use; SLURM that says something else
         raise ValueError(f"cannot start {devices * num_nodes} processes here: {one_line(error)}") from error
@@ -207,14 +209,6 @@ def _leave() -> None:
     """Join gloo's threads before the interpreter goes: one that still runs then ends the process with a complaint."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _started_by_torchrun() -> tuple[int, int]:
-    """Processes on this machine, and machines; one of each where torchrun has no part in it."""
-    if not dist.is_torchelastic_launched():
-        return 1, 1
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
-    return here, int(os.environ["WORLD_SIZE"]) // here
 
 
 def _kind(device: str | None, devices: int) -> str:

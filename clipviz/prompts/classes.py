@@ -47,11 +47,7 @@ def spoken_name(name: str) -> str:
 
 
 def fill_template(template: str, name: str) -> str:
-    """Put a class name into a template.
-
-    "{}" is replaced as text and never by `str.format`, so braces, quotes and percent signs on either side
-    are safe.
-    """
+    """Put a class name into a template: as text, so that braces, quotes and percent signs on either side are safe."""
     return template.replace("{}", spoken_name(name))
 
 
@@ -70,8 +66,7 @@ class ClassPrompts:
     """What the text tower reads for each class.
 
     Raises:
-        ValueError: If a name occurs twice or is blank, a template lacks "{}", or descriptions and names
-            disagree.
+        ValueError: If a name occurs twice or is blank, a template lacks "{}", or descriptions and names disagree.
     """
 
     names: tuple[str, ...]  # the position is the class index; empty if the classes are not known yet
@@ -113,11 +108,7 @@ class ClassPrompts:
         return tuple(fill_template(template, name) for template in self.templates)
 
     def description_sentences(self, name: str) -> tuple[str, ...]:
-        """Return the sentences that describe the class; its template sentences if no descriptions were given.
-
-        Raises:
-            ValueError: If there is no class of that name.
-        """
+        """Return the sentences that describe the class; its template sentences if no descriptions were given."""
         return self.descriptions.get(name) or self.template_sentences(name)
 
 
@@ -158,10 +149,8 @@ def _check_templates(templates: Sequence[str]) -> None:
         raise ValueError("templates: wanted at least one pattern such as 'a photo of a {}.', got none")
     if broken := [template for template in templates if not _is_encodable(template)]:
         raise ValueError(f"templates: {broken[0]!r} is broken Unicode (a lone surrogate)")
-    lacking = [template for template in templates if "{}" not in template]
-    if lacking:
-        shown = listed(map(repr, lacking))
-        raise ValueError(f"templates: put {{}} where the class name goes; it is missing in {shown}")
+    if lacking := listed(repr(template) for template in templates if "{}" not in template):
+        raise ValueError(f"templates: put {{}} where the class name goes; it is missing in {lacking}")
 
 
 def read_descriptions(
@@ -234,8 +223,7 @@ def _key_problems(by_name: Mapping[str, list[str]], classes: Sequence[str]) -> l
         wanted[normalize_name(name)].append(name)
     missing = [name for norm, names in wanted.items() if norm not in by_name for name in names]
     extra = [key for norm, keys in by_name.items() if norm not in wanted for key in keys]
-    problems = [("no entry for", missing)] if missing else []
-    problems += [("entries for no class:", extra)] if extra else []
+    problems = [(what, names) for what, names in (("no entry for", missing), ("entries for no class:", extra)) if names]
     problems += [("ambiguous keys for one class:", keys) for keys in by_name.values() if len(keys) > 1]
     shared = (names for norm, names in wanted.items() if len(names) > 1 and len(by_name.get(norm, ())) <= 1)
     problems += [("classes that share one key:", names) for names in shared]

@@ -155,7 +155,7 @@ class FeatureBackbone(Backbone):
         width: E.
         logit_scale: multiplier of cosines.
         name: of the model that made the embeddings.
-        classifier: class name -> (E,) embedding, instead of a text tower.
+        classifier: the table: class name -> (E,) embedding.
         text: a model whose text tower is used, instead of a table.
     """
 
@@ -176,9 +176,7 @@ class FeatureBackbone(Backbone):
         self.built = text.built if text is not None else None
         self._table = {spoken_name(key): row for key, row in (classifier or {}).items()}
         if len(self._table) < len(classifier or {}):
-            raise ValueError(
-                f"{name}: some class names differ in underscores and spaces only; make them differ in words"
-            )
+            raise ValueError(f"{name}: class names differ in underscores and spaces only; make them differ in words")
         self._text = [text] if text is not None else []  # a list: not a part of this model
 
     @property
@@ -204,9 +202,7 @@ class FeatureBackbone(Backbone):
         if self._text:
             return self._text[0].embed_text(texts, batch_size, unit=unit)
         if unknown := [text for text in texts if text not in self._table]:
-            raise ValueError(
-                f"a file of embeddings has no text tower: it knows its class names, but not {unknown[0]!r}"
-            )
+            raise ValueError(f"a file of embeddings has no text tower: it knows its classes, but not {unknown[0]!r}")
         rows = torch.stack([self._table[text] for text in texts]).float().to(self.device)
         return normalize(rows) if unit else rows
 

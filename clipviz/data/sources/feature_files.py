@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipviz.data.batches.features import DEFAULT_LOGIT_SCALE, FeatureDataset
-from clipviz.data.sources.image_files import Classes, Texts, drawn, given_classes
+from clipviz.data.sources.image_files import Classes, DataOptions, drawn, given_classes
 from clipviz.data.sources.scan import data_name
 from clipviz.errors import listed, one_line
 from clipviz.files import replacing, writing
@@ -40,21 +40,14 @@ _LEAST_USUAL_SCALE = 10.0
 
 
 def read_features(
-    path: str | os.PathLike[str],
-    *,
-    classes: Classes | None = None,
-    n: int | None = None,
-    seed: int = 0,
-    **texts: Unpack[Texts],
+    path: str | os.PathLike[str], *, classes: Classes | None = None, **options: Unpack[DataOptions]
 ) -> FeatureDataset:
     """Read a file of embeddings; see the module's docstring for what is in it.
 
     Args:
         path: .npz or .safetensors.
         classes: names to use instead of the file's, or a text file with one on each line.
-        n: at most so many rows, drawn at random by `seed`; None: all.
-        seed: see `n`.
-        texts: descriptions and templates, as for `FeatureDataset`.
+        options: descriptions and templates, as for `FeatureDataset`; n, at most so many rows, drawn at random by seed.
 
     Raises:
         ValueError: if the file cannot be read, or with the first array that does not fit.
@@ -86,12 +79,13 @@ def read_features(
         classifier=arrays.get("classifier"),
         logit_scale=logit_scale,
         model=str(arrays.get("model", "features")),
-        **texts,
+        descriptions=options.get("descriptions"),
+        templates=options.get("templates"),
     )
-    if n is not None and n < len(dataset):
-        rows = drawn(len(dataset), n, seed)
+    rows = drawn(len(dataset), options.get("n"), options.get("seed", 0))
+    if len(rows) < len(dataset):
         dataset.embeddings, dataset.targets = dataset.embeddings[torch.from_numpy(rows)], dataset.targets[rows]
-        dataset.names = dataset.names[:n]
+        dataset.names = dataset.names[: len(rows)]
     return dataset
 
 

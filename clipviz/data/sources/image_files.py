@@ -30,16 +30,11 @@ _SAMPLE = 4096
 """Bytes at either end of a file by which it is known again."""
 
 
-class Texts(TypedDict, total=False):
-    """What is said about the classes; see `ImageFileDataset`."""
+class DataOptions(TypedDict, total=False):
+    """What any data set can be given; see `ImageFileDataset`."""
 
     descriptions: Descriptions | None
     templates: str | Sequence[str] | None
-
-
-class DataOptions(Texts, total=False):
-    """What any data set can be given; see there."""
-
     n: int | None
     seed: int
 
@@ -115,7 +110,7 @@ class ImageFileDataset(ImageDataset):
         """Return image `index` as RGB, upright, at its original resolution, or as large as the disk cache keeps it.
 
         Raises:
-            RuntimeError: If the file was readable when the data set was made but is not any more.
+            RuntimeError: If the file cannot be read any more.
         """
         path = self._paths[index]
         if (pixels := self._cache.get(path)) is not None:
@@ -202,7 +197,7 @@ def check_count(n: int | None) -> None:
 def drawn(total: int, n: int | None, seed: int) -> NDArray[np.int64]:
     """At most n positions of `total`, drawn at random, ascending; None: all."""
     check_count(n)
-    return np.sort(np.random.default_rng(seed).permutation(total)[:n])
+    return np.arange(total) if n is None else np.sort(np.random.default_rng(seed).permutation(total)[:n])
 
 
 def given_classes(classes: Classes | None) -> tuple[str, ...] | None:

@@ -38,8 +38,8 @@ def read_manifest(
         path: The .csv (UTF-8) or .parquet file.
         split: "train", "val" or "test"; without a column `split` all images are given.
         classes: Names and order of the classes; None takes the labels, sorted, of all splits together.
-        allow_outside: Whether images may lie outside the manifest's folder, where a manifest made by somebody else
-            could name any file of yours.
+        allow_outside: Whether images may lie outside the manifest's folder: one made by somebody else could name any
+            file of yours.
 
     Raises:
         NoSuchSplit: If the manifest has splits, but not this one.
@@ -52,8 +52,8 @@ def read_manifest(
     class_names, class_of = _class_names(labels, classes, source)
     used, rows = _rows_of_split(table, split, source)
     layout = Layout(used, class_names)
-    listed = [(table["path"].iloc[i], class_of.get(labels[i], UNLABELLED)) for i in rows]
-    outside = _add(layout, os.path.dirname(os.path.abspath(path)), listed)
+    entries = [(table["path"].iloc[i], class_of.get(labels[i], UNLABELLED)) for i in rows]
+    outside = _add(layout, os.path.dirname(os.path.abspath(path)), entries)
     if outside and not allow_outside:
         raise ValueError(
             f"{source}: {len(outside)} of its images lie outside its folder, for example {outside[0]!r}; put them "
@@ -90,10 +90,8 @@ def _why_no_table(error: Exception) -> str:
         return "is empty; wanted a line path,label and then one for each image"
     if isinstance(error, UnicodeDecodeError):
         return f"is not UTF-8 text (byte {error.start}); save it again as UTF-8"
-    return (
-        f"is no table ({type(error).__name__}: {one_line(error)}); wanted Parquet, or UTF-8 text that begins with "
-        "the line path,label"
-    )
+    reason = f"{type(error).__name__}: {one_line(error)}"
+    return f"is no table ({reason}); wanted Parquet, or UTF-8 text that begins with the line path,label"
 
 
 def _why_no_path(columns: Sequence[str]) -> str:
@@ -169,13 +167,13 @@ def _rows_of_split(table: pd.DataFrame, split: str, source: str) -> tuple[str, l
     return used, [i for i, name in enumerate(splits) if name == used]
 
 
-def _add(layout: Layout, folder: str, listed: Sequence[tuple[Any, int]]) -> list[str]:
+def _add(layout: Layout, folder: str, entries: Sequence[tuple[Any, int]]) -> list[str]:
     """Turn (cell, target) into candidates, every image once; returns the cells that point out of the folder."""
     root = os.path.join(os.path.realpath(folder), "")
     real_folder = functools.cache(os.path.realpath)
     outside: list[str] = []
     seen: set[str] = set()
-    for cell, target in listed:
+    for cell, target in entries:
         text = cell.strip() if isinstance(cell, str) else ""
         if not text or "\0" in text:
             layout.skipped.append(Skipped(repr(cell)[:80], "the manifest names no file here"))
