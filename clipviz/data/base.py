@@ -37,7 +37,7 @@ class Skipped:
 
 
 class ImageDataset(ABC):
-    """Images that can be read again and again, with class names, prompts and, for measuring only, targets.
+    """Images that can be read again and again, with class names, prompts and, diagnostic only, targets.
 
     A method never sees `targets`: they travel with the data set to evaluation and the recorder.
     """
@@ -133,7 +133,7 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class Views:
-    """Augmentations of B images, float32 in [0, 1], not normalised (the backbone does that).
+    """Augmentations of B images, float32 in [0, 1], not normalized (the backbone does that).
 
     Where several processes share a batch, these are views of one process's share of its images, and `gather` turns rows
     that were computed from them into rows of the whole batch (`clipviz.parallel`). One process has the whole batch.

@@ -110,9 +110,7 @@ def fill(
     """Ask for the sentences of every class that has none, and write the file after every answer.
 
     Args:
-        path: Where the file goes.
         filled: What is known already, as of `open_skeleton`.
-        endpoint: Whom to ask.
         n: Sentences to ask for.
         kind: What the classes are kinds of, such as "bird".
         progress: Called with the class and the number of its sentences.
@@ -217,7 +215,7 @@ def _content(raw: bytes) -> str:
     try:
         content = json.loads(raw)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-        raise Unanswered(f"the answer is no chat completion ({type(error).__name__})") from error
+        raise Unanswered(f"the answer is not a chat completion ({type(error).__name__})") from error
     if not isinstance(content, str):
         raise Unanswered("the answer holds no text")
     return content

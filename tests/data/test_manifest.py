@@ -135,11 +135,11 @@ def test_a_manifest_cannot_reach_devices(write, pictures):
         ("a.png,x\nb.png,y\n", "found 'a.png', 'x'; put the line path,label before the first image"),
         ("path,label\n", "lists no image; it has its header only"),
         ("", "is empty; wanted a line path,label"),
-        ('path,label\n"a.png\n', "is no table"),
+        ('path,label\n"a.png\n', "is not a table"),
         ("path,label\na.png,3\n", r"its labels are numbers \(3, \.\.\.\)"),
         ("Path,path\na.png,b.png\n", "has the column 'path' twice"),
         ("path,split\na.png,holdout\n", "the column split wants train, val or test, got 'holdout'"),
-        ("path,label\na.png,x\na.png,y,z,w\n", "is no table"),
+        ("path,label\na.png,x\na.png,y,z,w\n", "is not a table"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_refused_in_one_line(write, pictures, text, message):
@@ -166,7 +166,7 @@ def test_files_that_are_no_tables_are_refused(write, tmp_path):
     for name, content in (("m.parquet", b"PAR1 but no more"), ("m.csv", b"\xff\xfe\x00"), ("n.csv", b"path\n\xff\n")):
         (tmp_path / "set" / name).write_bytes(content)
         with pytest.raises(
-            ValueError, match=r"is no table|wanted the columns|is not UTF-8 text \(byte \d\); save it again"
+            ValueError, match=r"is not a table|wanted the columns|is not UTF-8 text \(byte \d\); save it again"
         ):
             load_dataset(tmp_path / "set" / name)
     with pytest.raises(ValueError, match=r"no such file: .*give an existing manifest"):

@@ -253,7 +253,7 @@ def test_the_key_does_not_follow_a_redirect(server, endpoint, tmp_path):
 )
 def test_an_answer_that_is_none_is_told(server, content):
     server.script = lambda i, request: (200, content)
-    with pytest.raises(Unanswered, match="is no chat completion"):
+    with pytest.raises(Unanswered, match="is not a chat completion"):
         ask(Endpoint(server.url, "m", tries=1), "owl", 5, None)
 
 

@@ -20,7 +20,7 @@ def embed_dataset(
     batch_size: int = 256,
     ranks: Ranks = ONE,
 ) -> FeatureDataset:
-    """Embed the whole (centre-cropped) view of every image.
+    """Embed the whole (center-cropped) view of every image.
 
     Returns:
         Embeddings (n, E) float32 on the CPU, with the name, split, classes and targets of `dataset`, and a classifier

@@ -36,8 +36,6 @@ class FeatureDataset(ImageDataset):
 
     Args:
         embeddings: (n, E) floating point, finite, no zero rows.
-        name: what to call it.
-        split: its split.
         targets: (n,) integers in [-1, C); None: all unlabelled.
         class_names: C names; None: "class 0", "class 1", ... as many as `classifier` has rows, or as targets tell.
         classifier: (C, E) float, finite; None if a text tower will make one (`backbone(text)`).
@@ -108,10 +106,7 @@ class FeatureDataset(ImageDataset):
         return normalize(self.embeddings[index].float())
 
     def backbone(self, text: Backbone | None = None) -> FeatureBackbone:
-        """What methods take for a CLIP model on this data.
-
-        Args:
-            text: a model whose text tower embeds the prompts; needed where the file has no classifier.
+        """What methods take for a CLIP model on this data; the text tower of `text` stands in for a missing classifier.
 
         Raises:
             ValueError: if neither can make a classifier, or the widths differ.

@@ -43,10 +43,6 @@ class ViewLoader:
     changed. The last batch of an epoch may be smaller.
 
     Args:
-        dataset: The images.
-        config: The views to make of each.
-        batch_size: B.
-        seed: Of the run.
         workers: Processes that make views; 0 makes them in this one.
         device: Where the batch ends up; to a GPU the pixels travel as uint8.
         ranks: The processes that share each batch: this one makes the views of its share, see `Views`.

@@ -35,13 +35,10 @@ class UnreadableImage(ValueError):
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Decode a file completely.
+    """Decode a file completely: RGB, upright, at the original resolution; those larger than `LARGEST` come smaller.
 
-    Animations give their first frame, EXIF orientation is applied, transparency is laid over white, 16-bit
-    and floating-point values are scaled to 8 bits. Those larger than `LARGEST` come smaller.
-
-    Returns:
-        RGB, upright, at the original resolution.
+    Animations give their first frame, transparency is laid over white, 16-bit and floating-point values are scaled to
+    8 bits.
 
     Raises:
         UnreadableImage: Whatever is wrong with the file.
@@ -63,18 +60,14 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
                 return _to_rgb(image) if (divisor := _divisor(image)) == 1 else _reduced_rgb(image, divisor)
     except UnreadableImage:
         raise
-    except MemoryError as error:
-        raise _out_of_memory(path) from error
     # Damaged files make Pillow raise nearly anything (OSError, SyntaxError, struct.error, KeyError, ...)
     except Exception as error:
-        if "out of memory" in str(error):  # how Pillow's decoders say it
-            raise _out_of_memory(path) from error
+        if isinstance(error, MemoryError) or "out of memory" in str(error):  # how Pillow's decoders say it
+            name = os.fsencode(path).decode(errors="backslashreplace")
+            raise ValueError(
+                f"not enough memory to decode {name!r}; give the process more, or make such images smaller"
+            ) from error
         raise UnreadableImage(_reason(path, error)) from error
-
-
-def _out_of_memory(path: str | os.PathLike[str]) -> ValueError:
-    name = os.fsencode(path).decode(errors="backslashreplace")
-    return ValueError(f"not enough memory to decode {name!r}; give the process more, or make such images smaller")
 
 
 def _divisor(image: Image.Image) -> int:

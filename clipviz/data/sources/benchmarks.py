@@ -134,11 +134,9 @@ def load_benchmark(
     """Load a benchmark from torchvision's layout of its files.
 
     Args:
-        benchmark: What is known of it.
         split: "train", "val" or "test". `split` of the data set is "official train" and so on, by torchvision's name
             of it, or "all" if the benchmark has no official split.
         root: The folder that holds `benchmark.files`; None takes $CLIPVIZ_DATA, else data/.
-        download: Whether torchvision may download what is missing.
         options: As for `ImageFileDataset`; templates are the benchmark's own unless others are given.
 
     Raises:

@@ -16,7 +16,6 @@ class ImageFolderDataset(ImageFileDataset):
 
     Args:
         folder: With class folders, or images, or either inside train/, val/ and test/.
-        split: "train", "val" or "test".
         classes: Class names, or a text file with one on each line. The default takes the class folders, else
             classes.txt in the folder, else the keys of `descriptions`, else no class is known.
         options: As for `ImageFileDataset`: descriptions, templates, n, seed, cache_bytes, disk_cache, progress.

@@ -48,19 +48,15 @@ class FileOptions(DataOptions, total=False):
 
 
 class ImageFileDataset(ImageDataset):
-    """Image files on disk; every one of them was decoded once before the data set is ready.
-
-    What cannot be read is listed in `skipped` and is no part of the data set.
+    """Image files on disk, each decoded once before the data set is ready; `skipped` lists what cannot be read.
 
     Args:
         layout: Which files, of which classes.
         root: The folder that their display names are relative to.
-        name: What to call the data set.
         place: Where the images lie, for the message that there is none, such as "the folder 'photos'".
         descriptions: A CuPL JSON file, or class name -> sentences.
         templates: One or more patterns with "{}" for the class name.
-        n: At most so many images, drawn at random.
-        seed: Of that draw.
+        n: At most so many images, drawn at random by `seed`.
         cache_bytes: Decoded images are kept in memory up to this size; the rest is decoded at each use.
         disk_cache: A place on disk for them, too; it shrinks large ones.
         progress: Called with (files opened, files to open).
@@ -98,10 +94,8 @@ class ImageFileDataset(ImageDataset):
         self.skipped = layout.skipped + unreadable
         if not self._samples:
             bad = unreadable or self.skipped
-            raise ValueError(
-                f"no readable image in {place}: all {len(bad)} were skipped, "
-                f"for example {bad[0].path!r}: {bad[0].reason}"
-            )
+            example = f"for example {bad[0].path!r}: {bad[0].reason}"
+            raise ValueError(f"no readable image in {place}: all {len(bad)} were skipped, {example}")
         self._paths = [layout.paths[i] for i in self._samples]
         self.targets = np.array([layout.targets[i] for i in self._samples], np.int64)
         self.names = [display_path(path, root) for path in self._paths]

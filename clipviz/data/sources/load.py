@@ -98,7 +98,7 @@ def load_dataset(
             _refuse_classes(classes, "a split file brings its")
             return _load_coop(path, split, place, options)
     if not os.path.isdir(path):
-        raise _no_folder(text, path)
+        raise ValueError(_no_folder(text, path))
     return ImageFolderDataset(path, split, classes=classes, **options)
 
 
@@ -121,19 +121,20 @@ def _refuse_classes(classes: Classes | None, who_brings: str) -> None:
         raise ValueError(f"{who_brings} own class names: leave the class list out")
 
 
-def _no_folder(text: str, folder: str) -> ValueError:
+def _no_folder(text: str, folder: str) -> str:
+    """What to say of a spec that names nothing."""
     if text.lower().endswith(FEATURE_SUFFIXES):
-        return ValueError(f"no such file of embeddings: {text!r}; `clipviz embed` writes one from a folder of images")
+        return f"no such file of embeddings: {text!r}; `clipviz embed` writes one from a folder of images"
     if text.lower().endswith(MANIFEST_SUFFIXES) or is_coop_split(text):
-        return ValueError(f"no such file: {text!r}; give an existing manifest (.csv, .parquet) or split file")
+        return f"no such file: {text!r}; give an existing manifest (.csv, .parquet) or split file"
     if os.path.exists(folder):
-        return ValueError(
+        return (
             f"{text!r} is a file; give the folder that holds the images, or a .csv, .parquet, .npz or .safetensors file"
         )
     if os.path.lexists(folder):
-        return ValueError(f"{text!r} is a broken symbolic link; give a folder of images")
+        return f"{text!r} is a broken symbolic link; give a folder of images"
     if text.startswith((os.sep, ".", "~")):
-        return ValueError(f"no such folder: {text!r}; give an existing folder of images, or {_BIRDS!r}")
+        return f"no such folder: {text!r}; give an existing folder of images, or {_BIRDS!r}"
     from clipviz.birds.domains import DOMAINS
 
     builtin = [_BIRDS, *(f"{_BIRDS}/{domain}" for domain in DOMAINS), *benchmarks()]
@@ -142,4 +143,4 @@ def _no_folder(text: str, folder: str) -> ValueError:
         parent = os.path.dirname(folder)
         beside = [display_name(os.path.join(parent, name)) for name in list_folder(parent or ".").folders]
     error = unknown("data set or folder", text, builtin, also=beside)
-    return ValueError(f"{error}, or give the path of an existing folder of images")
+    return f"{error}, or give the path of an existing folder of images"

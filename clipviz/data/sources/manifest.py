@@ -91,7 +91,7 @@ def _why_no_table(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"is not UTF-8 text (byte {error.start}); save it again as UTF-8"
     reason = f"{type(error).__name__}: {one_line(error)}"
-    return f"is no table ({reason}); wanted Parquet, or UTF-8 text that begins with the line path,label"
+    return f"is not a table ({reason}); wanted Parquet, or UTF-8 text that begins with the line path,label"
 
 
 def _why_no_path(columns: Sequence[str]) -> str:
