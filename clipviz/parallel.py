@@ -201,14 +201,9 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
         fabric.launch()
     except (ValueError, RuntimeError) as error:  # in a notebook; a port in use; SLURM that says something else
         raise ValueError(f"cannot start {devices * num_nodes} processes here: {one_line(error)}") from error
-    atexit.register(_leave)
+    # gloo's threads are joined before the interpreter goes: one that still runs then ends the process with a complaint
+    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device)
-
-
-def _leave() -> None:
-    """Join gloo's threads before the interpreter goes: one that still runs then ends the process with a complaint."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _kind(device: str | None, devices: int) -> str:

@@ -7,22 +7,3 @@ from clipviz.data.images.pixel_cache import DiskCache
 from clipviz.data.images.views import eval_parts, eval_view, make_views
 from clipviz.data.sources.folder import ImageFolderDataset
 from clipviz.data.sources.load import load_dataset
-
-__all__ = [
-    "UNLABELLED",
-    "Batch",
-    "DiskCache",
-    "FeatureDataset",
-    "ImageDataset",
-    "ImageFolderDataset",
-    "Skipped",
-    "ViewConfig",
-    "ViewLoader",
-    "Views",
-    "as_images",
-    "eval_batches",
-    "eval_parts",
-    "eval_view",
-    "load_dataset",
-    "make_views",
-]

@@ -12,16 +12,3 @@ from clipviz.prompts.classes import (
     short_hash,
     spoken_name,
 )
-
-__all__ = [
-    "DEFAULT_TEMPLATES",
-    "ClassPrompts",
-    "Descriptions",
-    "check_class_names",
-    "fill_template",
-    "make_prompts",
-    "normalize_name",
-    "read_descriptions",
-    "short_hash",
-    "spoken_name",
-]

@@ -75,6 +75,7 @@ def check_descriptions(
     """Look at descriptions without using them.
 
     Args:
+        descriptions: A CuPL JSON file, or class name -> sentences.
         class_names: The classes that it must describe; None takes its keys.
         tokenizer: Texts and `context_length` -> (L, T) token ids, as open_clip's; None leaves the lengths out.
 

@@ -110,7 +110,9 @@ def fill(
     """Ask for the sentences of every class that has none, and write the file after every answer.
 
     Args:
+        path: Where the file goes.
         filled: What is known already, as of `open_skeleton`.
+        endpoint: Whom to ask.
         n: Sentences to ask for.
         kind: What the classes are kinds of, such as "bird".
         progress: Called with the class and the number of its sentences.

@@ -8,12 +8,12 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
 from clipviz.data.images.views import crop_views, eval_view, make_views
@@ -21,19 +21,6 @@ from clipviz.parallel import ONE, Ranks
 
 _PixelBatch = Sequence[torch.Tensor | None]
 """Weak, strong and crops on their way out of a worker: (B, ..., S, S, 3) uint8, None where not asked for."""
-
-
-class _BatchMaker(Dataset[_PixelBatch]):
-    """Makes whole batches in a worker: `maker[epoch, indices]`."""
-
-    def __init__(self, dataset: ImageDataset, config: ViewConfig, seed: int) -> None:
-        self.dataset, self.config, self.seed = dataset, config, seed
-
-    def __getitem__(self, request: tuple[int, NDArray[np.int64]]) -> _PixelBatch:
-        epoch, indices = request
-        views = [make_views(self.dataset.image(i), self.config, self.seed, epoch, i) for i in map(int, indices)]
-        kinds = zip(*views, strict=True)
-        return [None if kind[0] is None else torch.from_numpy(np.stack(kind)) for kind in kinds]
 
 
 class ViewLoader:
@@ -89,14 +76,13 @@ class ViewLoader:
 
     def _views(self, epoch: int, steps: Sequence[NDArray[np.int64]]) -> Iterator[Views]:
         """The views of each step's images, or of this process's share of them."""
-        maker = _BatchMaker(self.dataset, self.config, self.seed)
         requests = [(epoch, self.ranks.share(indices)) for indices in steps]
-        batches: Iterable[_PixelBatch] = map(maker.__getitem__, requests)
+        batches: Iterable[_PixelBatch] = map(self._pixels, requests)
         if workers := min(self.workers, len(requests)):
             batches = DataLoader(
-                maker,
-                sampler=requests,
+                cast(Any, requests),
                 batch_size=None,  # an item is a whole batch
+                collate_fn=self._pixels,
                 num_workers=workers,
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # otherwise it draws a seed from the global generator
@@ -106,6 +92,13 @@ class ViewLoader:
         for indices, pixels in zip(steps, batches, strict=True):
             weak, strong, crops = (None if p is None else as_images(p, self.device) for p in pixels)
             yield Views(cast(torch.Tensor, weak), strong, crops, partial(self.ranks.gather, n=len(indices)))
+
+    def _pixels(self, request: Any) -> _PixelBatch:
+        """Make the views of a whole batch, (epoch, positions), in a worker if there are any."""
+        epoch, indices = request
+        views = [make_views(self.dataset.image(i), self.config, self.seed, epoch, i) for i in map(int, indices)]
+        kinds = zip(*views, strict=True)
+        return [None if kind[0] is None else torch.from_numpy(np.stack(kind)) for kind in kinds]
 
 
 def eval_batches(

@@ -2,9 +2,8 @@
 
 What is known of each benchmark stands in `benchmarks.json`. Its templates are those of the CLIP paper (openai/CLIP,
 data/prompts.md), after the single one of CoOp and Tip-Adapter where that is another; names that do not read as words
-are CLIP's or CoOp's. `files` says what must be below the root, `splits` what torchvision calls train, val and test;
-those without splits give all images. Nothing is downloaded unless asked for. CUB-200 and RESISC45, which torchvision
-lacks, are read by `clipviz.data.sources.lists`.
+are CLIP's or CoOp's. Those without splits give all images. Nothing is downloaded unless asked for. CUB-200 and
+RESISC45, which torchvision lacks, are read by `clipviz.data.sources.lists`.
 """
 
 from __future__ import annotations
@@ -134,9 +133,11 @@ def load_benchmark(
     """Load a benchmark from torchvision's layout of its files.
 
     Args:
+        benchmark: What is known of it.
         split: "train", "val" or "test". `split` of the data set is "official train" and so on, by torchvision's name
             of it, or "all" if the benchmark has no official split.
         root: The folder that holds `benchmark.files`; None takes $CLIPVIZ_DATA, else data/.
+        download: Whether torchvision may download what is missing.
         options: As for `ImageFileDataset`; templates are the benchmark's own unless others are given.
 
     Raises:

@@ -1,8 +1,7 @@
 """Two benchmarks that torchvision does not read: CUB-200-2011 and NWPU-RESISC45, from the files as they are published.
 
-torchgeo reads RESISC45, but brings lightning, kornia, rasterio and geopandas for a list of file names; Hugging Face
-datasets reads re-packed copies that others made of both, whose splits differ. The published files are two folders and
-a few lines of text, so they are read here:
+torchgeo brings lightning, kornia, rasterio and geopandas for a list of file names, and the splits of the copies that
+Hugging Face's datasets read differ:
 
     CUB_200_2011/images/001.Black_footed_Albatross/*.jpg      NWPU-RESISC45/airplane/airplane_001.jpg ...
     CUB_200_2011/classes.txt             1 001.Black_foot...  resisc45-train.txt, -val.txt, -test.txt beside it or in it
