@@ -9,6 +9,7 @@ from clipviz.prompts.classes import (
     make_prompts,
     normalize_name,
     read_descriptions,
+    resolve_descriptions,
     short_hash,
     spoken_name,
 )
