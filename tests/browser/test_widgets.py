@@ -24,6 +24,8 @@ config = AdaptConfig(epochs=EPOCHS, batch_size=4, lr=1e-3)
 run = Run(method, data, config, eval_dataset=data, probe=spread_probe(data, 32, 32))
 run.listeners.append(lambda event: time.sleep(PAUSE) if isinstance(event, StepFinished) else None)
 """
+EXECUTE = """async (code) => (await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel
+    .requestExecute({code}).done).content.status"""
 LAST_PICTURE = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells[1].outputs[0]
     .metadata['image/jpeg'].alt.includes('finished')"""
 
@@ -59,6 +61,7 @@ def test_live_monitor_obeys_its_buttons(lab, page, run_all):
     expect(headline).to_contain_text("ready")
     press(page, "Start")
     expect(headline).to_contain_text(re.compile(r"running · step [1-9]"))
+    assert page.evaluate(EXECUTE, "run.start()") == "ok", "the cell after the button"
     press(page, "Pause")
     expect(headline).to_contain_text("paused")
     before = steps_done(page)
@@ -77,6 +80,8 @@ def test_live_monitor_obeys_its_buttons(lab, page, run_all):
         page.keyboard.press("PageDown")
     expect(what_if).to_contain_text("pseudo-labels differ")
     press(page, "Apply")
+    expect(page.get_by_text(re.compile(r"Applied: gamma 0\.\d+, from step \d+ on"))).to_be_visible()
+    expect(page.locator(".clipviz-mark")).to_have_count(3)
     press(page, "Stop")
     expect(headline).to_contain_text("stopped")
     expect(button_named(page, "Stop")).to_be_disabled()
