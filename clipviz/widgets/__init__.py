@@ -2,7 +2,7 @@
 
 LiveMonitor(run)                       a run while it happens, with its buttons
 SaliencyExplorer(traces)               from a confusion or a mistake to what the model looked at
-PrototypeExplorer(trace)               class vectors and images in one fixed plane, epoch by epoch
+PrototypeExplorer(trace)               prototypes and images in one fixed plane, epoch by epoch
 DKAPlayground(trace)                   what another mixture of the sources would have labelled
 ViewState()                            hand one to several views to link them
 """

@@ -13,8 +13,8 @@ from clipviz.figures.sources import source_names
 from clipviz.figures.style import apart, class_name
 from clipviz.trace import ImageGroup, Trace
 
-_TAKEN = ("confidently wrong", "least sure", "flipped", "sources disagree", "one taken for another")
-FILTERS = ("all", *_TAKEN)
+FILTERS = ("all", "confidently wrong", "least sure", "flipped", "sources disagree", "one taken for another")
+_GRAY = np.full((1, 1, 3), 200, np.uint8)
 
 
 class Verdict(NamedTuple):
@@ -58,14 +58,13 @@ class Album:
 
     # ------------------------------------------------------------------------------------------- images
 
+    def _model_has(self, image: str) -> bool:
+        split, index = image.split("/")
+        return self.model_probe is not None and self.model_probe.has(split, int(index))
+
     def has(self, image: str) -> bool:
         """Whether there are pixels."""
-        split, index = image.split("/")
-        return (
-            image in self._probe
-            or image in self._highlights
-            or bool(self.model_probe and self.model_probe.has(split, int(index)))
-        )
+        return image in self._probe or image in self._highlights or self._model_has(image)
 
     def pixels(self, image: str) -> np.ndarray:
         """(H, W, 3) uint8; a gray pixel for an image that cannot be had."""
@@ -74,9 +73,7 @@ class Album:
         if image in self._highlights:
             return self.trace.highlights.images[self._highlights[image]]
         split, index = image.split("/")
-        if self.model_probe is not None and self.model_probe.has(split, int(index)):
-            return self.model_probe.pixels(split, int(index))
-        return np.full((1, 1, 3), 200, np.uint8)
+        return self.model_probe.pixels(split, int(index)) if self._model_has(image) else _GRAY
 
     def stored_kinds(self) -> list[str]:
         """Kinds of maps in the trace."""
@@ -115,27 +112,28 @@ class Album:
 
     def verdict(self, image: str, epoch: int) -> Verdict:
         """Prediction of an evaluation image, pseudo-label of a training image."""
-        split, index = image.split("/")
+        split, index = image.split("/")[0], int(image.split("/")[1])
         if split == "probe":
-            return Verdict(-1, None, int(self.trace.probe.target[int(index)]))
+            return Verdict(-1, None, int(self.trace.probe.target[index]))
+        samples = self.trace.samples
         if split == "eval":
-            frame, column = self.frame(epoch), "prediction"
+            frame = self.frame(epoch)
+            rows, column = frame.loc[[index]] if index in frame.index else frame[:0], "prediction"
         else:
-            rows = self.trace.samples[self.trace.samples["epoch"] == self.epoch(epoch)]
-            frame, column = rows[rows["index"] == int(index)].set_index("index"), "pseudo_label"
-        if int(index) not in frame.index:
-            targets = self.trace.samples.loc[self.trace.samples["index"] == int(index), "target"]
-            return Verdict(-1, None, int(targets.iloc[0]) if split == "train" and len(targets) else -1)
-        row = frame.loc[int(index)].to_dict()
+            samples = samples[samples["index"] == index]
+            rows, column = samples[samples["epoch"] == self.epoch(epoch)], "pseudo_label"
+            if not len(rows) and len(samples):
+                return Verdict(-1, None, int(samples["target"].iloc[0]))
+        if not len(rows):
+            return Verdict(-1, None, -1)
+        row = rows.iloc[0]
         return Verdict(int(row[column]), float(row["confidence"]), int(row["target"]))
 
     def caption(self, image: str, epoch: int) -> str:
         """True class, or the predicted one and how sure, in few letters and on one line."""
         verdict, names = self.verdict(image, epoch), self.trace.class_names
         true, called = apart([class_name(names, label) for label in (verdict.target, verdict.prediction)], 30)
-        said = "" if verdict.prediction < 0 else called
-        if verdict.confidence is not None:
-            said += f" {verdict.confidence:.2f}"
+        said = "" if verdict.confidence is None else f"{called} {verdict.confidence:.2f}"
         if verdict.target < 0:
             return said or image
         if not said:
@@ -146,16 +144,11 @@ class Album:
 
     def filters(self) -> list[str]:
         """The filters that this trace can answer."""
-        has_targets = bool((self.trace.predictions["target"] >= 0).any())
-        answered = {
-            "all": True,
-            "confidently wrong": has_targets,
-            "least sure": len(self.trace.predictions) > 0,
-            "flipped": self.trace.predictions["epoch"].nunique() > 1,
-            "sources disagree": len(source_names(self.trace)) > 1,
-            "one taken for another": has_targets,
-        }
-        return [name for name in FILTERS if answered[name]]
+        predictions = self.trace.predictions
+        has_targets, is_followed = bool((predictions["target"] >= 0).any()), predictions["epoch"].nunique() > 1
+        has_sources = len(source_names(self.trace)) > 1
+        answered = (True, has_targets, len(predictions) > 0, is_followed, has_sources, has_targets)
+        return [name for name, is_answered in zip(FILTERS, answered, strict=True) if is_answered]
 
     def chosen(self, name: str, epoch: int, pair: tuple[int, int] | None = None) -> list[str]:
         """Ids of the images that a filter lets through and that can be shown, the most telling first.
@@ -165,31 +158,28 @@ class Album:
             epoch: whose predictions count.
             pair: (true class, predicted class) for "one taken for another".
         """
-        if name == "all":
-            ids = [*self._highlights, *self._probe, *(f"eval/{index}" for index in self.frame(epoch).index)]
-            return [image for image in dict.fromkeys(ids) if self.has(image)]
-        if name == "sources disagree":
-            return [image for image in self._disagreeing(epoch) if self.has(image)]
         frame = self.frame(epoch)
-        known = frame["target"] >= 0
-        if name == "confidently wrong":
-            rows = frame[known & (frame["prediction"] != frame["target"])].sort_values("confidence", ascending=False)
+        prediction, target = frame["prediction"], frame["target"]
+        if name == "all":
+            ids = [*self._highlights, *self._probe, *(f"eval/{index}" for index in frame.index)]
+        elif name == "sources disagree":
+            ids = self._disagreeing(epoch)
         elif name == "least sure":
-            rows = frame.sort_values("confidence")
-        elif name == "flipped":
-            rows = frame[frame["prediction"] != frame["before"]].sort_values("confidence", ascending=False)
-        elif name == "one taken for another" and pair is not None:
-            rows = frame[(frame["target"] == pair[0]) & (frame["prediction"] == pair[1])]
-            rows = rows.sort_values("confidence", ascending=False)
+            ids = [f"eval/{index}" for index in frame.sort_values("confidence").index]
         else:
-            rows = frame[:0]
-        return [image for image in (f"eval/{index}" for index in rows.index) if self.has(image)]
+            passes = {
+                "confidently wrong": (target >= 0) & (prediction != target),
+                "flipped": prediction != frame["before"],
+                "one taken for another": (target == pair[0]) & (prediction == pair[1]) if pair else target < -1,
+            }[name]
+            ids = [f"eval/{index}" for index in frame[passes].sort_values("confidence", ascending=False).index]
+        return [image for image in dict.fromkeys(ids) if self.has(image)]
 
     def _disagreeing(self, epoch: int) -> list[str]:
         rows = self.trace.samples[self.trace.samples["epoch"] == self.epoch(epoch)]
         labels = rows[[f"{name}_label" for name in source_names(self.trace)]].to_numpy()
-        apart = rows[(labels != labels[:, :1]).any(1)].sort_values("margin")
-        return [f"{self.train_split}/{index}" for index in apart["index"]]
+        rows = rows[(labels != labels[:, :1]).any(1)].sort_values("margin")
+        return [f"{self.train_split}/{index}" for index in rows["index"]]
 
 
 def _places(images: ImageGroup, split: str) -> dict[str, int]:

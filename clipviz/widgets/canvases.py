@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import anywidget
 import numpy as np
@@ -10,12 +11,18 @@ import traitlets
 from matplotlib.figure import Figure
 
 from clipviz.figures.style import apart, bare, shorten
-from clipviz.widgets.images import color_table, jpeg, sheet
+from clipviz.widgets.album import Album
+from clipviz.widgets.images import color_table, jpeg, laid_over, sheet, thumbnail, to_bytes
 from clipviz.widgets.state import ViewState
 from clipviz.widgets.view import source
 
 THUMBNAIL = 72
 COLUMNS = 10
+ROW_INCHES = 1.9
+"""Of a row of maps in a static picture."""
+
+PLAIN_TEXT: dict[str, Any] = {"va": "top", "parse_math": False}
+_TILE = 128
 
 
 class GalleryCanvas(anywidget.AnyWidget):
@@ -37,17 +44,36 @@ class GalleryCanvas(anywidget.AnyWidget):
         """Share the selected images with a state, both ways."""
         state.link("selected", self, "selected", list)
 
+    def show(self, album: Album, images: Sequence[str], epoch: int) -> None:
+        """Show other images, with what is said of them at an epoch."""
+        self.fill(images, [album.caption(image, epoch) for image in images], [*map(album.pixels, images)])
+
     def fill(self, ids: Sequence[str], captions: Sequence[str], images: Sequence[np.ndarray], label: str = "") -> None:
         """Show other images under a heading, in one message."""
         with self.hold_sync():
-            self.label = label
-            self.ids = list(ids)
+            self.label, self.ids = label, list(ids)
             self.captions = [shorten(caption, 90) for caption in captions]
             self.sheet = jpeg(sheet(images, THUMBNAIL, COLUMNS))
 
 
+class Panel(NamedTuple):
+    """One map (h, w) in [0, 1]; without values the image itself, or why there is no map."""
+
+    title: str
+    values: np.ndarray | None = None
+    is_mask: bool = False
+
+
+class Row(NamedTuple):
+    """What one method looked at in an image (H, W, 3) uint8."""
+
+    title: str
+    panels: list[Panel]
+    image: np.ndarray
+
+
 class OverlayCanvas(anywidget.AnyWidget):
-    """One image with rows of maps over it; a row is {title, panels}, a panel {title, label, shape, mask}."""
+    """One image with rows of maps over it."""
 
     _esm = source("common.js", "overlay.js")
     _css = source("widgets.css")
@@ -63,6 +89,19 @@ class OverlayCanvas(anywidget.AnyWidget):
 
     def __init__(self, **traits: object) -> None:
         super().__init__(colors=color_table(), **traits)
+
+    def fill(self, rows: Sequence[Row]) -> None:
+        """Show other rows, all of one image, in one message."""
+        maps = [panel.values for row in rows for panel in row.panels if panel.values is not None]
+        with self.hold_sync():
+            self.image = jpeg(rows[0].image, 92) if rows else b""
+            self.rows = [{"title": shorten(row.title, 200), "panels": [*map(_panel_json, row.panels)]} for row in rows]
+            self.maps = b"".join(map(to_bytes, maps))
+
+
+def _panel_json(panel: Panel) -> dict[str, object]:
+    shape = [0, 0] if panel.values is None else list(panel.values.shape)
+    return {"title": panel.title, "label": f"{panel.title} of the chosen image", "shape": shape, "mask": panel.is_mask}
 
 
 class MatrixCanvas(anywidget.AnyWidget):
@@ -94,12 +133,26 @@ class ChartCanvas(anywidget.AnyWidget):
     spec = traitlets.Dict().tag(sync=True)
 
 
-def draw_thumbnails(figure: Figure, images: Sequence[np.ndarray], top: float, height: float) -> float:
-    """Draw images as in a gallery, ten in a row, below `top` on a figure so many inches high; returns their lower edge.
-
-    Edges are fractions of the figure, whose ten columns of 72 pixels make it 7.2 inches wide.
-    """
+def draw_thumbnails(figure: Figure, images: Sequence[np.ndarray], top: float) -> float:
+    """Draw images as in a gallery, ten in a row, below `top` on a figure 7.2 inches wide; returns their lower edge."""
     pixels = sheet(images, THUMBNAIL, COLUMNS)
-    tall = len(pixels) / 100 / height
+    tall = len(pixels) / 100 / figure.get_figheight()
     bare(figure.add_axes((0, top - tall, 1, tall))).imshow(pixels, aspect="auto")
     return top - tall
+
+
+def draw_row(figure: Figure, row: Row, top: float, opacity: float = 0.7, contour: bool = False) -> float:
+    """Draw the first panels of a row, 1.9 inches high, below `top` (a fraction); returns its lower edge."""
+    height, plain = figure.get_figheight(), PLAIN_TEXT
+    figure.text(0.01, top, shorten(row.title, 105), fontsize=8.5, weight="bold", **plain)
+    tiles = []
+    for i, (title, values, is_mask) in enumerate(row.panels[:5]):
+        if values is None:
+            tiles.append(thumbnail(row.image, _TILE))
+        else:
+            tiles.append(laid_over(row.image, values, _TILE, opacity, is_mask, contour))
+        figure.text(0.01 + 0.198 * i, top - 1.62 / height, shorten(title, 26), fontsize=7, **plain)
+    strip = np.concatenate([np.pad(tile, ((0, 0), (0, 6), (0, 0)), constant_values=255) for tile in tiles], axis=1)
+    axes = bare(figure.add_axes((0.01, top - 1.58 / height, 0.198 * len(tiles), 1.36 / height)))
+    axes.imshow(strip, aspect="auto", interpolation="bilinear")
+    return top - ROW_INCHES / height

@@ -5,35 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from clipviz.figures.style import DASHES, MARKERS, shorten
+from clipviz.figures.style import DASHES, MARKERS, Look, shorten
 
 
-@dataclass(frozen=True)
-class Series:
-    r"""One line, or one color of a stack of bars.
+class Series(NamedTuple):
+    """One line (dash "none": markers alone), or one color of a stack of bars.
 
     Attributes:
         name: for the legend; plain text.
-        color: "#rrggbb".
+        look: with symbol "" for no markers.
         x: (n,) numbers.
         y: (n,) numbers; None and NaN are gaps.
-        dash: of `clipviz.figures.style.DASHES`; "none" for markers alone.
-        symbol: of `MARKERS` there: "circle", "square", "diamond", "triangle-up", "x" or "" for none.
-        hatch: of bars: "", "/", "\\", "|", "x" or ".".
     """
 
     name: str
-    color: str
-    x: Sequence[float]
-    y: Sequence[float | None]
-    dash: str = "solid"
-    symbol: str = ""
-    hatch: str = ""
+    look: Look
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float | None] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,6 @@ class Chart:
         marks: x positions of dotted vertical lines, with their text.
         names: whether `ticks` are names, which are set in two rows to have room, with half a step left and right.
         empty: what to say while there is nothing to draw.
-        height: in pixels, in the browser.
     """
 
     title: str
@@ -64,49 +56,25 @@ class Chart:
     marks: Sequence[tuple[float, str]] = ()
     names: bool = False
     empty: str = "nothing yet"
-    height: int = 170
 
     def to_json(self) -> dict[str, Any]:
         """For the browser: plain lists, four digits, gaps as None."""
-        return {
-            "title": self.title,
-            "xLabel": self.x_label,
-            "yLabel": self.y_label,
-            "kind": self.kind,
-            "yRange": list(self.y_range) if self.y_range else None,
-            "ticks": [[float(value), text] for value, text in self.ticks],
-            "marks": [[float(value), text] for value, text in self.marks],
-            "names": self.names,
-            "empty": self.empty,
-            "height": self.height,
-            "series": [
-                {
-                    "name": shorten(series.name, 44),
-                    "color": series.color,
-                    "dash": series.dash,
-                    "symbol": series.symbol,
-                    "hatch": series.hatch,
-                    "x": short(series.x, 7),
-                    "y": short(series.y),
-                }
-                for series in self.series
-            ],
-        }
+        series = [
+            {"name": shorten(name, 44), **look._asdict(), "x": short(x, 7), "y": short(y)}
+            for name, look, x, y in self.series
+        ]
+        ticks, marks = ([[float(value), text] for value, text in pairs] for pairs in (self.ticks, self.marks))
+        return {**vars(self), "series": series, "ticks": ticks, "marks": marks}
 
     def draw(self, axes: Axes) -> None:
         """The same with matplotlib."""
         axes.set_title(self.title, fontsize=9, loc="left", weight="bold")
-        axes.set_xlabel(self.x_label, fontsize=8)
-        axes.set_ylabel(self.y_label, fontsize=8)
-        axes.tick_params(labelsize=7.5)
-        axes.spines[["top", "right"]].set_visible(False)
+        label_axes(axes, self.x_label, self.y_label)
         if not any(len(series.x) for series in self.series):
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
             axes.text(0.5, 0.5, self.empty, ha="center", va="center", fontsize=8.5, color="#555", wrap=True)
             return
-        draw_series = self._draw_bars if self.kind == "bars" else self._draw_lines
-        draw_series(axes)
+        (self._draw_bars if self.kind == "bars" else self._draw_lines)(axes)
         for value, text in self.marks:
             axes.axvline(value, color="black", linestyle=":", linewidth=1)
             axes.annotate(text, (value, 1), xycoords=("data", "axes fraction"), fontsize=7.5, ha="left", va="top",
@@ -123,28 +91,30 @@ class Chart:
         legend_below(axes, 0.6 if self.names else 0.46)
 
     def _draw_lines(self, axes: Axes) -> None:
-        for series in self.series:
-            y = [math.nan if value is None else value for value in series.y]
-            marker = MARKERS[series.symbol] or ("o" if len(y) == 1 else "")
-            axes.plot(series.x, y, color=series.color, linestyle=DASHES[series.dash], marker=marker, markersize=4,
-                      linewidth=1.6, label=shorten(series.name, 44))  # fmt: skip
+        for name, look, x, y in self.series:
+            marker = MARKERS[look.symbol] or ("o" if len(y) == 1 else "")
+            axes.plot(x, np.asarray(y, float), color=look.color, linestyle=DASHES[look.dash], linewidth=1.6,
+                      marker=marker, markersize=4, label=shorten(name, 44))  # fmt: skip
 
     def _draw_bars(self, axes: Axes) -> None:
         below = np.zeros(len(self.series[0].x))
-        for series in self.series:
-            height = np.nan_to_num(np.asarray(series.y, dtype=float))
-            axes.bar(series.x, height, bottom=below, width=0.75, color=series.color, hatch=series.hatch * 2 or None,
-                     edgecolor="white", linewidth=0, label=shorten(series.name, 44))  # fmt: skip
-            below = below + height
+        for name, look, x, y in self.series:
+            height = np.nan_to_num(np.asarray(y, float))
+            axes.bar(x, height, bottom=below, width=0.75, color=look.color, hatch=look.hatch * 2 or None,
+                     edgecolor="white", linewidth=0, label=shorten(name, 44))  # fmt: skip
+            below += height
+
+
+def label_axes(axes: Axes, x_label: str, y_label: str) -> None:
+    """Labels of small axes, without a frame above and on the right."""
+    axes.set_xlabel(x_label, fontsize=8)
+    axes.set_ylabel(y_label, fontsize=8)
+    axes.tick_params(labelsize=7.5)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def legend_below(axes: Axes, inches: float) -> None:
-    """The legend under the axes, where it covers nothing, in as many columns as its names leave room for.
-
-    Args:
-        axes: whose figure has its final size.
-        inches: from the lower edge of the axes to the legend.
-    """
+    """The legend so many inches under the axes, in as many columns as its names leave room for in the final figure."""
     box, figure = axes.get_position(), axes.get_figure(root=True)
     assert figure is not None
     width, height = figure.get_size_inches()
@@ -161,6 +131,4 @@ def legend_below(axes: Axes, inches: float) -> None:
 
 def short(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
     """Numbers with few digits, so that messages stay small; not finite becomes None (JSON has no NaN)."""
-    return [
-        None if value is None or not math.isfinite(value) else float(f"{float(value):.{digits}g}") for value in values
-    ]
+    return [float(f"{x:.{digits}g}") if x is not None and math.isfinite(x) else None for x in values]

@@ -1,9 +1,9 @@
-"""RunControls: the buttons and the slider that drive a run. A part of LiveMonitor."""
+"""Buttons, sliders and lists to choose from; and RunControls, those that drive a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
@@ -11,6 +11,44 @@ if TYPE_CHECKING:
     from clipviz.training.run import Run
 
 OVER = ("stopped", "finished", "failed")
+PLAIN = {"description_width": "initial"}
+
+
+def button(text: str, icon: str, act: Callable[[], None], tooltip: str = "") -> ipywidgets.Button:
+    """A button with an icon of Font Awesome."""
+    made = ipywidgets.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": "110px"})
+    made.on_click(lambda _: act())
+    return made
+
+
+def dropdown(
+    name: str, options: Sequence[Any], changed: Callable[[], None], value: Any = None, width: int = 230
+) -> ipywidgets.Dropdown:
+    """A list to choose from; the first option unless another value is given."""
+    made = ipywidgets.Dropdown(options=options, description=name, style=PLAIN, layout={"width": f"{width}px"})
+    made.value = made.value if value is None else value
+    made.observe(lambda _: changed(), "value")
+    return made
+
+
+def slider(
+    name: str, value: float, low: float, high: float, step: float, changed: Callable[[], None] | None = None
+) -> ipywidgets.FloatSlider:
+    """A slider over numbers of two digits."""
+    made = ipywidgets.FloatSlider(value, min=low, max=high, step=step, description=name, style=PLAIN)
+    if changed:
+        made.observe(lambda _: changed(), "value")
+    return made
+
+
+def wrapped(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
+    """Widgets side by side, in as many lines as they need."""
+    return ipywidgets.HBox(widgets, layout={"flex_flow": "row wrap"})
+
+
+def show_if(is_shown: bool, widget: ipywidgets.Widget) -> None:
+    """Show a widget, or take it off the page."""
+    widget.layout.display = "flex" if is_shown else "none"
 
 
 class RunControls:
@@ -38,17 +76,12 @@ class RunControls:
         self.step = self._button("Step", "step-forward", "do one optimizer step, then rest", self._step)
         self.stop = self._button("Stop", "stop", "end the run at the next step boundary", run.stop)
         own = getattr(run.method.config, "gamma", None)
-        self.gamma = ipywidgets.FloatSlider(
-            0.5 if own is None else float(own), min=0, max=1, step=0.01, description="gamma", readout_format=".2f",
-            style={"description_width": "initial"},
-        )  # fmt: skip
-        self.gamma.observe(lambda _: moved(), "value")
+        self.gamma = slider("gamma", 0.5 if own is None else float(own), 0, 1, 0.01, moved)
         self.apply = self._button("Apply", "check", "use this gamma from the next step on", self._apply)
         self.what_if = ipywidgets.Label()
         mixing = ipywidgets.VBox([ipywidgets.HBox([self.gamma, self.apply]), self.what_if])
-        mixing.layout.display = "none" if own is None else "flex"
-        buttons = ipywidgets.HBox([self.start, self.pause, self.step, self.stop])
-        self.rows = (buttons, mixing)
+        show_if(own is not None, mixing)
+        self.rows = (ipywidgets.HBox([self.start, self.pause, self.step, self.stop]), mixing)
 
     def enable(self, status: str) -> None:
         """Buttons that can do something in this state of the run; written only when that changes."""
@@ -62,18 +95,16 @@ class RunControls:
         self.step.disabled = self.apply.disabled = over
         self.stop.disabled = over or status == "ready"
 
-    def _button(self, text: str, icon: str, tooltip: str, act: Callable[[], None]) -> ipywidgets.Button:
-        button = ipywidgets.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": "100px"})
-        button.on_click(lambda _: self._do(act))
-        return button
+    def _button(self, text: str, icon: str, tooltip: str, act: Callable[[], Any]) -> ipywidgets.Button:
+        def press() -> None:
+            problem = ""
+            try:
+                act()
+            except (RuntimeError, ValueError) as error:
+                problem = str(error)
+            self._pressed(problem)
 
-    def _do(self, act: Callable[[], None]) -> None:
-        problem = ""
-        try:
-            act()
-        except (RuntimeError, ValueError) as error:
-            problem = str(error)
-        self._pressed(problem)
+        return button(text, icon, press, tooltip)
 
     def _start(self) -> None:
         if self.run.status == "ready":

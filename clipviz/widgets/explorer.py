@@ -6,21 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets
-import numpy as np
 from matplotlib.figure import Figure
 
 from clipviz.figures import confusion_info
 from clipviz.figures.moments import when
-from clipviz.figures.style import bare, shorten
 from clipviz.trace import Trace
-from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, MatrixCanvas, draw_thumbnails
-from clipviz.widgets.images import laid_over, thumbnail
-from clipviz.widgets.inspector import Inspector, Row
+from clipviz.widgets.canvases import COLUMNS, PLAIN_TEXT, ROW_INCHES, GalleryCanvas, MatrixCanvas, draw_thumbnails
+from clipviz.widgets.controls import button, dropdown, show_if, wrapped
+from clipviz.widgets.inspector import Inspector
 from clipviz.widgets.state import ViewState, follow
 from clipviz.widgets.view import View, one_at_a_time
 
 PAGE = 60
-_CELL = 128
+_PAIR = "one taken for another"
 
 
 class SaliencyExplorer(View):
@@ -46,8 +44,7 @@ class SaliencyExplorer(View):
         models = list(models) if isinstance(models, list | tuple) else [models, *[None] * (len(traces) - 1)]
         self.state = state or ViewState(epoch=max((trace.final_epoch for trace in traces), default=-1))
         self.inspector = Inspector(traces, models, self.state)
-        self.gallery = GalleryCanvas()
-        self.matrix = MatrixCanvas()
+        self.gallery = GalleryCanvas(layout={"flex": "1 1 300px", "min_width": "240px"})
         self._ids: list[str] = []
         self._page = 0
         self._make_controls()
@@ -59,38 +56,29 @@ class SaliencyExplorer(View):
             self.state.selected = (self._ids[0],)
 
     def __repr__(self) -> str:
-        names = ", ".join(shorten(label, 30) for label in self.inspector.albums)
-        return f"SaliencyExplorer({names})"
+        return f"SaliencyExplorer({self.inspector.named})"
 
     def _make_controls(self) -> None:
-        albums = self.inspector.albums
-        self.filter = ipywidgets.Dropdown(options=self.inspector.album.filters(), description="show")
-        self.filter.observe(lambda _: self._refill(), "value")
-        self.method = ipywidgets.Dropdown(options=list(albums), description="method", value=self.state.method)
+        filters, albums = self.inspector.album.filters(), self.inspector.albums
+        self.filter = dropdown("show", filters, self._refill)
+        self.method = dropdown("method", list(albums), lambda: None, self.state.method)
         self.state.link("method", self.method, "value")
-        self.method.layout.display = "flex" if len(albums) > 1 else "none"
-        self.back = ipywidgets.Button(description="previous", icon="chevron-left", layout={"width": "110px"})
-        self.next = ipywidgets.Button(description="next", icon="chevron-right", layout={"width": "110px"})
-        self.back.on_click(lambda _: self._turn(-1))
-        self.next.on_click(lambda _: self._turn(1))
+        show_if(len(albums) > 1, self.method)
+        self.back = button("previous", "chevron-left", lambda: self._turn(-1))
+        self.next = button("next", "chevron-right", lambda: self._turn(1))
         self.count = ipywidgets.Label()
-        bar = ipywidgets.HBox(
-            [self.filter, self.method, self.back, self.next, self.count], layout={"flex_flow": "row wrap"}
-        )
-        self.gallery.layout = {"flex": "1 1 300px", "min_width": "240px"}
-        has_matrix = "one taken for another" in self.inspector.album.filters()
-        self.matrix.layout = {"flex": "0 0 430px", "display": "block" if has_matrix else "none"}
-        middle = ipywidgets.HBox([self.matrix, self.gallery], layout={"flex_flow": "row wrap"})
-        self.widget = ipywidgets.VBox([bar, middle, self.inspector.widget])
+        bar = wrapped(self.filter, self.method, self.back, self.next, self.count)
+        self.matrix = MatrixCanvas(layout={"flex": "0 0 430px", "display": "block" if _PAIR in filters else "none"})
+        self.widget = ipywidgets.VBox([bar, wrapped(self.matrix, self.gallery), self.inspector.widget])
 
     # ------------------------------------------------------------------------------------------- choosing
 
     def _cell_chosen(self, change: Any) -> None:
         if len(change["new"]) == 2:
-            if self.filter.value == "one taken for another":
+            if self.filter.value == _PAIR:
                 self._refill()
             else:
-                self.filter.value = "one taken for another"
+                self.filter.value = _PAIR
 
     @one_at_a_time
     def _turn(self, pages: int) -> None:
@@ -100,9 +88,8 @@ class SaliencyExplorer(View):
     @one_at_a_time
     def _refill(self) -> None:
         """Other images for another filter, epoch or method."""
-        album, epoch = self.inspector.album, self.state.epoch
-        pair = (self.matrix.selected[0], self.matrix.selected[1]) if len(self.matrix.selected) == 2 else None
-        self._ids = album.chosen(self.filter.value, epoch, pair)
+        album, epoch, chosen = self.inspector.album, self.state.epoch, self.matrix.selected
+        self._ids = album.chosen(self.filter.value, epoch, (chosen[0], chosen[1]) if len(chosen) == 2 else None)
         self._page = 0
         info = confusion_info(album.trace, album.measured(epoch))
         whose = f"{self.state.method}: which" if len(self.inspector.albums) > 1 else "Which"
@@ -111,11 +98,8 @@ class SaliencyExplorer(View):
         self._fill_gallery()
 
     def _fill_gallery(self) -> None:
-        album = self.inspector.album
-        shown = self.shown
-        captions = [album.caption(image, self.state.epoch) for image in shown]
-        self.gallery.fill(shown, captions, [album.pixels(image) for image in shown])
-        first = self._page * PAGE
+        album, shown, first = self.inspector.album, self.shown, self._page * PAGE
+        self.gallery.show(album, shown, self.state.epoch)
         self.count.value = f"{first + 1}-{first + len(shown)} of {len(self._ids)}" if shown else "no images"
         self.back.disabled = self._page == 0
         self.next.disabled = first + PAGE >= len(self._ids)
@@ -136,35 +120,13 @@ class SaliencyExplorer(View):
 
     def draw(self) -> Figure:
         """The first images of the gallery, and the chosen one with its maps."""
-        album, inspector = self.inspector.album, self.inspector
-        shown, rows = self.shown[: 2 * COLUMNS], inspector.rows
-        height = 0.5 + 0.72 * max(1, -(-len(shown) // COLUMNS)) + 1.9 * max(1, len(rows))
+        shown = self.shown[: 2 * COLUMNS]
+        height = 0.5 + 0.72 * max(1, -(-len(shown) // COLUMNS)) + ROW_INCHES * max(1, len(self.inspector.rows))
         figure = Figure(figsize=(7.2, height), dpi=100)
         title = f"{self.filter.value}: {self.count.value}"
-        figure.text(0.01, 1 - 0.06 / height, title, fontsize=10, weight="bold", va="top", parse_math=False)
+        figure.text(0.01, 1 - 0.06 / height, title, fontsize=10, weight="bold", **PLAIN_TEXT)
         top = 1 - 0.32 / height
         if shown:
-            top = draw_thumbnails(figure, [album.pixels(image) for image in shown], top, height)
-        for row in rows:
-            draw_row(figure, inspector, row, top - 0.08 / height, height)
-            top -= 1.9 / height
+            top = draw_thumbnails(figure, [self.inspector.album.pixels(image) for image in shown], top)
+        self.inspector.draw(figure, top - 0.08 / height)
         return figure
-
-
-def draw_row(figure: Figure, inspector: Inspector, row: Row, top: float, height: float) -> None:
-    """Image and maps of one method side by side below `top` (in figure coordinates)."""
-    plain: dict[str, Any] = {"va": "top", "parse_math": False}
-    figure.text(0.01, top, shorten(row.title, 105), fontsize=8.5, weight="bold", **plain)
-    tiles = []
-    for i, panel in enumerate(row.panels[:5]):
-        if panel.values is None:
-            tiles.append(thumbnail(row.image, _CELL))
-        else:
-            look = {"opacity": inspector.opacity.value, "contour": inspector.contour.value}
-            tiles.append(laid_over(row.image, panel.values, _CELL, is_mask=panel.is_mask, **look))
-        figure.text(0.01 + 0.198 * i, top - 1.62 / height, shorten(panel.title, 26), fontsize=7, **plain)
-    gap = np.full((_CELL, 6, 3), 255, np.uint8)
-    strip = np.concatenate([part for tile in tiles for part in (tile, gap)], axis=1)
-    width = 0.198 * len(tiles)
-    axes = bare(figure.add_axes((0.01, top - 1.58 / height, width, 1.36 / height)))
-    axes.imshow(strip, aspect="auto", interpolation="bilinear")

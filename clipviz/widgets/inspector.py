@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as TooLate
-from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets
 import numpy as np
+from matplotlib.figure import Figure
 
 from clipviz.figures import trace_labels
 from clipviz.figures.moments import when
@@ -16,8 +16,8 @@ from clipviz.figures.saliency import KIND_NAMES, unit_range
 from clipviz.figures.style import apart, class_name, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album, same_classes
-from clipviz.widgets.canvases import OverlayCanvas
-from clipviz.widgets.images import jpeg, to_bytes
+from clipviz.widgets.canvases import OverlayCanvas, Panel, Row, draw_row
+from clipviz.widgets.controls import PLAIN, dropdown, show_if, slider, wrapped
 from clipviz.widgets.state import ViewState, follow
 from clipviz.widgets.view import Newest
 
@@ -31,24 +31,6 @@ NAMES = {
 }
 NOBODY = "(none)"
 RUNNER_UP = "the runner-up"
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One map (h, w) in [0, 1], or None with the reason in the title."""
-
-    title: str
-    values: np.ndarray | None
-    is_mask: bool
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one method looked at in an image (H, W, 3) uint8."""
-
-    title: str
-    panels: list[Panel]
-    image: np.ndarray
 
 
 class Inspector:
@@ -93,18 +75,22 @@ class Inspector:
         """That of the state's method."""
         return self.albums.get(self.state.method) or next(iter(self.albums.values()))
 
+    @property
+    def named(self) -> str:
+        """The runs, for the text form of a view."""
+        return ", ".join(shorten(label, 30) for label in self.albums)
+
     def _make_controls(self, final_epoch: int, with_epoch: bool) -> None:
         model_probes = [album.model_probe for album in self.albums.values() if album.model_probe is not None]
         self._make_kinds(model_probes)
-        looks = self._make_looks(final_epoch, with_epoch)
+        looks = self._make_looks(final_epoch)
         self._asking = ipywidgets.HBox(self._make_questions(model_probes))
-        row = {"flex_flow": "row wrap"}
-        kinds = ipywidgets.HBox(list(self.kinds.values()), layout=row)
-        self.widget = ipywidgets.VBox([kinds, ipywidgets.HBox(looks, layout=row), self._asking, self.canvas])
+        controls = [self.epoch, *looks] if with_epoch else looks
+        self.widget = ipywidgets.VBox([wrapped(*self.kinds.values()), wrapped(*controls), self._asking, self.canvas])
 
     def _make_kinds(self, model_probes: Sequence[Any]) -> None:
         """A button for each kind of map that is kept or can be computed."""
-        stored = list(dict.fromkeys(kind for album in self.albums.values() for kind in album.stored_kinds()))
+        stored = [kind for album in self.albums.values() for kind in album.stored_kinds()]
         asked = [kind for model_probe in model_probes for kind in model_probe.kinds]
         self.kinds = {
             kind: ipywidgets.ToggleButton(
@@ -120,43 +106,33 @@ class Inspector:
             toggle.value = kind == self.state.kind
             toggle.observe(lambda change, kind=kind: self._toggled(kind, change["new"]), "value")
 
-    def _make_looks(self, final_epoch: int, with_epoch: bool) -> list[ipywidgets.Widget]:
+    def _make_looks(self, final_epoch: int) -> list[ipywidgets.Widget]:
         """Epoch, opacity, contour and the method beside it: how maps are shown, not what they are."""
-        look: dict[str, Any] = {"layout": {"width": "250px"}, "style": {"description_width": "initial"}}
-        self.epoch = ipywidgets.IntSlider(
-            min=-1, max=max(-1, final_epoch), description="epoch", continuous_update=True, **look
-        )
+        self.epoch = ipywidgets.IntSlider(min=-1, max=max(-1, final_epoch), description="epoch", style=PLAIN)
         self.state.epoch = min(max(self.state.epoch, -1), self.epoch.max)
         self.state.link("epoch", self.epoch, "value")
-        self.opacity = ipywidgets.FloatSlider(0.7, min=0, max=1, step=0.05, description="opacity", **look)
+        self.opacity = slider("opacity", 0.7, 0, 1, 0.05)
         self.contour = ipywidgets.Checkbox(False, description="contour at half", indent=False, layout={"width": "auto"})
         # In the browser, so that they answer at once and without the kernel.
         ipywidgets.jslink((self.opacity, "value"), (self.canvas, "opacity"))
         ipywidgets.jslink((self.contour, "value"), (self.canvas, "contour"))
-        self.beside = ipywidgets.Dropdown(options=[NOBODY, *self.albums], description="beside it")
-        self._show_on_change(self.beside, 230)
-        self.beside.layout.display = "flex" if len(self.albums) > 1 else "none"
-        return [*([self.epoch] if with_epoch else []), self.opacity, self.contour, self.beside]
+        self.beside = dropdown("beside it", [NOBODY, *self.albums], self.show)
+        show_if(len(self.albums) > 1, self.beside)
+        return [self.opacity, self.contour, self.beside]
 
     def _make_questions(self, model_probes: Sequence[Any]) -> list[ipywidgets.Widget]:
         """Contrast, layer and head, for kinds that are computed."""
         names = apart(self.album.trace.class_names, 60)
         options = [(NOBODY, -1), (RUNNER_UP, -2), *((name, i) for i, name in enumerate(names))]
-        self.contrast = ipywidgets.Dropdown(options=options, description="rather than")
-        n_layers = max((model_probe.n_layers for model_probe in model_probes), default=0)
-        n_heads = max((model_probe.n_heads for model_probe in model_probes), default=0)
-        self.layer = ipywidgets.Dropdown(options=[(str(i), i) for i in range(n_layers)], description="layer")
-        self.layer.value = n_layers - 1 if n_layers else None
-        self.head = ipywidgets.Dropdown(
-            options=[("mean", -1), *((str(i), i) for i in range(n_heads))], description="head"
+        self.contrast = dropdown("contrast class", options, self.show, width=320)
+        n_layers, n_heads = (
+            max((getattr(model_probe, name) for model_probe in model_probes), default=0)
+            for name in ("n_layers", "n_heads")
         )
-        for control, width in ((self.contrast, 320), (self.layer, 120), (self.head, 120)):
-            self._show_on_change(control, width)
+        self.layer = dropdown("layer", range(n_layers), self.show, n_layers - 1 if n_layers else None, width=120)
+        heads = [("mean", -1), *((str(i), i) for i in range(n_heads))]
+        self.head = dropdown("head", heads, self.show, width=120)
         return [self.contrast, self.layer, self.head]
-
-    def _show_on_change(self, control: ipywidgets.Dropdown, width: int) -> None:
-        control.layout.width, control.style.description_width = f"{width}px", "initial"
-        control.observe(lambda _: self.show(), "value")
 
     def _toggled(self, kind: str, is_on: bool) -> None:
         if is_on:
@@ -187,18 +163,9 @@ class Inspector:
         self._newest.show(question, lambda: self._publish(pixels, rows))
 
     def _publish(self, image: np.ndarray | None, rows: list[Row]) -> None:
-        """Show an image with its maps, in one message."""
         self.image, self.rows = image, rows
-        self._asking.layout.display = "flex" if self._asks() else "none"
-        maps = [panel.values for row in rows for panel in row.panels if panel.values is not None]
-        with self.canvas.hold_sync():
-            self.canvas.image = jpeg(image, 92) if image is not None else b""
-            self.canvas.rows = [_row_json(row) for row in rows]
-            self.canvas.maps = b"".join(map(to_bytes, maps))
-
-    def _asks(self) -> bool:
-        """Whether a chosen kind has a contrast, a layer or a head to choose."""
-        return any(_asks(self.album.model_probe, kind) for kind in self.chosen_kinds)
+        show_if(any(_asks(self.album.model_probe, kind) for kind in self.chosen_kinds), self._asking)
+        self.canvas.fill(rows)
 
     def _row(self, label: str, image: str, pixels: np.ndarray) -> Row:
         album = self.albums[label]
@@ -206,43 +173,37 @@ class Inspector:
         said, measured = album.caption(image, epoch), album.measured(epoch)
         if image.startswith("eval/") and measured != epoch and len(album.trace.predictions):
             said += f" (measured {when(measured)})"
-        panels = [
-            Panel(shorten(image, 30), None, False),
-            *(self._panel(album, image, kind) for kind in self.chosen_kinds),
-        ]
+        panels = [Panel(shorten(image, 30)), *(self._panel(album, image, kind) for kind in self.chosen_kinds)]
         return Row(f"{label}, {when(epoch, album.part)}: {said}", panels, pixels)
 
     def _panel(self, album: Album, image: str, kind: str) -> Panel:
-        name = NAMES.get(kind, kind)
-        model_probe, epoch = album.model_probe, album.epoch(self.state.epoch)
+        name, model_probe, epoch = NAMES.get(kind, kind), album.model_probe, album.epoch(self.state.epoch)
         is_now = model_probe is not None and epoch == album.last
         values = None if is_now and _asks(model_probe, kind) else album.stored_map(image, kind, epoch)
         if values is not None:
             return Panel(name, unit_range(values[None])[0], kind == "ncut")
         if model_probe is not None and not is_now:
-            then = when(album.last)
-            return Panel(f"{name}: not kept {when(epoch)}; the model at hand is that of {then}", None, False)
+            return Panel(f"{name}: not kept {when(epoch)}; the model at hand is that of {when(album.last)}")
         if model_probe is None or kind not in model_probe.kinds:
-            return Panel(f"{name}: not in this trace", None, False)
+            return Panel(f"{name}: not in this trace")
         pixels = album.pixels(image)
         if pixels.shape[0] != model_probe.image_size:
-            return Panel(f"{name}: these pixels are not the model's", None, False)
+            return Panel(f"{name}: these pixels are not the model's")
         try:
             options, asked = self._options(model_probe, pixels, kind)
             return Panel(f"{name}{asked}, now", model_probe.saliency(pixels, kind, **options), kind == "ncut")
         except (ValueError, TooLate) as error:
-            return Panel(f"{name}: {shorten(str(error) or 'no answer in time', 120)}", None, False)
+            return Panel(f"{name}: {shorten(str(error) or 'no answer in time', 120)}")
 
     def _options(self, model_probe: Any, pixels: np.ndarray, kind: str) -> tuple[dict[str, Any], str]:
         """Layer, head and contrast where the kind has them, and how to say so."""
         options: dict[str, Any] = {}
-        text = ""
-        if "layer" in model_probe.options(kind) and self.layer.value is not None and kind == "cls_attention":
+        possible = model_probe.options(kind)
+        if "layer" in possible and self.layer.value is not None and kind == "cls_attention":
             options["layer"] = self.layer.value
-            text += f", layer {self.layer.value}"
-        if "head" in model_probe.options(kind) and self.head.value is not None and self.head.value >= 0:
+        if "head" in possible and self.head.value >= 0:
             options["head"] = self.head.value
-            text += f", head {self.head.value}"
+        text = "".join(f", {name} {value}" for name, value in options.items())
         if model_probe.contrasts(kind) and self.contrast.value != -1:
             order = np.argsort(-model_probe.probs(pixels), kind="stable")
             other = int(order[1]) if self.contrast.value == -2 and len(order) > 1 else int(self.contrast.value)
@@ -252,6 +213,11 @@ class Inspector:
                 text += ": " + ", not ".join(apart([class_name(names, int(order[0])), names[other]]))
         return options, text
 
+    def draw(self, figure: Figure, top: float) -> None:
+        """The rows one below the other, from `top` on."""
+        for row in self.rows:
+            top = draw_row(figure, row, top, self.opacity.value, self.contour.value)
+
 
 def _asks(model_probe: Any, kind: str) -> bool:
     """Whether the model can be asked for such a map in more than one way, so that a kept one is not the answer."""
@@ -260,18 +226,3 @@ def _asks(model_probe: Any, kind: str) -> bool:
         and kind in model_probe.kinds
         and (model_probe.contrasts(kind) or "layer" in model_probe.options(kind))
     )
-
-
-def _row_json(row: Row) -> dict[str, Any]:
-    return {
-        "title": shorten(row.title, 200),
-        "panels": [
-            {
-                "title": panel.title,
-                "label": f"{panel.title} of the chosen image",
-                "shape": [0, 0] if panel.values is None else list(panel.values.shape),
-                "mask": panel.is_mask,
-            }
-            for panel in row.panels
-        ],
-    }

@@ -17,25 +17,20 @@ from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 
 from clipviz.events import EpochFinished, Event, RunFinished
-from clipviz.figures.moments import change_text, marks_of, when
+from clipviz.figures.moments import change_text, when
 from clipviz.figures.saliency import KIND_NAMES
 from clipviz.figures.style import shorten
 from clipviz.trace import Trace
+from clipviz.widgets.canvases import PLAIN_TEXT
 from clipviz.widgets.charts import Chart
 from clipviz.widgets.controls import OVER, RunControls
 from clipviz.widgets.images import color_table, to_bytes
 from clipviz.widgets.probe import SIDE, ProbeStrip
 from clipviz.widgets.pump import Pump
+from clipviz.widgets.source_logits import SourceLogits
 from clipviz.widgets.state import ViewState, follow
 from clipviz.widgets.view import View, source
-from clipviz.widgets.votes import Votes, compare
-from clipviz.widgets.watch import (
-    Watch,
-    has_kernel,
-    path_chart,
-    progress_line,
-    pseudo_label_chart,
-)
+from clipviz.widgets.watch import Watch, has_kernel, progress_line, pseudo_label_chart, trajectory_chart
 
 if TYPE_CHECKING:
     from clipviz.training.run import Run
@@ -51,7 +46,7 @@ class MonitorCanvas(anywidget.AnyWidget):
     losses = traitlets.Dict().tag(sync=True)
     labels = traitlets.Dict().tag(sync=True)
     decisions = traitlets.Dict().tag(sync=True)
-    paths = traitlets.Dict().tag(sync=True)
+    trajectories = traitlets.Dict().tag(sync=True)
     sheet = traitlets.Bytes().tag(sync=True)
     side = traitlets.Int(SIDE).tag(sync=True)
     captions: traitlets.List = traitlets.List().tag(sync=True)
@@ -91,8 +86,8 @@ class LiveMonitor(View):
         self.watch = Watch(clock)
         self._lock = threading.RLock()  # the pump draws, and so does whoever shows the view
         self._trace: Trace = run.trace
-        self._paths_of: Trace | None = None
-        self._clock, self._paths_due = clock, -math.inf
+        self._projected: Trace | None = None
+        self._clock, self._projection_due = clock, -math.inf
         self._charts: dict[str, Chart] = {}
         self._probe = ProbeStrip()
         self._drawn: tuple[int, str, bool] | None = None
@@ -163,14 +158,13 @@ class LiveMonitor(View):
     def _show_what_if(self) -> None:
         """What the slider's gamma would have labelled in the last whole epoch, from the stored logits."""
         with self._lock:
-            votes = Votes.of(self._trace) if len(self._trace.epochs) else None
-            if votes is None:
+            stored = SourceLogits.of(self._trace) if len(self._trace.epochs) else None
+            if stored is None:
                 self.what_if.value = "what-if: after the first epoch"
                 return
-            own = 0.5 if votes.gamma is None else votes.gamma  # of that epoch, whatever was applied since
-            self.what_if.value = f"instead of {own:.2f}: " + compare(
-                votes, votes.labels(self.gamma.value), votes.labels(own)
-            )
+            own = stored.reference  # of that epoch, whatever was applied since
+            changed = stored.compare(stored.labels(self.gamma.value), stored.labels(own))
+            self.what_if.value = f"instead of {own:.2f}: {changed}"
 
     # ------------------------------------------------------------------------------------------- drawing
 
@@ -181,12 +175,11 @@ class LiveMonitor(View):
             status = self.watch.finished.status if self.watch.finished else self.run.status
             self.watch.n_steps = self.run.adaptation.n_steps if self.watch.started else 0
             self.watch.rest(status == "paused")
-            n_epochs = self.watch.started.n_epochs if self.watch.started else 1
-            self.watch.marks = marks_of(self.run.changes, max(1, self.watch.n_steps // max(1, n_epochs)))
+            self.watch.take_changes(self.run.changes)
             self.watch.sample_losses()
             with self.canvas.hold_sync():
                 self._take_epoch()
-                self._take_paths(status)
+                self._take_trajectories(status)
                 self._set_chart("losses", self.watch.losses())
                 self._set_chart("decisions", self.watch.decisions())
                 if "labels" in self._charts:
@@ -195,10 +188,8 @@ class LiveMonitor(View):
             self._controls.enable(status)
 
     def _frame(self, status: str) -> dict[str, Any]:
-        done, total = self.watch.steps_done, self.watch.n_steps
-        error = self.run.error
-        kind = self._probe.kind
-        epoch = self.watch.last_epoch.epoch if self.watch.last_epoch else -1
+        done, total, error = self.watch.steps_done, self.watch.n_steps, self.run.error
+        kind, epoch = self._probe.kind, self.watch.last_epoch.epoch if self.watch.last_epoch else -1
         moment = when(epoch) if epoch < 0 else f"after {when(epoch)}"
         return {
             "headline": self.watch.headline(status, self.run.seconds),
@@ -221,11 +212,11 @@ class LiveMonitor(View):
         if self._probe.take_images(self.watch.started):
             self.canvas.captions = self._probe.captions
             self.canvas.sheet = self._probe.sheet()
-        event, kind = self.watch.last_epoch, self.state.kind
-        if event is None or self._drawn == (event.epoch, kind, self.watch.finished is None):
+        event, kind, is_over = self.watch.last_epoch, self.state.kind, self.watch.finished is not None
+        if event is None or self._drawn == (event.epoch, kind, is_over):
             return
-        self._drawn = (event.epoch, kind, self.watch.finished is None)
-        if self.watch.finished is not None:
+        self._drawn = (event.epoch, kind, is_over)
+        if is_over:
             self._trace = self.run.trace
         self._draw_trace()
         if event.explanation:
@@ -239,17 +230,17 @@ class LiveMonitor(View):
         self.watch.take_trace(self._trace)
         self._charts["labels"] = pseudo_label_chart(self._trace)
 
-    def _take_paths(self, status: str) -> None:
-        """The paths of the newest epoch; while the run trains, no sooner than costs a fiftieth of the time.
+    def _take_trajectories(self, status: str) -> None:
+        """Those of the newest epoch; while the run trains, no sooner than costs a fiftieth of the time.
 
         Their plane is an eigenproblem, which wakes all cores hundreds of times: beside a run on the same cores it can
         take 200 ms, 1 ms alone.
         """
-        if self._paths_of is self._trace or (status == "running" and self._clock() < self._paths_due):
+        if self._projected is self._trace or (status == "running" and self._clock() < self._projection_due):
             return
         begun = self._clock()
-        self._set_chart("paths", path_chart(self._trace))
-        self._paths_of, self._paths_due = self._trace, begun + 50 * (self._clock() - begun)
+        self._set_chart("trajectories", trajectory_chart(self._trace))
+        self._projected, self._projection_due = self._trace, begun + 50 * (self._clock() - begun)
 
     def _set_chart(self, name: str, chart: Chart) -> None:
         self._charts[name] = chart
@@ -271,15 +262,14 @@ class LiveMonitor(View):
         figure = Figure(figsize=(7.2, height), dpi=100)
         figure.text(0.01, 1 - 0.08 / height, frame["headline"], fontsize=10, weight="bold", va="top")
         for i, line in enumerate([*frame["now"], shorten(frame["problem"], 110)]):
-            figure.text(0.01, 1 - (0.31 + 0.2 * i) / height, line, fontsize=8.5, va="top", parse_math=False)
-        axes = figure.subplots(
-            2, 2, gridspec_kw={"left": 0.085, "right": 0.985, "top": 1 - 1.1 / height, "wspace": 0.24, "hspace": 0.76,
-                               "bottom": (strip + 0.98) / height},
-        )  # fmt: skip
-        for axis, name in zip(axes.flat, ("losses", "labels", "decisions", "paths"), strict=True):
-            charts.get(name, Chart("Waiting", "", "")).draw(axis)
+            figure.text(0.01, 1 - (0.31 + 0.2 * i) / height, line, fontsize=8.5, **PLAIN_TEXT)
+        grid = {"left": 0.085, "right": 0.985, "wspace": 0.24, "hspace": 0.76}
+        grid |= {"top": 1 - 1.1 / height, "bottom": (strip + 0.98) / height}
+        names = ("losses", "labels", "decisions", "trajectories")
+        for axes, name in zip(figure.subplots(2, 2, gridspec_kw=grid).flat, names, strict=True):
+            charts.get(name, Chart("Waiting", "", "")).draw(axes)
         if len(probe.images):
-            probe.draw(figure, frame["probe"], height)
+            probe.draw(figure, frame["probe"])
         return figure
 
     # ------------------------------------------------------------------------------------------- showing

@@ -11,12 +11,21 @@ from matplotlib.figure import Figure
 from clipviz.figures.style import BLACK, BLUE, VERMILLION, Look, apart, class_name, decider_look, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album
-from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, draw_thumbnails
+from clipviz.widgets.canvases import (
+    COLUMNS,
+    PLAIN_TEXT,
+    ROW_INCHES,
+    ChartCanvas,
+    GalleryCanvas,
+    draw_row,
+    draw_thumbnails,
+)
 from clipviz.widgets.charts import Chart, Series
+from clipviz.widgets.controls import PLAIN, show_if, slider, wrapped
 from clipviz.widgets.cutting import Cutting
+from clipviz.widgets.source_logits import DIAGNOSTIC, SourceLogits, softmax
 from clipviz.widgets.state import ViewState, follow
 from clipviz.widgets.view import View, one_at_a_time
-from clipviz.widgets.votes import Votes, compare
 
 _SHOWN = 30
 _TOP = 6
@@ -24,11 +33,11 @@ _CURVE_POINTS = 21
 _CURVE_IMAGES = 2000
 """The curve over gamma is drawn from so many images, spread evenly, so that it follows the sliders at once."""
 
-_NO_VOTES = "This trace does not hold the logits of exactly two sources."
+_NO_SOURCES = "This trace does not hold the logits of exactly two sources."
 
 
 class DKAPlayground(View):
-    """Mixes the stored votes of the last epoch again, while the sliders move.
+    """Mixes the stored source logits of the last epoch again, while the sliders move.
 
     It shows what another gamma or crop temperature would have labelled, not what training with it would have led to.
     With a model, the normalized cut of the chosen image is computed again for another tau, affinity and rule.
@@ -36,7 +45,7 @@ class DKAPlayground(View):
     Args:
         trace: of a method with two sources, such as microCLIP.
         model: a `Run` or `ModelProbe`, to show images and to cut them; or None.
-        state: shared with other views; `selected` is the image whose votes are shown.
+        state: shared with other views; `selected` is the image whose source logits are shown.
 
     Attributes:
         gamma: share of the first source.
@@ -47,19 +56,18 @@ class DKAPlayground(View):
 
     def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:
         self.state = state or ViewState(epoch=trace.final_epoch)
-        self.votes = Votes.of(trace)
+        self._stored = self._now = SourceLogits.of(trace)  # at the run's crop temperature, and at the slider's
         self.album = Album(trace, getattr(model, "model_probe", model))
         self.names = trace.class_names
-        self._reference = np.zeros(0, np.int64)
-        self._labels = self._reference
+        self._labels = self._reference = np.zeros(0, np.int64)
         self._changed: list[str] = []
         self._charts: dict[str, Chart] = {}
         self._make_controls()
         self.cutting = Cutting(trace, self.album.model_probe)
         self.widget = ipywidgets.VBox([*self._mixing, self.cutting.widget])
         follow(self.state, self._image_chosen, "selected")
-        if self.votes is not None:
-            self._reference = self.votes.labels(self._own_gamma)
+        if self._stored is not None:
+            self._reference = self._stored.labels(self._stored.reference)
             self._mix()
         if self._changed and not self.state.selected:
             self.state.selected = (self._changed[0],)
@@ -69,144 +77,108 @@ class DKAPlayground(View):
     def __repr__(self) -> str:
         return f"DKAPlayground({shorten(self.album.trace.method, 40)})"
 
-    @property
-    def _own_gamma(self) -> float:
-        return 0.5 if self.votes is None or self.votes.gamma is None else self.votes.gamma
-
-    # ------------------------------------------------------------------------------------------- controls
-
     def _make_controls(self) -> None:
-        crops = self.votes.crops if self.votes else None
-        plain = {"description_width": "initial"}
-        self.gamma = ipywidgets.FloatSlider(self._own_gamma, min=0, max=1, step=0.01, description="gamma", style=plain)
+        crops = self._stored.crops if self._stored else None
+        self.gamma = slider("gamma", self._stored.reference if self._stored else 0.5, 0, 1, 0.01, self._mix)
         self.temperature = ipywidgets.FloatLogSlider(
             crops.temperature if crops else 1.0, base=10, min=-2.5, max=0.5, step=0.05,
-            description="crop temp.", readout_format=".3g", style=plain,
+            description="crop temp.", readout_format=".3g", style=PLAIN,
         )  # fmt: skip
-        self.temperature.layout.display = "flex" if crops else "none"
-        self.result = ipywidgets.Label(_NO_VOTES if self.votes is None else "")
+        self.temperature.observe(lambda _: self._mix(), "value")
+        show_if(crops is not None, self.temperature)
+        self.result = ipywidgets.Label("" if self._stored else _NO_SOURCES)
         self.what_if, self.ballot = (ChartCanvas(layout={"flex": "1 1 350px", "min_width": "0"}) for _ in range(2))
         self.gallery = GalleryCanvas(empty="No pseudo-label of an image that can be shown changes.")
         self.gallery.link(self.state)
-        for slider in (self.gamma, self.temperature):
-            slider.observe(lambda _: self._mix(), "value")
-        row = {"flex_flow": "row wrap"}
-        self._mixing = [
-            ipywidgets.HBox([self.gamma, self.temperature], layout=row),
-            self.result,
-            ipywidgets.HBox([self.what_if, self.ballot], layout=row),
-            self.gallery,
-        ]
+        sliders, charts = wrapped(self.gamma, self.temperature), wrapped(self.what_if, self.ballot)
+        self._mixing = [sliders, self.result, charts, self.gallery]
 
     # ------------------------------------------------------------------------------------------- mixing
 
     @one_at_a_time
     def _mix(self) -> None:
         """Labels, sentence, charts and changed images for the sliders' rule."""
-        votes = self.votes
-        if votes is None:
+        if (stored := self._stored) is None:
             return
-        temperature = self._temperature
-        self._labels = votes.labels(self.gamma.value, temperature)
-        hypothetical = "" if votes.gamma is not None else "; this method mixes otherwise, so this is hypothetical"
-        self.result.value = f"{compare(votes, self._labels, self._reference)}{hypothetical}"
-        self._show("what_if", self._curve(votes, temperature))
+        temperature, crops = self.temperature.value, stored.crops
+        is_own = crops is None or np.isclose(temperature, crops.temperature)  # then the stored logits are exact
+        self._now = now = stored if is_own else stored.reweighed(temperature)
+        self._labels = now.labels(self.gamma.value)
+        hypothetical = "" if stored.gamma is not None else "; this method mixes otherwise, so this is hypothetical"
+        self.result.value = f"{now.compare(self._labels, self._reference)}{hypothetical}"
+        self._show("what_if", self._curve(now))
         self._show_ballot()
-        self._fill_gallery(votes)
+        self._fill_gallery(now)
 
-    @property
-    def _temperature(self) -> float | None:
-        """The slider's, or None where it stands at the run's own: then the stored logits are exact."""
-        crops = self.votes.crops if self.votes else None
-        return (
-            None if crops is None or np.isclose(self.temperature.value, crops.temperature) else self.temperature.value
-        )
-
-    def _curve(self, votes: Votes, temperature: float | None) -> Chart:
+    def _curve(self, now: SourceLogits) -> Chart:
         """Changed labels and accuracy against gamma, at the slider's crop temperature."""
-        n = len(votes.index)
-        some = np.unique(np.linspace(0, n - 1, min(n, _CURVE_IMAGES)).astype(int))
-        first, second = votes.first_logits(temperature)[some], votes.second[some]
-        gammas = np.linspace(0, 1, _CURVE_POINTS)
-        labels = [(gamma * first + (1 - gamma) * second).argmax(1) for gamma in gammas]
-        changed = [100 * float((row != self._reference[some]).mean()) for row in labels]
-        series = [Series("labels that differ from the run's", VERMILLION, list(gammas), changed, "dash")]
-        known = votes.target[some] >= 0
-        if known.any():
-            right = [100 * float((row == votes.target[some])[known].mean()) for row in labels]
-            series.append(Series("right (for measuring only)", BLUE, list(gammas), right))
-        marks = [(self._own_gamma, "this run" if votes.gamma is not None else "reference")]
-        if abs(self.gamma.value - self._own_gamma) > 0.005:
+        n = len(now.index)
+        rows = np.unique(np.linspace(0, n - 1, min(n, _CURVE_IMAGES)).astype(int))
+        some, gammas = now.rows(rows), np.linspace(0, 1, _CURVE_POINTS)
+        labels = [some.labels(gamma) for gamma in gammas]
+        changed = [100 * (row != self._reference[rows]).mean() for row in labels]
+        right = [100 * accuracy for row in labels if (accuracy := some.accuracy(row)) is not None]
+        series = [Series("labels that differ from the run's", Look(VERMILLION, "", "dash"), gammas, changed)]
+        if right:
+            series.append(Series(f"right {DIAGNOSTIC}", Look(BLUE, "", "solid"), gammas, right))
+        marks = [(now.reference, "this run" if now.gamma is not None else "reference")]
+        if abs(self.gamma.value - now.reference) > 0.005:
             marks.append((self.gamma.value, "slider"))
-        first_name, second_name = (shorten(name, 14) for name in votes.sources)
-        x_label = f"gamma (0: only {second_name}; 1: only {first_name})"
+        first, second = (shorten(name, 14) for name in now.sources)
+        x_label = f"gamma (0: only {second}; 1: only {first})"
         return Chart("Pseudo-labels of the last epoch", x_label, "% of the images", series, marks=marks)
 
     @one_at_a_time
     def _show_ballot(self) -> None:
-        """The votes on the chosen image: probabilities of each source alone, and of their mixture."""
-        votes, row = self.votes, self._row()
-        title = "Votes on the chosen image"
-        if votes is None or row is None:
+        """The chosen image by each source alone, and by their mixture."""
+        title, now, row = "Sources on the chosen image", self._now, self._row()
+        if now is None or row is None:
             self._show("ballot", Chart(title, "class", "probability", empty="Choose an image that was learned from."))
             return
-        first, second = votes.first_logits(self._temperature)[row], votes.second[row]
-        mixed = self.gamma.value * first + (1 - self.gamma.value) * second
-        top = np.argsort(-np.maximum(np.maximum(_softmax(first), _softmax(second)), _softmax(mixed)))[:_TOP]
-        x = list(map(float, range(len(top))))
-        looks = [(name, decider_look(name, votes.sources), logits)
-                 for name, logits in zip(votes.sources, (first, second), strict=True)]  # fmt: skip
-        looks.append((f"mixed, gamma {self.gamma.value:.2f}", Look(BLACK, "x", "none"), mixed))
+        gamma, one = self.gamma.value, now.rows(np.array([row]))
+        probs = [softmax(logits[0]) for logits in (one.first, one.second, one.mixed(gamma))]
+        top = np.argsort(-np.max(probs, 0))[:_TOP]
+        looks = {name: decider_look(name, now.sources) for name in now.sources}
+        looks[f"mixed, gamma {gamma:.2f}"] = Look(BLACK, "x", "none")
         series = [
-            Series(name, look.color, x, [float(p) for p in _softmax(logits)[top]], "none", look.symbol)
-            for name, look, logits in looks
+            Series(name, look._replace(dash="none", hatch=""), range(len(top)), values[top])
+            for (name, look), values in zip(looks.items(), probs, strict=True)
         ]
         names = apart([class_name(self.names, int(label)) for label in top], 18)
-        marks = ["✓ " if label == votes.target[row] else "" for label in top]
-        ticks = [(float(i), mark + name) for i, (mark, name) in enumerate(zip(marks, names, strict=True))]
+        is_true = [label == one.target[0] for label in top]
+        ticks = [(float(i), ("✓ " if is_true[i] else "") + name) for i, name in enumerate(names)]
         named = shorten(class_name(self.names, int(self._labels[row])), 60)
         chart = Chart(f"{title}: {named}", "class", "probability", series, y_range=(0, 1), ticks=ticks, names=True)
         self._show("ballot", chart)
 
     def _row(self) -> int | None:
-        """Row of the chosen image among the votes."""
-        if self.votes is None or not self.state.selected:
+        """Row of the chosen image among the images that were learned from."""
+        if self._stored is None or not self.state.selected:
             return None
         split, index = self.state.selected[0].split("/")
-        if split != self.album.train_split:
-            return None
-        found = np.flatnonzero(self.votes.index == int(index))
-        return int(found[0]) if len(found) else None
+        found = np.flatnonzero(self._stored.index == int(index))
+        return int(found[0]) if len(found) and split == self.album.train_split else None
 
     def _show(self, name: str, chart: Chart) -> None:
         self._charts[name] = chart
         getattr(self, name).spec = chart.to_json()
 
-    def _fill_gallery(self, votes: Votes) -> None:
+    def _fill_gallery(self, now: SourceLogits) -> None:
         """The images whose label the rule changes; while it changes none, those that the sources disagree on."""
         moved, label = np.flatnonzero(self._labels != self._reference), "Images whose pseudo-label changes"
         if not len(moved):
             label = "Images on which the sources disagree"
-            moved = np.flatnonzero(votes.first.argmax(1) != votes.second.argmax(1))
-        rows = [row for row in moved.tolist() if self.album.has(self._id(row))][:_SHOWN]
-        self._changed = [self._id(row) for row in rows]
-        self.gallery.fill(
-            self._changed,
-            [self._change(votes, row) for row in rows],
-            [self.album.pixels(i) for i in self._changed],
-            label,
-        )
+            moved = np.flatnonzero(now.first.argmax(1) != now.second.argmax(1))
+        ids = {f"{self.album.train_split}/{int(now.index[row])}": row for row in moved.tolist()}
+        self._changed = [image for image in ids if self.album.has(image)][:_SHOWN]
+        captions = [self._change(now, ids[image]) for image in self._changed]
+        self.gallery.fill(self._changed, captions, [*map(self.album.pixels, self._changed)], label)
 
-    def _id(self, row: int) -> str:
-        assert self.votes is not None
-        return f"{self.album.train_split}/{int(self.votes.index[row])}"
-
-    def _change(self, votes: Votes, row: int) -> str:
-        target = int(votes.target[row])
-        labels = (self._reference[row], self._labels[row], target)
-        before, now, true = apart([class_name(self.names, int(label)) for label in labels])
-        text = now if before == now else f"{before} → {now}"
-        return text if target < 0 else f"{text}, is {true}"
+    def _change(self, now: SourceLogits, row: int) -> str:
+        labels = (self._reference[row], self._labels[row], now.target[row])
+        before, after, true = apart([class_name(self.names, int(label)) for label in labels])
+        text = after if before == after else f"{before} → {after}"
+        return text if now.target[row] < 0 else f"{text}, is {true}"
 
     def _image_chosen(self) -> None:
         self._show_ballot()
@@ -222,26 +194,20 @@ class DKAPlayground(View):
 
     def draw(self) -> Figure:
         """Both charts, the images that change, and the cut of the chosen one."""
-        shown = self._changed[: 2 * COLUMNS]
+        shown, row = self._changed[: 2 * COLUMNS], self.cutting.row
         strips = 0.72 * -(-len(shown) // COLUMNS) + 0.25 * bool(shown)
-        height = 3.7 + strips + 1.75 * bool(self.cutting.maps)
+        height = 3.7 + strips + ROW_INCHES * bool(row)
         figure = Figure(figsize=(7.2, height), dpi=100)
         headline = f"gamma {self.gamma.value:.2f}: {self.result.value}"
-        plain: dict[str, Any] = {"va": "top", "weight": "bold", "fontsize": 8.5, "parse_math": False}
-        figure.text(0.01, 1 - 0.06 / height, shorten(headline, 110), **plain)
+        figure.text(0.01, 1 - 0.06 / height, shorten(headline, 110), weight="bold", fontsize=8.5, **PLAIN_TEXT)
         grid = {"left": 0.075, "right": 0.955, "top": 1 - 0.6 / height, "bottom": 1 - 2.6 / height, "wspace": 0.2}
         for axes, name in zip(figure.subplots(1, 2, gridspec_kw=grid), ("what_if", "ballot"), strict=True):
-            self._charts.get(name, Chart("Pseudo-labels of the last epoch", "gamma", "%", empty=_NO_VOTES)).draw(axes)
+            nothing = Chart("Pseudo-labels of the last epoch", "gamma", "%", empty=_NO_SOURCES)
+            self._charts.get(name, nothing).draw(axes)
         top = 1 - 3.7 / height
         if shown:
             figure.text(0.01, top, self.gallery.label, fontsize=9, weight="bold", va="top")
-            images = [self.album.pixels(image) for image in shown]
-            top = draw_thumbnails(figure, images, top - 0.22 / height, height)
-        if self.cutting.maps:
-            self.cutting.draw(figure, top - 0.05 / height, height)
+            top = draw_thumbnails(figure, [*map(self.album.pixels, shown)], top - 0.22 / height)
+        if row:
+            draw_row(figure, row, top - 0.05 / height)
         return figure
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exp = np.exp(logits - logits.max())
-    return exp / exp.sum()

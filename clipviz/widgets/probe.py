@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from clipviz.events import RunStarted
 from clipviz.figures.saliency import unit_range
 from clipviz.figures.style import apart, bare, class_name
+from clipviz.widgets.canvases import PLAIN_TEXT
 from clipviz.widgets.images import jpeg, laid_over, sheet
 from clipviz.widgets.watch import array
 
@@ -47,12 +48,11 @@ class ProbeStrip:
         self._places = spread(len(probe.index), _MOST)
         pixels = array(probe.images)[self._places].transpose(0, 2, 3, 1)
         self.images = (pixels * 255 + 0.5).astype(np.uint8)
-        pairs = zip(array(probe.target)[self._places], array(probe.index)[self._places], strict=True)
-        names = (
-            class_name(started.class_names, int(target)) if target >= 0 else f"image {int(index)}"
-            for target, index in pairs
-        )
-        self.captions = apart(list(names), 60)
+        targets, numbers = array(probe.target)[self._places], array(probe.index)[self._places]
+        self.captions = apart(
+            [class_name(started.class_names, int(target)) if target >= 0 else f"image {int(number)}"
+             for target, number in zip(targets, numbers, strict=True)], 60,
+        )  # fmt: skip
         return True
 
     def take_maps(self, explanation: Mapping[str, Any], kind: str) -> None:
@@ -64,23 +64,19 @@ class ProbeStrip:
         """All images side by side, as JPEG."""
         return jpeg(sheet(list(self.images), SIDE, max(1, len(self.images))))
 
-    def draw(self, figure: Figure, title: str, height: float) -> None:
-        """At most eight images over their maps, along the lower edge of a figure so many inches high.
-
-        They are one picture, because axes are slow.
-        """
-        shown = spread(len(self.images), _MOST_DRAWN)
+    def draw(self, figure: Figure, title: str) -> None:
+        """At most eight images over their maps, along the lower edge, as one picture: axes are slow."""
+        shown, height = spread(len(self.images), _MOST_DRAWN), figure.get_figheight()
         figure.text(0.01, 1.72 / height, title or "Probe images", fontsize=9, weight="bold", va="center")
-        rows = [sheet([self.images[i] for i in shown], SIDE, _MOST_DRAWN)]
+        rows = [sheet([*self.images[shown]], SIDE, _MOST_DRAWN)]
         if self.kind:
             overlays = [laid_over(self.images[i], self.maps[i], SIDE, is_mask=self.kind == "ncut") for i in shown]
             rows.append(sheet(overlays, SIDE, _MOST_DRAWN))
         axes = bare(figure.add_axes((0.01, 0.18 / height, 0.98, 1.44 / height)))
         axes.imshow(np.concatenate(rows), aspect="auto", interpolation="bilinear")
-        names = apart([self.captions[i] for i in shown], 34)
-        for place, name in enumerate(names):
+        for place, name in enumerate(apart([self.captions[i] for i in shown], 34)):
             left, text = 0.01 + 0.98 * place / _MOST_DRAWN, textwrap.fill(name, 18)
-            figure.text(left, 0.17 / height, text, fontsize=6, va="top", parse_math=False, linespacing=0.95)
+            figure.text(left, 0.17 / height, text, fontsize=6, linespacing=0.95, **PLAIN_TEXT)
 
 
 def spread(n: int, most: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""PrototypeExplorer: class vectors and images in one plane, from points to images to saliency."""
+"""PrototypeExplorer: prototypes and images in one plane, from points to images to saliency."""
 
 from __future__ import annotations
 
@@ -12,22 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipviz.figures.moments import when
-from clipviz.figures.style import MARKERS, apart, prototype_look, shorten
+from clipviz.figures.style import MARKERS, apart, shorten
 from clipviz.trace import Trace
-from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, draw_thumbnails
-from clipviz.widgets.charts import legend_below
-from clipviz.widgets.explorer import PAGE, draw_row
+from clipviz.widgets.canvases import COLUMNS, ROW_INCHES, GalleryCanvas, draw_thumbnails
+from clipviz.widgets.charts import label_axes, legend_below
+from clipviz.widgets.controls import wrapped
+from clipviz.widgets.explorer import PAGE
 from clipviz.widgets.inspector import Inspector
-from clipviz.widgets.scene import IMAGES, MARK_COLORS, RIGHT, UNKNOWN, WRONG, Scene
+from clipviz.widgets.scene import IMAGES, MARKS, WRONG, Scene
 from clipviz.widgets.state import ViewState, follow
 from clipviz.widgets.view import View, one_at_a_time, source
-
-MOST_CHOSEN = 500
-_MARK_NAMES = {
-    UNKNOWN: "images",
-    RIGHT: "images, right (for measuring only)",
-    WRONG: "images, wrong (for measuring only)",
-}
 
 
 class ScatterCanvas(anywidget.AnyWidget):
@@ -51,9 +45,9 @@ class ScatterCanvas(anywidget.AnyWidget):
 
 
 class PrototypeExplorer(View):
-    """Class vectors and, where the trace holds their embeddings, images, in the main plane of all class vectors.
+    """Prototypes and, where the trace holds their embeddings, images, in the main plane of all prototypes.
 
-    The plane is the same at every epoch. A lasso or a click chooses images (of a class vector: the images it is given),
+    The plane is the same at every epoch. A lasso or a click chooses images (of a prototype: the images it is given),
     which show below with their saliency.
 
     Args:
@@ -71,55 +65,49 @@ class PrototypeExplorer(View):
         self.state = state or ViewState(epoch=trace.final_epoch)
         self.scene = Scene.of(trace)
         self.inspector = Inspector([trace], [model], self.state, with_epoch=False)
-        self.gallery = GalleryCanvas(empty="Draw around points, or click one, to see its images.")
+        self.gallery = GalleryCanvas(
+            empty="Draw around points, or click one, to see its images.",
+            layout={"flex": "1 1 220px", "min_width": "200px"},
+        )
         self._ids: list[str] = []
         self.scatter = self._make_scatter()
         self.play = ipywidgets.Play(min=-1, max=self.inspector.epoch.max, value=self.state.epoch, interval=700)
         ipywidgets.jslink((self.play, "value"), (self.inspector.epoch, "value"))
         self.count = ipywidgets.Label("no images chosen")
-        bar = ipywidgets.HBox([self.play, self.inspector.epoch, self.count], layout={"flex_flow": "row wrap"})
-        self.gallery.layout = {"flex": "1 1 220px", "min_width": "200px"}
-        middle = ipywidgets.HBox([self.scatter, self.gallery], layout={"flex_flow": "row wrap"})
-        self.widget = ipywidgets.VBox([bar, middle, self.inspector.widget])
+        bar = wrapped(self.play, self.inspector.epoch, self.count)
+        self.widget = ipywidgets.VBox([bar, wrapped(self.scatter, self.gallery), self.inspector.widget])
         self.gallery.link(self.state)
         self.scatter.observe(lambda _: self._points_chosen(), "chosen")
         follow(self.state, self._turned, "epoch")
-        self._title()
+        self._turned()
 
     def __repr__(self) -> str:
-        return f"PrototypeExplorer({', '.join(shorten(label, 30) for label in self.inspector.albums)})"
+        return f"PrototypeExplorer({self.inspector.named})"
 
     def _make_scatter(self) -> ScatterCanvas:
         scene = self.scene
-        looks = [{"name": shorten(name, 40), "color": color, "symbol": symbol} for name, color, symbol in self._looks()]
-        shares = [f"{share:.0%} of the variance of the class vectors" for share in scene.explained]
+        looks = [
+            {"name": shorten(name, 40), "color": look.color, "symbol": look.symbol}
+            for name, look in scene.groups.items()
+        ]
+        shares = [f"{share:.0%} of the variance of the prototypes" for share in scene.explained]
         return ScatterCanvas(
             places=scene.places.tobytes(),
-            group=scene.group.astype(np.uint8).tobytes(),
-            label=scene.label.astype(np.int32).tobytes(),
-            marks=scene.marks.astype(np.uint8).tobytes(),
+            group=scene.group.tobytes(),
+            label=scene.label.tobytes(),
+            marks=scene.marks.tobytes(),
             n_epochs=len(scene.places),
-            epoch=self.state.epoch,
             groups=looks,
             names=apart(scene.names, 60),
             axes=[f"first direction ({shares[0]})", f"second direction ({shares[1]})"],
             layout={"flex": "0 0 570px"},
         )
 
-    def _looks(self) -> list[tuple[str, str, str]]:
-        return [
-            (name, MARK_COLORS[UNKNOWN], "circle") if name == IMAGES else (name, *prototype_look(i)[:2])
-            for i, name in enumerate(self.scene.groups)
-        ]
-
-    def _title(self) -> None:
-        epoch = min(self.state.epoch, len(self.scene.places) - 2)
-        self.scatter.title = when(epoch) if epoch < 0 else f"after {when(epoch)}"
-
     def _turned(self) -> None:
-        """Another epoch: what the chosen images are called there, and what a class vector is given there."""
+        """Another epoch: what the chosen images are called there, and what a prototype is given there."""
+        epoch = min(self.state.epoch, len(self.scene.places) - 2)
         self.scatter.epoch = self.state.epoch
-        self._title()
+        self.scatter.title = when(epoch) if epoch < 0 else f"after {when(epoch)}"
         if self.scatter.chosen:
             self._fill()
 
@@ -130,23 +118,17 @@ class PrototypeExplorer(View):
 
     @one_at_a_time
     def _fill(self) -> None:
-        """From points to images: their own, or those that a class vector is given."""
-        scene, album = self.scene, self.inspector.album
+        """From points to images: their own, or those that a prototype is given."""
+        scene, album, epoch = self.scene, self.inspector.album, self.state.epoch
         chosen = np.array([i for i in self.scatter.chosen if 0 <= i < len(scene.index)], dtype=np.int64)
-        images = scene.index[chosen[scene.is_image[chosen]]] if len(chosen) else chosen
+        images = scene.index[chosen[scene.is_image[chosen]]]
         if len(images) == 0 and len(chosen):
-            frame = album.frame(self.state.epoch)
+            frame = album.frame(epoch)
             images = frame.index[frame["prediction"].isin(scene.label[chosen])].to_numpy()
         self._ids = [f"eval/{index}" for index in images if album.has(f"eval/{index}")]
-        shown = self._ids[:PAGE]
-        self.gallery.fill(
-            shown,
-            [album.caption(image, self.state.epoch) for image in shown],
-            [album.pixels(image) for image in shown],
-        )
-        hidden = len(images) - len(self._ids)
-        noun = "image" if len(images) == 1 else "images"
-        self.count.value = f"{len(images)} {noun} chosen, {len(shown)} shown" + (
+        shown, hidden = self._ids[:PAGE], len(images) - len(self._ids)
+        self.gallery.show(album, shown, epoch)
+        self.count.value = f"{len(images)} {'image' if len(images) == 1 else 'images'} chosen, {len(shown)} shown" + (
             f"; the pixels of {hidden} are not in the trace, give a run to see them" if hidden else ""
         )
 
@@ -156,63 +138,43 @@ class PrototypeExplorer(View):
     def alt(self) -> str:
         """What is drawn, and what is chosen."""
         n_images = int(self.scene.is_image.sum())
-        n_vectors = len(self.scene.index) - n_images
+        n_prototypes = len(self.scene.index) - n_images
         return (
-            f"{self!r}: {n_vectors} class vectors and {n_images} images in one plane, {self.scatter.title}; "
+            f"{self!r}: {n_prototypes} prototypes and {n_images} images in one plane, {self.scatter.title}; "
             f"{self.count.value}."
         )
 
     def draw(self) -> Figure:
         """The plane at the current epoch, and below it the chosen images."""
-        rows, shown = self.inspector.rows, self._ids[:COLUMNS]
-        height = 4.9 + 0.75 * bool(shown) + 1.9 * len(rows)
+        shown = self._ids[:COLUMNS]
+        height = 4.9 + 0.75 * bool(shown) + ROW_INCHES * len(self.inspector.rows)
         figure = Figure(figsize=(7.2, height), dpi=100)
-        axes = figure.add_axes((0.1, 1 - 4.05 / height, 0.87, 3.65 / height))
-        self._draw_plane(axes)
+        self._draw_plane(figure.add_axes((0.1, 1 - 4.05 / height, 0.87, 3.65 / height)))
         top = 1 - 4.9 / height
         if shown:
-            images = [self.inspector.album.pixels(image) for image in shown]
-            top = draw_thumbnails(figure, images, top, height) - 0.03 / height
-        for row in rows:
-            draw_row(figure, self.inspector, row, top - 0.06 / height, height)
-            top -= 1.9 / height
+            top = draw_thumbnails(figure, [*map(self.inspector.album.pixels, shown)], top) - 0.03 / height
+        self.inspector.draw(figure, top - 0.06 / height)
         return figure
 
     def _draw_plane(self, axes: Axes) -> None:
         scene = self.scene
-        axes.set_title(f"Class vectors and images, {self.scatter.title}", fontsize=10, loc="left", weight="bold")
-        axes.set_xlabel(self.scatter.axes[0], fontsize=8)
-        axes.set_ylabel(self.scatter.axes[1], fontsize=8)
-        axes.tick_params(labelsize=7.5)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"Prototypes and images, {self.scatter.title}", fontsize=10, loc="left", weight="bold")
+        label_axes(axes, *self.scatter.axes)
         if not len(scene.index):
-            axes.text(0.5, 0.5, "This trace holds no class vectors.", ha="center", transform=axes.transAxes)
+            axes.text(0.5, 0.5, "This trace holds no prototypes.", ha="center", transform=axes.transAxes)
             return
         at = min(max(self.state.epoch + 1, 0), len(scene.places) - 1)
         places, marks = scene.places[at], scene.marks[at]
-        for mark, name in _MARK_NAMES.items():
+        for mark, (name, color) in enumerate(MARKS):
             points = places[scene.is_image & (marks == mark)]
             if len(points):
-                size = 12 if len(points) < 3000 else 2
-                shape = "x" if mark == WRONG else "o"
-                axes.scatter(
-                    points[:, 0],
-                    points[:, 1],
-                    s=size,
-                    c=MARK_COLORS[mark],
-                    marker=shape,
-                    linewidths=0.7,
-                    alpha=0.6,
-                    label=name,
-                )
-        for i, (name, color, symbol) in enumerate(self._looks()):
+                look: dict[str, Any] = {"marker": "x" if mark == WRONG else "o", "linewidths": 0.7, "alpha": 0.6}
+                axes.scatter(points[:, 0], points[:, 1], 12 if len(points) < 3000 else 2, color, label=name, **look)
+        for i, (name, shape) in enumerate(scene.groups.items()):
             mine = scene.group == i
-            if name == IMAGES:
-                continue
-            path = scene.places[: at + 1, mine]
-            axes.plot(path[..., 0], path[..., 1], color=color, linewidth=0.8, alpha=0.7)
-            look: dict[str, Any] = {"marker": MARKERS[symbol], "edgecolors": "black", "linewidths": 0.5}
-            axes.scatter(
-                places[mine, 0], places[mine, 1], s=max(12, 52 - 26 * i), c=color, label=shorten(name, 40), **look
-            )
+            if name != IMAGES:
+                path, size = scene.places[: at + 1, mine], max(12, 52 - 26 * i)
+                axes.plot(path[..., 0], path[..., 1], color=shape.color, linewidth=0.8, alpha=0.7)
+                look = {"marker": MARKERS[shape.symbol], "edgecolors": "black", "linewidths": 0.5}
+                axes.scatter(places[mine, 0], places[mine, 1], size, shape.color, label=shorten(name, 40), **look)
         legend_below(axes, 0.46)

@@ -1,17 +1,19 @@
-"""Votes: the stored logits of the sources, mixed again by another rule than the run's."""
+"""SourceLogits: what the sources said at the end of a run, mixed again by another rule than the run's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from clipviz.figures.sources import final_constant, final_gamma
 from clipviz.trace import Trace
 
+DIAGNOSTIC = "(diagnostic only)"
 
-@dataclass(frozen=True)
-class Crops:
+
+class Crops(NamedTuple):
     """What each crop says alone.
 
     Attributes:
@@ -28,9 +30,7 @@ class Crops:
 
     def weights(self, temperature: float) -> np.ndarray:
         """(n, K) softmax of similarity / temperature."""
-        scaled = self.similarity / temperature
-        weights = np.exp(scaled - scaled.max(1, keepdims=True))
-        return weights / weights.sum(1, keepdims=True)
+        return softmax(self.similarity / temperature)
 
     def composite_logits(self, temperature: float) -> np.ndarray:
         """(n, C) logits of the normalized weighted mean of the crops, without the crops themselves.
@@ -44,7 +44,7 @@ class Crops:
 
 
 @dataclass(frozen=True)
-class Votes:
+class SourceLogits:
     """Scaled logits of two sources for n images of one epoch.
 
     Attributes:
@@ -52,7 +52,7 @@ class Votes:
         first: (n, C) float32.
         second: (n, C) float32.
         index: (n,) int64, positions in the training images.
-        target: (n,) int64, -1 unlabelled; for measuring only.
+        target: (n,) int64, -1 unlabelled; diagnostic only.
         gamma: of the run at its end, None where it mixes otherwise.
         crops: what `first` was made from, None where it was not, or was too much to keep.
     """
@@ -66,8 +66,8 @@ class Votes:
     crops: Crops | None = None
 
     @classmethod
-    def of(cls, trace: Trace) -> Votes | None:
-        """The votes in a trace; None unless it holds the logits of exactly two sources."""
+    def of(cls, trace: Trace) -> SourceLogits | None:
+        """Those in a trace; None unless it holds exactly two sources."""
         stored = trace.sources
         if len(stored.logits) != 2:
             return None
@@ -75,20 +75,41 @@ class Votes:
         first, second = first.astype(np.float32), second.astype(np.float32)
         return cls((one, other), first, second, stored.index, stored.target, final_gamma(trace), _crops(trace))
 
-    def first_logits(self, temperature: float | None = None) -> np.ndarray:
-        """(n, C) logits of the first source, with its crops weighed by another temperature than the run's."""
-        if temperature is None or self.crops is None:
-            return self.first
-        return self.crops.composite_logits(temperature)
+    @property
+    def reference(self) -> float:
+        """The gamma to compare with: the run's, or one half where it has none."""
+        return 0.5 if self.gamma is None else self.gamma
 
-    def labels(self, gamma: float, temperature: float | None = None) -> np.ndarray:
-        """(n,) argmax of gamma * first + (1 - gamma) * second."""
-        return (gamma * self.first_logits(temperature) + (1 - gamma) * self.second).argmax(1)
+    def reweighed(self, temperature: float) -> SourceLogits:
+        """With the crops of the first source weighed by another temperature than the run's."""
+        return self if self.crops is None else replace(self, first=self.crops.composite_logits(temperature))
+
+    def rows(self, rows: np.ndarray) -> SourceLogits:
+        """Those of some images."""
+        first, second, index, target = (a[rows] for a in (self.first, self.second, self.index, self.target))
+        return replace(self, first=first, second=second, index=index, target=target, crops=None)
+
+    def mixed(self, gamma: float) -> np.ndarray:
+        """(n, C) gamma * first + (1 - gamma) * second."""
+        return gamma * self.first + (1 - gamma) * self.second
+
+    def labels(self, gamma: float) -> np.ndarray:
+        """(n,) argmax of the mixture."""
+        return self.mixed(gamma).argmax(1)
 
     def accuracy(self, labels: np.ndarray) -> float | None:
         """Share of the labelled images whose label is right; None without targets."""
         known = self.target >= 0
         return float((labels[known] == self.target[known]).mean()) if known.any() else None
+
+    def compare(self, labels: np.ndarray, reference: np.ndarray) -> str:
+        """What a rule that gives `labels` (n,) changes against one that gives `reference` (n,), in a sentence."""
+        n = int((labels != reference).sum())
+        text = f"{n} of {len(labels)} pseudo-labels differ ({100 * n / len(labels):.1f} %)"
+        accuracy, before = self.accuracy(labels), self.accuracy(reference)
+        if accuracy is None or before is None:
+            return text
+        return f"{text}; {100 * accuracy:.1f} % right instead of {100 * before:.1f} % {DIAGNOSTIC}"
 
 
 def _crops(trace: Trace) -> Crops | None:
@@ -100,11 +121,7 @@ def _crops(trace: Trace) -> Crops | None:
     return Crops(similarity, logits, gram, final_constant(trace, "crop_temperature") or 1.0)
 
 
-def compare(votes: Votes, labels: np.ndarray, reference: np.ndarray) -> str:
-    """What a rule that gives `labels` changes against one that gives `reference` (n,), in a sentence."""
-    n = int((labels != reference).sum())
-    text = f"{n} of {len(labels)} pseudo-labels differ ({100 * n / len(labels):.1f} %)"
-    accuracy, before = votes.accuracy(labels), votes.accuracy(reference)
-    if accuracy is None or before is None:
-        return text
-    return f"{text}; {100 * accuracy:.1f} % right instead of {100 * before:.1f} % (for measuring only)"
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    exp = np.exp(logits - logits.max(-1, keepdims=True))
+    return exp / exp.sum(-1, keepdims=True)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from clipviz import figures
 from clipviz.events import EpochFinished, Event, RunFinished, RunStarted, StepFinished
-from clipviz.figures.moments import Mark
+from clipviz.figures.moments import Mark, marks_of
 from clipviz.figures.sources import deciders, decision_name, kinds_of_decision, named_classes
-from clipviz.figures.style import BLACK, BLUE, VERMILLION, decider_look, prototype_look, term_look
+from clipviz.figures.style import BLACK, BLUE, VERMILLION, Look, decider_look, prototype_look, term_look
 from clipviz.trace import Trace
 from clipviz.widgets.charts import Chart, Series
+from clipviz.widgets.source_logits import DIAGNOSTIC
 
-MEASURING = "(for measuring only)"
 _MOST_POINTS = 300
-_MOST_PATHS = 60
+_MOST_TRAJECTORIES = 60
 _PLACES = {RunStarted: "started", StepFinished: "last_step", EpochFinished: "last_epoch", RunFinished: "finished"}
 
 
@@ -91,14 +92,23 @@ class Watch:
             return self.last_epoch.epoch + 1
         return self.started.steps_done * self.started.n_epochs // max(1, self.started.n_steps) if self.started else 0
 
+    @property
+    def _steps_an_epoch(self) -> int:
+        return max(1, self.n_steps // max(1, self.started.n_epochs)) if self.started else 1
+
     def in_epoch(self) -> str:
         """How much is done of the epoch that is being done: "epoch 3: 64 of 320 images", or "" between two epochs."""
-        if self.started is None or self.last_step is None or self.n_steps <= 0:
+        done = self.steps_done % self._steps_an_epoch
+        if self.started is None or self.last_step is None or not done:
             return ""
-        each, size = self.n_steps // max(1, self.started.n_epochs), len(self.last_step.index)
-        done, known = self.steps_done % max(1, each), self.last_epoch.metrics if self.last_epoch else {}
+        known = self.last_epoch.metrics if self.last_epoch else {}
         total = int(known.get("cache_size", self.started.n_images))
-        return f"epoch {self.last_step.epoch}: {min(done * size, total)} of {total} images" if done else ""
+        n = min(done * len(self.last_step.index), total)
+        return f"epoch {self.last_step.epoch}: {n} of {total} images"
+
+    def take_changes(self, changes: Iterable[Mapping[str, Any]]) -> None:
+        """Note what was changed while the run went on, for the charts."""
+        self.marks = marks_of(changes, self._steps_an_epoch)
 
     def seconds_left(self) -> float | None:
         """At the mean pace of the steps until now, and for each epoch the mean of what measuring took; None unknown."""
@@ -112,38 +122,27 @@ class Watch:
         """Status, steps, epochs, the time until now and the time left, on one line."""
         if self.started is None:
             return f"{status} · not started" if status == "ready" else status
-        parts = [
-            status,
-            f"step {self.steps_done} of {self.n_steps}",
-            f"{self.epochs_done} of {self.started.n_epochs} epochs done",
-            *filter(None, [self.in_epoch()]),
-        ]
-        left = self.seconds_left()
+        left, times = self.seconds_left(), [""]
         if self.finished is not None:
-            parts.append(f"{clock_time(self.finished.seconds)} in all")
+            times = [f"{clock_time(self.finished.seconds)} in all"]
         elif status in ("running", "paused"):
-            parts.append(f"{clock_time(seconds)} so far")
-            parts += [] if left is None else [f"about {clock_time(left)} left"]
-        return " · ".join(parts)
+            times = [f"{clock_time(seconds)} so far", "" if left is None else f"about {clock_time(left)} left"]
+        steps = f"step {self.steps_done} of {self.n_steps}"
+        epochs = f"{self.epochs_done} of {self.started.n_epochs} epochs done"
+        return " · ".join(filter(None, [status, steps, epochs, self.in_epoch(), *times]))
 
     def batch_lines(self) -> list[str]:
         """The newest batch in two sentences: how sure and how right, and who decided."""
         if self.last_step is None:
             return []
-        pseudo = self.last_step.pseudo
-        confidence = float(np.median(array(pseudo.probs).max(-1)))
-        target, labels = array(self.last_step.target), array(pseudo.labels)
-        known = target >= 0
-        text = f"This batch: median confidence {confidence:.2f}"
-        if known.any():
-            text += f", {100 * float((labels == target)[known].mean()):.0f} % right {MEASURING}"
-        shares = self.batch_decisions()
-        if not shares:
-            return [text]
-        decided = ", ".join(
-            f"{decision_name(kind, self.sources)} {100 * share:.0f} %" for kind, share in shares.items()
-        )
-        return [text, f"Who decided: {decided}"]
+        pseudo, target = self.last_step.pseudo, array(self.last_step.target)
+        is_right = (array(pseudo.labels) == target)[target >= 0]
+        text = f"This batch: median confidence {float(np.median(array(pseudo.probs).max(-1))):.2f}"
+        if len(is_right):
+            text += f", {100 * float(is_right.mean()):.0f} % right {DIAGNOSTIC}"
+        shares = [f"{decision_name(kind, self.sources)} {100 * share:.0f} %"
+                  for kind, share in self.batch_decisions().items()]  # fmt: skip
+        return [text, f"Who decided: {', '.join(shares)}"] if shares else [text]
 
     @property
     def sources(self) -> list[str]:
@@ -163,8 +162,8 @@ class Watch:
             return {}
         pseudo = self.last_step.pseudo
         labels = array(pseudo.labels)
-        votes = np.stack([named == labels for named in self._named().values()], 1)
-        decided = deciders(votes, self.sources)
+        is_its_label = np.stack([named == labels for named in self._named().values()], 1)
+        decided = deciders(is_its_label, self.sources)
         return {kind: float((decided == kind).mean()) for kind in kinds_of_decision(self.sources)}
 
     # ------------------------------------------------------------------------------------------- charts
@@ -186,17 +185,13 @@ class Watch:
 
     def losses(self) -> Chart:
         """Loss terms: exact up to the last whole epoch, sampled after it."""
-        exact = self._exact
-        known_until = max((steps[-1] for steps, _ in exact.values() if len(steps)), default=-1)
+        known_until = max((steps[-1] for steps, _ in self._exact.values() if len(steps)), default=-1)
         sampled = [(step, terms) for step, terms in self._losses if step > known_until]
-        names = list(exact) or list(sampled[0][1] if sampled else ())
         series = []
-        for i, name in enumerate(names):
-            steps, values = exact.get(name, ((), ()))
-            x = [*map(float, steps), *(float(step) for step, _ in sampled)]
-            y = [*map(float, values), *(terms[name] for _, terms in sampled)]
-            look = term_look(i)
-            series.append(Series("loss = their sum" if name == "loss" else name, look.color, x, y, look.dash))
+        for i, name in enumerate(self._exact or (sampled[0][1] if sampled else ())):
+            steps, values = self._exact.get(name, ((), ()))
+            x, y = [*steps, *(step for step, _ in sampled)], [*values, *(terms[name] for _, terms in sampled)]
+            series.append(Series("loss = their sum" if name == "loss" else name, term_look(i), x, y))
         marks = [(mark.step, mark.text) for mark in self.marks]
         return Chart("Losses", "step", "loss", series, marks=marks, empty="The first step will show here.")
 
@@ -207,19 +202,16 @@ class Watch:
 
     def decisions(self) -> Chart:
         """Who decided the pseudo-labels, per epoch, and in the newest batch."""
-        info = self._decided
+        info, sources = self._decided, self.sources or self._decided.sources
         now = self.batch_decisions() if self.finished is None else {}
-        kinds = list(now or info.decided) if self.sources or len(info.sources) > 1 else []
-        epochs = [int(epoch) for epoch in info.epochs]
-        place = epochs[-1] + 1 if epochs else 0
-        sources = self.sources or info.sources
-        series = []
-        for kind in kinds:
-            shares = info.decided.get(kind, np.zeros(len(info.epochs)))
-            y = [100 * float(share) for share in shares] + ([100 * now[kind]] if now else [])
+        ticks = [(int(epoch), info.moments.part.tick(int(epoch))) for epoch in info.epochs]
+        if now:
+            ticks.append((ticks[-1][0] + 1 if ticks else 0, "batch"))
+        places, series = [place for place, _ in ticks], []
+        for kind in list(now or info.decided) if len(sources) > 1 else []:
+            shares = [*info.decided.get(kind, np.zeros(len(info.epochs))), *([now[kind]] if now else [])]
             look, name = decider_look(kind, sources), decision_name(kind, sources)
-            series.append(Series(name, look.color, [*epochs, place] if now else epochs, y, hatch=look.hatch))
-        ticks = [(epoch, info.moments.part.tick(epoch)) for epoch in epochs] + ([(place, "batch")] if now else [])
+            series.append(Series(name, look, places, [100 * share for share in shares]))
         return Chart(
             "Which source decides", "epoch", "% of the images", series, "bars", (0, 100), ticks, self.epoch_marks,
             empty="One source alone decides." if self.last_step else "The first step will show here.",
@@ -229,43 +221,34 @@ class Watch:
 def pseudo_label_chart(trace: Trace) -> Chart:
     """Confidence of the pseudo-labels by epoch, and where labels exist how right they and the predictions are."""
     info = figures.confidence_evolution_info(trace)
-    median = info.all[:, 2] if len(info.epochs) else np.zeros(0)
-    lines: list[tuple[str, str, str, str, Any, Any]] = [
-        ("median confidence", BLACK, "solid", "circle", info.epochs, median)
-    ]
-    for metric, name, color, dash, symbol in (
-        ("pseudo_label_accuracy", f"pseudo-labels right {MEASURING}", BLUE, "dash", "square"),
-        ("accuracy", f"predictions right {MEASURING}", VERMILLION, "dot", "diamond"),
-    ):
-        values = trace.metric(metric)
-        lines.append((name, color, dash, symbol, values.index, values.to_numpy()))
+    lines = {
+        "median confidence": (Look(BLACK, "circle", "solid"), pd.Series(info.all[:, 2], info.epochs)),
+        f"pseudo-labels right {DIAGNOSTIC}": (Look(BLUE, "square", "dash"), trace.metric("pseudo_label_accuracy")),
+        f"predictions right {DIAGNOSTIC}": (Look(VERMILLION, "diamond", "dot"), trace.metric("accuracy")),
+    }
     series = [
-        Series(name, color, [float(v) for v in x], [float(v) for v in y], dash, symbol)
-        for name, color, dash, symbol, x, y in lines
-        if len(x)
+        Series(name, look, line.index.to_numpy(), line.to_numpy()) for name, (look, line) in lines.items() if len(line)
     ]
-    epochs = sorted({int(x) for line in series for x in line.x})
+    epochs = sorted({int(epoch) for line in series for epoch in line.x})
     ticks = [(epoch, info.moments.part.tick(epoch)) for epoch in epochs]
     return Chart("Pseudo-labels", "epoch", "share", series, y_range=(0, 1), ticks=ticks)
 
 
-def path_chart(trace: Trace) -> Chart:
-    """Paths of the class vectors in the fixed projection, the farthest ones where there are many."""
+def trajectory_chart(trace: Trace) -> Chart:
+    """Trajectories of the prototypes in the fixed projection, the farthest ones where there are many."""
     info = figures.prototype_paths_info(trace)
     series, n_left_out = [], 0
     for i, (name, path) in enumerate(info.paths.items()):
-        color, symbol, dash, _ = prototype_look(i)
+        look = prototype_look(i)
         order = np.argsort(-np.linalg.norm(path[-1] - path[0], axis=-1), kind="stable")
-        n_left_out = max(n_left_out, len(order) - _MOST_PATHS)
-        path = path[:, order[:_MOST_PATHS]]
-        if len(path) > 1 and not np.array_equal(path[0], path[-1]):
-            x = [float(v) for column in path[:, :, 0].T for v in (*column, column[-1])]
-            y = [v for column in path[:, :, 1].T for v in (*map(float, column), None)]
-            series.append(Series(f"{name}: path", color, x, y, dash))
-        ends = path[-1]
-        series.append(Series(f"{name}: now", color, ends[:, 0].tolist(), ends[:, 1].tolist(), "none", symbol))
-    title = "Paths of the class vectors" + (f" ({_MOST_PATHS} that moved most)" if n_left_out > 0 else "")
-    return Chart(title, "first direction", "second direction", series, empty="This method has no class vectors.")
+        n_left_out = max(n_left_out, len(order) - _MOST_TRAJECTORIES)
+        path = path[:, order[:_MOST_TRAJECTORIES]]
+        if not np.array_equal(path[0], path[-1]):
+            line = np.pad(path, ((0, 1), (0, 0), (0, 0)), constant_values=np.nan).transpose(1, 0, 2).reshape(-1, 2)
+            series.append(Series(f"{name}: trajectory", look._replace(symbol=""), *line.T))
+        series.append(Series(f"{name}: now", look._replace(dash="none"), *path[-1].T))
+    title = "Trajectories of the prototypes" + (f" ({_MOST_TRAJECTORIES} that moved most)" if n_left_out > 0 else "")
+    return Chart(title, "first direction", "second direction", series, empty="This method has no prototypes.")
 
 
 def clock_time(seconds: float) -> str:
@@ -296,5 +279,5 @@ def progress_line(event: EpochFinished, n_epochs: int) -> str:
     parts = ["before training" if event.epoch < 0 else f"epoch {event.epoch + 1} of {n_epochs}"]
     for name in ("pseudo_label_accuracy", "accuracy"):
         if name in event.metrics:
-            parts.append(f"{name.replace('_', ' ')} {event.metrics[name]:.3f} {MEASURING}")
+            parts.append(f"{name.replace('_', ' ')} {event.metrics[name]:.3f} {DIAGNOSTIC}")
     return "  ".join(parts)

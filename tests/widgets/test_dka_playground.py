@@ -1,4 +1,4 @@
-"""DKAPlayground without a browser: the stored votes mixed again, and the cut made again."""
+"""DKAPlayground without a browser: the stored source logits mixed again, and the cut made again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clipviz.ncut import foreground_mask, patch_affinity, spectrum, turn_to_side
 from clipviz.ops import class_logits, normalize
 from clipviz.trace import Trace
 from clipviz.widgets import DKAPlayground, ViewState
-from clipviz.widgets.votes import Crops, Votes
+from clipviz.widgets.source_logits import Crops, SourceLogits
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_gamma_gives_the_labels_of_the_stored_logits(trace):
     assert n > 0
     assert playground.result.value == (
         f"{n} of 200 pseudo-labels differ ({n / 2:.1f} %); {100 * (now == target).mean():.1f} % right "
-        f"instead of {100 * (own == target).mean():.1f} % (for measuring only)"
+        f"instead of {100 * (own == target).mean():.1f} % (diagnostic only)"
     )
 
 
@@ -69,7 +69,7 @@ def test_the_curve_is_the_figure_of_the_trace(trace):
     info = gamma_what_if_info(trace)
     curves = {line["name"]: line["y"] for line in DKAPlayground(trace).what_if.spec["series"]}
     places = [int(np.abs(info.gamma - gamma).argmin()) for gamma in np.linspace(0, 1, 11)]
-    right = curves["right (for measuring only)"][::2]
+    right = curves["right (diagnostic only)"][::2]
     np.testing.assert_allclose(right, 100 * info.accuracy[places], atol=0.01)
     changed = curves["labels that differ from the run's"][::2]
     np.testing.assert_allclose(changed, 100 * info.changed[places], atol=0.01)
@@ -81,28 +81,26 @@ def test_crops_weighed_anew_are_the_composite_of_the_method():
     embedding = normalize(torch.randn(5, 16, generator=generator))
     classifier = normalize(torch.randn(3, 16, generator=generator))
     gram = crops @ crops.mT
-    votes = Crops(
-        (crops @ embedding[..., None])[..., 0].numpy(), 50 * (crops @ classifier.T).numpy(), gram.numpy(), 1.0
-    )
+    said = Crops((crops @ embedding[..., None])[..., 0].numpy(), 50 * (crops @ classifier.T).numpy(), gram.numpy(), 1.0)
     for temperature in (1.0, 0.1, 0.01):
         composite, weights = crop_composite(embedding, crops, temperature)
-        np.testing.assert_allclose(votes.weights(temperature), weights, atol=1e-5)
+        np.testing.assert_allclose(said.weights(temperature), weights, atol=1e-5)
         expected = 50 * class_logits(composite, classifier)
-        np.testing.assert_allclose(votes.composite_logits(temperature), expected, atol=1e-3)
+        np.testing.assert_allclose(said.composite_logits(temperature), expected, atol=1e-3)
 
 
 def test_the_crop_slider_is_there_where_crops_were_kept(run, trace):
     playground = DKAPlayground(run.trace)
     assert playground.temperature.layout.display == "flex"
-    votes = Votes.of(run.trace)
+    stored = SourceLogits.of(run.trace)
     playground.temperature.value = 0.01
     playground.gamma.value = 1.0
-    n = (votes.labels(1.0, 0.01) != votes.labels(0.5)).sum()
+    n = (stored.reweighed(0.01).labels(1.0) != stored.labels(0.5)).sum()
     assert playground.result.value.startswith(f"{n} of 24")
     assert DKAPlayground(trace).temperature.layout.display == "none"
 
 
-def test_votes_on_one_image(run):
+def test_sources_on_one_image(run):
     playground = DKAPlayground(run.trace, run, state=ViewState(selected=("eval/5",)))
     row = int(np.flatnonzero(run.trace.arrays["sources/index"] == 5)[0])
     static = run.trace.arrays["sources/static"][row].astype(float)

@@ -20,7 +20,7 @@ from widget_helpers import HOSTILE, wait_for
 from clipviz.events import EpochFinished, Probe, PseudoLabels, RunStarted, StepFinished
 from clipviz.training.recorder import Recorder
 from clipviz.widgets import LiveMonitor, ViewState
-from clipviz.widgets.watch import path_chart
+from clipviz.widgets.watch import trajectory_chart
 
 
 def weights(run):
@@ -111,7 +111,7 @@ def test_gamma_shows_what_it_would_change_and_is_applied(make_run):
     static = trace.samples.query("epoch == 0")["static_label"].to_numpy()
     own = trace.samples.query("epoch == 0")["pseudo_label"].to_numpy()
     assert text.startswith(f"instead of 0.50: {(static != own).sum()} of 16 pseudo-labels differ")
-    assert "(for measuring only)" in text
+    assert "(diagnostic only)" in text
     monitor.apply.click()
     monitor.step.click()
     wait_for(lambda: run.steps_done == 7 and run.status == "paused")
@@ -145,9 +145,9 @@ def test_the_paths_take_a_fiftieth_of_the_time_and_are_whole_at_the_end(make_run
     def takes_a_second(trace):
         now[0] += 1
         drawn.append(trace.epochs["epoch"].nunique() if len(trace.epochs) else 0)
-        return path_chart(trace)
+        return trajectory_chart(trace)
 
-    monkeypatch.setattr("clipviz.widgets.live.path_chart", takes_a_second)
+    monkeypatch.setattr("clipviz.widgets.live.trajectory_chart", takes_a_second)
     run = make_run(epochs=6)
     monitor = LiveMonitor(run, clock=lambda: now[0])
 
@@ -213,7 +213,7 @@ def test_scripts_get_one_line_per_epoch(make_run, capsys):
     assert len(lines) == 4
     assert lines[0].startswith("before training")
     assert lines[3].startswith("epoch 3 of 3")
-    assert "(for measuring only)" in lines[3]
+    assert "(diagnostic only)" in lines[3]
 
 
 def test_without_labels_no_accuracy_is_mentioned(make_run, capsys):
@@ -350,7 +350,7 @@ def test_what_is_applied_is_acknowledged_and_marked(make_run):
     assert monitor.canvas.losses["marks"] == [[0.0, "gamma 0.3"], [6.0, "gamma 0.9"]]
     marks = [[-0.5, "gamma 0.3"], [1.0, "gamma 0.9"]]
     assert monitor.canvas.labels["marks"] == monitor.canvas.decisions["marks"] == marks
-    assert monitor.what_if.value.startswith("instead of 0.30: "), "of the epoch whose votes are mixed again"
+    assert monitor.what_if.value.startswith("instead of 0.30: "), "of the epoch whose source logits are mixed again"
     monitor.stop.click()
     run.wait(20)
     wait_for(lambda: "1 of 30 epochs done · epoch 1: 8 of 16 images" in monitor.canvas.frame["headline"])

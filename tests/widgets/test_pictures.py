@@ -47,7 +47,7 @@ def test_legends_stand_under_their_axes_and_cover_nothing(figures):
 
 
 def test_the_scripts_know_the_looks_of_the_figures():
-    """One table for plotly, matplotlib and our own charts: a class vector is no diamond here and a circle there."""
+    """One table for plotly, matplotlib and our own charts: a prototype is no diamond here and a circle there."""
     script = source("common.js", "scatter.js")
     deciders = [style.decider_look(name, "abc") for name in ("a", "b", "c", "all agree", "several", "neither")]
     prototypes, terms = [style.prototype_look(i) for i in range(9)], [style.term_look(i) for i in range(9)]

@@ -25,7 +25,9 @@ def run(make_run):
 def test_the_plane_is_the_same_at_every_epoch_and_exact(run):
     trace = run.trace
     scene = Scene.of(trace)
-    vectors = np.concatenate([trace.arrays[f"snapshot/{name}"] for name in scene.groups[:-1]], axis=1).astype(float)
+    vectors = np.concatenate([trace.arrays[f"snapshot/{name}"] for name in list(scene.groups)[:-1]], axis=1).astype(
+        float
+    )
     points = vectors.reshape(-1, vectors.shape[-1])
     center = points.mean(0)
     directions = np.linalg.svd(points - center, full_matrices=False)[2][:2].T
@@ -33,7 +35,7 @@ def test_the_plane_is_the_same_at_every_epoch_and_exact(run):
     expected = (np.concatenate([vectors, images], axis=1) - center) @ directions
     signs = np.sign((expected * scene.places).sum((0, 1)))
     np.testing.assert_allclose(scene.places, expected * signs, atol=1e-5)
-    assert scene.groups == ["learned_classifier", "static_classifier", "images"]
+    assert list(scene.groups) == ["learned_classifier", "static_classifier", "images"]
     assert scene.places.shape == (4, 3 + 3 + 24, 2)
 
 
@@ -48,7 +50,7 @@ def test_marks_are_those_of_the_epoch(run):
 
 def test_a_lasso_shows_its_images_and_their_maps(run):
     explorer = PrototypeExplorer(run.trace, run)
-    explorer.scatter.chosen = [0, 10, 12]  # a class vector among them does not count
+    explorer.scatter.chosen = [0, 10, 12]  # a prototype among them does not count
     ids = [f"eval/{explorer.scene.index[i]}" for i in (10, 12)]
     assert explorer.gallery.ids == ids
     assert explorer.state.selected == (ids[0],)
@@ -58,7 +60,7 @@ def test_a_lasso_shows_its_images_and_their_maps(run):
     assert explorer.inspector.rows[0].panels[1].values is not None
 
 
-def test_a_class_vector_shows_the_images_that_are_called_so(run):
+def test_a_prototype_shows_the_images_that_are_called_so(run):
     explorer = PrototypeExplorer(run.trace, run)
     predictions = run.trace.predictions.query("epoch == 2")
     label = int(predictions["prediction"].mode()[0])
@@ -131,7 +133,7 @@ def test_bundle_has_a_picture_and_a_text_that_never_changes():
     data, metadata = explorer._repr_mimebundle_()
     assert data["text/plain"] == "PrototypeExplorer(microCLIP)"
     assert 8_000 < len(base64.b64decode(data["image/jpeg"])) <= 60_000
-    assert "16 class vectors" in metadata["image/jpeg"]["alt"]
+    assert "16 prototypes" in metadata["image/jpeg"]["alt"]
 
 
 def test_hostile_names_no_labels_and_nothing_at_all():

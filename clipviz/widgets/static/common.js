@@ -189,14 +189,14 @@ function chart(spec, width = 340) {
     return box;
   }
   const [left, right, top, bottom] = [46, 8, spec.marks.length ? 20 : 8, spec.names ? 46 : 34];
-  const height = spec.height;
+  const height = 170;
   const root = makeSvg("svg", { viewBox: `0 0 ${width} ${height}`, width, height });
   const isBars = spec.kind === "bars";
   const pad = isBars || spec.names ? 0.5 : 0;
   const held = [...xs, ...spec.marks.map(([x]) => x)];
   let [x0, x1] = [Math.min(Math.min(...xs) - pad, ...held), Math.max(Math.max(...xs) + pad, ...held)];
   if (x0 === x1) [x0, x1] = [x0 - 0.5, x1 + 0.5];
-  let [y0, y1] = spec.yRange || yExtent(spec.series);
+  let [y0, y1] = spec.y_range || yExtent(spec.series);
   const px = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
   const py = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - top - bottom);
   drawAxes(root, spec, { x0, x1, y0, y1, px, py, left, right, top, bottom, width, height });
@@ -235,9 +235,9 @@ function drawAxes(root, spec, a) {
     root.append(label(place, floor + 13 + (spec.names && i % 2 ? 12 : 0), text, "middle"));
   });
   root.append(makeSvg("path", { d: `M${a.left},${a.top}V${floor}H${a.width - a.right}`, class: "clipviz-axis" }));
-  root.append(label((a.left + a.width - a.right) / 2, a.height - 5, spec.xLabel, "middle"));
+  root.append(label((a.left + a.width - a.right) / 2, a.height - 5, spec.x_label, "middle"));
   const middle = (a.top + floor) / 2;
-  root.append(label(11, middle, spec.yLabel, "middle", { transform: `rotate(-90 11 ${middle})` }));
+  root.append(label(11, middle, spec.y_label, "middle", { transform: `rotate(-90 11 ${middle})` }));
 }
 
 function thinned(items, most) {

@@ -8,7 +8,7 @@ function render({ model, el }) {
   const now = make("div", { class: "clipviz-now" });
   const problem = make("div", { class: "clipviz-problem", role: "alert" });
   const charts = make("div", { class: "clipviz-charts" });
-  const slots = Object.fromEntries(["losses", "labels", "decisions", "paths"].map((name) => [name, make("div")]));
+  const slots = Object.fromEntries(["losses", "labels", "decisions", "trajectories"].map((name) => [name, make("div")]));
   charts.append(...Object.values(slots));
   const probe = make("div", { class: "clipviz-probe" });
   const probeTitle = make("div", { class: "clipviz-caption" });

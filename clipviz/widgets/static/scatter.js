@@ -66,8 +66,8 @@ function render({ model, el }) {
     const epoch = row();
     const groups = model.get("groups");
     const chosen = model.get("chosen");
-    title.textContent = `Class vectors and images, ${model.get("title")}`;
-    canvas.setAttribute("aria-label", `${title.textContent}; drag to draw around points, click one, arrow keys step through class vectors`);
+    title.textContent = `Prototypes and images, ${model.get("title")}`;
+    canvas.setAttribute("aria-label", `${title.textContent}; drag to draw around points, click one, arrow keys step through prototypes`);
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     context.fillStyle = context.strokeStyle = ink;
@@ -158,8 +158,8 @@ function render({ model, el }) {
     const found = new Set(marks.filter((_, i) => isImage(i % n)));
     const entries = model.get("groups").filter((look) => look.name !== "images").map((look) => [look.symbol, look.color, look.name]);
     if (found.has(0)) entries.push(["circle", MARKS[0], "images"]);
-    if (found.has(1)) entries.push(["circle", MARKS[1], "images, right (for measuring only)"]);
-    if (found.has(2)) entries.push(["cross", MARKS[2], "images, wrong (for measuring only)"]);
+    if (found.has(1)) entries.push(["circle", MARKS[1], "images, right (diagnostic only)"]);
+    if (found.has(2)) entries.push(["cross", MARKS[2], "images, wrong (diagnostic only)"]);
     keys.replaceChildren(
       ...entries.map(([symbol, color, name]) => {
         const swatch = makeSvg("svg", { width: 14, height: 12, "aria-hidden": "true" }, marker(symbol, 7, 6, color));
@@ -175,14 +175,14 @@ function render({ model, el }) {
   const say = () => {
     const count = model.get("n_chosen");
     const picked = count ? `${count} ${count === 1 ? "point" : "points"} chosen. ` : "Draw around points, or click one; wheel: zoom, double click: all. ";
-    readout.textContent = n ? picked + (hover >= 0 ? describe(hover) : "") : "This trace holds no class vectors.";
+    readout.textContent = n ? picked + (hover >= 0 ? describe(hover) : "") : "This trace holds no prototypes.";
   };
 
   const nearest = (x, y, within) => {
     let [best, distance] = [-1, within * within];
     for (let i = 0; i < n; i++) {
       const [u, v] = at(i);
-      // A class vector wins over the images around it.
+      // A prototype wins over the images around it.
       const d = ((u - x) ** 2 + (v - y) ** 2) * (isImage(i) ? 1 : 0.25);
       if (d < distance) [best, distance] = [i, d];
     }
@@ -228,7 +228,7 @@ function render({ model, el }) {
     const points = [];
     if (far) for (let i = 0; i < n; i++) if (inside(...at(i))) points.push(i);
     if (!far && found >= 0) points.push(found);
-    // Images are what a lasso is drawn for; class vectors among them only where there is nothing else.
+    // Images are what a lasso is drawn for; prototypes among them only where there is nothing else.
     const images = points.filter(isImage);
     lasso = null;
     choose(far && images.length ? images : points);
