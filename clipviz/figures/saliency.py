@@ -23,6 +23,7 @@ KIND_NAMES = {
     "ncut": "NCut mask",
     "cls_attention": "CLS attention",
     "fiedler": "Fiedler vector",
+    "layer_gradcam": "layer GradCAM",
 }
 
 _INCH = 100  # pixels at the default resolution, so that sizes below read as pixels

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ipywidgets
 
 if TYPE_CHECKING:
     from clipviz.training.run import Run
+
+T = TypeVar("T", bound=ipywidgets.Widget)
 
 OVER = ("stopped", "finished", "failed")
 PLAIN = {"description_width": "initial"}
@@ -22,23 +24,25 @@ def button(text: str, icon: str, act: Callable[[], None], tooltip: str = "") -> 
 
 
 def dropdown(
-    name: str, options: Sequence[Any], changed: Callable[[], None], value: Any = None, width: int = 230
+    name: str, options: Sequence[Any], changed: Callable[[], None] | None = None, value: Any = None, width: int = 230
 ) -> ipywidgets.Dropdown:
     """A list to choose from; the first option unless another value is given."""
     made = ipywidgets.Dropdown(options=options, description=name, style=PLAIN, layout={"width": f"{width}px"})
     made.value = made.value if value is None else value
-    made.observe(lambda _: changed(), "value")
-    return made
+    return _told(made, changed)
 
 
 def slider(
     name: str, value: float, low: float, high: float, step: float, changed: Callable[[], None] | None = None
 ) -> ipywidgets.FloatSlider:
     """A slider over numbers of two digits."""
-    made = ipywidgets.FloatSlider(value, min=low, max=high, step=step, description=name, style=PLAIN)
-    if changed:
-        made.observe(lambda _: changed(), "value")
-    return made
+    return _told(ipywidgets.FloatSlider(value, min=low, max=high, step=step, description=name, style=PLAIN), changed)
+
+
+def _told(control: T, changed: Callable[[], None] | None) -> T:
+    if changed is not None:
+        control.observe(lambda _: changed(), "value")
+    return control
 
 
 def wrapped(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:

@@ -12,7 +12,7 @@ from clipviz.figures.style import shorten
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import OverlayCanvas, Panel, Row
 from clipviz.widgets.controls import dropdown, slider, wrapped
-from clipviz.widgets.inspector import NAMES
+from clipviz.widgets.inspector import kind_name
 from clipviz.widgets.view import Newest, one_at_a_time
 
 _TAU_RANGES = {"cosine": (0.0, 1.0, 0.01), "dot": (0.0, 200.0, 0.5)}
@@ -93,7 +93,7 @@ class Cutting:
                 title += f": {100 * float(maps[0][1].mean()):.0f} % of the patches kept"
             except (ValueError, TimeoutError) as error:
                 maps, title = [], f"{title}: {shorten(str(error) or 'no answer in time', 120)}"
-            panels = [Panel(NAMES[kind], values, kind == "ncut") for kind, values in maps]
+            panels = [Panel(kind_name(kind), values, kind == "ncut") for kind, values in maps]
             row = Row(title, [Panel(image), *panels], pixels)
         self._newest.show(question, lambda: self._publish(maps, row))
 

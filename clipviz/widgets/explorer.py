@@ -61,8 +61,8 @@ class SaliencyExplorer(View):
     def _make_controls(self) -> None:
         filters, albums = self.inspector.album.filters(), self.inspector.albums
         self.filter = dropdown("show", filters, self._refill)
-        self.method = dropdown("method", list(albums), lambda: None, self.state.method)
-        self.state.link("method", self.method, "value")
+        self.method = dropdown("method", list(albums))
+        self.state.link("method", self.method, "value", self.inspector.known)
         show_if(len(albums) > 1, self.method)
         self.back = button("previous", "chevron-left", lambda: self._turn(-1))
         self.next = button("next", "chevron-right", lambda: self._turn(1))
@@ -92,7 +92,7 @@ class SaliencyExplorer(View):
         self._ids = album.chosen(self.filter.value, epoch, (chosen[0], chosen[1]) if len(chosen) == 2 else None)
         self._page = 0
         info = confusion_info(album.trace, album.measured(epoch))
-        whose = f"{self.state.method}: which" if len(self.inspector.albums) > 1 else "Which"
+        whose = f"{self.inspector.known(self.state.method)}: which" if len(self.inspector.albums) > 1 else "Which"
         moment = "not measured" if info.epoch is None else when(info.epoch)
         self.matrix.fill(info.counts, info.names, f"{whose} class is taken for which, {moment}")
         self._fill_gallery()

@@ -21,16 +21,7 @@ from clipviz.widgets.controls import PLAIN, dropdown, show_if, slider, wrapped
 from clipviz.widgets.state import ViewState, follow
 from clipviz.widgets.view import Newest
 
-NAMES = {
-    **KIND_NAMES,
-    "rollout": "rollout",
-    "relevance": "relevance",
-    "integrated_gradients": "integrated gradients",
-    "occlusion": "occlusion",
-    "layer_gradcam": "layer GradCAM",
-}
 NOBODY = "(none)"
-RUNNER_UP = "the runner-up"
 
 
 class Inspector:
@@ -59,8 +50,7 @@ class Inspector:
             label: Album(trace, model_probe)
             for label, trace, model_probe in zip(trace_labels(traces), traces, model_probes, strict=True)
         }
-        if state.method not in self.albums:
-            state.method = next(iter(self.albums))
+        state.method = state.method or next(iter(self.albums))
         self.rows: list[Row] = []
         self.image: np.ndarray | None = None
         self._newest = Newest()
@@ -72,8 +62,12 @@ class Inspector:
 
     @property
     def album(self) -> Album:
-        """That of the state's method."""
-        return self.albums.get(self.state.method) or next(iter(self.albums.values()))
+        """That of the method that is looked at."""
+        return self.albums[self.known(self.state.method)]
+
+    def known(self, method: str) -> str:
+        """A method, or the first one where a linked view has chosen one that is not among these."""
+        return method if method in self.albums else next(iter(self.albums))
 
     @property
     def named(self) -> str:
@@ -94,23 +88,22 @@ class Inspector:
         asked = [kind for model_probe in model_probes for kind in model_probe.kinds]
         self.kinds = {
             kind: ipywidgets.ToggleButton(
-                description=NAMES.get(kind, kind),
+                description=kind_name(kind),
                 tooltip="kept in the trace" if kind in stored else "computed by the current model",
                 layout={"width": "auto"},
             )
             for kind in dict.fromkeys([*stored, *asked])
         }
-        if self.state.kind not in self.kinds and self.kinds:
-            self.state.kind = next(iter(self.kinds))
+        first = self.state.kind if self.state.kind in self.kinds else next(iter(self.kinds), "")
         for kind, toggle in self.kinds.items():
-            toggle.value = kind == self.state.kind
+            toggle.value = kind == first
             toggle.observe(lambda change, kind=kind: self._toggled(kind, change["new"]), "value")
 
     def _make_looks(self, final_epoch: int) -> list[ipywidgets.Widget]:
         """Epoch, opacity, contour and the method beside it: how maps are shown, not what they are."""
-        self.epoch = ipywidgets.IntSlider(min=-1, max=max(-1, final_epoch), description="epoch", style=PLAIN)
-        self.state.epoch = min(max(self.state.epoch, -1), self.epoch.max)
-        self.state.link("epoch", self.epoch, "value")
+        last = max(-1, final_epoch)
+        self.epoch = ipywidgets.IntSlider(min=-1, max=last, description="epoch", style=PLAIN)
+        self.state.link("epoch", self.epoch, "value", lambda epoch: min(max(epoch, -1), last))
         self.opacity = slider("opacity", 0.7, 0, 1, 0.05)
         self.contour = ipywidgets.Checkbox(False, description="contour at half", indent=False, layout={"width": "auto"})
         # In the browser, so that they answer at once and without the kernel.
@@ -123,7 +116,7 @@ class Inspector:
     def _make_questions(self, model_probes: Sequence[Any]) -> list[ipywidgets.Widget]:
         """Contrast, layer and head, for kinds that are computed."""
         names = apart(self.album.trace.class_names, 60)
-        options = [(NOBODY, -1), (RUNNER_UP, -2), *((name, i) for i, name in enumerate(names))]
+        options = [(NOBODY, -1), ("the runner-up", -2), *((name, i) for i, name in enumerate(names))]
         self.contrast = dropdown("contrast class", options, self.show, width=320)
         n_layers, n_heads = (
             max((getattr(model_probe, name) for model_probe in model_probes), default=0)
@@ -140,9 +133,8 @@ class Inspector:
         self.show()
 
     def _take_kind(self) -> None:
-        toggle = self.kinds.get(self.state.kind)
-        if toggle is not None:
-            toggle.value = True
+        if self.state.kind in self.kinds:
+            self.kinds[self.state.kind].value = True
 
     @property
     def chosen_kinds(self) -> list[str]:
@@ -159,7 +151,9 @@ class Inspector:
         if image is not None and self.album.has(image):
             pixels = self.album.pixels(image)
             beside = [self.beside.value] if self.beside.value in self.albums else []
-            rows = [self._row(label, image, pixels) for label in dict.fromkeys([self.state.method, *beside])]
+            rows = [
+                self._row(label, image, pixels) for label in dict.fromkeys([self.known(self.state.method), *beside])
+            ]
         self._newest.show(question, lambda: self._publish(pixels, rows))
 
     def _publish(self, image: np.ndarray | None, rows: list[Row]) -> None:
@@ -177,7 +171,7 @@ class Inspector:
         return Row(f"{label}, {when(epoch, album.part)}: {said}", panels, pixels)
 
     def _panel(self, album: Album, image: str, kind: str) -> Panel:
-        name, model_probe, epoch = NAMES.get(kind, kind), album.model_probe, album.epoch(self.state.epoch)
+        name, model_probe, epoch = kind_name(kind), album.model_probe, album.epoch(self.state.epoch)
         is_now = model_probe is not None and epoch == album.last
         values = None if is_now and _asks(model_probe, kind) else album.stored_map(image, kind, epoch)
         if values is not None:
@@ -217,6 +211,11 @@ class Inspector:
         """The rows one below the other, from `top` on."""
         for row in self.rows:
             top = draw_row(figure, row, top, self.opacity.value, self.contour.value)
+
+
+def kind_name(kind: str) -> str:
+    """A kind of map in words."""
+    return KIND_NAMES.get(kind, kind.replace("_", " "))
 
 
 def _asks(model_probe: Any, kind: str) -> bool:

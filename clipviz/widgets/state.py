@@ -26,10 +26,16 @@ class ViewState(HasTraits):
     kind = Unicode("soap")
 
     def link(self, name: str, widget: HasTraits, trait: str, there: Callable[[Any], Any] = lambda value: value) -> None:
-        """Keep a trait of a widget equal to one of these, both ways.
+        """Keep a trait of a widget equal to what it can show of one of these, and tell what is chosen there.
 
         By the values of the moment, not by those of a change: it may be told of late, by a thread that waited for a
         model, and `traitlets.link` would then bring the old choice back.
+
+        Args:
+            name: of the choice.
+            widget: that shows it.
+            trait: of the widget.
+            there: what the widget shows of a choice; one that it cannot show stays as it is.
         """
         back, reference = type(getattr(self, name)), ref(widget)  # a state may outlive it
 
@@ -37,9 +43,14 @@ class ViewState(HasTraits):
             if (known := reference()) is not None:
                 setattr(known, trait, there(getattr(self, name)))
 
+        def give(_: Any) -> None:
+            chosen = getattr(widget, trait)
+            if chosen != there(getattr(self, name)):
+                setattr(self, name, back(chosen))
+
         take()
         self.observe(take, name)
-        widget.observe(lambda _: setattr(self, name, back(getattr(widget, trait))), trait)
+        widget.observe(give, trait)
 
     def __repr__(self) -> str:
         return (

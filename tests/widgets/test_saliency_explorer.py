@@ -191,6 +191,26 @@ def test_views_with_one_state_follow_each_other(trace):
     assert other.inspector.kinds["ncut"].value is True
 
 
+def test_linked_views_of_other_runs_leave_each_others_choices():
+    """A method that a view does not know and an epoch that its run never reached are for the other views to show."""
+    long, short = synthetic_trace(n_classes=4, epochs=5), synthetic_trace(n_classes=4, epochs=2, method="dpa")
+    state = ViewState(selected=("probe/0",))
+    both, first, last = (SaliencyExplorer(traces, state=state) for traces in ([long, short], long, short))
+    assert state.method == "microCLIP"
+
+    def shown():
+        return [view.inspector.rows[0].title.split(":")[0] for view in (both, first, last)]
+
+    both.method.value = "DPA"
+    both.inspector.epoch.value = 4
+    assert (state.method, state.epoch) == ("DPA", 4)
+    assert shown() == ["DPA, epoch 1", "microCLIP, epoch 4", "DPA, epoch 1"]
+    assert (first.method.value, last.inspector.epoch.value) == ("microCLIP", 1)
+    last.inspector.epoch.value = 0
+    both.method.value = "microCLIP"
+    assert shown() == ["microCLIP, epoch 0", "microCLIP, epoch 0", "DPA, epoch 0"]
+
+
 def test_pages_turn(make_run):
     run = make_run(n=130, epochs=1)
     explorer = SaliencyExplorer(run.fit(), run)
