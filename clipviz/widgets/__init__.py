@@ -19,6 +19,6 @@ from clipviz.widgets.explorer import SaliencyExplorer  # noqa: E402
 from clipviz.widgets.live import LiveMonitor  # noqa: E402
 from clipviz.widgets.playground import DKAPlayground  # noqa: E402
 from clipviz.widgets.prototypes import PrototypeExplorer  # noqa: E402
-from clipviz.widgets.state import ViewState  # noqa: E402
+from clipviz.widgets.view import ViewState  # noqa: E402
 
 __all__ = ["DKAPlayground", "LiveMonitor", "PrototypeExplorer", "SaliencyExplorer", "ViewState"]

@@ -56,8 +56,6 @@ class Album:
                 return split
         return "probe"
 
-    # ------------------------------------------------------------------------------------------- images
-
     def _model_has(self, image: str) -> bool:
         split, index = image.split("/")
         return self.model_probe is not None and self.model_probe.has(split, int(index))
@@ -89,8 +87,6 @@ class Album:
             return last[self._highlights[image]]
         return None
 
-    # ------------------------------------------------------------------------------------------- verdicts
-
     def epoch(self, epoch: int) -> int:
         """The epoch of this run that a view at `epoch` shows: its last one where another run went on for longer."""
         return min(epoch, self.last)
@@ -103,11 +99,10 @@ class Album:
         """Predictions of the last measurement up to `epoch`, by image: prediction, confidence, target, before."""
         table, measured = self.trace.predictions, self.measured(epoch)
         if measured not in self._frames:
-            now = table[table["epoch"] == measured].drop_duplicates("index").set_index("index")
-            first = table[table["epoch"] == table["epoch"].min()].drop_duplicates("index").set_index("index")
-            self._frames[measured] = now[["prediction", "confidence", "target"]].assign(
-                before=first["prediction"].reindex(now.index)
-            )
+            now, first = (table[table["epoch"] == epoch].drop_duplicates("index").set_index("index")
+                          for epoch in (measured, table["epoch"].min()))  # fmt: skip
+            before = first["prediction"].reindex(now.index)
+            self._frames[measured] = now[["prediction", "confidence", "target"]].assign(before=before)
         return self._frames[measured]
 
     def verdict(self, image: str, epoch: int) -> Verdict:
@@ -140,8 +135,6 @@ class Album:
             return true
         return f"✓ {said}" if verdict.prediction == verdict.target else f"✗ {said}, is {true}"
 
-    # ------------------------------------------------------------------------------------------- filters
-
     def filters(self) -> list[str]:
         """The filters that this trace can answer."""
         predictions = self.trace.predictions
@@ -153,10 +146,7 @@ class Album:
     def chosen(self, name: str, epoch: int, pair: tuple[int, int] | None = None) -> list[str]:
         """Ids of the images that a filter lets through and that can be shown, the most telling first.
 
-        Args:
-            name: of `FILTERS`.
-            epoch: whose predictions count.
-            pair: (true class, predicted class) for "one taken for another".
+        `pair` is (true class, predicted class), for "one taken for another".
         """
         frame = self.frame(epoch)
         prediction, target = frame["prediction"], frame["target"]
@@ -189,13 +179,8 @@ def _places(images: ImageGroup, split: str) -> dict[str, int]:
 
 
 def same_classes(traces: Sequence[Trace]) -> None:
-    """Refuse traces that do not speak of the same classes.
-
-    Raises:
-        ValueError: if there is none, or they differ.
-    """
+    """Refuse no traces, and traces of different classes, with a ValueError."""
     if not traces:
         raise ValueError("there is no trace to look at; give a Trace (Trace.load(path)) or several")
-    names = {trace.class_names for trace in traces}
-    if len(names) > 1:
+    if len({trace.class_names for trace in traces}) > 1:
         raise ValueError("these traces have different classes; compare runs on the same images")

@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 from clipviz.figures.style import apart, bare, shorten
 from clipviz.widgets.album import Album
 from clipviz.widgets.images import color_table, jpeg, laid_over, sheet, thumbnail, to_bytes
-from clipviz.widgets.state import ViewState
-from clipviz.widgets.view import source
+from clipviz.widgets.view import ViewState, source
 
-THUMBNAIL = 72
+THUMBNAIL, PROBE_SIDE = 72, 96
 COLUMNS = 10
 ROW_INCHES = 1.9
 """Of a row of maps in a static picture."""
@@ -56,12 +55,56 @@ class GalleryCanvas(anywidget.AnyWidget):
             self.sheet = jpeg(sheet(images, THUMBNAIL, COLUMNS))
 
 
+class MonitorCanvas(anywidget.AnyWidget):
+    """What LiveMonitor shows; written by its pump alone."""
+
+    _esm = source("common.js", "monitor.js")
+    _css = source("widgets.css")
+
+    frame = traitlets.Dict().tag(sync=True)
+    losses = traitlets.Dict().tag(sync=True)
+    labels = traitlets.Dict().tag(sync=True)
+    decisions = traitlets.Dict().tag(sync=True)
+    trajectories = traitlets.Dict().tag(sync=True)
+    sheet = traitlets.Bytes().tag(sync=True)
+    side = traitlets.Int(PROBE_SIDE).tag(sync=True)
+    captions: traitlets.List = traitlets.List().tag(sync=True)
+    maps = traitlets.Bytes().tag(sync=True)
+    shape = traitlets.List([0, 0, 0]).tag(sync=True)
+    colors = traitlets.Bytes(color_table()).tag(sync=True)
+
+
+class ScatterCanvas(anywidget.AnyWidget):
+    """Points by epoch; `chosen` holds the positions of at most 500 of the `n_chosen` points of a lasso or a click."""
+
+    _esm = source("common.js", "scatter.js")
+    _css = source("widgets.css")
+
+    places = traitlets.Bytes().tag(sync=True)
+    group = traitlets.Bytes().tag(sync=True)
+    label = traitlets.Bytes().tag(sync=True)
+    marks = traitlets.Bytes().tag(sync=True)
+    n_epochs = traitlets.Int(1).tag(sync=True)
+    epoch = traitlets.Int(-1).tag(sync=True)
+    groups: traitlets.List = traitlets.List().tag(sync=True)
+    names: traitlets.List = traitlets.List().tag(sync=True)
+    axes: traitlets.List = traitlets.List(["first direction", "second direction"]).tag(sync=True)
+    chosen: traitlets.List = traitlets.List().tag(sync=True)
+    n_chosen = traitlets.Int(0).tag(sync=True)
+    title = traitlets.Unicode("").tag(sync=True)
+
+
 class Panel(NamedTuple):
     """One map (h, w) in [0, 1]; without values the image itself, or why there is no map."""
 
     title: str
     values: np.ndarray | None = None
     is_mask: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """For the browser, without the values."""
+        shape = [0, 0] if self.values is None else list(self.values.shape)
+        return {"title": self.title, "label": f"{self.title} of the chosen image", "shape": shape, "mask": self.is_mask}
 
 
 class Row(NamedTuple):
@@ -84,24 +127,18 @@ class OverlayCanvas(anywidget.AnyWidget):
     side = traitlets.Int(196).tag(sync=True)
     opacity = traitlets.Float(0.7).tag(sync=True)
     contour = traitlets.Bool(False).tag(sync=True)
-    colors = traitlets.Bytes().tag(sync=True)
+    colors = traitlets.Bytes(color_table()).tag(sync=True)
     empty = traitlets.Unicode("Choose an image above to see where the model looked.").tag(sync=True)
-
-    def __init__(self, **traits: object) -> None:
-        super().__init__(colors=color_table(), **traits)
 
     def fill(self, rows: Sequence[Row]) -> None:
         """Show other rows, all of one image, in one message."""
         maps = [panel.values for row in rows for panel in row.panels if panel.values is not None]
         with self.hold_sync():
             self.image = jpeg(rows[0].image, 92) if rows else b""
-            self.rows = [{"title": shorten(row.title, 200), "panels": [*map(_panel_json, row.panels)]} for row in rows]
+            self.rows = [
+                {"title": shorten(row.title, 200), "panels": [panel.to_json() for panel in row.panels]} for row in rows
+            ]
             self.maps = b"".join(map(to_bytes, maps))
-
-
-def _panel_json(panel: Panel) -> dict[str, object]:
-    shape = [0, 0] if panel.values is None else list(panel.values.shape)
-    return {"title": panel.title, "label": f"{panel.title} of the chosen image", "shape": shape, "mask": panel.is_mask}
 
 
 class MatrixCanvas(anywidget.AnyWidget):
@@ -150,7 +187,7 @@ def draw_row(figure: Figure, row: Row, top: float, opacity: float = 0.7, contour
         if values is None:
             tiles.append(thumbnail(row.image, _TILE))
         else:
-            tiles.append(laid_over(row.image, values, _TILE, opacity, is_mask, contour))
+            tiles.append(laid_over(row.image, values, _TILE, is_mask, opacity, contour))
         figure.text(0.01 + 0.198 * i, top - 1.62 / height, shorten(title, 26), fontsize=7, **plain)
     strip = np.concatenate([np.pad(tile, ((0, 0), (0, 6), (0, 0)), constant_values=255) for tile in tiles], axis=1)
     axes = bare(figure.add_axes((0.01, top - 1.58 / height, 0.198 * len(tiles), 1.36 / height)))

@@ -14,14 +14,7 @@ from clipviz.figures.style import DASHES, MARKERS, Look, shorten
 
 
 class Series(NamedTuple):
-    """One line (dash "none": markers alone), or one color of a stack of bars.
-
-    Attributes:
-        name: for the legend; plain text.
-        look: with symbol "" for no markers.
-        x: (n,) numbers.
-        y: (n,) numbers; None and NaN are gaps.
-    """
+    """One line (dash "none": markers alone; symbol "": none), or one color of stacked bars; None and NaN are gaps."""
 
     name: str
     look: Look
@@ -34,9 +27,6 @@ class Chart:
     """A chart with its labels.
 
     Attributes:
-        title: headline.
-        x_label: unit included.
-        y_label: unit included.
         series: what to draw.
         kind: "lines" or "bars" (stacked).
         y_range: (low, high); None fits the data.

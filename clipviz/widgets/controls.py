@@ -56,25 +56,16 @@ def show_if(is_shown: bool, widget: ipywidgets.Widget) -> None:
 
 
 class RunControls:
-    """Start, pause, step, stop, and a gamma to try out and to apply.
+    """Start (or resume), pause, step and stop; for methods that mix, a gamma to try out and to apply, and a text.
 
     Args:
         run: that they drive.
         pressed: called after each press, with what went wrong in a sentence, or "".
         moved: called when the slider moves.
-
-    Attributes:
-        start, pause, step, stop: the buttons. `start` goes on with a paused run.
-        gamma: slider over the mixing weight, hidden for methods that have none.
-        apply: hands the slider's gamma to the run.
-        what_if: text beside the slider.
-        rows: all of them.
     """
 
     def __init__(self, run: Run, pressed: Callable[[str], None], moved: Callable[[], None]) -> None:
-        self.run = run
-        self._pressed = pressed
-        self._status = ""
+        self.run, self._pressed, self._status = run, pressed, ""
         self.start = self._button("Start", "play", "start the run, or go on after a pause", self._start)
         self.pause = self._button("Pause", "pause", "rest at the next step boundary", run.pause)
         self.step = self._button("Step", "step-forward", "do one optimizer step, then rest", self._step)
@@ -111,15 +102,12 @@ class RunControls:
         return button(text, icon, press, tooltip)
 
     def _start(self) -> None:
-        if self.run.status == "ready":
-            self.run.start()
-        else:
-            self.run.resume()
+        (self.run.start if self.run.status == "ready" else self.run.resume)()
+
+    def _apply(self) -> None:
+        self.run.set(gamma=self.gamma.value)
 
     def _step(self) -> None:
         self.run.step()
         if self.run.status == "ready":
             self.run.start()
-
-    def _apply(self) -> None:
-        self.run.set(gamma=self.gamma.value)

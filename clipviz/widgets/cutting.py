@@ -20,17 +20,13 @@ _KINDS = ("ncut", "fiedler", "soap")
 
 
 class Cutting:
-    """Mask, Fiedler vector and attention of an image, for a tau, an affinity, a rule and a side.
+    """Mask, Fiedler vector and attention of an image, for a tau, an affinity, a rule and a side: the controls.
 
-    Args:
-        trace: whose settings the controls begin with.
-        model_probe: a `ModelProbe`, which cuts; None, or one that cannot, hides everything.
+    They begin with the settings of the trace. Without a `ModelProbe`, or with one that cannot cut, all is hidden.
 
     Attributes:
-        tau, affinity, rule, side: the controls.
         maps: (kind, (h, w) in [0, 1]) pairs of the shown image, empty while none is.
         row: what is shown, or None.
-        widget: controls and canvas.
     """
 
     def __init__(self, trace: Trace, model_probe: Any) -> None:

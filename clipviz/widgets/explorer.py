@@ -14,8 +14,7 @@ from clipviz.trace import Trace
 from clipviz.widgets.canvases import COLUMNS, PLAIN_TEXT, ROW_INCHES, GalleryCanvas, MatrixCanvas, draw_thumbnails
 from clipviz.widgets.controls import button, dropdown, show_if, wrapped
 from clipviz.widgets.inspector import Inspector
-from clipviz.widgets.state import ViewState, follow
-from clipviz.widgets.view import View, one_at_a_time
+from clipviz.widgets.view import View, ViewState, follow, one_at_a_time
 
 PAGE = 60
 _PAIR = "one taken for another"
@@ -71,8 +70,6 @@ class SaliencyExplorer(View):
         self.matrix = MatrixCanvas(layout={"flex": "0 0 430px", "display": "block" if _PAIR in filters else "none"})
         self.widget = ipywidgets.VBox([bar, wrapped(self.matrix, self.gallery), self.inspector.widget])
 
-    # ------------------------------------------------------------------------------------------- choosing
-
     def _cell_chosen(self, change: Any) -> None:
         if len(change["new"]) == 2:
             if self.filter.value == _PAIR:
@@ -108,8 +105,6 @@ class SaliencyExplorer(View):
     def shown(self) -> list[str]:
         """Ids of the images on this page."""
         return self._ids[self._page * PAGE : (self._page + 1) * PAGE]
-
-    # ------------------------------------------------------------------------------------------- picture
 
     @property
     def alt(self) -> str:

@@ -47,7 +47,7 @@ def thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:
     """The whole image (H, W, 3) uint8 fitted into a gray square (side, side, 3)."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     # A few pixels shown large keep their edges: blur would invent detail.
     how = Image.Resampling.NEAREST if scale > 4 else Image.Resampling.BICUBIC
     square = Image.new("RGB", (side, side), (225, 225, 225))
@@ -76,25 +76,11 @@ def to_bytes(maps: np.ndarray) -> bytes:
 
 
 def laid_over(
-    image: np.ndarray,
-    saliency: np.ndarray,
-    side: int,
-    opacity: float = 0.7,
-    is_mask: bool = False,
-    contour: bool = False,
+    image: np.ndarray, saliency: np.ndarray, side: int, is_mask: bool, opacity: float = 0.7, contour: bool = False
 ) -> np.ndarray:
-    """A map over a gray copy of the image, as the browser draws it.
+    """A map (h, w) in [0, 1] over a gray copy of an image (H, W, 3), as the browser draws it: (side, side, 3) uint8.
 
-    Args:
-        image: (H, W, 3) uint8.
-        saliency: (h, w) in [0, 1].
-        side: of the result in pixels.
-        opacity: of the map, in [0, 1].
-        is_mask: keep the patches sharp.
-        contour: draw a white line where the map crosses one half.
-
-    Returns:
-        (side, side, 3) uint8.
+    The patches of a mask stay sharp; a contour is a white line where the map crosses one half.
     """
     how = Image.Resampling.NEAREST if is_mask else Image.Resampling.BILINEAR
     values = np.asarray(Image.fromarray(np.nan_to_num(saliency).astype(np.float32)).resize((side, side), how))

@@ -18,8 +18,7 @@ from clipviz.trace import Trace
 from clipviz.widgets.album import Album, same_classes
 from clipviz.widgets.canvases import OverlayCanvas, Panel, Row, draw_row
 from clipviz.widgets.controls import PLAIN, dropdown, show_if, slider, wrapped
-from clipviz.widgets.state import ViewState, follow
-from clipviz.widgets.view import Newest
+from clipviz.widgets.view import Newest, ViewState, follow
 
 NOBODY = "(none)"
 
@@ -35,9 +34,7 @@ class Inspector:
 
     Attributes:
         albums: label -> album, in the order of the traces.
-        rows: what is shown.
-        image: its pixels (H, W, 3) uint8, None while no image is chosen.
-        widget: controls and canvas.
+        rows: what is shown of `image` (H, W, 3) uint8, which is None while none is chosen.
     """
 
     def __init__(
@@ -68,6 +65,10 @@ class Inspector:
     def known(self, method: str) -> str:
         """A method, or the first one where a linked view has chosen one that is not among these."""
         return method if method in self.albums else next(iter(self.albums))
+
+    def at_most(self, epoch: int) -> int:
+        """An epoch, or the nearest one that the slider has."""
+        return min(max(epoch, -1), int(self.epoch.max))
 
     @property
     def named(self) -> str:
@@ -101,9 +102,8 @@ class Inspector:
 
     def _make_looks(self, final_epoch: int) -> list[ipywidgets.Widget]:
         """Epoch, opacity, contour and the method beside it: how maps are shown, not what they are."""
-        last = max(-1, final_epoch)
-        self.epoch = ipywidgets.IntSlider(min=-1, max=last, description="epoch", style=PLAIN)
-        self.state.link("epoch", self.epoch, "value", lambda epoch: min(max(epoch, -1), last))
+        self.epoch = ipywidgets.IntSlider(min=-1, max=max(-1, final_epoch), description="epoch", style=PLAIN)
+        self.state.link("epoch", self.epoch, "value", self.at_most)
         self.opacity = slider("opacity", 0.7, 0, 1, 0.05)
         self.contour = ipywidgets.Checkbox(False, description="contour at half", indent=False, layout={"width": "auto"})
         # In the browser, so that they answer at once and without the kernel.
@@ -140,8 +140,6 @@ class Inspector:
     def chosen_kinds(self) -> list[str]:
         """The kinds whose maps are shown."""
         return [kind for kind, toggle in self.kinds.items() if toggle.value]
-
-    # ------------------------------------------------------------------------------------------- showing
 
     def show(self) -> None:
         """Bring the canvas up to date."""

@@ -5,54 +5,32 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import anywidget
 import ipywidgets
-import traitlets
+from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 
 from clipviz.events import EpochFinished, Event, RunFinished
-from clipviz.figures.moments import change_text, when
+from clipviz.figures.moments import when
 from clipviz.figures.saliency import KIND_NAMES
 from clipviz.figures.style import shorten
 from clipviz.trace import Trace
-from clipviz.widgets.canvases import PLAIN_TEXT
+from clipviz.widgets.canvases import PLAIN_TEXT, MonitorCanvas
 from clipviz.widgets.charts import Chart
 from clipviz.widgets.controls import OVER, RunControls
-from clipviz.widgets.images import color_table, to_bytes
-from clipviz.widgets.probe import SIDE, ProbeStrip
-from clipviz.widgets.pump import Pump
+from clipviz.widgets.images import to_bytes
+from clipviz.widgets.probe import ProbeStrip
+from clipviz.widgets.pump import Clock, Pump
 from clipviz.widgets.source_logits import SourceLogits
-from clipviz.widgets.state import ViewState, follow
-from clipviz.widgets.view import View, source
-from clipviz.widgets.watch import Watch, has_kernel, progress_line, pseudo_label_chart, trajectory_chart
+from clipviz.widgets.view import View, ViewState, follow
+from clipviz.widgets.watch import Watch, progress_line, pseudo_label_chart, trajectory_chart
 
 if TYPE_CHECKING:
     from clipviz.training.run import Run
-
-
-class MonitorCanvas(anywidget.AnyWidget):
-    """What LiveMonitor shows; written by its pump alone."""
-
-    _esm = source("common.js", "monitor.js")
-    _css = source("widgets.css")
-
-    frame = traitlets.Dict().tag(sync=True)
-    losses = traitlets.Dict().tag(sync=True)
-    labels = traitlets.Dict().tag(sync=True)
-    decisions = traitlets.Dict().tag(sync=True)
-    trajectories = traitlets.Dict().tag(sync=True)
-    sheet = traitlets.Bytes().tag(sync=True)
-    side = traitlets.Int(SIDE).tag(sync=True)
-    captions: traitlets.List = traitlets.List().tag(sync=True)
-    maps = traitlets.Bytes().tag(sync=True)
-    shape = traitlets.List([0, 0, 0]).tag(sync=True)
-    colors = traitlets.Bytes().tag(sync=True)
 
 
 class LiveMonitor(View):
@@ -74,35 +52,28 @@ class LiveMonitor(View):
     """
 
     def __init__(
-        self,
-        run: Run,
-        *,
-        state: ViewState | None = None,
-        rate: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
+        self, run: Run, *, state: ViewState | None = None, rate: float = 5.0, clock: Clock = time.monotonic
     ) -> None:
         self.run = run
         self.state = state or ViewState()
         self.watch = Watch(clock)
         self._lock = threading.RLock()  # the pump draws, and so does whoever shows the view
         self._trace: Trace = run.trace
+        self._charted: Trace | None = None
         self._projected: Trace | None = None
         self._clock, self._projection_due = clock, -math.inf
         self._charts: dict[str, Chart] = {}
-        self._probe = ProbeStrip()
-        self._drawn: tuple[int, str, bool] | None = None
+        self._probe, self._mapped = ProbeStrip(), (-2, "")
         self._handles: list[DisplayHandle] = []
         self._seen = self._news()
-        self.canvas = MonitorCanvas(colors=color_table())
+        self.canvas = MonitorCanvas()
         self._controls = controls = RunControls(run, self._pressed, self._show_what_if)
         self.start, self.pause, self.step, self.stop = controls.start, controls.pause, controls.step, controls.stop
         self.gamma, self.apply, self.what_if = controls.gamma, controls.apply, controls.what_if
         self.widget = ipywidgets.VBox([*controls.rows, self.canvas])
         self.pump = Pump(self._pumped, rate, self._has_moved, lambda: run.status in OVER, clock)
         run.listeners.append(self)
-        self.watch.catch_up(list(run.newest.values()))
-        if len(self._trace.epochs):  # it began, or ended, unwatched
-            self._draw_trace()
+        self.watch.catch_up(run.newest.values())
         follow(self.state, self.refresh, "kind")
         self.refresh()
         if run.status not in ("ready", *OVER):
@@ -123,10 +94,10 @@ class LiveMonitor(View):
     def __call__(self, event: Event) -> None:
         """Take an event, in the thread that trains."""
         self.watch.take(event)
-        if isinstance(event, EpochFinished):
-            self._trace = self.run.trace  # here, where it holds whole epochs only
-            if not has_kernel():
-                print(progress_line(event, self.watch.started.n_epochs if self.watch.started else 0))
+        if isinstance(event, EpochFinished | RunFinished):
+            self._trace = self.run.trace  # here, where it holds whole epochs only, or all of it
+        if isinstance(event, EpochFinished) and getattr(get_ipython(), "kernel", None) is None:
+            print(progress_line(event, self.watch.started.n_epochs if self.watch.started else 0))
         if isinstance(event, RunFinished):
             self.refresh()  # whoever waits for the run finds the last frame drawn
         self.pump.start()
@@ -178,12 +149,12 @@ class LiveMonitor(View):
             self.watch.take_changes(self.run.changes)
             self.watch.sample_losses()
             with self.canvas.hold_sync():
-                self._take_epoch()
+                self._take_trace()
+                self._take_probe()
                 self._take_trajectories(status)
                 self._set_chart("losses", self.watch.losses())
+                self._set_chart("labels", replace(self._charts["labels"], marks=self.watch.epoch_marks))
                 self._set_chart("decisions", self.watch.decisions())
-                if "labels" in self._charts:
-                    self._set_chart("labels", replace(self._charts["labels"], marks=self.watch.epoch_marks))
                 self.canvas.frame = self._frame(status)
             self._controls.enable(status)
 
@@ -194,41 +165,29 @@ class LiveMonitor(View):
         return {
             "headline": self.watch.headline(status, self.run.seconds),
             "progress": done / total if total else 0.0,
-            "now": [*self.watch.batch_lines(), *filter(None, [self._acknowledged()])],
+            "now": self.watch.lines(),
             "problem": "" if error is None else f"{type(error).__name__}: {shorten(error, 400)}",
             "probe": f"Probe images and {KIND_NAMES.get(kind, kind)}, {moment}" if kind else "",
         }
 
-    def _acknowledged(self) -> str:
-        """From which step on the newest change holds."""
-        if not self.run.changes:
-            return ""
-        newest = self.run.changes[-1]
-        from_step = "the next step" if newest["step"] is None else f"step {newest['step']}"
-        return f"Applied: {change_text(newest)}, from {from_step} on"
+    def _take_trace(self) -> None:
+        """Once per epoch: what is recorded."""
+        trace = self._trace
+        if self._charted is not trace:
+            self._charted = trace
+            self.watch.take_trace(trace)
+            self._charts["labels"] = pseudo_label_chart(trace)
+            self._show_what_if()
 
-    def _take_epoch(self) -> None:
-        """Once per epoch: its charts and the maps of the probe."""
+    def _take_probe(self) -> None:
+        """The probe images, and once per epoch their maps."""
         if self._probe.take_images(self.watch.started):
-            self.canvas.captions = self._probe.captions
-            self.canvas.sheet = self._probe.sheet()
-        event, kind, is_over = self.watch.last_epoch, self.state.kind, self.watch.finished is not None
-        if event is None or self._drawn == (event.epoch, kind, is_over):
-            return
-        self._drawn = (event.epoch, kind, is_over)
-        if is_over:
-            self._trace = self.run.trace
-        self._draw_trace()
-        if event.explanation:
+            self.canvas.captions, self.canvas.sheet = self._probe.captions, self._probe.sheet()
+        event, kind = self.watch.last_epoch, self.state.kind
+        if event is not None and event.explanation and self._mapped != (event.epoch, kind):
+            self._mapped = event.epoch, kind
             self._probe.take_maps(event.explanation, kind)
-            self.canvas.shape = list(self._probe.maps.shape)
-            self.canvas.maps = to_bytes(self._probe.maps)
-        self._show_what_if()
-
-    def _draw_trace(self) -> None:
-        """The charts of what is recorded."""
-        self.watch.take_trace(self._trace)
-        self._charts["labels"] = pseudo_label_chart(self._trace)
+            self.canvas.shape, self.canvas.maps = list(self._probe.maps.shape), to_bytes(self._probe.maps)
 
     def _take_trajectories(self, status: str) -> None:
         """Those of the newest epoch; while the run trains, no sooner than costs a fiftieth of the time.
@@ -267,7 +226,7 @@ class LiveMonitor(View):
         grid |= {"top": 1 - 1.1 / height, "bottom": (strip + 0.98) / height}
         names = ("losses", "labels", "decisions", "trajectories")
         for axes, name in zip(figure.subplots(2, 2, gridspec_kw=grid).flat, names, strict=True):
-            charts.get(name, Chart("Waiting", "", "")).draw(axes)
+            charts[name].draw(axes)
         if len(probe.images):
             probe.draw(figure, frame["probe"])
         return figure

@@ -24,8 +24,7 @@ from clipviz.widgets.charts import Chart, Series
 from clipviz.widgets.controls import PLAIN, show_if, slider, wrapped
 from clipviz.widgets.cutting import Cutting
 from clipviz.widgets.source_logits import DIAGNOSTIC, SourceLogits, softmax
-from clipviz.widgets.state import ViewState, follow
-from clipviz.widgets.view import View, one_at_a_time
+from clipviz.widgets.view import View, ViewState, follow, one_at_a_time
 
 _SHOWN = 30
 _TOP = 6
@@ -92,8 +91,6 @@ class DKAPlayground(View):
         self.gallery.link(self.state)
         sliders, charts = wrapped(self.gamma, self.temperature), wrapped(self.what_if, self.ballot)
         self._mixing = [sliders, self.result, charts, self.gallery]
-
-    # ------------------------------------------------------------------------------------------- mixing
 
     @one_at_a_time
     def _mix(self) -> None:
@@ -184,8 +181,6 @@ class DKAPlayground(View):
         self._show_ballot()
         image = self.state.selected[0] if self.state.selected else ""
         self.cutting.show(image, self.album.pixels(image) if image and self.album.has(image) else None)
-
-    # ------------------------------------------------------------------------------------------- picture
 
     @property
     def alt(self) -> str:

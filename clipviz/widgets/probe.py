@@ -12,12 +12,9 @@ from matplotlib.figure import Figure
 from clipviz.events import RunStarted
 from clipviz.figures.saliency import unit_range
 from clipviz.figures.style import apart, bare, class_name
-from clipviz.widgets.canvases import PLAIN_TEXT
+from clipviz.widgets.canvases import PLAIN_TEXT, PROBE_SIDE
 from clipviz.widgets.images import jpeg, laid_over, sheet
 from clipviz.widgets.watch import array
-
-SIDE = 96
-"""Pixels of a thumbnail."""
 
 _MOST = 12
 _MOST_DRAWN = 8
@@ -29,8 +26,7 @@ class ProbeStrip:
     Attributes:
         images: (n, S, S, 3) uint8.
         captions: true classes, or numbers where these are not known.
-        kind: of the maps, "" while there are none.
-        maps: (n, h, w) in [0, 1].
+        kind: of the maps (n, h, w) in [0, 1], "" while there are none.
     """
 
     def __init__(self) -> None:
@@ -62,16 +58,16 @@ class ProbeStrip:
 
     def sheet(self) -> bytes:
         """All images side by side, as JPEG."""
-        return jpeg(sheet(list(self.images), SIDE, max(1, len(self.images))))
+        return jpeg(sheet(list(self.images), PROBE_SIDE, max(1, len(self.images))))
 
     def draw(self, figure: Figure, title: str) -> None:
         """At most eight images over their maps, along the lower edge, as one picture: axes are slow."""
         shown, height = spread(len(self.images), _MOST_DRAWN), figure.get_figheight()
         figure.text(0.01, 1.72 / height, title or "Probe images", fontsize=9, weight="bold", va="center")
-        rows = [sheet([*self.images[shown]], SIDE, _MOST_DRAWN)]
+        rows = [sheet([*self.images[shown]], PROBE_SIDE, _MOST_DRAWN)]
         if self.kind:
-            overlays = [laid_over(self.images[i], self.maps[i], SIDE, is_mask=self.kind == "ncut") for i in shown]
-            rows.append(sheet(overlays, SIDE, _MOST_DRAWN))
+            overlays = [laid_over(self.images[i], self.maps[i], PROBE_SIDE, self.kind == "ncut") for i in shown]
+            rows.append(sheet(overlays, PROBE_SIDE, _MOST_DRAWN))
         axes = bare(figure.add_axes((0.01, 0.18 / height, 0.98, 1.44 / height)))
         axes.imshow(np.concatenate(rows), aspect="auto", interpolation="bilinear")
         for place, name in enumerate(apart([self.captions[i] for i in shown], 34)):

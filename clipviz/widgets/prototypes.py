@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import anywidget
 import ipywidgets
 import numpy as np
-import traitlets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipviz.figures.moments import when
-from clipviz.figures.style import MARKERS, apart, shorten
+from clipviz.figures.prototypes import finite_snapshots, prototype_plane
+from clipviz.figures.style import BLUE, GRAY, MARKERS, VERMILLION, Look, apart, class_name, prototype_look, shorten
 from clipviz.trace import Trace
-from clipviz.widgets.canvases import COLUMNS, ROW_INCHES, GalleryCanvas, draw_thumbnails
+from clipviz.widgets.canvases import COLUMNS, ROW_INCHES, GalleryCanvas, ScatterCanvas, draw_thumbnails
 from clipviz.widgets.charts import label_axes, legend_below
 from clipviz.widgets.controls import wrapped
 from clipviz.widgets.explorer import PAGE
 from clipviz.widgets.inspector import Inspector
-from clipviz.widgets.scene import IMAGES, MARKS, WRONG, Scene
-from clipviz.widgets.state import ViewState, follow
-from clipviz.widgets.view import View, one_at_a_time, source
+from clipviz.widgets.source_logits import DIAGNOSTIC
+from clipviz.widgets.view import View, ViewState, follow, one_at_a_time
 
-
-class ScatterCanvas(anywidget.AnyWidget):
-    """Points by epoch; `chosen` holds the positions of at most 500 of the `n_chosen` points of a lasso or a click."""
-
-    _esm = source("common.js", "scatter.js")
-    _css = source("widgets.css")
-
-    places = traitlets.Bytes().tag(sync=True)
-    group = traitlets.Bytes().tag(sync=True)
-    label = traitlets.Bytes().tag(sync=True)
-    marks = traitlets.Bytes().tag(sync=True)
-    n_epochs = traitlets.Int(1).tag(sync=True)
-    epoch = traitlets.Int(-1).tag(sync=True)
-    groups: traitlets.List = traitlets.List().tag(sync=True)
-    names: traitlets.List = traitlets.List().tag(sync=True)
-    axes: traitlets.List = traitlets.List(["first direction", "second direction"]).tag(sync=True)
-    chosen: traitlets.List = traitlets.List().tag(sync=True)
-    n_chosen = traitlets.Int(0).tag(sync=True)
-    title = traitlets.Unicode("").tag(sync=True)
+UNKNOWN, RIGHT, WRONG = 0, 1, 2
+MARKS = (("images", GRAY), (f"images, right {DIAGNOSTIC}", BLUE), (f"images, wrong {DIAGNOSTIC}", VERMILLION))
+IMAGES = "images"
 
 
 class PrototypeExplorer(View):
@@ -71,8 +54,8 @@ class PrototypeExplorer(View):
         )
         self._ids: list[str] = []
         self.scatter = self._make_scatter()
-        self.play = ipywidgets.Play(min=-1, max=self.inspector.epoch.max, value=self.state.epoch, interval=700)
-        ipywidgets.jslink((self.play, "value"), (self.inspector.epoch, "value"))
+        self.play = ipywidgets.Play(min=-1, max=self.inspector.epoch.max, interval=700)
+        self.state.link("epoch", self.play, "value", self.inspector.at_most)
         self.count = ipywidgets.Label("no images chosen")
         bar = wrapped(self.play, self.inspector.epoch, self.count)
         self.widget = ipywidgets.VBox([bar, wrapped(self.scatter, self.gallery), self.inspector.widget])
@@ -86,10 +69,7 @@ class PrototypeExplorer(View):
 
     def _make_scatter(self) -> ScatterCanvas:
         scene = self.scene
-        looks = [
-            {"name": shorten(name, 40), "color": look.color, "symbol": look.symbol}
-            for name, look in scene.groups.items()
-        ]
+        looks = [{"name": shorten(name, 40), **look._asdict()} for name, look in scene.groups.items()]
         shares = [f"{share:.0%} of the variance of the prototypes" for share in scene.explained]
         return ScatterCanvas(
             places=scene.places.tobytes(),
@@ -131,8 +111,6 @@ class PrototypeExplorer(View):
         self.count.value = f"{len(images)} {'image' if len(images) == 1 else 'images'} chosen, {len(shown)} shown" + (
             f"; the pixels of {hidden} are not in the trace, give a run to see them" if hidden else ""
         )
-
-    # ------------------------------------------------------------------------------------------- picture
 
     @property
     def alt(self) -> str:
@@ -178,3 +156,72 @@ class PrototypeExplorer(View):
                 look = {"marker": MARKERS[shape.symbol], "edgecolors": "black", "linewidths": 0.5}
                 axes.scatter(places[mine, 0], places[mine, 1], size, shape.color, label=shorten(name, 40), **look)
         legend_below(axes, 0.46)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Points of all epochs, prototypes first.
+
+    Attributes:
+        places: (E1, n, 2) float32.
+        groups: name of each group -> its look, `IMAGES` last where there are images.
+        group: (n,) uint8, number of each point's group.
+        label: (n,) int32, class of a prototype; of an image its true class, -1 unknown.
+        index: (n,) int64, position of an image in the evaluation images; -1 for prototypes.
+        marks: (E1, n) uint8, whether the image is predicted right at the epoch.
+        names: class names.
+        explained: (2,) shares of the variance of the prototypes, in [0, 1].
+    """
+
+    places: np.ndarray
+    groups: dict[str, Look]
+    group: np.ndarray
+    label: np.ndarray
+    index: np.ndarray
+    marks: np.ndarray
+    names: list[str]
+    explained: np.ndarray
+
+    @property
+    def is_image(self) -> np.ndarray:
+        """(n,) bool."""
+        return self.index >= 0
+
+    @classmethod
+    def of(cls, trace: Trace) -> Scene:
+        """What a trace holds: no points where it holds no prototypes."""
+        snapshots, plane = finite_snapshots(trace), prototype_plane(trace)
+        if plane is None:
+            none = np.zeros(0, np.uint8)
+            return cls(np.zeros((1, 0, 2), np.float32), {}, none, none, none, none[None], [], np.zeros(2))
+        n_epochs, n_classes = next(iter(snapshots.values())).shape[:2]
+        parts = [(plane.place(array), np.arange(n_classes), np.full(n_classes, -1)) for array in snapshots.values()]
+        groups = {name: prototype_look(i) for i, name in enumerate(snapshots)}
+        images = trace.embeddings
+        if images is not None and images.images.shape[-1] == len(plane.center):
+            # A tower that stands still may have been recorded less often.
+            stretched = images.images[np.minimum(np.arange(n_epochs), len(images.images) - 1)]
+            parts.append((plane.place(stretched.astype(np.float32)), images.target, images.index))
+            groups[IMAGES] = Look(GRAY, "circle", "none")
+        places, labels, indices = zip(*parts, strict=True)
+        index = np.concatenate(indices).astype(np.int64)
+        return cls(
+            np.concatenate(places, axis=1).astype(np.float32),
+            groups,
+            np.repeat(np.arange(len(groups)), [len(part) for part in labels]).astype(np.uint8),
+            np.concatenate(labels).astype(np.int32),
+            index,
+            _marks(trace, n_epochs, index),
+            [class_name(trace.class_names, i) for i in range(n_classes)],
+            plane.explained,
+        )
+
+
+def _marks(trace: Trace, n_epochs: int, index: np.ndarray) -> np.ndarray:
+    marks = np.full((n_epochs, len(index)), UNKNOWN, np.uint8)
+    table = trace.predictions[trace.predictions["target"] >= 0]
+    for place in range(n_epochs):
+        rows = table[table["epoch"] == place - 1].drop_duplicates("index").set_index("index")
+        found = (rows["prediction"] == rows["target"]).map({True: RIGHT, False: WRONG})
+        marks[place, index >= 0] = found.reindex(index[index >= 0], fill_value=UNKNOWN)
+    return marks

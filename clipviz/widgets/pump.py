@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+Clock = Callable[[], float]
+
 
 class Pump:
     """Draws in a thread of its own, at most so often, and only when something is new.
@@ -27,7 +29,7 @@ class Pump:
         rate: float = 5.0,
         has_changed: Callable[[], bool] = lambda: False,
         is_over: Callable[[], bool] = lambda: False,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         if not rate > 0:
             raise ValueError(f"rate must be positive, got {rate}")
@@ -54,9 +56,8 @@ class Pump:
 
     def turn(self) -> bool:
         """Draw if there is news and the interval since the last drawing is over; says whether it drew."""
-        if self._clock() - self._drawn_at < self.interval:
-            return False
-        if not (self._news.is_set() or self._has_changed()):
+        is_due = self._clock() - self._drawn_at >= self.interval
+        if not is_due or not (self._news.is_set() or self._has_changed()):
             return False
         self._news.clear()  # before drawing: what comes meanwhile is news for the next turn
         self._drawn_at = self._clock()

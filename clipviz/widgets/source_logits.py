@@ -14,13 +14,9 @@ DIAGNOSTIC = "(diagnostic only)"
 
 
 class Crops(NamedTuple):
-    """What each crop says alone.
+    """What each of K crops says alone: cosine to its image (n, K), logits (n, K, C), cosines among all (n, K, K).
 
-    Attributes:
-        similarity: (n, K) float32, cosine of each crop to its image.
-        logits: (n, K, C) float32, scaled logits of each crop.
-        gram: (n, K, K) float32, cosines among the crops of an image.
-        temperature: that the run weighed them by at its end.
+    `temperature` is the one that the run weighed them by at its end.
     """
 
     similarity: np.ndarray
@@ -49,10 +45,9 @@ class SourceLogits:
 
     Attributes:
         sources: their names; gamma is the share of the first.
-        first: (n, C) float32.
-        second: (n, C) float32.
-        index: (n,) int64, positions in the training images.
-        target: (n,) int64, -1 unlabelled; diagnostic only.
+        first, second: (n, C) float32.
+        index: (n,) positions in the training images.
+        target: (n,) -1 unlabelled; diagnostic only.
         gamma: of the run at its end, None where it mixes otherwise.
         crops: what `first` was made from, None where it was not, or was too much to keep.
     """

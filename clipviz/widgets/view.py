@@ -1,4 +1,4 @@
-"""View: what every widget of clipviz is: controls and canvas for a live kernel, and a picture for everybody else."""
+"""What all views are: controls and canvas for a live kernel, a picture for everybody else, and shared choices."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from importlib.resources import files
 from typing import Any
+from weakref import WeakMethod, ref
 
 import ipywidgets
 from matplotlib.figure import Figure
+from traitlets import HasTraits, Int, Tuple, Unicode
 
 from clipviz.widgets.images import figure_jpeg
-from clipviz.widgets.state import ViewState
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -23,6 +24,61 @@ def source(*names: str) -> str:
     """Scripts or styles from the package, one after the other: nothing is built and nothing is fetched."""
     folder = files("clipviz.widgets") / "static"
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
+
+
+class ViewState(HasTraits):
+    """The bus between views: hand the same one to several views and a choice in one shows in all.
+
+    Attributes:
+        selected: ids of images, the one in focus first: `"eval/12"` and `"train/7"` are positions in the evaluation and
+            the training images, `"probe/3"` is a probe image whose place in either is not known.
+        epoch: -1 before training.
+        method: label of a trace, as `clipviz.figures.trace_labels` gives it.
+        kind: of saliency, for example `"soap"`.
+    """
+
+    selected = Tuple()
+    epoch = Int(-1)
+    method = Unicode("")
+    kind = Unicode("soap")
+
+    def link(self, name: str, widget: HasTraits, trait: str, there: Callable[[Any], Any] = lambda value: value) -> None:
+        """Keep a trait of a widget equal to what it can show of a choice (`there`), and take what is chosen in it.
+
+        What it cannot show stays as it is, for other views. By the values of the moment, not by those of a change: it
+        may be told of late, by a thread that waited for a model, and `traitlets.link` would bring the old choice back.
+        """
+        back, reference = type(getattr(self, name)), ref(widget)  # a state may outlive it
+
+        def take(_: Any = None) -> None:
+            if (known := reference()) is not None:
+                setattr(known, trait, there(getattr(self, name)))
+
+        def give(_: Any) -> None:
+            chosen = getattr(widget, trait)
+            if chosen != there(getattr(self, name)):
+                setattr(self, name, back(chosen))
+
+        take()
+        self.observe(take, name)
+        widget.observe(give, trait)
+
+    def __repr__(self) -> str:
+        method = self.method or "no method"
+        return f"ViewState({len(self.selected)} selected, epoch {self.epoch}, {method}, {self.kind})"
+
+
+def follow(state: ViewState, method: Callable[[], None], names: str | list[str]) -> None:
+    """Call a view's method when shared choices change, for as long as there is the view: a state may outlive it."""
+    reference = WeakMethod(method)
+
+    def tell(_: Any) -> None:
+        if (heard := reference()) is not None:
+            heard()
+        else:
+            state.unobserve(tell, names)
+
+    state.observe(tell, names)
 
 
 class Newest:
@@ -65,11 +121,7 @@ class View(ABC):
 
     Shown in JupyterLab it is `widget`; where there is no kernel behind it (a notebook on a web page, reopened,
     converted) it is a picture of the state it was shown in, with `alt` as its alternative text. Its text form is short
-    and the same in every process, so that notebooks can be compared.
-
-    Attributes:
-        state: shared with linked views.
-        widget: the ipywidgets box.
+    and the same in every process, so that notebooks can be compared. `state` is shared with linked views.
     """
 
     state: ViewState

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,12 @@ import pandas as pd
 
 from clipviz import figures
 from clipviz.events import EpochFinished, Event, RunFinished, RunStarted, StepFinished
-from clipviz.figures.moments import Mark, marks_of
+from clipviz.figures.moments import change_text, marks_of
 from clipviz.figures.sources import deciders, decision_name, kinds_of_decision, named_classes
 from clipviz.figures.style import BLACK, BLUE, VERMILLION, Look, decider_look, prototype_look, term_look
 from clipviz.trace import Trace
 from clipviz.widgets.charts import Chart, Series
+from clipviz.widgets.pump import Clock
 from clipviz.widgets.source_logits import DIAGNOSTIC
 
 _MOST_POINTS = 300
@@ -28,21 +28,17 @@ class Watch:
     """Takes events in the thread that trains and does next to nothing with them there; the rest when it is asked.
 
     Attributes:
-        started: the first event, or None.
-        last_step: the newest step, or None.
-        last_epoch: the newest measurement, or None.
-        finished: the last event, or None.
+        started, last_step, last_epoch, finished: the newest event of each kind, or None.
         n_steps: of the whole run, 0 before it started; some methods know it only when they are prepared.
-        marks: changes of constants, for the charts.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Clock = time.monotonic) -> None:
         self.started: RunStarted | None = None
         self.last_step: StepFinished | None = None
         self.last_epoch: EpochFinished | None = None
         self.finished: RunFinished | None = None
         self.n_steps = 0
-        self.marks: list[Mark] = []
+        self._changes: Sequence[Mapping[str, Any]] = ()
         self._clock = clock
         self._last_at: float | None = None  # when the step or the measurement ended that the next one follows
         self._rested = False
@@ -63,7 +59,7 @@ class Watch:
 
     def catch_up(self, events: Iterable[Event]) -> None:
         """Note what a run told before anybody listened; what came since then is newer."""
-        for event in events:
+        for event in list(events):
             if getattr(self, _PLACES[type(event)]) is None:
                 self._note(event)
 
@@ -107,8 +103,8 @@ class Watch:
         return f"epoch {self.last_step.epoch}: {n} of {total} images"
 
     def take_changes(self, changes: Iterable[Mapping[str, Any]]) -> None:
-        """Note what was changed while the run went on, for the charts."""
-        self.marks = marks_of(changes, self._steps_an_epoch)
+        """Note what was changed while the run went on."""
+        self._changes = list(changes)
 
     def seconds_left(self) -> float | None:
         """At the mean pace of the steps until now, and for each epoch the mean of what measuring took; None unknown."""
@@ -131,8 +127,12 @@ class Watch:
         epochs = f"{self.epochs_done} of {self.started.n_epochs} epochs done"
         return " · ".join(filter(None, [status, steps, epochs, self.in_epoch(), *times]))
 
-    def batch_lines(self) -> list[str]:
-        """The newest batch in two sentences: how sure and how right, and who decided."""
+    def lines(self) -> list[str]:
+        """The newest batch, how sure and how right it is and who decided; and from which step on a change holds."""
+        applied = [f"Applied: {change_text(change)}, from {_step_name(change['step'])} on" for change in self._changes]
+        return [*self._batch_lines(), *applied[-1:]]
+
+    def _batch_lines(self) -> list[str]:
         if self.last_step is None:
             return []
         pseudo, target = self.last_step.pseudo, array(self.last_step.target)
@@ -192,13 +192,13 @@ class Watch:
             steps, values = self._exact.get(name, ((), ()))
             x, y = [*steps, *(step for step, _ in sampled)], [*values, *(terms[name] for _, terms in sampled)]
             series.append(Series("loss = their sum" if name == "loss" else name, term_look(i), x, y))
-        marks = [(mark.step, mark.text) for mark in self.marks]
+        marks = [(mark.step, mark.text) for mark in marks_of(self._changes, 1)]
         return Chart("Losses", "step", "loss", series, marks=marks, empty="The first step will show here.")
 
     @property
     def epoch_marks(self) -> list[tuple[float, str]]:
         """The changes on an axis of epochs."""
-        return [(mark.epoch, mark.text) for mark in self.marks]
+        return [(mark.epoch, mark.text) for mark in marks_of(self._changes, self._steps_an_epoch)]
 
     def decisions(self) -> Chart:
         """Who decided the pseudo-labels, per epoch, and in the newest batch."""
@@ -231,7 +231,8 @@ def pseudo_label_chart(trace: Trace) -> Chart:
     ]
     epochs = sorted({int(epoch) for line in series for epoch in line.x})
     ticks = [(epoch, info.moments.part.tick(epoch)) for epoch in epochs]
-    return Chart("Pseudo-labels", "epoch", "share", series, y_range=(0, 1), ticks=ticks)
+    empty = "The first epoch will show here."
+    return Chart("Pseudo-labels", "epoch", "share", series, y_range=(0, 1), ticks=ticks, empty=empty)
 
 
 def trajectory_chart(trace: Trace) -> Chart:
@@ -251,12 +252,14 @@ def trajectory_chart(trace: Trace) -> Chart:
     return Chart(title, "first direction", "second direction", series, empty="This method has no prototypes.")
 
 
+def _step_name(step: int | None) -> str:
+    return "the next step" if step is None else f"step {step}"
+
+
 def clock_time(seconds: float) -> str:
     """Minutes and seconds, or hours and minutes."""
-    whole = max(0, round(seconds))
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d}"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d}"
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d}"
 
 
 def array(tensor: Any) -> np.ndarray:
@@ -267,17 +270,8 @@ def array(tensor: Any) -> np.ndarray:
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
-def has_kernel() -> bool:
-    """Whether this process serves a notebook, so that a front end may show widgets."""
-    module = sys.modules.get("IPython")
-    shell = module.get_ipython() if module else None
-    return getattr(shell, "kernel", None) is not None
-
-
 def progress_line(event: EpochFinished, n_epochs: int) -> str:
     """One epoch for a terminal."""
-    parts = ["before training" if event.epoch < 0 else f"epoch {event.epoch + 1} of {n_epochs}"]
-    for name in ("pseudo_label_accuracy", "accuracy"):
-        if name in event.metrics:
-            parts.append(f"{name.replace('_', ' ')} {event.metrics[name]:.3f} {DIAGNOSTIC}")
-    return "  ".join(parts)
+    moment = "before training" if event.epoch < 0 else f"epoch {event.epoch + 1} of {n_epochs}"
+    names = [name for name in ("pseudo_label_accuracy", "accuracy") if name in event.metrics]
+    return "  ".join([moment, *(f"{n.replace('_', ' ')} {event.metrics[n]:.3f} {DIAGNOSTIC}" for n in names)])

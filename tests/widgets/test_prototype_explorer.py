@@ -12,7 +12,7 @@ from widget_helpers import HOSTILE
 
 from clipviz.trace import Trace
 from clipviz.widgets import PrototypeExplorer, SaliencyExplorer, ViewState
-from clipviz.widgets.scene import RIGHT, UNKNOWN, WRONG, Scene
+from clipviz.widgets.prototypes import RIGHT, UNKNOWN, WRONG, Scene
 
 
 @pytest.fixture
@@ -90,10 +90,12 @@ def test_the_epoch_moves_the_points_and_linked_views(run):
     explorer, other = PrototypeExplorer(run.trace, run, state=state), SaliencyExplorer(run.trace, run, state=state)
     explorer.inspector.epoch.value = -1
     assert explorer.scatter.epoch == -1
+    assert explorer.play.value == -1
     assert explorer.scatter.title == "before training"
     assert other.inspector.epoch.value == -1
     before = explorer.picture()
-    explorer.inspector.epoch.value = 2
+    explorer.play.value = 2
+    assert (state.epoch, explorer.inspector.epoch.value, other.inspector.epoch.value) == (2, 2, 2)
     assert explorer.picture() != before
 
 
