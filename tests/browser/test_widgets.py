@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import time
 
 import nbformat
 from playwright.sync_api import Locator, Page, expect
@@ -24,10 +26,80 @@ config = AdaptConfig(epochs=EPOCHS, batch_size=4, lr=1e-3)
 run = Run(method, data, config, eval_dataset=data, probe=spread_probe(data, 32, 32))
 run.listeners.append(lambda event: time.sleep(PAUSE) if isinstance(event, StepFinished) else None)
 """
+INTERRUPT = """async (code) => {
+    const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+    const cell = kernel.requestExecute({code});
+    await new Promise(done => (cell.onIOPub = message => message.header.msg_type === 'stream' && done()));
+    await kernel.interrupt();
+    return (await cell.done).content.status;
+}"""
+AGAIN = """
+run = Run(METHODS["microclip"](make_tiny_backbone(), data.prompts), data, config)
+run.listeners.append(lambda event: time.sleep(0.05) if isinstance(event, StepFinished) else None)
+"""
 EXECUTE = """async (code) => (await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel
     .requestExecute({code}).done).content.status"""
+VALUE = """async (it) => (await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel
+    .requestExecute({code: '', user_expressions: {it}}).done).content.user_expressions.it.data['text/plain']"""
 LAST_PICTURE = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells[1].outputs[0]
     .metadata['image/jpeg'].alt.includes('finished')"""
+
+
+CLICKS = """async (times) => {
+    let seed = 7;
+    const random = n => (seed = (seed * 16807) % 2147483647) % n;
+    const press = (node, ...keys) => keys.forEach(key =>
+        node.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true})));
+    const acts = Object.entries({
+        'button:not(.widget-play button)': node => node.click(),
+        'input[type=checkbox]': node => node.click(),
+        '.clipviz-thumb': node => node.click(),
+        '.noUi-handle': node => press(node, ['Home', 'End', 'PageUp', 'PageDown'][random(4)]),
+        '.clipviz-matrix canvas, .clipviz-scatter canvas': node => press(node, 'ArrowRight', 'Enter'),
+        'select': node => {
+            node.selectedIndex = random(node.options.length);
+            node.dispatchEvent(new Event('change', {bubbles: true}));
+        },
+    });
+    const done = {};
+    const act = ([where, how]) => {
+        const nodes = [...document.querySelectorAll(where)].filter(node =>
+            node.offsetParent && !node.disabled && node.closest('.jp-OutputArea-output'));
+        if (!nodes.length) return;
+        how(nodes[random(nodes.length)]);
+        done[where] = 1;
+    };
+    for (let i = 0; i < times; i++) {
+        act(acts[random(acts.length)]);
+        await new Promise(next => setTimeout(next, 10));
+    }
+    act(acts[2]); // so that an image is chosen at the end
+    return Object.keys(done).length;
+}"""
+FRESH = """
+import ipywidgets
+
+def parts(widget):
+    yield widget
+    for part in getattr(widget, "children", ()):
+        yield from parts(part)
+
+controls = ipywidgets.Dropdown, ipywidgets.FloatSlider, ipywidgets.FloatLogSlider, ipywidgets.IntSlider, \
+    ipywidgets.ToggleButton, ipywidgets.Checkbox
+fresh = [LiveMonitor(run), SaliencyExplorer(trace, run), PrototypeExplorer(trace, run), DKAPlayground(trace, run)]
+pairs = [pair for old, new in zip(views, fresh) for pair in zip(parts(old.widget), parts(new.widget), strict=True)]
+for _ in range(3):  # some controls set others
+    for old, new in pairs:
+        for name in ["value"] * isinstance(old, controls) + ["selected", "chosen", "n_chosen"]:
+            if old.has_trait(name):
+                setattr(new, name, getattr(old, name))
+names = {"sheet", "image", "maps", "rows", "captions", "ids", "counts", "title", "label", "spec", "epoch", "value"}
+for old, new in pairs:
+    for name in names & set(old.keys):
+        assert getattr(old, name) == getattr(new, name), (type(old), name)
+for view in fresh:
+    view.close()
+"""
 
 
 def setup(epochs: int = 2, pause: float = 0.0) -> str:
@@ -85,6 +157,11 @@ def test_live_monitor_obeys_its_buttons(lab, page, run_all):
     press(page, "Stop")
     expect(headline).to_contain_text("stopped")
     expect(button_named(page, "Stop")).to_be_disabled()
+    again = f"{AGAIN}run.start()\nprint('begun', flush=True)\nawait run"
+    assert page.evaluate(INTERRUPT, again) == "error"
+    status, steps = ast.literal_eval(page.evaluate(VALUE, "(run.status, run.steps_done)"))
+    assert status == "stopped"
+    assert steps < 100, "it ends at the next step, long before the 4000th"
 
 
 def test_saliency_explorer_from_a_confusion_to_a_map(lab, page, run_all):
@@ -188,18 +265,37 @@ def test_playground_mixes_and_cuts_while_the_sliders_move(lab, page, run_all):
     assert "std" in before
 
 
+def clicks_end_with_the_right_pictures(page: Page) -> None:
+    """Faster than the model answers, through all controls of all views; then they show what fresh views show."""
+    assert page.evaluate(CLICKS, 150) == 6, "each kind of control"
+    deadline = time.monotonic() + 60
+    while page.evaluate(EXECUTE, FRESH) != "ok":
+        assert time.monotonic() < deadline, page.evaluate(
+            VALUE, "(type(old), name, getattr(old, name), getattr(new, name))"
+        )
+    titles = "[[panel['title'] for row in canvas.rows for panel in row['panels']] for canvas in canvases]"
+    canvases = "[views[1].inspector.canvas, views[2].inspector.canvas, views[3].cutting.canvas]"
+    expected = ast.literal_eval(page.evaluate(VALUE, titles.replace("in canvases", f"in {canvases}")))
+    assert len(expected[0]) > 1
+    page.wait_for_function(
+        """expected => JSON.stringify(expected) === JSON.stringify([...document.querySelectorAll('.clipviz-overlay')]
+            .map(view => [...view.querySelectorAll('figcaption')].map(caption => caption.textContent)))""",
+        arg=expected,
+    )
+
+
 def test_a_reopened_notebook_without_a_kernel_shows_pictures(lab, page, run_all):
     shows = [
-        "monitor = LiveMonitor(run)\nmonitor",
-        "trace = run.start().wait()",
-        "SaliencyExplorer(trace, run)",
-        "PrototypeExplorer(trace, run)",
-        "DKAPlayground(trace, run)",
+        "views = [LiveMonitor(run)]\nviews[0]",
+        "trace = run.start().wait()\nfor view in (SaliencyExplorer, PrototypeExplorer, DKAPlayground):\n"
+        "    views.append(view(trace, run))",
+        *(f"views[{i}]" for i in (1, 2, 3)),
     ]
     run_all(lab.write("reopened.ipynb", setup(), *shows))
     expect(page.locator(".clipviz-headline")).to_contain_text("finished")
     expect(page.locator(".clipviz-overlay")).to_have_count(3)
     page.wait_for_function(LAST_PICTURE)  # the monitor was shown before the run began
+    clicks_end_with_the_right_pictures(page)
     page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
     saved = lab.root / "reopened.ipynb"
     page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
