@@ -140,31 +140,25 @@ class Watch:
         text = f"This batch: median confidence {float(np.median(array(pseudo.probs).max(-1))):.2f}"
         if len(is_right):
             text += f", {100 * float(is_right.mean()):.0f} % right {DIAGNOSTIC}"
-        shares = [f"{decision_name(kind, self.sources)} {100 * share:.0f} %"
-                  for kind, share in self.batch_decisions().items()]  # fmt: skip
-        return [text, f"Who decided: {', '.join(shares)}"] if shares else [text]
+        sources, shares = self.decided()
+        decided = ", ".join(f"{decision_name(kind, sources)} {100 * share:.0f} %" for kind, share in shares.items())
+        return [text, f"Who decided: {decided}"] if decided else [text]
 
-    @property
-    def sources(self) -> list[str]:
-        """Names of what the pseudo-labels are mixed from; empty for one source alone, which always decides."""
-        names = list(self._named())
-        return names if len(names) > 1 else []
+    def decided(self) -> tuple[list[str], dict[str, float]]:
+        """The sources of the newest batch that name a class, and its shares by who decided; nothing of fewer than two.
 
-    def _named(self) -> dict[str, np.ndarray]:
-        """The classes (B,) that each source of the newest batch names; without sources that name none."""
-        sources = self.last_step.pseudo.sources if self.last_step else {}
-        named = {name: named_classes(array(logits)) for name, logits in sources.items()}
-        return {name: labels for name, labels in named.items() if (labels >= 0).any()}
-
-    def batch_decisions(self) -> dict[str, float]:
-        """Share of the newest batch by who decided, kinds as in `figures.source_decisions_info`."""
-        if self.last_step is None or not self.sources:
-            return {}
+        Kinds of decision are those of `figures.source_decisions_info`.
+        """
+        if self.last_step is None:
+            return [], {}
         pseudo = self.last_step.pseudo
-        labels = array(pseudo.labels)
-        is_its_label = np.stack([named == labels for named in self._named().values()], 1)
-        decided = deciders(is_its_label, self.sources)
-        return {kind: float((decided == kind).mean()) for kind in kinds_of_decision(self.sources)}
+        named = {name: named_classes(array(logits)) for name, logits in pseudo.sources.items()}
+        named = {name: classes for name, classes in named.items() if (classes >= 0).any()}
+        if len(named) < 2:
+            return [], {}
+        labels, sources = array(pseudo.labels), list(named)
+        decided = deciders(np.stack([classes == labels for classes in named.values()], 1), sources)
+        return sources, {kind: float((decided == kind).mean()) for kind in kinds_of_decision(sources)}
 
     # ------------------------------------------------------------------------------------------- charts
 
@@ -202,16 +196,16 @@ class Watch:
 
     def decisions(self) -> Chart:
         """Who decided the pseudo-labels, per epoch, and in the newest batch."""
-        info, sources = self._decided, self.sources or self._decided.sources
-        now = self.batch_decisions() if self.finished is None else {}
+        info, (sources, shares) = self._decided, self.decided()
+        sources, now = sources or info.sources, shares if self.finished is None else {}
         ticks = [(int(epoch), info.moments.part.tick(int(epoch))) for epoch in info.epochs]
         if now:
             ticks.append((ticks[-1][0] + 1 if ticks else 0, "batch"))
         places, series = [place for place, _ in ticks], []
         for kind in list(now or info.decided) if len(sources) > 1 else []:
-            shares = [*info.decided.get(kind, np.zeros(len(info.epochs))), *([now[kind]] if now else [])]
+            y = [*info.decided.get(kind, np.zeros(len(info.epochs))), *([now[kind]] if now else [])]
             look, name = decider_look(kind, sources), decision_name(kind, sources)
-            series.append(Series(name, look, places, [100 * share for share in shares]))
+            series.append(Series(name, look, places, [100 * share for share in y]))
         return Chart(
             "Which source decides", "epoch", "% of the images", series, "bars", (0, 100), ticks, self.epoch_marks,
             empty="One source alone decides." if self.last_step else "The first step will show here.",
