@@ -105,7 +105,8 @@ class Inspector:
         self.epoch = ipywidgets.IntSlider(min=-1, max=max(-1, final_epoch), description="epoch", style=PLAIN)
         self.state.link("epoch", self.epoch, "value", self.at_most)
         self.opacity = slider("opacity", 0.7, 0, 1, 0.05)
-        self.contour = ipywidgets.Checkbox(False, description="contour at half", indent=False, layout={"width": "auto"})
+        self.contour = ipywidgets.Checkbox(False, description="contour at half", indent=False)
+        self.contour.layout = {"width": "auto", "margin": "2px 16px 2px 2px"}
         # In the browser, so that they answer at once and without the kernel.
         ipywidgets.jslink((self.opacity, "value"), (self.canvas, "opacity"))
         ipywidgets.jslink((self.contour, "value"), (self.canvas, "contour"))

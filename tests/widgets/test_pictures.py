@@ -57,6 +57,8 @@ def test_the_scripts_know_the_looks_of_the_figures():
         assert look.symbol in style.MARKERS
         assert f"{look.dash}:" in dashes
         assert not look.hatch or re.search(re.escape(look.hatch) + '"?: "M', hatches)
+    for symbol in re.findall(r'entries.push\(\["([^"]+)"', script):
+        assert re.search(rf'"?{symbol}"?: `|"{symbol}"\) return', script), "a key without its mark"
     for look in prototypes:
         assert re.search(rf'"?{look.symbol}"?: `|"{look.symbol}"', script)
         assert look.color not in (style.RIGHT, style.WRONG), "right and wrong images lie beside them"

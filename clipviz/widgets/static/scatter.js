@@ -159,7 +159,7 @@ function render({ model, el }) {
     const entries = model.get("groups").filter((look) => look.name !== "images").map((look) => [look.symbol, look.color, look.name]);
     if (found.has(0)) entries.push(["circle", MARKS[0], "images"]);
     if (found.has(1)) entries.push(["circle", MARKS[1], "images, right (diagnostic only)"]);
-    if (found.has(2)) entries.push(["cross", MARKS[2], "images, wrong (diagnostic only)"]);
+    if (found.has(2)) entries.push(["x", MARKS[2], "images, wrong (diagnostic only)"]);
     keys.replaceChildren(
       ...entries.map(([symbol, color, name]) => {
         const swatch = makeSvg("svg", { width: 14, height: 12, "aria-hidden": "true" }, marker(symbol, 7, 6, color));
