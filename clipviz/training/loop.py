@@ -181,7 +181,8 @@ class Adaptation:
             with torch.no_grad():
                 method.prepare(_without_targets(batch) for batch in self.loader.epoch(0))
             yield self._measured(-1)
-        self.batches = method.training_batches(self.config.batch_size, self.seed) or self._training_loader()
+        cached = getattr(method, "training_batches", None)
+        self.batches = cached(self.config.batch_size, self.seed) if cached else self._training_loader()
         self.n_steps = self.n_epochs * len(self.batches)
         last: EpochFinished | None = None
         for epoch in range(self.epoch, self.n_epochs):
@@ -218,7 +219,7 @@ class Adaptation:
 
     def _training_loader(self) -> Batches:
         """The loader, without what only `prepare` needed."""
-        needs = self.method.training_needs
+        needs = getattr(self.method, "training_needs", self.method.needs)
         if needs == self.method.needs:
             return self.loader
         return _loader(self.method, needs, self.dataset, self.config, self.seed, self.ranks)
