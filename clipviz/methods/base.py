@@ -34,11 +34,8 @@ TextSource = Literal["templates", "descriptions"]
 def check_constants(config: Any, *, shares: str = "", positive: str = "", **least: float) -> None:
     """Refuse constants of a configuration that no formula can use: its types say what they take, `least` how little.
 
-    `shares` are from 0 to 1; several names are separated by spaces.
-
-    Raises:
-        ValueError: for the first word that is no choice, fraction where whole numbers count, NaN, infinite or too small
-            number.
+    `shares` are from 0 to 1; names in a text are separated by spaces. Raises ValueError for the first word that is no
+    choice, fraction where whole numbers count, NaN, infinite or too small number.
     """
     for name in shares.split():
         if not 0.0 <= getattr(config, name) <= 1.0:
@@ -104,10 +101,8 @@ class Method(nn.Module, ABC):
     asked for only where a method has them:
 
         cache_votes(images, n) -> CacheVotes | None     the n cache entries that weigh most for each image
-        training_batches(batch_size, seed) -> Batches   what it has cached, to train on after `prepare`
-        training_needs -> ViewNeeds                     views of the training steps, if `prepare` alone needs more
-        test_needs -> ViewNeeds                         views of a test image besides the whole one, for `view_logits`
         baselines(images) -> dict                       logits (B, C) that training does not change, measured once
+        test_needs -> ViewNeeds                         views of a test image besides the whole one, for `view_logits`
 
     Args:
         backbone: any CLIP. A method that trains works on a copy of the image tower, so the caller's stays as it is.
@@ -169,6 +164,11 @@ class Method(nn.Module, ABC):
     def needs(self) -> ViewNeeds:
         """Views to prepare."""
         return ViewNeeds()
+
+    @property
+    def training_needs(self) -> ViewNeeds:
+        """Views of the training steps, where `prepare` has made some of `needs` superfluous."""
+        return self.needs
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -244,6 +244,10 @@ class Method(nn.Module, ABC):
 
         It is called again when a run that broke off in its first epoch is resumed, so it must overwrite, not add.
         """
+
+    def training_batches(self, batch_size: int, seed: int) -> Batches | None:
+        """What to train on after `prepare`, if it is something the method has cached; None: views of all images."""
+        return None
 
     def begin_epoch(self) -> None:
         """Reset what is per epoch."""

@@ -181,8 +181,7 @@ class Adaptation:
             with torch.no_grad():
                 method.prepare(_without_targets(batch) for batch in self.loader.epoch(0))
             yield self._measured(-1)
-        cached = getattr(method, "training_batches", None)
-        self.batches = cached(self.config.batch_size, self.seed) if cached else self._training_loader()
+        self.batches = method.training_batches(self.config.batch_size, self.seed) or self._training_loader()
         self.n_steps = self.n_epochs * len(self.batches)
         last: EpochFinished | None = None
         for epoch in range(self.epoch, self.n_epochs):
@@ -219,7 +218,7 @@ class Adaptation:
 
     def _training_loader(self) -> Batches:
         """The loader, without what only `prepare` needed."""
-        needs = getattr(self.method, "training_needs", self.method.needs)
+        needs = self.method.training_needs
         if needs == self.method.needs:
             return self.loader
         return _loader(self.method, needs, self.dataset, self.config, self.seed, self.ranks)
