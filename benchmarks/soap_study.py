@@ -47,10 +47,6 @@ class Variant(NamedTuple):
 def soap_study(method: MicroCLIP, probe: Probe) -> pd.DataFrame:
     """SOAP's mass and pointing on the bird, and the mask's overlap with it, for every variant.
 
-    Args:
-        method: a microCLIP; its matrices and patch tokens are used.
-        probe: birds with part masks.
-
     Returns:
         One row per variant: its settings, `own` (whether they are the method's), and the means over images of
         `soap_mass`, `soap_pointing`, `mask_iou` (at half coverage) and `edge_density`; `place_share`, how much of the

@@ -48,15 +48,7 @@ class OnlyPrompts(ImageDataset):
 
 
 class Step:
-    """A method, random views of one batch, and AdamW.
-
-    Args:
-        method: its name.
-        backbone: the model.
-        batch: B.
-        classes: C.
-        **constants: of the method, as text.
-    """
+    """A method by name, with constants as text, random views of one batch, and AdamW."""
 
     def __init__(self, method: str, backbone: Backbone, batch: int, classes: int = 24, **constants: str) -> None:
         prompts = made_up_prompts(classes)

@@ -12,6 +12,8 @@ That settles the sign unless two entries of opposite sign share the largest magn
 the same with two patches exchanged and f tells them apart: with a single pair (i, j) unconnected, f is
 (e_i - e_j) / sqrt(2), and the mask is {i} or {j}, by the last bit of the solver. Nearly complete graphs can be like
 that even where lambda_2 is well separated, so two precisions or two machines may disagree on their masks.
+
+Each function raises ValueError, naming the argument, for unknown words, shapes and numbers that do not fit.
 """
 
 from __future__ import annotations
@@ -30,19 +32,10 @@ Side = Literal["peak", "border"]
 
 
 def patch_affinity(patches: Tensor, tau: float = 0.2, kind: AffinityKind = "dot", eps: float = 1e-6) -> Tensor:
-    """Thresholded similarity graph over the patches of each image.
+    """Thresholded similarity graph over the patches of each image, (B, N, W) -> (B, N, N), entries 1 or eps.
 
-    Args:
-        patches: (B, N, W) float tokens.
-        tau: patches more similar than this are connected.
-        kind: "dot" compares raw tokens (the official code), "cosine" unit-norm ones (what tau = 0.2 means in TokenCut).
-        eps: weight of the absent edges, so that the graph stays connected.
-
-    Returns:
-        (B, N, N) float, entries 1 or eps.
-
-    Raises:
-        ValueError: if `kind` is unknown, or the tokens are not (B, N, W) floats.
+    Patches more similar than tau are connected. "dot" compares raw tokens (the official code), "cosine" unit-norm ones
+    (what tau = 0.2 means in TokenCut). `eps` is the weight of the absent edges, so that the graph stays connected.
     """
     choose("affinity kind", kind, ("dot", "cosine"))
     expect_axes(patches=(patches, "BNW"))
@@ -62,32 +55,19 @@ def normalized_laplacian(affinity: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 class Spectrum(NamedTuple):
-    """The part of the Laplacian's spectrum that the cut is made of.
+    """The part of the Laplacian's spectrum that the cut is made of."""
 
-    Attributes:
-        fiedler: (B, N) float, unit norm, entry of largest magnitude positive.
-        eigenvalue: (B,) float, lambda_2 in [0, 2]; near 0 the graph almost falls apart, near 1 it is almost complete.
-        gap: (B,) float, lambda_3 - lambda_2; near 0 the Fiedler vector is arbitrary.
-    """
-
-    fiedler: Tensor
-    eigenvalue: Tensor
-    gap: Tensor
+    fiedler: Tensor  # (B, N) float, unit norm, entry of largest magnitude positive
+    eigenvalue: Tensor  # (B,) lambda_2 in [0, 2]; near 0 the graph almost falls apart, near 1 it is almost complete
+    gap: Tensor  # (B,) float, lambda_3 - lambda_2; near 0 the Fiedler vector is arbitrary
 
 
 def spectrum(affinity: Tensor) -> Spectrum:
-    """Fiedler vector with its eigenvalue and spectral gap.
+    """Fiedler vector with its eigenvalue and spectral gap, of (B, N, N), symmetric, positive, N >= 2; no gradient.
 
-    Args:
-        affinity: (B, N, N) float, symmetric, positive, N >= 2.
-
-    Returns:
-        In the dtype of the input; the eigenproblem is solved in float64, because lambda_2 of a graph that nearly
-        falls apart (1e-6) is below the noise of float32. All eigenvectors are computed to use one: solvers that compute
-        no more were not faster on batches of this size (docs/speed.md).
-
-    Raises:
-        ValueError: if the shape is not (B, N, N) with N >= 2, or the numbers are not finite floats.
+    In the dtype of the input; the eigenproblem is solved in float64, because lambda_2 of a graph that nearly falls
+    apart (1e-6) is below the noise of float32. All eigenvectors are computed to use one: solvers that compute no more
+    were not faster on batches of this size (docs/speed.md).
     """
     expect_floats(affinity=affinity)
     if affinity.ndim != 3 or affinity.shape[1] != affinity.shape[2] or affinity.shape[1] < 2:
@@ -104,32 +84,16 @@ def spectrum(affinity: Tensor) -> Spectrum:
 
 
 def fiedler_vector(affinity: Tensor) -> Tensor:
-    """Eigenvector of the second-smallest eigenvalue of the normalized Laplacian.
-
-    Args:
-        affinity: (B, N, N) float, symmetric, positive, N >= 2.
-
-    Returns:
-        (B, N) float, unit norm, the entry of largest magnitude positive. No gradient flows.
-    """
+    """The Fiedler vector of `spectrum` alone, (B, N, N) -> (B, N)."""
     return spectrum(affinity).fiedler
 
 
 def turn_to_side(fiedler: Tensor, grid: tuple[int, int], side: Side = "peak") -> Tensor:
-    """Fiedler vectors turned so that the chosen side of the cut is positive.
+    """Fiedler vectors (B, N) turned so that the chosen side of the cut is positive; `grid` is (h, w), row-major.
 
-    Args:
-        fiedler: (B, N) float, oriented as `fiedler_vector` returns it.
-        grid: (h, w) of the patches, h * w = N, row-major.
-        side: "peak" leaves them: the side with the largest entry (TokenCut, the official code). "border" takes the
-            side that less of the image's border lies on, the peak's where both have half of it: an object rarely
-            fills the margin, whereas in a cluttered scene the largest entry may well be of the clutter.
-
-    Returns:
-        (B, N) float; each row as it was, or negated.
-
-    Raises:
-        ValueError: if the side is unknown, the vectors are not (B, N) floats, or the grid is not one of N patches.
+    "peak" leaves them: the side with the largest entry (TokenCut, the official code). "border" takes the side that less
+    of the image's border lies on, the peak's where both have half of it: an object rarely fills the margin, whereas in
+    a cluttered scene the largest entry may well be of the clutter.
     """
     choose("side", side, ("peak", "border"))
     expect_axes(fiedler=(fiedler, "BN"))
@@ -147,18 +111,10 @@ def turn_to_side(fiedler: Tensor, grid: tuple[int, int], side: Side = "peak") ->
 
 
 def foreground_mask(fiedler: Tensor, rule: MaskRule = "std") -> Tensor:
-    """Patches on the salient side of the cut.
+    """Patches on the salient side of the cut, (B, N) float, the foreground positive -> (B, N) bool.
 
-    Args:
-        fiedler: (B, N) float, the foreground positive, as from `fiedler_vector` or `turn_to_side`.
-        rule: "std" keeps entries above the (unbiased) standard deviation, a small salient core, as the official code;
-            "mean" keeps entries above the mean (TokenCut), the larger side.
-
-    Returns:
-        (B, N) bool.
-
-    Raises:
-        ValueError: if the rule is unknown, or the vectors are not (B, N) floats with N >= 2.
+    "std" keeps entries above the (unbiased) standard deviation, a small salient core, as the official code; "mean"
+    keeps entries above the mean (TokenCut), the larger side.
     """
     choose("mask rule", rule, ("std", "mean"))
     expect_axes(fiedler=(fiedler, "BN"))

@@ -10,11 +10,8 @@ from torch import Tensor
 def expect_axes(**tensors: tuple[Tensor, str]) -> None:
     """Check tensors against the axes of a formula: `expect_axes(patches=(patches, "BNW"), mask=(mask, "BN"))`.
 
-    Args:
-        tensors: name -> the tensor and one letter per axis; a letter stands for the same size everywhere.
-
-    Raises:
-        ValueError: naming the first tensor that does not fit, where torch would broadcast or fail in its own words.
+    A letter stands for the same size everywhere. Raises ValueError, naming the first tensor that does not fit, where
+    torch would broadcast or fail in its own words.
     """
     sizes: dict[str, int] = {}
     for name, (tensor, axes) in tensors.items():
@@ -29,28 +26,22 @@ def expect_axes(**tensors: tuple[Tensor, str]) -> None:
 
 
 def expect_floats(**tensors: Tensor) -> None:
-    """Check that tensors are floating point, and all of one precision.
+    """Check that tensors are floating point, and all of one precision; raises ValueError, naming the first that is not.
 
-    Raises:
-        ValueError: naming the first that is not; with whole numbers some formulas would quietly round to 0 and 1.
+    With whole numbers some formulas would quietly round to 0 and 1.
     """
-    first = next(iter(tensors))
-    wanted = tensors[first].dtype
+    (first, wanted), *_ = tensors.items()
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be floating point, got {_dtype(tensor)}; convert with .float()")
-        if tensor.dtype != wanted:
+        if tensor.dtype != wanted.dtype:
             raise ValueError(
-                f"{name} must be {_dtype(tensors[first])} as {first} is, got {_dtype(tensor)}; convert one of them"
+                f"{name} must be {_dtype(wanted)} as {first} is, got {_dtype(tensor)}; convert one of them"
             )
 
 
 def expect_integers(**tensors: Tensor) -> None:
-    """Check that tensors hold whole numbers.
-
-    Raises:
-        ValueError: naming the first that does not.
-    """
+    """Check that tensors hold whole numbers; raises ValueError, naming the first that does not."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() or tensor.dtype == torch.bool:
             raise ValueError(f"{name} must be integers, got {_dtype(tensor)}")
@@ -66,28 +57,16 @@ def normalize(x: Tensor) -> Tensor:
 
 
 def class_logits(embeddings: Tensor, classifier: Tensor, logit_scale: float | Tensor = 1.0) -> Tensor:
-    """Scaled similarity of every embedding to every class.
+    """Scaled similarity of every embedding to every class: logit_scale * cosine.
 
-    Args:
-        embeddings: (..., E) float, unit norm.
-        classifier: (C, E) float; rows are normalized here, so a raw learnable parameter can be passed.
-        logit_scale: multiplier of the cosine, 1 / temperature.
-
-    Returns:
-        (..., C) float: logit_scale * cosine.
+    (..., E), unit norm, and (C, E), whose rows are normalized here, so that a raw learnable parameter can be passed ->
+    (..., C); `logit_scale` is 1 / temperature.
     """
     return logit_scale * embeddings @ normalize(classifier).T
 
 
 def margin(probs: Tensor) -> Tensor:
-    """Largest minus second largest probability.
-
-    Args:
-        probs: (..., C) float, summing to 1.
-
-    Returns:
-        (...) float in [0, 1]; 1 where there is only one class.
-    """
+    """Largest minus second largest probability, (..., C) -> (...) in [0, 1]; 1 where there is only one class."""
     if probs.shape[-1] == 1:
         return probs[..., 0]
     top = probs.topk(2, dim=-1).values
@@ -103,9 +82,6 @@ def fairness_loss(mean_probs: Tensor) -> Tensor:
     Returns:
         () float; its minimum is ln C, where all classes are predicted equally often. A class that is predicted with
         probability 0, as float32 rounds exp(-104), counts as the smallest normal number: the loss stays finite.
-
-    Raises:
-        ValueError: if they are not (C,) floats.
     """
     expect_axes(mean_probs=(mean_probs, "C"))
     expect_floats(mean_probs=mean_probs)

@@ -21,7 +21,7 @@ from clipviz.backbone.ownership import lock_of
 from clipviz.data.base import Batch, Views
 from clipviz.data.batches.features import FeatureBackbone
 from clipviz.errors import choose
-from clipviz.events import CacheVotes, PseudoLabels
+from clipviz.events import PseudoLabels
 from clipviz.ops import normalize
 from clipviz.prompts import ClassPrompts
 
@@ -31,17 +31,18 @@ TextSource = Literal["templates", "descriptions"]
 """What a text classifier is made of; where nobody wrote descriptions, the templates stand in for them."""
 
 
-def check_constants(config: Any, **least: float) -> None:
-    """Refuse constants that no formula can use, of any configuration.
+def check_constants(config: Any, *, shares: str = "", positive: str = "", **least: float) -> None:
+    """Refuse constants of a configuration that no formula can use: its types say what they take, `least` how little.
 
-    Args:
-        config: a dataclass; its fields say by their types what they take.
-        least: smallest value of some of them.
-
-    Raises:
-        ValueError: for the first word that is no choice, fraction where whole numbers count, NaN, infinite or too small
-            number.
+    `shares` are from 0 to 1; names in a text are separated by spaces. Raises ValueError for the first word that is no
+    choice, fraction where whole numbers count, NaN, infinite or too small number.
     """
+    for name in shares.split():
+        if not 0.0 <= getattr(config, name) <= 1.0:
+            raise ValueError(f"{name} must be in [0, 1], got {getattr(config, name)}")
+    for name in positive.split():
+        if not 0.0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {getattr(config, name)}")
     for name, low in least.items():
         value = getattr(config, name)
         if not low <= value < math.inf:
@@ -59,29 +60,17 @@ def check_constants(config: Any, **least: float) -> None:
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """The schedule of a run: AdamW with a cosine per step, as in the official code of microCLIP and DPA.
+    """The schedule of a run: AdamW with a cosine per step, as in the official code of microCLIP and DPA."""
 
-    Attributes:
-        epochs: passes over the unlabelled images.
-        batch_size: images per step, of all processes together; the last, smaller batch is kept.
-        lr: learning rate at the first step.
-        min_lr: where the cosine would be one step after the last, at most `lr`.
-        weight_decay: of AdamW, on everything trainable unless a method says otherwise.
-        workers: processes that prepare views; 0 prepares them in the caller.
-    """
-
-    epochs: int = 15
-    batch_size: int = 64
-    lr: float = 1e-4
-    min_lr: float = 2e-6
-    weight_decay: float = 0.1
-    workers: int = 0
+    epochs: int = 15  # passes over the unlabelled images
+    batch_size: int = 64  # images per step, of all processes together; the last, smaller batch is kept
+    lr: float = 1e-4  # learning rate at the first step
+    min_lr: float = 2e-6  # where the cosine would be one step after the last, at most `lr`
+    weight_decay: float = 0.1  # of AdamW, on everything trainable unless a method says otherwise
+    workers: int = 0  # processes that prepare views; 0 prepares them in the caller
 
     def __post_init__(self) -> None:
-        """Refuse schedules that cannot be run."""
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        check_constants(self, epochs=1, batch_size=1, workers=0, min_lr=0, weight_decay=0)
+        check_constants(self, positive="lr", epochs=1, batch_size=1, workers=0, min_lr=0, weight_decay=0)
 
 
 @dataclass(frozen=True)
@@ -108,44 +97,34 @@ class Batches(Protocol):
 class Method(nn.Module, ABC):
     """Base of all methods.
 
-    To write: `pseudo_label`, `loss` (unless `trains` is False) and `logits`. All the rest has a default.
+    To write: `pseudo_label`, `loss` (unless `trains` is False) and `logits`. All the rest has a default. These are
+    asked for only where a method has them:
+
+        cache_votes(images, n) -> CacheVotes | None     the n cache entries that weigh most for each image
+        baselines(images) -> dict                       logits (B, C) that training does not change, measured once
+        test_needs -> ViewNeeds                         views of a test image besides the whole one, for `view_logits`
 
     Args:
         backbone: any CLIP. A method that trains works on a copy of the image tower, so the caller's stays as it is.
-        prompts: class names with their templates and descriptions.
-
-    Attributes:
-        name: the key in `METHODS`.
-        trains: False for methods that only guess.
-        labels_are: "transductive" or "online" where labels change from epoch to epoch without training.
-        adapts_tower: whether training changes the image tower; if not, the caller's is shared and not copied.
-        works_on_embeddings: whether the image enters as its CLS embedding alone, so that a data set of embeddings
-            will do; such a method takes (B, E) wherever images are asked for.
-        sized_by_data: buffers and parameters that `prepare` allocates; a checkpoint brings its own sizes.
-        presets: name -> configuration; "default", or that of a backbone's name, is taken where none is given.
-        preset: name of the preset that `config` began as, where somebody asked for it.
-        adjustable: constants of `config` that may change while the method runs.
-        epochs: those of the run, which the loop sets.
-        config: a frozen dataclass with the method's constants, and its schedule; None for methods without any.
-        has_learned: whether it has done a step of training.
-        adapted_by: weak reference to the `Adaptation` at work on it, or None.
+        prompts: class names with their templates and descriptions (templates stand in for missing descriptions).
+        config: constants; None: the preset of the backbone's name, else "default".
     """
 
-    name: ClassVar[str]
-    trains: ClassVar[bool] = True
-    labels_are: ClassVar[str | None] = None
-    adapts_tower: ClassVar[bool] = True
-    works_on_embeddings: ClassVar[bool] = False
-    sized_by_data: ClassVar[tuple[str, ...]] = ()
-    presets: ClassVar[Mapping[str, Any]] = {}
-    adjustable: ClassVar[tuple[str, ...]] = ()
-    epochs: int = 1
-    config: Any = None
-    preset: str | None = None
-    has_learned = False
-    adapted_by: Any = None
+    name: ClassVar[str]  # the key in `METHODS`
+    trains: ClassVar[bool] = True  # False for methods that only guess
+    labels_are: ClassVar[str | None] = None  # "transductive" or "online": they change over epochs without training
+    adapts_tower: ClassVar[bool] = True  # whether training changes the image tower; if not, the caller's is not copied
+    works_on_embeddings: ClassVar[bool] = False  # takes CLS embeddings (B, E) wherever images are asked for
+    sized_by_data: ClassVar[tuple[str, ...]] = ()  # buffers and parameters that `prepare` allocates
+    presets: ClassVar[Mapping[str, Any]] = {}  # name -> configuration
+    adjustable: ClassVar[tuple[str, ...]] = ()  # constants of `config` that may change while the method runs
+    epochs: int = 1  # those of the run, which the loop sets
+    config: Any = None  # a frozen dataclass with the method's constants, and its schedule
+    preset: str | None = None  # what `config` began as, where somebody asked for it by name
+    has_learned = False  # whether it has done a step of training
+    adapted_by: Any = None  # weak reference to the `Adaptation` at work on it
 
-    def __init__(self, backbone: Backbone, prompts: ClassPrompts) -> None:
+    def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: Any = None) -> None:
         super().__init__()
         _require_prompts(prompts)
         if not prompts.names:
@@ -158,6 +137,7 @@ class Method(nn.Module, ABC):
         self.backbone = backbone.trainable_copy() if self.trains and self.adapts_tower else backbone
         self.prompts = prompts
         self.class_names = tuple(prompts.names)
+        self.config = config or self.default_config(backbone)
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training, but for what does not learn: the text tower, and an image tower that is the caller's.
@@ -191,11 +171,6 @@ class Method(nn.Module, ABC):
         return self.needs
 
     @property
-    def test_needs(self) -> ViewNeeds:
-        """Views of a test image besides the whole one; almost no method wants any."""
-        return ViewNeeds()
-
-    @property
     def settings(self) -> dict[str, Any]:
         """Everything that was chosen, JSON-able, for the trace: the configuration."""
         settings = {} if self.config is None else asdict(self.config)
@@ -212,8 +187,8 @@ class Method(nn.Module, ABC):
     @property
     def preset_name(self) -> str | None:
         """The preset that was asked for, or else one that `config` is equal to; None where there is none."""
-        equal = [name for name in (self.backbone.name, *self.presets) if self.presets.get(name, self) == self.config]
-        return self.preset or next(iter(equal), None)
+        names = (self.backbone.name, *self.presets)
+        return self.preset or next((name for name in names if self.presets.get(name, self) == self.config), None)
 
     def adjusted(self, **changes: float) -> Any:
         """The configuration with some constants changed; assign it to `config` between two steps.
@@ -255,18 +230,10 @@ class Method(nn.Module, ABC):
         """`view_logits` and `branches` at once, for methods where they share their work."""
         return self.view_logits(views), self.branches(views.weak)
 
-    def baselines(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits of classifiers that training does not change, measured once: name -> (B, C)."""
-        return {}
-
     @property
     def sentences(self) -> list[tuple[str, ...]]:
-        """For each class what its text classifier is made of; default: its descriptions."""
-        return prompt_sentences(self.prompts, "descriptions")
-
-    def cache_votes(self, images: Tensor, n: int) -> CacheVotes | None:
-        """The n cache entries that weigh most for each image (B, 3, S, S), for methods that have a cache."""
-        return None
+        """For each class what its text classifier is made of: by default its descriptions, or what `config` says."""
+        return prompt_sentences(self.prompts, getattr(self.config, "text", "descriptions"))
 
     def diagnostics(self) -> dict[str, float]:
         """Numbers about the state, recorded with every epoch."""
@@ -338,27 +305,40 @@ class Method(nn.Module, ABC):
         tensor.data = tensor.new_zeros(tuple(shape))
         return tensor
 
+    def fill(self, **tensors: Tensor) -> None:
+        """Give buffers or parameters other shapes and values, all or none of them for whoever looks meanwhile."""
+        with lock_of(self):
+            for name, tensor in tensors.items():
+                if tensor is not getattr(self, name):  # resizing would zero it first
+                    self._resize(name, tensor.shape).copy_(tensor)
 
-def unfreeze_norms(visual: nn.Module) -> list[str]:
+
+def guesses(probs: Tensor, sources: Mapping[str, Tensor], **more: Any) -> PseudoLabels:
+    """Pseudo-labels of equal weight: the classes that are most probable, (B, C)."""
+    confidence, labels = probs.max(-1)
+    return PseudoLabels(labels, probs, torch.ones_like(confidence), sources, **more)
+
+
+def unfreeze_norms(visual: nn.Module) -> None:
     """Make the LayerNorm (and BatchNorm) parameters of an image tower trainable.
 
     The rule of the official code: every parameter whose name contains "ln" or "bn"; 39,936 numbers in a ViT-B. Towers
     of timm call theirs "norm".
-
-    Returns:
-        The names.
     """
-    everything = [name for name, _ in visual.named_parameters()]
-    names = [name for name in everything if "ln" in name or "bn" in name] or [n for n in everything if "norm" in n]
-    for name, parameter in visual.named_parameters():
-        if name in names:
-            parameter.requires_grad_(True)
-    return names
+    named = dict(visual.named_parameters())
+    for name in [n for n in named if "ln" in n or "bn" in n] or [n for n in named if "norm" in n]:
+        named[name].requires_grad_(True)
 
 
 def embed(backbone: Backbone, images: Tensor) -> Tensor:
     """Unit CLS embeddings (B, E) of images (B, 3, S, S); embeddings (B, E) are passed through."""
     return images if images.ndim == 2 else backbone.embed(images)
+
+
+def embed_crops(backbone: Backbone, views: Views) -> Tensor:
+    """Unit CLS embeddings (B, K, E) of the crops."""
+    assert views.crops is not None  # the loop prepares what the method needs
+    return backbone.embed(views.crops.flatten(0, 1)).unflatten(0, views.crops.shape[:2])
 
 
 def _require_prompts(prompts: object) -> None:
@@ -375,15 +355,9 @@ def prompt_sentences(prompts: ClassPrompts, source: TextSource) -> list[tuple[st
 
 
 def text_classifier(backbone: Backbone, sentences: list[tuple[str, ...]], *, unit: bool = True) -> Tensor:
-    """Mean of the sentence embeddings of each class, normalized: w_c = nrm(mean_m E(d_cm)).
+    """Mean of the sentence embeddings of each of C classes, normalized: w_c = nrm(mean_m E(d_cm)), (C, E).
 
-    Args:
-        backbone: embeds the sentences.
-        sentences: for each of C classes, at least one sentence.
-        unit: whether each embedding is normalized before the mean; the code of microCLIP does not.
-
-    Returns:
-        (C, E) float, unit norm.
+    `unit` is whether each embedding is normalized before the mean; the code of microCLIP does not.
     """
     return normalize(torch.stack([rows.mean(0) for rows in sentence_embeddings(backbone, sentences, unit=unit)]))
 

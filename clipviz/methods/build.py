@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_args, get_type_hints
 
@@ -43,7 +43,7 @@ def build_method(
     Raises:
         ValueError: for what the method does not have.
     """
-    method = METHODS[choose("method", name, METHODS)]
+    method: Any = METHODS[choose("method", name, METHODS)]
     config = method.default_config(backbone)
     if preset is not None:
         preset = choose(f"preset of {name}", _preset(preset, method), method.presets)
@@ -51,27 +51,26 @@ def build_method(
     elif config is not None:
         preset = backbone.name if backbone.name in method.presets else "default"
     changes = {key: _value(name, config, key, text) for key, text in (constants or {}).items()}
+    options: dict[str, Any] = {}
     if issubclass(method, NtUA):
-        config = replace(config, **changes, allow_labels=allow_labels)
+        config = replace(config, **{"allow_labels": allow_labels, **changes})
         if "beta" not in changes and config.beta <= 1:
-            warnings.warn(_blunt(name, preset, config.beta), stacklevel=2)
-        built: Method = _with_cache(method, backbone, dataset, config, teacher)
-        built.preset = preset
-        return built
-    if teacher is not None or allow_labels:
+            warnings.warn(
+                f"preset {preset} of {name} has beta {config.beta:g}, which Tip-Adapter tuned with labels: all entries "
+                "count nearly alike, which with guesses for labels may cost accuracy; "
+                f"compare with --set beta={NtUAConfig.beta:g}",
+                stacklevel=2,
+            )
+        if config.selection == "oracle_balanced":
+            options = {"oracle_index": balanced_index(dataset, config.shots, allow_labels=config.allow_labels)}
+        options["teacher"] = teacher
+    elif teacher is not None or allow_labels:
         raise ValueError(f"{name} has no teacher and selects no images; only ntua and tip_adapter do")
-    build: Callable[..., Method] = method
-    built = build(backbone, dataset.prompts, *([replace(config, **changes)] if config else []))
+    elif changes:
+        config = replace(config, **changes)
+    built: Method = method(backbone, dataset.prompts, config, **options)
     built.preset = preset
     return built
-
-
-def _blunt(name: str, preset: str | None, beta: float) -> str:
-    """What to know about a cache that hardly tells near images from far ones."""
-    return (
-        f"preset {preset} of {name} has beta {beta:g}, which Tip-Adapter tuned with labels: all entries count nearly "
-        f"alike, which with guesses for labels may cost accuracy; compare with --set beta={NtUAConfig.beta:g}"
-    )
 
 
 def _preset(name: str, method: type[Method]) -> str:
@@ -79,15 +78,6 @@ def _preset(name: str, method: type[Method]) -> str:
     if name in method.presets or (meant := find_benchmark(name)) is None:
         return name
     return next((preset for preset in method.presets if find_benchmark(preset) == meant), name)
-
-
-def _with_cache(
-    method: type[NtUA], backbone: Backbone, dataset: ImageDataset, config: NtUAConfig, teacher: Backbone | None
-) -> NtUA:
-    oracle = None
-    if config.selection == "oracle_balanced":
-        oracle = balanced_index(dataset, config.shots, allow_labels=config.allow_labels)
-    return method(backbone, dataset.prompts, config, teacher=teacher, oracle_index=oracle)
 
 
 def parse_constants(assignments: Sequence[str]) -> dict[str, str]:

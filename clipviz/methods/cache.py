@@ -1,4 +1,4 @@
-"""What NtUA and Tip-Adapter share: choosing the images of a cache while they stream by, and drawing from it."""
+"""What NtUA and Tip-Adapter need: choosing the images of a cache while they stream by, drawing from it, a teacher."""
 
 from __future__ import annotations
 
@@ -10,27 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, Views
 from clipviz.events import UNLABELLED
+from clipviz.methods.base import text_classifier
+from clipviz.ops import class_logits
 
 _PENDING_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Images that may enter a cache.
+    """Images that may enter a cache."""
 
-    Attributes:
-        index: (M,) int64, positions in the data set.
-        views: (M, A, E) float, unit embeddings of A augmented views.
-        student: (M, C) float, class probabilities by the model itself.
-        teacher: (M, C) float, class probabilities by the teacher.
-    """
-
-    index: Tensor
-    views: Tensor
-    student: Tensor
-    teacher: Tensor
+    index: Tensor  # (M,) int64, positions in the data set
+    views: Tensor  # (M, A, E) float, unit embeddings of A augmented views
+    student: Tensor  # (M, C) float, class probabilities by the model itself
+    teacher: Tensor  # (M, C) float, class probabilities by the teacher
 
     def take(self, rows: Tensor) -> Candidates:
         """Some of them, by row number or mask."""
@@ -38,14 +34,10 @@ class Candidates:
 
 
 def most_confident(probs: Tensor, shots: int) -> Tensor:
-    """For every class the `shots` rows that are most surely in it (UPL's rule).
-
-    Args:
-        probs: (M, C) float.
-        shots: at most so many rows of each predicted class; of equals the first.
+    """For every class the `shots` rows of (M, C) probabilities that are most surely in it (UPL's rule).
 
     Returns:
-        Row numbers, ascending.
+        Row numbers, ascending; of equals the first.
     """
     confidence, labels = probs.max(-1)
     order = confidence.argsort(descending=True, stable=True)
@@ -61,13 +53,8 @@ def choose_streaming(
 ) -> Candidates:
     """Apply a choice to batches as they come, so that no more than the chosen ones are ever held.
 
-    Args:
-        candidates: batch after batch.
-        keep: the choice; what it drops once it would drop again beside any others.
-        full: stop reading at so many rows.
-
-    Returns:
-        The chosen ones, in the order of the data set.
+    What `keep` drops it must drop beside any others, too. Reading stops at `full` rows. The chosen ones come in the
+    order of the data set.
     """
     held: Candidates | None = None
     pending: list[Candidates] = []
@@ -92,15 +79,7 @@ def class_sums(rows: Tensor, labels: Tensor, weights: Tensor, n_classes: int) ->
     """Weighted sum of the rows of each class, V^T rows with V = diag(weights) onehot(labels), which is never made.
 
     The product with V would be most of the work of 1,000 classes. This adds in the same order on every run.
-
-    Args:
-        rows: (M, X) float.
-        labels: (M,) int64 in [0, C).
-        weights: (M,) float.
-        n_classes: C.
-
-    Returns:
-        (C, X) float; zero for classes without a row.
+    (M, X), (M,) in [0, C) and (M,) -> (C, X), zero for classes without a row.
     """
     order = labels.argsort(stable=True)
     counts = torch.bincount(labels, minlength=n_classes)
@@ -109,15 +88,10 @@ def class_sums(rows: Tensor, labels: Tensor, weights: Tensor, n_classes: int) ->
 
 
 class CacheBatches:
-    """Shuffled batches of a cache: one of the A cached views of each entry, drawn anew every epoch.
+    """Shuffled batches of a cache (M,), (M, A, E): one of the A views of each entry, drawn anew every epoch.
 
-    That is the same in distribution as encoding one of A fixed augmentations at every step, without an encoder.
-
-    Args:
-        index: (M,) positions in the data set.
-        views: (M, A, E) float.
-        batch_size: entries per step; the last step may have fewer.
-        seed: of order and draws, which depend on (seed, epoch) alone.
+    That is the same in distribution as encoding one of A fixed augmentations at every step, without an encoder. Order
+    and draws depend on (seed, epoch) alone; the last batch may be smaller.
     """
 
     def __init__(self, index: Tensor, views: Tensor, batch_size: int, seed: int) -> None:
@@ -136,3 +110,22 @@ class CacheBatches:
         for rows in order.split(self.batch_size)[first_step:]:
             index = self.index[rows]
             yield Batch(Views(self.views[rows, drawn[rows]]), index, torch.full_like(index, UNLABELLED))
+
+
+class Teacher:
+    """A larger CLIP of any embedding width and input size, as a frozen zero-shot classifier for a smaller one.
+
+    Not a module: it is no part of the model that is adapted, nor of its checkpoint.
+    """
+
+    def __init__(self, backbone: Backbone, sentences: list[tuple[str, ...]]) -> None:
+        self.backbone = backbone
+        self.classifier = text_classifier(backbone, sentences)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Zero-shot logits (B, C) of images (B, 3, S, S) in [0, 1], resized where the teacher's input has another S."""
+        size = self.backbone.image_size
+        if images.shape[-1] != size:
+            images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0.0, 1.0)
+        embeddings = self.backbone.embed(images.to(self.backbone.device))
+        return class_logits(embeddings, self.classifier, self.backbone.logit_scale).to(images)

@@ -52,7 +52,6 @@ from clipviz.methods.base import (
     ViewNeeds,
     check_constants,
     embed,
-    prompt_sentences,
     text_classifier,
     unfreeze_norms,
 )
@@ -66,35 +65,20 @@ FairnessMean = Literal["window", "batch"]
 
 @dataclass(frozen=True)
 class DPAConfig:
-    """Constants of DPA; the defaults are the ones most benchmarks share, see `BENCHMARKS`.
+    """Constants of DPA; the defaults are the ones most benchmarks share, see `BENCHMARKS`."""
 
-    Attributes:
-        a: share of the image prototypes' vote in the pseudo-label, eq. (4).
-        reg: multiplier of the fairness term.
-        fairness: of which mean, m in eq. (6): of the last `window` batches (ours), or of the batch alone (official).
-        align: multiplier of the prototype alignment.
-        w: sharpness of the prototype alignment.
-        window: number of batch means that distribution alignment averages, eq. (2).
-        text: what the text prototypes are made of.
-        fill: RGB that geometric operations of the strong view uncover.
-        schedule: recommended schedule.
-    """
-
-    a: float = 0.5
-    reg: float = 1.0
-    align: float = 1.0
-    w: float = 100.0
-    window: int = 32
+    a: float = 0.5  # share of the image prototypes in the pseudo-label, eq. (4)
+    reg: float = 1.0  # multiplier of the fairness term
+    align: float = 1.0  # multiplier of the prototype alignment
+    w: float = 100.0  # sharpness of the prototype alignment
+    window: int = 32  # number of batch means that distribution alignment averages, eq. (2)
     text: TextSource = "descriptions"
-    fairness: FairnessMean = "window"
-    fill: tuple[int, int, int] = (123, 117, 104)
+    fairness: FairnessMean = "window"  # m of eq. (6): mean of the last `window` batches (ours), or of one (official)
+    fill: tuple[int, int, int] = (123, 117, 104)  # RGB that geometric operations of the strong view uncover
     schedule: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
-        """Refuse constants outside their range."""
-        if not 0.0 <= self.a <= 1.0:
-            raise ValueError(f"a must be in [0, 1], got {self.a}")
-        check_constants(self, reg=0, align=0, w=0, window=1)
+        check_constants(self, shares="a", reg=0, align=0, w=0, window=1)
 
 
 BENCHMARKS: dict[str, tuple[float, float, float, float, float, int]] = {
@@ -128,21 +112,14 @@ PRESETS: dict[str, DPAConfig] = {
 
 
 # ------------------------------------------------------------------------------------------------- the equations
+# Each raises ValueError, naming the tensor, where shapes or precisions disagree.
 
 
 def image_prototypes(embeddings: Tensor, labels: Tensor, text_prototypes: Tensor) -> Tensor:
     """Mean embedding of each class, eq. (3).
 
-    Args:
-        embeddings: (n, E) float, unit norm.
-        labels: (n,) integers; -1 where there is none yet.
-        text_prototypes: (C, E) float; classes without a label get theirs.
-
-    Returns:
-        (C, E) float, unit norm, without gradient.
-
-    Raises:
-        ValueError: if a label is no class, or the shapes disagree.
+    (n, E), unit norm, integers (n,), -1 where there is no label yet, and (C, E), for classes without a label -> (C, E),
+    unit norm, without gradient. A label that is no class is refused, too.
     """
     expect_axes(embeddings=(embeddings, "nE"), labels=(labels, "n"), text_prototypes=(text_prototypes, "CE"))
     expect_integers(labels=labels)
@@ -163,15 +140,8 @@ def image_prototypes(embeddings: Tensor, labels: Tensor, text_prototypes: Tensor
 def align_distribution(probs: Tensor, mean_probs: Tensor) -> Tensor:
     """Distribution alignment, eq. (2): classes that are predicted too often lose, the others gain.
 
-    Args:
-        probs: (B, C) float.
-        mean_probs: (C,) float, what is predicted on average.
-
-    Returns:
-        (B, C) float, rows summing to 1. A class that nobody ever predicts (mean 0) keeps what it has, which is nothing.
-
-    Raises:
-        ValueError: if the shapes disagree.
+    (B, C) and the mean (C,) -> (B, C), rows summing to 1. A class that is never predicted (mean 0) keeps what it has,
+    which is nothing.
     """
     expect_axes(probs=(probs, "BC"), mean_probs=(mean_probs, "C"))
     expect_floats(probs=probs, mean_probs=mean_probs)
@@ -180,11 +150,7 @@ def align_distribution(probs: Tensor, mean_probs: Tensor) -> Tensor:
 
 
 def refine_probs(aligned_text_probs: Tensor, image_probs: Tensor, a: float) -> Tensor:
-    """Convex combination of the two votes, eq. (4): `a` weighs the image prototypes. All (B, C).
-
-    Raises:
-        ValueError: if the shapes disagree.
-    """
+    """Convex combination of the two votes, eq. (4): `a` weighs the image prototypes. All (B, C)."""
     expect_axes(aligned_text_probs=(aligned_text_probs, "BC"), image_probs=(image_probs, "BC"))
     return a * image_probs + (1.0 - a) * aligned_text_probs
 
@@ -192,16 +158,8 @@ def refine_probs(aligned_text_probs: Tensor, image_probs: Tensor, a: float) -> T
 def ranking_weights(text_probs: Tensor, image_probs: Tensor, labels: Tensor) -> Tensor:
     """How near each vote is to its own favorite when it gives the pseudo-label, eq. (5).
 
-    Args:
-        text_probs: (B, C) float, before distribution alignment.
-        image_probs: (B, C) float.
-        labels: (B,) integers, the pseudo-labels.
-
-    Returns:
-        (B,) float in (0, 1]; 1 (but for 1e-7) where both agree with the label.
-
-    Raises:
-        ValueError: if the shapes disagree, or (on a CPU) a label is no class.
+    (B, C), before distribution alignment, (B, C) and the pseudo-labels (B,) -> (B,) in (0, 1], 1 (but for 1e-7) where
+    both agree with the label. A label that is no class is refused too, on a CPU.
     """
     expect_axes(text_probs=(text_probs, "BC"), image_probs=(image_probs, "BC"), labels=(labels, "B"))
     expect_integers(labels=labels)
@@ -216,16 +174,7 @@ def ranking_weights(text_probs: Tensor, image_probs: Tensor, labels: Tensor) -> 
 def alignment_loss(image_prototypes: Tensor, text_prototypes: Tensor, w: float) -> Tensor:
     """Prototype alignment, last term of eq. (6): every image prototype must find its text prototype.
 
-    Args:
-        image_prototypes: (C, E) float; no gradient reaches them.
-        text_prototypes: (C, E) float, raw parameters.
-        w: multiplier of the cosines.
-
-    Returns:
-        () float.
-
-    Raises:
-        ValueError: if shapes or precisions disagree.
+    (C, E), which no gradient reaches, and raw parameters (C, E) -> (); `w` multiplies the cosines.
     """
     expect_axes(image_prototypes=(image_prototypes, "CE"), text_prototypes=(text_prototypes, "CE"))
     expect_floats(image_prototypes=image_prototypes, text_prototypes=text_prototypes)
@@ -237,13 +186,7 @@ def alignment_loss(image_prototypes: Tensor, text_prototypes: Tensor, w: float) 
 
 
 class DPA(Method):
-    """DPA: trains the LayerNorms of the image tower and the text prototypes; on embeddings, the prototypes alone.
-
-    Args:
-        backbone: any CLIP.
-        prompts: class names, templates and descriptions.
-        config: constants; None: the preset of the backbone's name, else "default".
-    """
+    """DPA: trains the LayerNorms of the image tower and the text prototypes; on embeddings, the prototypes alone."""
 
     name = "dpa"
     presets = PRESETS
@@ -251,6 +194,7 @@ class DPA(Method):
     sized_by_data = ("bank_embeddings", "bank_labels")
     adjustable = ("a", "reg", "align", "w")
 
+    config: DPAConfig
     bank_embeddings: Tensor
     bank_labels: Tensor
     image_prototypes: Tensor
@@ -258,8 +202,7 @@ class DPA(Method):
     window_steps: Tensor
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: DPAConfig | None = None) -> None:
-        super().__init__(backbone, prompts)
-        self.config: DPAConfig = config or self.default_config(backbone)
+        super().__init__(backbone, prompts, config)
         text = text_classifier(backbone, self.sentences)
         self.text_prototypes = nn.Parameter(text)
         self.register_buffer("image_prototypes", text.clone())
@@ -271,23 +214,18 @@ class DPA(Method):
         unfreeze_norms(self.backbone.visual)
 
     @property
-    def sentences(self) -> list[tuple[str, ...]]:
-        """Descriptions or filled templates, whichever the preset says."""
-        return prompt_sentences(self.prompts, self.config.text)
-
-    @property
     def needs(self) -> ViewNeeds:
         """A strong view."""
         return ViewNeeds(strong=True, fill=self.config.fill)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Biases do not decay."""
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        groups = (
-            {"params": [p for name, p in named if not name.endswith("bias")], "weight_decay": weight_decay},
-            {"params": [p for name, p in named if name.endswith("bias")], "weight_decay": 0.0},
-        )
-        return [group for group in groups if group["params"]]
+        groups: dict[bool, list[Tensor]] = {False: [], True: []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[name.endswith("bias")].append(parameter)
+        decays = {False: weight_decay, True: 0.0}
+        return [{"params": found, "weight_decay": decays[is_bias]} for is_bias, found in groups.items() if found]
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:
@@ -302,13 +240,10 @@ class DPA(Method):
         while rows:  # each goes as it is copied: all of them beside the bank would be its size again
             index, embeddings, labels = rows.pop()
             bank[index], bank_labels[index] = embeddings, labels
-        self._update_prototypes()
+        self.end_epoch()
 
     def end_epoch(self) -> None:
         """New image prototypes, eq. (3)."""
-        self._update_prototypes()
-
-    def _update_prototypes(self) -> None:
         self.image_prototypes.copy_(image_prototypes(self.bank_embeddings, self.bank_labels, self.text_prototypes))
 
     def _text_logits(self, embeddings: Tensor) -> Tensor:

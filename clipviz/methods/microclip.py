@@ -41,6 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipviz import ncut
 from clipviz.backbone import Backbone, ImageTokens
 from clipviz.data.base import Batch, Views
 from clipviz.events import CropVotes, PseudoLabels
@@ -49,26 +50,18 @@ from clipviz.methods.base import (
     Method,
     ViewNeeds,
     check_constants,
+    embed_crops,
+    guesses,
     prompt_sentences,
     sentence_embeddings,
     text_classifier,
     unfreeze_norms,
 )
-from clipviz.methods.crop_teacher import CropTeacherKind, crop_teacher
-from clipviz.ncut import (
-    AffinityKind,
-    MaskRule,
-    Side,
-    Spectrum,
-    edge_density,
-    foreground_mask,
-    patch_affinity,
-    spectrum,
-    turn_to_side,
-)
+from clipviz.methods.crop_teacher import FrozenCrops
 from clipviz.ops import class_logits, expect_axes, expect_floats, fairness_loss, normalize
 from clipviz.prompts import ClassPrompts
 
+CropTeacherKind = Literal["student", "frozen"]
 NameEmbedding = Literal["unit", "raw"]
 
 
@@ -77,54 +70,27 @@ class MicroCLIPConfig:
     """Constants of microCLIP; the defaults are those of the authors' code for a ViT-B.
 
     All but three, `full_density`, `name_embedding` and `fill`, of which `official` has theirs.
-
-    Attributes:
-        gamma: share of the static (W_fix, crops) vote in the pseudo-label, eq. (5).
-        rho: share of CLS in the fused logits, eq. (6).
-        crops: K, crops per image.
-        crop_scale: side of a crop as a share of the short side of the image.
-        crop_temperature: of the softmax in eq. (4).
-        fairness_weight: multiplier of the fairness term.
-        soap: False replaces the [FG] embedding by CLS everywhere, the ablation "without SOAP".
-        tau: threshold of the patch graph.
-        affinity: what the threshold is applied to, raw dot products or cosines.
-        mask_rule: where the Fiedler vector is cut.
-        side: which side of the cut is the foreground: the one with the largest entry ("peak"), or with less of the
-            border of the image ("border", ours).
-        full_density: share of connected patch pairs from which on the graph tells nothing apart, so that the whole
-            image is the foreground.
-        name_embedding: t_c of eq. (7), the mean of "unit" or of "raw" prompt embeddings.
-        crop_teacher: who embeds the crops: "student", the model being trained (official), or "frozen", the model as it
-            was, once an image; that is much cheaper, and not the published method.
-        fill: RGB that geometric operations of the strong view uncover.
-        schedule: recommended schedule.
     """
 
-    gamma: float = 0.5
-    rho: float = 0.5
-    crops: int = 8
-    crop_scale: tuple[float, float] = (0.5, 0.9)
-    crop_temperature: float = 1.0
-    fairness_weight: float = 1.0
-    soap: bool = True
-    tau: float = 0.2
-    affinity: AffinityKind = "dot"
-    mask_rule: MaskRule = "std"
-    side: Side = "peak"
-    full_density: float = 0.98
-    name_embedding: NameEmbedding = "unit"
-    crop_teacher: CropTeacherKind = "student"
-    fill: tuple[int, int, int] = (123, 117, 104)
+    gamma: float = 0.5  # share of the static (W_fix, crops) source in the pseudo-label, eq. (5)
+    rho: float = 0.5  # share of CLS in the fused logits, eq. (6)
+    crops: int = 8  # K, crops per image
+    crop_scale: tuple[float, float] = (0.5, 0.9)  # side of a crop as a share of the short side of the image
+    crop_temperature: float = 1.0  # of the softmax in eq. (4)
+    fairness_weight: float = 1.0  # multiplier of the fairness term
+    soap: bool = True  # False replaces the [FG] embedding by CLS everywhere, the ablation "without SOAP"
+    tau: float = 0.2  # threshold of the patch graph
+    affinity: ncut.AffinityKind = "dot"  # what the threshold is applied to, raw dot products or cosines
+    mask_rule: ncut.MaskRule = "std"  # where the Fiedler vector is cut
+    side: ncut.Side = "peak"  # the foreground holds the largest entry, or less of the image's "border" (ours)
+    full_density: float = 0.98  # from this share of connected pairs on, the graph tells nothing: all is foreground
+    name_embedding: NameEmbedding = "unit"  # t_c of eq. (7), the mean of unit or of raw prompt embeddings
+    crop_teacher: CropTeacherKind = "student"  # who embeds the crops: the model as it is, or as it was (ours)
+    fill: tuple[int, int, int] = (123, 117, 104)  # RGB that geometric operations of the strong view uncover
     schedule: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
-        """Refuse constants outside their range."""
-        for name in ("gamma", "rho"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        check_constants(self, crops=1, fairness_weight=0)
-        if not self.crop_temperature > 0:
-            raise ValueError(f"crop_temperature must be positive, got {self.crop_temperature}")
+        check_constants(self, shares="gamma rho", positive="crop_temperature", crops=1, fairness_weight=0)
 
 
 PRESETS: dict[str, MicroCLIPConfig] = {
@@ -137,21 +103,11 @@ PRESETS: dict[str, MicroCLIPConfig] = {
 
 
 # ------------------------------------------------------------------------------------------------- the equations
+# Each raises ValueError, naming the tensor, where shapes or precisions disagree.
 
 
 def saliency_query(patches: Tensor, mask: Tensor) -> Tensor:
-    """Mean foreground token, eq. (2).
-
-    Args:
-        patches: (B, N, W) float.
-        mask: (B, N) bool.
-
-    Returns:
-        (B, W) float; zero where the mask is empty. Gradient flows through the patches.
-
-    Raises:
-        ValueError: if the shapes disagree, or the tokens are not floats.
-    """
+    """Mean foreground token, eq. (2): (B, N, W) float and (B, N) bool -> (B, W), zero where the mask is empty."""
     expect_axes(patches=(patches, "BNW"), mask=(mask, "BN"))
     expect_floats(patches=patches)
     weight = mask.to(patches.dtype)
@@ -163,29 +119,14 @@ def soap_pool(
 ) -> tuple[Tensor, Tensor]:
     """Saliency-oriented attention pooling, eq. (3), with one head.
 
-    Args:
-        query: (B, W) float.
-        patches: (B, N, W) float.
-        w_query: (W, W) float, as the weight of an `nn.Linear` (y = x w^T); likewise the next two.
-        w_key: (W, W) float.
-        w_value: (W, W) float.
-        projection: (W, E) float, the tower's own, multiplied from the right.
-
-    Returns:
-        The [FG] embedding (B, E), unit norm, and the attention (B, N), summing to 1.
-
-    Raises:
-        ValueError: if shapes or precisions disagree.
+    Query (B, W), patches (B, N, W), three matrices (W, W), each as the weight of an `nn.Linear` (y = x w^T), and the
+    tower's own projection (W, E), multiplied from the right -> the [FG] embedding (B, E), unit norm, and the attention
+    (B, N), summing to 1.
     """
-    expect_axes(
-        query=(query, "BW"),
-        patches=(patches, "BNW"),
-        w_query=(w_query, "WW"),
-        w_key=(w_key, "WW"),
-        w_value=(w_value, "WW"),
-        projection=(projection, "WE"),
-    )
-    expect_floats(query=query, patches=patches, w_query=w_query, w_key=w_key, w_value=w_value, projection=projection)
+    matrices = {"w_query": w_query, "w_key": w_key, "w_value": w_value}
+    axes = {name: (matrix, "WW") for name, matrix in matrices.items()}
+    expect_axes(query=(query, "BW"), patches=(patches, "BNW"), **axes, projection=(projection, "WE"))
+    expect_floats(query=query, patches=patches, **matrices, projection=projection)
     # Reassociated: W_k^T (W_q q) once per image instead of W_k P_j for every patch; the same for W_v.
     key = query @ w_query.T @ w_key
     attention = (torch.einsum("bnw,bw->bn", patches, key) / query.shape[-1] ** 0.5).softmax(-1)
@@ -196,16 +137,8 @@ def soap_pool(
 def crop_composite(embedding: Tensor, crops: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Relevance-weighted mean of the crop embeddings, eq. (4).
 
-    Args:
-        embedding: (B, E) float, unit norm, of the weak view.
-        crops: (B, K, E) float, unit norm.
-        temperature: of the softmax over crops, positive; 1 (official) is nearly a plain mean.
-
-    Returns:
-        The composite (B, E), unit norm, and the crop weights (B, K), summing to 1.
-
-    Raises:
-        ValueError: if shapes or precisions disagree.
+    (B, E), of the weak view, and (B, K, E), of unit norm -> the composite (B, E), unit norm, and the crop weights
+    (B, K), summing to 1. The softmax over crops has a positive temperature; 1 (official) is nearly a plain mean.
     """
     expect_axes(embedding=(embedding, "BE"), crops=(crops, "BKE"))
     expect_floats(embedding=embedding, crops=crops)
@@ -216,16 +149,8 @@ def crop_composite(embedding: Tensor, crops: Tensor, temperature: float = 1.0) -
 def description_classifier(descriptions: list[Tensor], name_embeddings: Tensor) -> Tensor:
     """Frozen classifier W_fix, eq. (7): descriptions weighted by their cosine to the class name, no softmax.
 
-    Args:
-        descriptions: C tensors (M_c, E) float, unit norm; no class without any.
-        name_embeddings: (C, E) float, unit norm.
-
-    Returns:
-        (C, E) float, unit norm.
-
-    Raises:
-        ValueError: if there are no classes, a class has no description or only ones whose weights add up to nothing,
-            or shapes or precisions disagree.
+    C tensors (M_c, E) and (C, E), of unit norm -> (C, E), unit norm. A class needs descriptions whose weights add up to
+    something.
     """
     expect_axes(name_embeddings=(name_embeddings, "CE"))
     if len(descriptions) != len(name_embeddings) or not len(descriptions):
@@ -250,31 +175,19 @@ def description_classifier(descriptions: list[Tensor], name_embeddings: Tensor) 
 
 
 def dka_similarity(static: Tensor, dynamic: Tensor, gamma: float) -> Tensor:
-    """Dynamic Knowledge Aggregation, eq. (5): gamma * static + (1 - gamma) * dynamic, all (B, C) cosines.
-
-    Raises:
-        ValueError: if the shapes disagree.
-    """
+    """Dynamic Knowledge Aggregation, eq. (5): gamma * static + (1 - gamma) * dynamic, all (B, C) cosines."""
     expect_axes(static=(static, "BC"), dynamic=(dynamic, "BC"))
     return gamma * static + (1.0 - gamma) * dynamic
 
 
 class Foreground(NamedTuple):
-    """The [FG] branch of one batch, with what it was made from.
+    """The [FG] branch of one batch, with what it was made from."""
 
-    Attributes:
-        embedding: (B, E) float, unit norm, l of eq. (3).
-        attention: (B, N) float, summing to 1.
-        mask: (B, N) bool.
-        spectrum: Fiedler vector, the foreground positive, lambda_2 and gap.
-        density: (B,) float, share of connected patch pairs.
-    """
-
-    embedding: Tensor
-    attention: Tensor
-    mask: Tensor
-    spectrum: Spectrum
-    density: Tensor
+    embedding: Tensor  # (B, E) float, unit norm, l of eq. (3)
+    attention: Tensor  # (B, N) float, summing to 1
+    mask: Tensor  # (B, N) bool
+    spectrum: ncut.Spectrum  # Fiedler vector, the foreground positive, lambda_2 and gap
+    density: Tensor  # (B,) float, share of connected patch pairs
 
     def maps(self, grid: tuple[int, int]) -> dict[str, Tensor]:
         """What can be drawn of it on the patch grid (h, w): kind -> (B, h, w) float."""
@@ -287,10 +200,10 @@ def foreground(
 ) -> Foreground:
     """The [FG] branch of the tokens of a batch, eqs. (1)-(3); the matrices are those of `soap_pool`."""
     patches = tokens.patches
-    affinity = patch_affinity(patches.detach(), config.tau, config.affinity)
-    cut, density = spectrum(affinity), edge_density(affinity)
-    cut = cut._replace(fiedler=turn_to_side(cut.fiedler, tokens.grid, config.side))
-    mask = foreground_mask(cut.fiedler, config.mask_rule) | (density >= config.full_density)[:, None]
+    affinity = ncut.patch_affinity(patches.detach(), config.tau, config.affinity)
+    cut, density = ncut.spectrum(affinity), ncut.edge_density(affinity)
+    cut = cut._replace(fiedler=ncut.turn_to_side(cut.fiedler, tokens.grid, config.side))
+    mask = ncut.foreground_mask(cut.fiedler, config.mask_rule) | (density >= config.full_density)[:, None]
     query = saliency_query(patches, mask)
     embedding, attention = soap_pool(query, patches, w_query, w_key, w_value, projection)
     return Foreground(embedding, attention, mask, cut, density)
@@ -300,30 +213,21 @@ def foreground(
 
 
 class MicroCLIP(Method):
-    """microCLIP: trains the LayerNorms of the image tower, the three SOAP matrices and the learnable classifier.
-
-    Args:
-        backbone: a ViT with CLS and patch tokens.
-        prompts: class names, templates and descriptions (templates stand in for missing descriptions).
-        config: constants; None: the preset of the backbone's name, else "default".
-
-    Raises:
-        ValueError: if the tower has no patch tokens.
-    """
+    """microCLIP, on a ViT with patch tokens: trains its LayerNorms, the SOAP matrices and the learnable classifier."""
 
     name = "microclip"
     presets = PRESETS
     adjustable = ("gamma", "rho", "crop_temperature")
     sized_by_data = ("crop_teacher.bank",)
 
+    config: MicroCLIPConfig
     static_classifier: Tensor
     mean_probs: Tensor
     mean_steps: Tensor
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: MicroCLIPConfig | None = None) -> None:
         backbone.require_patches(self.name)
-        super().__init__(backbone, prompts)
-        self.config = config or self.default_config(backbone)
+        super().__init__(backbone, prompts, config)
         templates = prompt_sentences(prompts, "templates")
         names = text_classifier(backbone, templates, unit=self.config.name_embedding == "unit")
         descriptions = sentence_embeddings(backbone, self.sentences)
@@ -336,7 +240,7 @@ class MicroCLIP(Method):
         # Running mean of the predicted probabilities and the number of steps in it, both per epoch.
         self.register_buffer("mean_probs", torch.zeros(len(self.class_names), device=backbone.device))
         self.register_buffer("mean_steps", torch.zeros((), device=backbone.device))
-        self.crop_teacher = crop_teacher(self.config.crop_teacher, backbone)
+        self.crop_teacher = FrozenCrops(backbone) if self.config.crop_teacher == "frozen" else None
         unfreeze_norms(self.backbone.visual)
 
     @property
@@ -347,17 +251,17 @@ class MicroCLIP(Method):
     @property
     def training_needs(self) -> ViewNeeds:
         """No crops where the teacher has embedded them once and for all."""
-        return self.needs if self.crop_teacher.trains_on_crops else replace(self.needs, crops=0)
+        return replace(self.needs, crops=0) if self.crop_teacher else self.needs
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Let the crop teacher see the images before training."""
-        self.crop_teacher.see(self.backbone, batches)
+        """Let a frozen crop teacher see the images before training."""
+        if self.crop_teacher:
+            self.crop_teacher.see(self.backbone, batches)
 
     def foreground(self, tokens: ImageTokens) -> Foreground:
         """The [FG] branch of a batch, by the trained matrices."""
-        matrices = self.w_query, self.w_key, self.w_value
-        return foreground(tokens, self.config, *matrices, self.backbone.visual.proj)
+        return foreground(tokens, self.config, self.w_query, self.w_key, self.w_value, self.backbone.visual.proj)
 
     def _fg_embedding(self, tokens: ImageTokens) -> Tensor:
         return self.foreground(tokens).embedding if self.config.soap else tokens.cls
@@ -375,22 +279,24 @@ class MicroCLIP(Method):
         if self.config.soap:
             found = self.foreground(tokens)
             fg = views.gather(found.embedding)
-            metrics = {"lambda_2": found.spectrum.eigenvalue, "edge_density": found.density}
-            metrics = {name: views.gather(values) for name, values in metrics.items()}
-        crops = self.crop_teacher.embeddings(self.backbone, views, index)
+            of_graph = {"lambda_2": found.spectrum.eigenvalue, "edge_density": found.density}
+            metrics = {name: views.gather(values) for name, values in of_graph.items()}
+        if self.crop_teacher:
+            crops = self.crop_teacher.embeddings(index)
+        else:
+            crops = views.gather(embed_crops(self.backbone, views))
         composite, crop_weights = crop_composite(cls, crops, self.config.crop_temperature)
         static = class_logits(composite, self.static_classifier)
         dynamic = class_logits(normalize(0.5 * cls + 0.5 * fg), self.learned_classifier)
         scale = self.backbone.logit_scale
         probs = (scale * dka_similarity(static, dynamic, self.config.gamma)).softmax(-1)
-        confidence, labels = probs.max(-1)
         sources = {"static": scale * static, "dynamic": scale * dynamic}
         votes = CropVotes(
             torch.einsum("bke,be->bk", crops, cls),
             scale * class_logits(crops, self.static_classifier),
             crops @ crops.mT,
         )
-        return PseudoLabels(labels, probs, torch.ones_like(confidence), sources, crop_weights, metrics, votes)
+        return guesses(probs, sources, crop_weights=crop_weights, metrics=metrics, crop_votes=votes)
 
     def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
         """Eq. (6) on the strong view."""

@@ -17,16 +17,12 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The k rows that are most like each query, the most similar first.
 
-    Args:
-        queries: (q, E) float, unit norm.
-        embeddings: (n, E) float, unit norm.
-        k: neighbors; fewer where there are fewer rows.
-        classifier: (C, E) float; search only the rows whose likeliest class is one of the query's `LIKELY` likeliest.
-            None: search all.
-        same: whether `queries` are the `embeddings`; none is its own neighbor then.
+    Queries (q, E) and embeddings (n, E) have unit norm. With a classifier (C, E) only those rows are searched whose
+    likeliest class is one of the query's `LIKELY` likeliest. `same` says that the queries are the embeddings; none is
+    its own neighbor then.
 
     Returns:
-        Cosines (q, k) and row numbers (q, k) int64; where too few were found, cosine 0 and row 0.
+        Cosines (q, k) and row numbers (q, k) int64, k at most n; where too few were found, cosine 0 and row 0.
     """
     k = min(k, len(embeddings) - same)
     best = queries.new_full((len(queries), k), -torch.inf)

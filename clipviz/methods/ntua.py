@@ -40,23 +40,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
-from clipviz.backbone.ownership import lock_of
 from clipviz.data.base import Batch, Views
 from clipviz.data.batches.features import FeatureBackbone
 from clipviz.events import CacheVotes, PseudoLabels
-from clipviz.methods.base import (
-    AdaptConfig,
-    Method,
-    TextSource,
-    ViewNeeds,
-    check_constants,
-    embed,
-    prompt_sentences,
-    text_classifier,
-)
-from clipviz.methods.cache import CacheBatches, Candidates, choose_streaming, class_sums, most_confident
-from clipviz.methods.teacher import Teacher
-from clipviz.ops import class_logits, expect_axes, expect_floats, normalize
+from clipviz.methods.base import AdaptConfig, TextSource, ViewNeeds, check_constants, embed
+from clipviz.methods.cache import CacheBatches, Candidates, Teacher, choose_streaming, class_sums, most_confident
+from clipviz.methods.embedding import AddingMethod, heaviest
+from clipviz.ops import expect_axes, expect_floats, normalize
 from clipviz.prompts import ClassPrompts
 
 _VIEWS_AT_ONCE = 640
@@ -72,42 +62,27 @@ Affinity = Literal["reliability", "contrastive", "none"]
 class NtUAConfig:
     """Constants of NtUA.
 
-    Attributes:
-        shots: K, images per class; fewer where there are no more.
-        selection: "topk_pseudo", eq. (1); "random": K C images, whatever they are; "oracle_balanced": K images per true
-            class, as few-shot papers sample. The last uses labels, so it is for reproduction only: it wants
-            `allow_labels` and the positions from `clipviz.data.batches.sampling.balanced_index`.
-        allow_labels: says that the use of labels is meant.
-        views: A, augmented views per image.
-        view_scale: side of a view as a share of the short side; 0.71 is half the area.
-        weighted: False sets all w to 1.
-        normalized_weights: divide w by its mean, so that alpha keeps the meaning it has without weights (ours).
-        balanced: whether each class's votes count times K / its entries, eq. (5) (ours); False is the plain sum.
-        rectify: whether the teacher replaces labels and weights, eq. (4); it then chooses the images, too.
-        alpha: multiplier of the cache's vote.
-        beta: sharpness of the cache.
-        affinity: what becomes of prototype affinity in the loss, eq. (6).
-        text: what the text classifier is made of.
-        schedule: recommended schedule.
+    `selection` is "topk_pseudo", eq. (1), "random", K C images, whatever they are, or "oracle_balanced", K images per
+    true class, as few-shot papers sample. The last uses labels, so it is for reproduction only: it wants `allow_labels`
+    and the positions from `clipviz.data.batches.sampling.balanced_index`.
     """
 
-    shots: int = 16
+    shots: int = 16  # K, images per class; fewer where there are no more
     selection: Selection = "topk_pseudo"
-    allow_labels: bool = False
-    views: int = 10
-    view_scale: tuple[float, float] = (0.71, 1.0)
-    weighted: bool = True
-    normalized_weights: bool = False
-    balanced: bool = True
-    rectify: bool = True
-    alpha: float = 2.0
-    beta: float = 5.0
-    affinity: Affinity = "reliability"
+    allow_labels: bool = False  # says that the use of labels is meant
+    views: int = 10  # A, augmented views per image
+    view_scale: tuple[float, float] = (0.71, 1.0)  # side of a view as a share of the short side; 0.71 is half the area
+    weighted: bool = True  # False sets all w to 1
+    normalized_weights: bool = False  # w over its mean, so that alpha keeps the meaning it has without weights (ours)
+    balanced: bool = True  # whether each class counts K / its entries times, eq. (5) (ours); False is the plain sum
+    rectify: bool = True  # whether the teacher replaces labels and weights, eq. (4); it then chooses the images, too
+    alpha: float = 2.0  # multiplier of the cache
+    beta: float = 5.0  # sharpness of the cache
+    affinity: Affinity = "reliability"  # what becomes of prototype affinity in the loss, eq. (6)
     text: TextSource = "descriptions"
     schedule: AdaptConfig = _SCHEDULE
 
     def __post_init__(self) -> None:
-        """Refuse constants outside their range, and labels that nobody allowed."""
         check_constants(self, alpha=0, beta=0, shots=1, views=1)
         if self.selection == "oracle_balanced" and not self.allow_labels:
             raise ValueError(
@@ -151,17 +126,9 @@ def cache_affinity(cosine: Tensor, beta: float) -> Tensor:
 
 
 def cache_logits(embeddings: Tensor, keys: Tensor, values: Tensor, alpha: float, beta: float) -> Tensor:
-    """The cache's vote, second term of eq. (5): alpha exp(-beta (1 - f F^T)) V.
+    """Second term of eq. (5): alpha exp(-beta (1 - f F^T)) V.
 
-    Args:
-        embeddings: (B, E) float, unit norm.
-        keys: (M, E) float; M may be 0.
-        values: (M, C), already weighted.
-        alpha: multiplier.
-        beta: sharpness.
-
-    Returns:
-        (B, C) float.
+    Embeddings (B, E), unit norm, keys (M, E), M >= 0, and values (M, C), already weighted -> (B, C).
 
     Raises:
         ValueError: if shapes disagree, or the precisions of embeddings and keys.
@@ -172,10 +139,7 @@ def cache_logits(embeddings: Tensor, keys: Tensor, values: Tensor, alpha: float,
 
 
 def refine_cache(teacher_probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels and weights by a teacher, eq. (4) (by the model itself: eq. (3)).
-
-    Args:
-        teacher_probs: (M, C) float.
+    """Labels and weights by a teacher, eq. (4) (by the model itself: eq. (3)), from (M, C) probabilities.
 
     Returns:
         The most probable class (M,) int64, of equals the first, and its probability (M,) float.
@@ -194,14 +158,7 @@ def refine_cache(teacher_probs: Tensor) -> tuple[Tensor, Tensor]:
 def class_affinity(embeddings: Tensor, prototypes: Tensor, labels: Tensor, beta: float) -> Tensor:
     """Reliability r of eq. (6): affinity to the prototype of the own label, over the class's largest in the batch.
 
-    Args:
-        embeddings: (B, E) float, unit norm.
-        prototypes: (C, E) float, unit norm.
-        labels: (B,) int64.
-        beta: sharpness.
-
-    Returns:
-        (B,) float in (0, 1], without gradient.
+    Embeddings (B, E) and prototypes (C, E), unit norm, labels (B,) int64 -> (B,) in (0, 1], without gradient.
     """
     with torch.no_grad():
         affinity = cache_affinity((embeddings * prototypes[labels]).sum(-1), beta)
@@ -212,28 +169,19 @@ def class_affinity(embeddings: Tensor, prototypes: Tensor, labels: Tensor, beta:
 # ------------------------------------------------------------------------------------------------- the method
 
 
-class NtUA(Method):
+class NtUA(AddingMethod):
     """NtUA: trains the keys of a cache; both encoders, the text classifier and the values stay as they are.
 
-    Args:
-        backbone: any CLIP, or the backbone of a data set of embeddings.
-        prompts: class names, templates and descriptions.
-        config: constants; None: the preset of the backbone's name, else "default".
-        teacher: a larger CLIP, of any embedding width; None: the backbone itself, on averaged views.
-        oracle_index: positions for `selection="oracle_balanced"`.
-
-    Raises:
-        ValueError: if a teacher is to look at embeddings, or oracle positions and selection do not go together.
+    Besides what all methods take: `teacher`, a larger CLIP (None: the backbone itself, on averaged views), which wants
+    images, no embeddings; and `oracle_index`, positions for `selection="oracle_balanced"`.
     """
 
     name = "ntua"
     presets = PRESETS
-    adapts_tower = False
-    works_on_embeddings = True
     sized_by_data = ("keys", "labels", "weights", "cache_index", "cache_views", "student", "teacher_probs")
     adjustable = ("alpha", "beta")
 
-    classifier: Tensor
+    config: NtUAConfig
     keys: Tensor
     labels: Tensor
     weights: Tensor
@@ -251,31 +199,23 @@ class NtUA(Method):
         teacher: Backbone | None = None,
         oracle_index: Tensor | None = None,
     ) -> None:
-        super().__init__(backbone, prompts)
-        self.config: NtUAConfig = config or self.default_config(backbone)
+        super().__init__(backbone, prompts, config)
         if teacher is not None and isinstance(backbone, FeatureBackbone):
             raise ValueError("a teacher wants to see images, but the data are their embeddings only; leave it out")
         if (self.config.selection == "oracle_balanced") != (oracle_index is not None):
             raise ValueError("oracle_index and selection='oracle_balanced' go together; give both or neither")
-        self.register_buffer("classifier", text_classifier(backbone, self.sentences))
         self.teacher = None if teacher is None else Teacher(teacher, self.sentences)
         self._oracle_index = oracle_index
-        c, e = self.classifier.shape
+        (c, e), empty = self.classifier.shape, self.classifier.new_zeros
         if self.trains:
-            self.register_parameter("keys", nn.Parameter(self.classifier.new_zeros(0, e)))
+            self.register_parameter("keys", nn.Parameter(empty(0, e)))
         else:
-            self.register_buffer("keys", self.classifier.new_zeros(0, e))
-        for name in ("student", "teacher_probs"):
-            self.register_buffer(name, self.classifier.new_zeros(0, c))
-        for name, shape in (("weights", (0,)), ("cache_views", (0, 1, e))):
-            self.register_buffer(name, self.classifier.new_zeros(shape))
+            self.register_buffer("keys", empty(0, e))
+        shapes = {"student": (0, c), "teacher_probs": (0, c), "weights": (0,), "cache_views": (0, 1, e)}
+        for name, shape in shapes.items():
+            self.register_buffer(name, empty(shape))
         for name in ("labels", "cache_index"):
-            self.register_buffer(name, torch.zeros(0, dtype=torch.int64, device=self.classifier.device))
-
-    @property
-    def sentences(self) -> list[tuple[str, ...]]:
-        """Descriptions or filled templates, whichever the preset says."""
-        return prompt_sentences(self.prompts, self.config.text)
+            self.register_buffer(name, empty(0, dtype=torch.int64))
 
     @property
     def needs(self) -> ViewNeeds:
@@ -293,14 +233,12 @@ class NtUA(Method):
         if not self.config.rectify or isinstance(self.backbone, FeatureBackbone):  # one view, so nothing to refine
             return "none"
         if self.teacher is not None:
-            return self.teacher.name
+            return self.teacher.backbone.name
         return f"{self.backbone.name} itself, on {self.config.views} averaged views"
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """The keys, with Tip-Adapter-F's eps."""
         return [{"params": [self.keys], "weight_decay": weight_decay, "eps": 1e-4}]
-
-    # --------------------------------------------------------------------------------------------- the cache
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:
@@ -310,10 +248,9 @@ class NtUA(Method):
 
     def _candidates(self, batch: Batch) -> Candidates:
         """Views and probabilities of a batch of images (or of embeddings, which are their own only view)."""
-        crops, scale = batch.views.crops, self.backbone.logit_scale
-        gather = batch.views.gather
+        crops, gather = batch.views.crops, batch.views.gather
         weak = gather(embed(self.backbone, batch.views.weak))
-        student = class_logits(weak, self.classifier, scale).softmax(-1)
+        student = self.text_logits(weak).softmax(-1)
         if crops is None:
             return Candidates(batch.index, weak[:, None], student, student)
         crops = crops.clone()
@@ -321,10 +258,10 @@ class NtUA(Method):
         rows = [self.backbone.embed(part) for part in crops.flatten(0, 1).split(_VIEWS_AT_ONCE)]
         views = gather(torch.cat(rows).unflatten(0, crops.shape[:2]))
         if self.teacher is None:
-            teacher = class_logits(views, self.classifier, scale).softmax(-1).mean(1)
+            teacher = self.text_logits(views).softmax(-1).mean(1)
         else:
-            guesses = self.teacher.logits(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
-            teacher = gather(guesses.softmax(-1).mean(1))
+            logits = self.teacher.logits(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
+            teacher = gather(logits.softmax(-1).mean(1))
         return Candidates(batch.index, views, student, teacher)
 
     def _keep(self, pool: Candidates) -> Candidates:
@@ -347,18 +284,15 @@ class NtUA(Method):
         if config.normalized_weights:
             weights = weights / weights.mean()
         is_known = isinstance(self.backbone, FeatureBackbone)  # the only view says what student and teacher think
-        entries = {
-            "keys": normalize(chosen.views.sum(1)),
-            "labels": labels,
-            "weights": weights,
-            "cache_index": chosen.index,
-            "cache_views": chosen.views,
-            "student": chosen.student[: 0 if is_known else None],
-            "teacher_probs": chosen.teacher[: 0 if is_known else None],
-        }
-        with lock_of(self):  # nobody sees half a cache
-            for name, tensor in entries.items():
-                self._resize(name, tensor.shape).copy_(tensor)
+        self.fill(
+            keys=normalize(chosen.views.sum(1)),
+            labels=labels,
+            weights=weights,
+            cache_index=chosen.index,
+            cache_views=chosen.views,
+            student=chosen.student[: 0 if is_known else None],
+            teacher_probs=chosen.teacher[: 0 if is_known else None],
+        )
 
     def training_batches(self, batch_size: int, seed: int) -> CacheBatches:
         """The cache's images, as embeddings of their views."""
@@ -369,24 +303,22 @@ class NtUA(Method):
         classes = len(self.labels.unique())
         return {"coverage": classes / len(self.class_names), "cache_size": float(len(self.labels))}
 
-    # --------------------------------------------------------------------------------------------- training
-
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
-        """The entries' labels; as sources what each voice says of an image now, the cache without its own entry."""
+        """The entries' labels; as sources what each part says of an image now, the cache without its own entry."""
         rows = torch.searchsorted(self.cache_index, index)
         is_known = not len(self.student)
-        probs = self._text(views.weak).softmax(-1) if is_known else self.student[rows]
-        sources = {"zero_shot": _log(probs), "cache": self._vote_of_the_others(views.weak, rows)}
+        probs = self.text_logits(views.weak).softmax(-1) if is_known else self.student[rows]
+        sources = {"zero_shot": _log(probs), "cache": self.leave_one_out_logits(views.weak, rows)}
         if self.config.rectify and not is_known:
             probs = self.teacher_probs[rows]
             sources["teacher"] = _log(probs)
         return PseudoLabels(self.labels[rows], probs, self.weights[rows], sources)
 
-    def _vote_of_the_others(self, embeddings: Tensor, rows: Tensor) -> Tensor:
+    def leave_one_out_logits(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """Eq. (5) without each image's own entry, which would repeat the label it has."""
         cosine = (embeddings * self.keys[rows]).sum(-1, keepdim=True)
         own = self.config.alpha * cache_affinity(cosine, self.config.beta) * self.vote_weights[rows, None]
-        return self._logits(embeddings) - own * F.one_hot(self.labels[rows], len(self.class_names))
+        return self.logits(embeddings) - own * F.one_hot(self.labels[rows], len(self.class_names))
 
     def _prototypes(self) -> Tensor:
         """Class means of eq. (6), (C, E) unit norm; zero for classes without an entry."""
@@ -395,7 +327,7 @@ class NtUA(Method):
     def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
         """Eq. (6) on cached views."""
         embeddings, weights = views.weak, pseudo.weights
-        cross_entropy = F.cross_entropy(self._logits(embeddings), pseudo.labels, reduction="none")
+        cross_entropy = F.cross_entropy(self.logits(embeddings), pseudo.labels, reduction="none")
         if self.config.affinity == "reliability":
             prototypes = self._prototypes().detach()
             weights = weights * class_affinity(embeddings, prototypes, pseudo.labels, self.config.beta)
@@ -419,38 +351,16 @@ class NtUA(Method):
         """V diag(K / M_c) of eq. (5) as the matrix (M, C) that `cache_logits` takes; the method never makes it."""
         return self.vote_weights[:, None] * F.one_hot(self.labels, len(self.class_names))
 
-    def _text(self, embeddings: Tensor) -> Tensor:
-        return class_logits(embeddings, self.classifier, self.backbone.logit_scale)
-
-    def _cache(self, embeddings: Tensor) -> Tensor:
-        """`cache_logits` of keys and `values`, from labels and weights."""
+    def addends(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """The terms of eq. (5); the second is `cache_logits` of keys and `values`, from labels and weights."""
         affinity = cache_affinity(self.keys @ embeddings.T, self.config.beta)
-        return self.config.alpha * class_sums(affinity, self.labels, self.vote_weights, len(self.class_names)).T
+        cache = self.config.alpha * class_sums(affinity, self.labels, self.vote_weights, len(self.class_names)).T
+        return {"zero_shot": self.text_logits(embeddings), "cache": cache}
 
-    def _logits(self, embeddings: Tensor) -> Tensor:
-        """Eq. (5)."""
-        return self._text(embeddings) + self._cache(embeddings)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Eq. (5) on whole images."""
-        return self._logits(embed(self.backbone, images))
-
-    def measured(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. (5), and its terms: text alone, which is zero-shot, and cache alone."""
-        embeddings = embed(self.backbone, views.weak)
-        text, cache = self._text(embeddings), self._cache(embeddings)
-        return text + cache, {"zero_shot": text, "cache": cache}
-
-    def branches(self, images: Tensor) -> dict[str, Tensor]:
-        """Text alone, which is zero-shot, and cache alone."""
-        return self.measured(Views(images))[1]
-
-    def cache_votes(self, images: Tensor, n: int) -> CacheVotes:
+    def cache_votes(self, images: Tensor, n: int) -> CacheVotes | None:
         """The terms of eq. (5) apart: what each entry adds to the logit of its own class."""
         affinity = cache_affinity(embed(self.backbone, images) @ self.keys.T, self.config.beta)
-        votes = self.config.alpha * affinity * self.vote_weights
-        top, rows = votes.topk(min(n, len(self.keys)))
-        return CacheVotes(self.cache_index[rows].cpu(), self.labels[rows].cpu(), top.cpu())
+        return heaviest(self.config.alpha * affinity * self.vote_weights, self.cache_index, self.labels, n)
 
     def baselines(self, images: Tensor) -> dict[str, Tensor]:
         """A larger teacher's own zero-shot; a cache that stays below it is no use if the teacher can be run."""

@@ -25,34 +25,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clipviz.backbone import Backbone
 from clipviz.events import CacheVotes
 from clipviz.methods.base import AdaptConfig, TextSource, check_constants, embed
-from clipviz.methods.gathered import StreamMethod, unit_rows
+from clipviz.methods.embedding import StreamMethod, heaviest, unit_rows
 from clipviz.methods.tda import STREAM
-from clipviz.prompts import ClassPrompts
 
 
 @dataclass(frozen=True)
 class OGAConfig:
-    """Constants of OGA.
+    """Constants of OGA."""
 
-    Attributes:
-        tau: weight of the Gaussian's log-likelihood.
-        slots: of a class.
-        official: count empty slots as zeros in (2), as the authors' code does.
-        text: what the text classifier is made of.
-        schedule: its epochs are slices of the stream.
-    """
-
-    tau: float = 0.05
-    slots: int = 8
-    official: bool = False
+    tau: float = 0.05  # weight of the Gaussian's log-likelihood
+    slots: int = 8  # of a class
+    official: bool = False  # count empty slots as zeros in (2), as the authors' code does
     text: TextSource = "descriptions"
-    schedule: AdaptConfig = STREAM
+    schedule: AdaptConfig = STREAM  # its epochs are slices of the stream
 
     def __post_init__(self) -> None:
-        """Refuse constants outside their range."""
         check_constants(self, tau=0, slots=1)
 
 
@@ -138,13 +127,8 @@ def stream(
 ) -> Tensor:
     """Predict images batch after batch.
 
-    Args:
-        embeddings: (n, E) float, unit norm, in the order in which they come.
-        classifier: (C, E) float, unit norm.
-        batch_size: images that come together.
-        tau: weight of the Gaussian's log-likelihood.
-        official: count empty slots as zeros, as the authors' code does.
-        logit_scale: s.
+    Embeddings (n, E), in the order in which they come, and classifier (C, E) are floats of unit norm; `tau` and
+    `official` are those of `OGAConfig`, `logit_scale` is s.
 
     Returns:
         (n, C) float probabilities in stream order.
@@ -165,7 +149,7 @@ def stream(
 
 
 class OGA(StreamMethod):
-    """OGA: a slice of the stream is an epoch, the memory is made of buffers. Args: as for the base."""
+    """OGA: a slice of the stream is an epoch, the memory is made of buffers."""
 
     name = "oga"
     presets: ClassVar = {
@@ -176,31 +160,26 @@ class OGA(StreamMethod):
     config: OGAConfig
     memory_index: Tensor
 
-    def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: OGAConfig | None = None) -> None:
-        super().__init__(backbone, prompts, config)
-        for name, tensor in empty_memory(self.classifier, self.config).items():
-            self.register_buffer(f"memory_{name}", tensor)
+    def empty(self) -> dict[str, Tensor]:
+        """The buffers of an empty memory."""
+        return {f"memory_{name}": tensor for name, tensor in empty_memory(self.classifier, self.config).items()}
 
     @property
     def memory(self) -> Memory:
         """The buffers by name; writing into them changes the method."""
         return {name: getattr(self, f"memory_{name}") for name in ("keys", "entropy", "index", "means", "precision")}
 
-    def forget(self) -> None:
-        """Empty the memory."""
-        for name, tensor in empty_memory(self.classifier, self.config).items():
-            self.memory[name].copy_(tensor)
+    def _sources(self, embeddings: Tensor, gaussian: Tensor) -> dict[str, Tensor]:
+        return {"zero_shot": self.text_logits(embeddings), "gaussian": gaussian.to(embeddings.dtype)}
 
     def step(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
         """Eqs. (1)-(4)."""
         scale = self.backbone.logit_scale
-        gaussian = take_in(embeddings, index, self.memory, self.classifier, scale, self.config)
-        return {"zero_shot": self.text_logits(embeddings), "gaussian": gaussian.to(embeddings.dtype)}
+        return self._sources(embeddings, take_in(embeddings, index, self.memory, self.classifier, scale, self.config))
 
     def addends(self, embeddings: Tensor) -> dict[str, Tensor]:
         """Eq. (4) with the Gaussians as they are."""
-        gaussian = self.config.tau * log_likelihood(embeddings, self.memory)
-        return {"zero_shot": self.text_logits(embeddings), "gaussian": gaussian.to(embeddings.dtype)}
+        return self._sources(embeddings, self.config.tau * log_likelihood(embeddings, self.memory))
 
     def cache_votes(self, images: Tensor, n: int) -> CacheVotes | None:
         """What each slot adds to its class by way of the mean: tau (x - m)^T P (x_j - m) / slots, m the mean of means.
@@ -211,14 +190,11 @@ class OGA(StreamMethod):
         filled = memory["index"] >= 0
         counts = filled.sum(1)
         rows = (filled & (counts >= 2)[:, None]).flatten().nonzero()[:, 0]
-        if not len(rows):
-            return None
         m, labels = memory["means"].mean(0), rows // filled.shape[1]
         parts = (x - m) @ memory["precision"] @ (memory["keys"].flatten(0, 1)[rows] - m).T
         divisor = torch.full_like(counts, filled.shape[1]) if self.config.official else counts
         votes = (self.config.tau * parts / divisor[labels]).float()
-        top, places = votes.topk(min(n, len(rows)))
-        return CacheVotes(*(t.cpu() for t in (memory["index"].flatten()[rows][places], labels[places], top)))
+        return heaviest(votes, memory["index"].flatten()[rows], labels, n, signed=True)
 
     def diagnostics(self) -> dict[str, float]:
         """Filled slots."""

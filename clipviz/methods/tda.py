@@ -23,11 +23,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clipviz.backbone import Backbone
 from clipviz.events import CacheVotes
 from clipviz.methods.base import AdaptConfig, TextSource, check_constants, embed
-from clipviz.methods.gathered import StreamMethod, sum_of, unit_rows
-from clipviz.prompts import ClassPrompts
+from clipviz.methods.embedding import StreamMethod, heaviest, sum_of, unit_rows
 
 STREAM = AdaptConfig(epochs=10, batch_size=32)
 """Ten slices of the stream; the batches of 32 are OGA's, and change nothing for TDA."""
@@ -35,41 +33,24 @@ STREAM = AdaptConfig(epochs=10, batch_size=32)
 
 @dataclass(frozen=True)
 class TDAConfig:
-    """Constants of TDA.
+    """Constants of TDA."""
 
-    Attributes:
-        alpha: weight of the positive cache.
-        beta: its sharpness.
-        negative: whether there is a negative cache.
-        entropy_range: low and high of (2).
-        vote_before_store: predict an image before it is stored (ours).
-        positive_shots: entries of a class in the positive cache.
-        negative_shots: likewise in the negative one.
-        negative_alpha: weight of the negative cache.
-        negative_beta: its sharpness.
-        mask: an entry of the negative cache speaks against classes of a probability between these two.
-        text: what the text classifier is made of.
-        schedule: its epochs are slices of the stream.
-    """
-
-    alpha: float = 2.0
-    beta: float = 5.0
-    negative: bool = True
-    entropy_range: tuple[float, float] = (0.2, 0.5)
-    vote_before_store: bool = False
-    positive_shots: int = 3
-    negative_shots: int = 2
-    negative_alpha: float = 0.117
-    negative_beta: float = 1.0
-    mask: tuple[float, float] = (0.03, 1.0)
+    alpha: float = 2.0  # weight of the positive cache
+    beta: float = 5.0  # its sharpness
+    negative: bool = True  # whether there is a negative cache
+    entropy_range: tuple[float, float] = (0.2, 0.5)  # low and high of (2)
+    vote_before_store: bool = False  # predict an image before it is stored (ours)
+    positive_shots: int = 3  # entries of a class in the positive cache
+    negative_shots: int = 2  # likewise in the negative one
+    negative_alpha: float = 0.117  # weight of the negative cache
+    negative_beta: float = 1.0  # its sharpness
+    mask: tuple[float, float] = (0.03, 1.0)  # a negative entry speaks against classes of a probability between these
     text: TextSource = "descriptions"
-    schedule: AdaptConfig = STREAM
+    schedule: AdaptConfig = STREAM  # its epochs are slices of the stream
 
     def __post_init__(self) -> None:
-        """Refuse constants outside their range."""
-        check_constants(
-            self, alpha=0, beta=0, positive_shots=1, negative_shots=1, negative_alpha=0, negative_beta=0
-        )  # fmt: skip
+        check_constants(self, alpha=0, beta=0, positive_shots=1)
+        check_constants(self, negative_alpha=0, negative_beta=0, negative_shots=1)
         for name in ("entropy_range", "mask"):
             pair = getattr(self, name)
             if len(pair) != 2 or not pair[0] <= pair[1]:
@@ -150,15 +131,8 @@ def stream(
 ) -> Tensor:
     """Predict images one after the other.
 
-    Args:
-        embeddings: (n, E) float, unit norm, in the order in which they come.
-        classifier: (C, E) float, unit norm.
-        alpha: weight of the positive cache.
-        beta: its sharpness.
-        negative: whether there is a negative cache.
-        entropy_range: which images enter it.
-        vote_before_store: predict an image before it is stored, so that it does not vote for itself.
-        logit_scale: s.
+    Embeddings (n, E), in the order in which they come, and classifier (C, E) are floats of unit norm; the constants
+    are those of `TDAConfig`, `logit_scale` is s.
 
     Returns:
         (n, C) float logits in stream order.
@@ -177,29 +151,22 @@ def stream(
 
 
 class TDA(StreamMethod):
-    """TDA: a slice of the stream is an epoch, the caches are buffers. Args: as for the base."""
+    """TDA: a slice of the stream is an epoch, the caches are buffers."""
 
     name = "tda"
     presets: ClassVar = {"default": TDAConfig(), "paper": TDAConfig(text="templates")}
     config: TDAConfig
 
-    def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: TDAConfig | None = None) -> None:
-        super().__init__(backbone, prompts, config)
-        for sign, cache in empty_caches(self.classifier, self.config).items():
-            for name, tensor in cache.items():
-                self.register_buffer(f"{sign}_{name}", tensor)
+    def empty(self) -> dict[str, Tensor]:
+        """The buffers of two empty caches."""
+        caches = empty_caches(self.classifier, self.config)
+        return {f"{sign}_{name}": tensor for sign, cache in caches.items() for name, tensor in cache.items()}
 
     @property
     def caches(self) -> dict[str, Cache]:
         """The buffers by name; writing into them changes the method."""
         names = {"positive": ("keys", "entropy", "index"), "negative": ("keys", "entropy", "index", "against")}
         return {sign: {name: getattr(self, f"{sign}_{name}") for name in parts} for sign, parts in names.items()}
-
-    def forget(self) -> None:
-        """Empty the caches."""
-        for sign, cache in empty_caches(self.classifier, self.config).items():
-            for name, tensor in cache.items():
-                self.caches[sign][name].copy_(tensor)
 
     def step(self, embeddings: Tensor, index: Tensor) -> dict[str, Tensor]:
         """Eqs. (1)-(3), image by image."""
@@ -217,14 +184,9 @@ class TDA(StreamMethod):
         x, caches, config = embed(self.backbone, images), self.caches, self.config
         votes = [affinities(x, caches["positive"], config.alpha, config.beta)]
         votes.append(-affinities(x, caches["negative"], config.negative_alpha, config.negative_beta))
-        joined = torch.cat([part.flatten(1) for part in votes], 1)
         index = torch.cat([cache["index"].flatten() for cache in caches.values()])
         own = [torch.arange(len(self.classifier), device=x.device).repeat_interleave(part.shape[2]) for part in votes]
-        n = min(n, int((index >= 0).sum()))
-        rows = joined.abs().topk(n)[1]
-        return (
-            CacheVotes(*(t.cpu() for t in (index[rows], torch.cat(own)[rows], joined.gather(1, rows)))) if n else None
-        )
+        return heaviest(torch.cat([part.flatten(1) for part in votes], 1), index, torch.cat(own), n)
 
     def diagnostics(self) -> dict[str, float]:
         """Entries in each cache."""

@@ -9,9 +9,7 @@ labels of the original are not used, so its published numbers are not to be comp
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
-
-from torch import Tensor
+from typing import Any, ClassVar
 
 from clipviz.backbone import Backbone
 from clipviz.methods.ntua import PRESETS, NtUA, NtUAConfig
@@ -19,13 +17,7 @@ from clipviz.prompts import ClassPrompts
 
 
 class TipAdapter(NtUA):
-    """A cache of pseudo-labelled images beside the text classifier, training-free.
-
-    Args: as for `NtUA`; weights and teacher are switched off.
-
-    Raises:
-        ValueError: if a teacher is given.
-    """
+    """A cache of pseudo-labelled images beside the text classifier; weights and teacher of `NtUA` are switched off."""
 
     name = "tip_adapter"
     presets: ClassVar = {
@@ -35,15 +27,9 @@ class TipAdapter(NtUA):
     trains: ClassVar[bool] = False
 
     def __init__(
-        self,
-        backbone: Backbone,
-        prompts: ClassPrompts,
-        config: NtUAConfig | None = None,
-        *,
-        teacher: Backbone | None = None,
-        oracle_index: Tensor | None = None,
+        self, backbone: Backbone, prompts: ClassPrompts, config: NtUAConfig | None = None, **options: Any
     ) -> None:
-        if teacher is not None:
+        if options.get("teacher") is not None:
             raise ValueError("tip_adapter has no teacher; ntua has one")
         plain = replace(config or self.default_config(backbone), weighted=False, rectify=False)
-        super().__init__(backbone, prompts, plain, oracle_index=oracle_index)
+        super().__init__(backbone, prompts, plain, **options)

@@ -35,9 +35,9 @@ from torch import Tensor
 from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, Views
 from clipviz.events import CacheVotes, PseudoLabels
-from clipviz.methods.base import AdaptConfig, TextSource, check_constants, embed
+from clipviz.methods.base import AdaptConfig, TextSource, check_constants, embed, guesses
 from clipviz.methods.cache import CacheBatches
-from clipviz.methods.gathered import GatheredMethod, guesses, unit_rows
+from clipviz.methods.embedding import GatheredMethod, unit_rows
 from clipviz.methods.neighbors import nearest
 from clipviz.prompts import ClassPrompts
 
@@ -52,74 +52,68 @@ _SAME = 1e-5
 class TransCLIPConfig:
     """Constants of TransCLIP and StatA.
 
-    Attributes:
-        neighbors: k; 0 switches the last addend of (6) off.
-        search: "all": the exact neighbors; "likely": the nearest among the images that the text calls one of an image's
-            likeliest classes, which a million images need.
-        seeds: rows of (2).
-        sweeps: repetitions of (6) in a pass.
-        text_weight: lambda.
-        temperature: T.
-        alpha: of StatA, how many images the text counts for.
-        soft: StatA's n_c = sum_i z_ic.
-        text: what the text classifier is made of.
-        schedule: its epochs are the passes.
+    `search` is "all", the exact neighbors, or "likely", the nearest among the images that the text calls one of an
+    image's likeliest classes, which a million images need.
     """
 
-    neighbors: int = 3
+    neighbors: int = 3  # k; 0 switches the last addend of (6) off
     search: Literal["all", "likely"] = "all"
-    seeds: int = 8
-    sweeps: int = 5
-    text_weight: float = 1.0
-    temperature: float = 50.0
-    alpha: float = 1.0
-    soft: bool = False
+    seeds: int = 8  # rows of (2)
+    sweeps: int = 5  # repetitions of (6) in a pass
+    text_weight: float = 1.0  # lambda
+    temperature: float = 50.0  # T
+    alpha: float = 1.0  # of StatA, how many images the text counts for
+    soft: bool = False  # StatA's n_c = sum_i z_ic
     text: TextSource = "descriptions"
-    schedule: AdaptConfig = _SCHEDULE
+    schedule: AdaptConfig = _SCHEDULE  # its epochs are the passes
 
     def __post_init__(self) -> None:
-        """Refuse constants outside their range."""
-        check_constants(self, neighbors=0, seeds=1, sweeps=1, text_weight=0, alpha=0)
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        check_constants(self, positive="temperature", neighbors=0, seeds=1, sweeps=1, text_weight=0, alpha=0)
 
 
 class Solution(NamedTuple):
-    """Where the passes have led.
+    """Where the passes have led."""
 
-    Attributes:
-        assignments: z, (n, C) float, rows sum to 1.
-        prototypes: mu, (C, E) float, unit norm.
-        variances: v, (E,) float; of StatA (C, E).
-        pulls: (n, C) float, the last addend of (6) that led to z.
-        text_variances: v0 of StatA, (E,) float; of TransCLIP 1 / E.
-    """
-
-    assignments: Tensor
-    prototypes: Tensor
-    variances: Tensor
-    pulls: Tensor
-    text_variances: Tensor
+    assignments: Tensor  # z, (n, C) float, rows sum to 1
+    prototypes: Tensor  # mu, (C, E) float, unit norm
+    variances: Tensor  # v, (E,) float; of StatA (C, E)
+    pulls: Tensor  # (n, C) float, the last addend of (6) that led to z
+    text_variances: Tensor  # v0 of StatA, (E,) float; of TransCLIP 1 / E
 
 
 # ------------------------------------------------------------------------------------------------- the equations
 
 
-def text_log_probs(embeddings: Tensor, classifier: Tensor, logit_scale: float) -> Tensor:
-    """Logarithm of y, eq. (1), (B, E) and (C, E) -> (B, C)."""
-    return (logit_scale * embeddings @ classifier.T).log_softmax(-1)
+class Problem(NamedTuple):
+    """Embeddings (n, E) and text classifier (C, E), of unit norm; `anchor` means StatA, `logit_scale` is s."""
+
+    embeddings: Tensor
+    classifier: Tensor
+    config: TransCLIPConfig
+    anchor: bool
+    logit_scale: float
+
+    def text_log_probs(self, rows: slice) -> Tensor:
+        """Logarithm of y, eq. (1), of some rows."""
+        return (self.logit_scale * self.embeddings[rows] @ self.classifier.T).log_softmax(-1)
+
+    def nearest(self, queries: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and rows of the k neighbors of unseen images, or of its own; of an unseen image one at least."""
+        lists, k = self.classifier if self.config.search == "likely" else None, self.config.neighbors
+        if queries is None:
+            return nearest(self.embeddings, self.embeddings, k, lists, same=True)
+        return nearest(queries, self.embeddings, max(1, k), lists)
 
 
-def start(
-    embeddings: Tensor, classifier: Tensor, config: TransCLIPConfig, anchor: bool, logit_scale: float
-) -> Solution:
+def start(problem: Problem) -> Solution:
     """Eqs. (1)-(3)."""
-    z = torch.cat([text_log_probs(rows, classifier, logit_scale).exp() for rows in embeddings.split(_ROWS)])
+    embeddings, classifier = problem.embeddings, problem.classifier
+    z = torch.cat([problem.text_log_probs(rows).exp() for rows in _slices(len(embeddings))])
     pulls = torch.zeros_like(z)
-    if anchor:
+    if problem.anchor:
         v0 = _scatter(_moments(embeddings, z), classifier).sum(0) / len(z)
         return Solution(z, classifier, v0.clamp(min=_LEAST_VARIANCE).expand_as(classifier), pulls, v0)
-    weights, rows = z.topk(min(config.seeds, len(z)), dim=0)
+    weights, rows = z.topk(min(problem.config.seeds, len(z)), dim=0)
     weights = weights / weights[:1]  # or those of a class that is far from all images would vanish in its norm
     mu = _unit_or(torch.einsum("mc,mce->ce", weights, embeddings[rows]), classifier)
     variances = torch.full_like(mu[0], 1 / mu.shape[1])
@@ -135,15 +129,13 @@ def log_likelihood(embeddings: Tensor, prototypes: Tensor, variances: Tensor) ->
     return -0.5 * (distances + variances.log().sum(-1)) if variances.ndim == 2 else -0.5 * distances
 
 
-def assign(
-    old: Solution, embeddings: Tensor, classifier: Tensor, graph: Tensor, config: TransCLIPConfig, logit_scale: float
-) -> Solution:
+def assign(problem: Problem, old: Solution, graph: Tensor) -> Solution:
     """Eqs. (5) and (6); `graph` is A / 2k, sparse (n, n)."""
+    config = problem.config
     z, fixed = old.assignments.clone(), torch.empty_like(old.assignments)
     for rows in _slices(len(z)):
-        log_y = text_log_probs(embeddings[rows], classifier, logit_scale)
-        likelihood = log_likelihood(embeddings[rows], old.prototypes, old.variances)
-        fixed[rows] = config.text_weight * log_y + likelihood / config.temperature
+        likelihood = log_likelihood(problem.embeddings[rows], old.prototypes, old.variances)
+        fixed[rows] = config.text_weight * problem.text_log_probs(rows) + likelihood / config.temperature
     pulls = fixed
     for _ in range(config.sweeps):
         del pulls  # before there is another of its size
@@ -153,19 +145,19 @@ def assign(
     return old._replace(assignments=z, pulls=pulls)
 
 
-def refit(old: Solution, embeddings: Tensor, classifier: Tensor, config: TransCLIPConfig, anchor: bool) -> Solution:
+def refit(problem: Problem, old: Solution) -> Solution:
     """Eqs. (8) and (9)."""
-    z = old.assignments
-    moments = _moments(embeddings, z)
-    mu = _unit_or(moments.mean, classifier if anchor else old.prototypes)
-    if not anchor:
+    z, classifier, config = old.assignments, problem.classifier, problem.config
+    moments = _moments(problem.embeddings, z)
+    mu = _unit_or(moments.mean, classifier if problem.anchor else old.prototypes)
+    if problem.anchor:
+        n = moments.mass[:, 0] if config.soft else torch.bincount(z.argmax(-1), minlength=z.shape[1]).to(z)
+        b = (n / (config.alpha + n).clamp(min=1e-12))[:, None]
+        mu = _unit_or(b * mu + (1 - b) * classifier, classifier)
+        own = _scatter(moments, mu) / moments.mass.clamp(min=torch.finfo(z.dtype).tiny)
+        v = b * own + (1 - b) * (old.text_variances + (classifier - mu) ** 2)
+    else:
         v = _scatter(moments, mu).sum(0) / len(z)
-        return old._replace(prototypes=mu, variances=v.clamp(min=_LEAST_VARIANCE))
-    n = moments.mass[:, 0] if config.soft else torch.bincount(z.argmax(-1), minlength=z.shape[1]).to(z)
-    b = (n / (config.alpha + n).clamp(min=1e-12))[:, None]
-    mu = _unit_or(b * mu + (1 - b) * classifier, classifier)
-    own = _scatter(moments, mu) / moments.mass.clamp(min=torch.finfo(z.dtype).tiny)
-    v = b * own + (1 - b) * (old.text_variances + (classifier - mu) ** 2)
     return old._replace(prototypes=mu, variances=v.clamp(min=_LEAST_VARIANCE))
 
 
@@ -224,16 +216,11 @@ def passes(
     logit_scale: float = 100.0,
 ) -> Iterator[Solution]:
     """What each pass leads to; the arguments are those of `solve`."""
-    config = config or TransCLIPConfig()
-    embeddings, classifier = unit_rows(embeddings, classifier)
-    lists = classifier if config.search == "likely" else None
-    weights, rows = nearest(embeddings, embeddings, config.neighbors, lists, same=True)
-    graph = neighbor_graph(weights, rows, config.neighbors)
-    solution = start(embeddings, classifier, config, anchor, logit_scale)
-    for number in range(config.schedule.epochs):
-        if number:
-            solution = refit(solution, embeddings, classifier, config, anchor)
-        solution = assign(solution, embeddings, classifier, graph, config, logit_scale)
+    problem = Problem(*unit_rows(embeddings, classifier), config or TransCLIPConfig(), anchor, logit_scale)
+    graph = neighbor_graph(*problem.nearest(), problem.config.neighbors)
+    solution = start(problem)
+    for number in range(problem.config.schedule.epochs):
+        solution = assign(problem, refit(problem, solution) if number else solution, graph)
         yield solution
 
 
@@ -247,15 +234,9 @@ def solve(
 ) -> Solution:
     """Classify all images together, without training.
 
-    Args:
-        embeddings: (n, E) float, unit norm, n >= 1.
-        classifier: (C, E) float, unit norm, C >= 1; a class need not have images.
-        config: constants; its schedule's epochs are the passes.
-        anchor: StatA: prototypes and variances of a class without images stay those of its text.
-        logit_scale: s.
-
-    Returns:
-        The last pass: `assignments` (n, C), `prototypes` (C, E), `variances` (E,) or with anchor (C, E).
+    Embeddings (n, E), n >= 1, and classifier (C, E), C >= 1, have unit norm; a class need not have images. The passes
+    are the epochs of `config.schedule`; `logit_scale` is s. `anchor` means StatA: prototypes and variances of a class
+    without images stay those of its text.
 
     Raises:
         ValueError: for what is NaN, not of unit norm, or does not fit together.
@@ -271,16 +252,14 @@ def solve(
 class TransCLIP(GatheredMethod):
     """TransCLIP: a pass is an epoch.
 
-    Its pseudo-labels are transductive; what it says of unseen images is inductive, eq. (7). Args: as for the base.
+    Its pseudo-labels are transductive; what it says of unseen images is inductive, eq. (7).
     """
 
     name = "transclip"
     presets: ClassVar = {"default": TransCLIPConfig(), "paper": TransCLIPConfig(text="templates")}
     labels_are: ClassVar[str | None] = "transductive"
     anchor: ClassVar[bool] = False
-    sized_by_data: ClassVar[tuple[str, ...]] = (
-        *GatheredMethod.sized_by_data, "neighbors", "weights", "assignments", "pulls"
-    )  # fmt: skip
+    sized_by_data = (*GatheredMethod.sized_by_data, "neighbors", "weights", "assignments", "pulls")
 
     config: TransCLIPConfig
     passes: Tensor
@@ -305,13 +284,8 @@ class TransCLIP(GatheredMethod):
         self._found: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
-    def _solution(self) -> Solution:
-        return Solution(*(getattr(self, name) for name in Solution._fields))
-
-    def _set(self, solution: Solution) -> None:
-        for name, tensor in solution._asdict().items():
-            if tensor is not getattr(self, name):  # resizing would zero it first
-                self._resize(name, tensor.shape).copy_(tensor)
+    def _problem(self) -> Problem:
+        return Problem(self.embeddings, self.classifier, self.config, self.anchor, self.backbone.logit_scale)
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:
@@ -319,16 +293,10 @@ class TransCLIP(GatheredMethod):
         super().prepare(batches)
         self.embeddings.copy_(self.embeddings[self.index.argsort()])
         self.index.copy_(torch.arange(len(self.index)))
-        weights, rows = nearest(self.embeddings, self.embeddings, self.config.neighbors, self._lists, same=True)
-        self._resize("weights", weights.shape).copy_(weights)
-        self._resize("neighbors", rows.shape).copy_(rows)
-        self._set(start(self.embeddings, self.classifier, self.config, self.anchor, self.backbone.logit_scale))
+        weights, rows = self._problem.nearest()
+        self.fill(weights=weights, neighbors=rows, **start(self._problem)._asdict())
         self.passes.zero_()
         self._found = {}
-
-    @property
-    def _lists(self) -> Tensor | None:
-        return self.classifier if self.config.search == "likely" else None
 
     def training_batches(self, batch_size: int, seed: int) -> CacheBatches:
         """The embeddings again, so that nothing is decoded in a pass."""
@@ -337,11 +305,11 @@ class TransCLIP(GatheredMethod):
     @torch.no_grad()
     def begin_epoch(self) -> None:
         """A pass."""
-        f, t, solution = self.embeddings, self.classifier, self._solution
+        solution = Solution(*(getattr(self, name) for name in Solution._fields))
         if self.passes:
-            solution = refit(solution, f, t, self.config, self.anchor)
+            solution = refit(self._problem, solution)
         graph = neighbor_graph(self.weights, self.neighbors, self.config.neighbors)
-        self._set(assign(solution, f, t, graph, self.config, self.backbone.logit_scale))
+        self.fill(**assign(self._problem, solution, graph)._asdict())
         self.passes += 1
 
     def _sum_of(self, embeddings: Tensor, pulls: Tensor) -> dict[str, Tensor]:
@@ -358,7 +326,7 @@ class TransCLIP(GatheredMethod):
         """Cosines and rows (B, k) of the neighbors, and which row an image itself is (B,), -1 if it is unseen."""
         key = hash(embeddings.cpu().numpy().tobytes())  # evaluation asks for the same images after every pass
         if key not in self._found:
-            self._found[key] = nearest(embeddings, self.embeddings, max(1, self.config.neighbors), self._lists)
+            self._found[key] = self._problem.nearest(embeddings)
         weights, rows = self._found[key]
         first = rows[:, 0]
         is_own = (embeddings - self.embeddings[first]).abs().amax(-1) < _SAME

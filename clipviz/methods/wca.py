@@ -33,6 +33,8 @@ from clipviz.methods.base import (
     Method,
     ViewNeeds,
     check_constants,
+    embed_crops,
+    guesses,
     prompt_sentences,
     sentence_embeddings,
     text_classifier,
@@ -43,26 +45,16 @@ from clipviz.prompts import ClassPrompts
 
 @dataclass(frozen=True)
 class WCAConfig:
-    """Constants of WCA.
+    """Constants of WCA."""
 
-    Attributes:
-        crops: K.
-        crop_scale: side of a crop as a share of the short side of the image.
-        image_scale: sharpness of the weights of crops, eq. (1).
-        text_scale: sharpness of the weights of descriptions, eq. (2).
-        normalized: whether the two sums of eq. (3) have unit norm.
-        schedule: one pass; the batch size changes nothing but speed.
-    """
-
-    crops: int = 16
-    crop_scale: tuple[float, float] = (0.5, 0.9)
-    image_scale: float = math.exp(4.0)
-    text_scale: float = math.exp(2.0)
-    normalized: bool = True
-    schedule: AdaptConfig = field(default_factory=lambda: AdaptConfig(epochs=1))
+    crops: int = 16  # K
+    crop_scale: tuple[float, float] = (0.5, 0.9)  # side of a crop as a share of the short side of the image
+    image_scale: float = math.exp(4.0)  # sharpness of the weights of crops, eq. (1)
+    text_scale: float = math.exp(2.0)  # sharpness of the weights of descriptions, eq. (2)
+    normalized: bool = True  # whether the two sums of eq. (3) have unit norm
+    schedule: AdaptConfig = field(default_factory=lambda: AdaptConfig(epochs=1))  # batches change nothing but speed
 
     def __post_init__(self) -> None:
-        """Refuse constants outside their range."""
         check_constants(self, crops=1, image_scale=0, text_scale=0)
 
 
@@ -76,54 +68,35 @@ PRESETS: dict[str, WCAConfig] = {
 def weighted_descriptions(descriptions: list[Tensor], name_embeddings: Tensor, scale: float) -> Tensor:
     """Descriptions weighted by their similarity to the class name, right factor of eq. (3).
 
-    Args:
-        descriptions: C tensors (M_c, E) float, unit norm.
-        name_embeddings: (C, E) float, unit norm.
-        scale: s_text of eq. (2).
-
-    Returns:
-        (C, E) float, norm at most 1.
+    C tensors (M_c, E) and (C, E), of unit norm -> (C, E), norm at most 1; `scale` is s_text of eq. (2).
     """
-    rows = []
-    for sentences, name in zip(descriptions, name_embeddings, strict=True):
-        rows.append((scale * (sentences @ name)).softmax(-1) @ sentences)
-    return torch.stack(rows)
+    pairs = zip(descriptions, name_embeddings, strict=True)
+    return torch.stack([(scale * (sentences @ name)).softmax(-1) @ sentences for sentences, name in pairs])
 
 
 def weighted_crops(embedding: Tensor, crops: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Crops weighted by their similarity to the whole image, left factor of eq. (3).
 
-    Args:
-        embedding: (B, E) float, unit norm.
-        crops: (B, K, E) float, unit norm.
-        scale: s_image of eq. (1).
-
-    Returns:
-        The weighted mean (B, E), norm at most 1, and the weights (B, K), summing to 1.
+    (B, E) and (B, K, E), of unit norm -> the weighted mean (B, E), norm at most 1, and the weights (B, K), summing to
+    1; `scale` is s_image of eq. (1).
     """
     weights = (scale * torch.einsum("bke,be->bk", crops, embedding)).softmax(-1)
     return torch.einsum("bk,bke->be", weights, crops), weights
 
 
 class WCA(Method):
-    """Weighted cross alignment of crops and descriptions.
-
-    Args:
-        backbone: any CLIP.
-        prompts: class names, templates and descriptions (templates stand in for missing descriptions).
-        config: constants; None: the preset of the backbone's name, else "default".
-    """
+    """Weighted cross alignment of crops and descriptions."""
 
     name = "wca"
     presets = PRESETS
     trains: ClassVar[bool] = False
     adapts_tower: ClassVar[bool] = False
 
+    config: WCAConfig
     classifier: Tensor
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: WCAConfig | None = None) -> None:
-        super().__init__(backbone, prompts)
-        self.config: WCAConfig = config or self.default_config(backbone)
+        super().__init__(backbone, prompts, config)
         names = text_classifier(backbone, prompt_sentences(prompts, "templates"))
         sentences = sentence_embeddings(backbone, self.sentences)
         classifier = weighted_descriptions(sentences, names, self.config.text_scale)
@@ -134,20 +107,15 @@ class WCA(Method):
         """The crops."""
         return ViewNeeds(crops=self.config.crops, crop_scale=self.config.crop_scale)
 
-    @property
-    def test_needs(self) -> ViewNeeds:
-        """The crops, of test images too."""
-        return self.needs
+    test_needs = needs  # of test images, too
 
     def _score(self, mean: Tensor) -> Tensor:
         return self.backbone.logit_scale * mean @ self.classifier.T
 
     def _cropped(self, views: Views) -> tuple[Tensor, Tensor, Tensor]:
         """Whole-image embedding (B, E), weighted crops (B, E) and their weights (B, K)."""
-        assert views.crops is not None  # the loop prepares what `needs` asks for
         whole = self.backbone.embed(views.weak)
-        crops = self.backbone.embed(views.crops.flatten(0, 1)).unflatten(0, views.crops.shape[:2])
-        mean, weights = weighted_crops(whole, crops, self.config.image_scale)
+        mean, weights = weighted_crops(whole, embed_crops(self.backbone, views), self.config.image_scale)
         return whole, normalize(mean) if self.config.normalized else mean, weights
 
     def view_logits(self, views: Views) -> Tensor:
@@ -162,9 +130,7 @@ class WCA(Method):
         """Eq. (3); as sources the crops and the whole image."""
         whole, mean, crop_weights = map(views.gather, self._cropped(views))
         sources = {"crops": self._score(mean), "image": self._score(whole)}
-        probs = sources["crops"].softmax(-1)
-        confidence, labels = probs.max(-1)
-        return PseudoLabels(labels, probs, torch.ones_like(confidence), sources, crop_weights)
+        return guesses(sources["crops"].softmax(-1), sources, crop_weights=crop_weights)
 
     def snapshot(self) -> dict[str, Tensor]:
         """The weighted descriptions, unit norm."""

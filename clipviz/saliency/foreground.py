@@ -8,6 +8,7 @@ question, which is not used; `tau` to `side` are those of `MicroCLIPConfig`, Non
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def fiedler(
     return _maps(model, images, tau=tau, affinity=affinity, side=side)["fiedler"]
 
 
-def _maps(model: Model, images: Tensor, **asked: object) -> dict[str, Tensor]:
+def _maps(model: Model, images: Tensor, **asked: Any) -> dict[str, Tensor]:
     backbone = backbone_of(model)
     matrices: tuple[Tensor, Tensor, Tensor]
     if isinstance(model, MicroCLIP):

@@ -15,7 +15,7 @@ from clipviz.data.batches.features import FeatureDataset
 from clipviz.data.batches.loader import eval_views
 from clipviz.data.images.views import eval_parts, eval_view
 from clipviz.events import UNLABELLED, Predictions, Probe
-from clipviz.methods.base import Method
+from clipviz.methods.base import Method, ViewNeeds
 from clipviz.ops import normalize
 from clipviz.parallel import ONE, Ranks
 
@@ -37,7 +37,7 @@ def _views(method: Method, dataset: ImageDataset, batch_size: int, ranks: Ranks)
         for start in range(0, len(dataset), batch_size):
             yield Views(dataset.rows(slice(start, start + batch_size)).to(device))
         return
-    needs = method.test_needs
+    needs = getattr(method, "test_needs", ViewNeeds())
     config = ViewConfig(method.backbone.image_size, False, needs.crops, needs.crop_scale)
     yield from eval_views(dataset, config, batch_size, device, ranks)
 
@@ -89,16 +89,17 @@ def branch_accuracies(
     Args:
         method: whose parts they are.
         dataset: to measure on; without targets nothing is measured.
-        branches: images -> name -> (B, C) logits; None: `method.baselines`.
+        branches: images -> name -> (B, C) logits; None: `method.baselines`, if it has any.
         batch_size: images at a time.
         ranks: the processes that share the work.
     """
     parts: dict[str, list[Tensor]] = {}
-    if not dataset.has_targets:
+    branches = branches or getattr(method, "baselines", None)
+    if not dataset.has_targets or branches is None:
         return {}
     for views in _views(method, dataset, batch_size, ranks):
         with preserved_state(method):
-            for name, logits in (branches or method.baselines)(views.weak).items():
+            for name, logits in branches(views.weak).items():
                 parts.setdefault(name, []).append(views.gather(logits.argmax(-1)).cpu())
         if not parts:
             return {}

@@ -53,7 +53,7 @@ def gallery(
         explanation = {kind: value.cpu() for kind, value in _maps(method, images).items()}
         branches = {name: logits.softmax(-1).cpu() for name, logits in method.branches(images).items()}
         sentences = nearest_sentences(method, images, classes_in_question(probs, probe.target))
-        votes = method.cache_votes(images, NEIGHBORS)
+        votes = getattr(method, "cache_votes", lambda images, n: None)(images, NEIGHBORS)
     examples = surest_examples(predictions, index)
     return Gallery(
         probe,

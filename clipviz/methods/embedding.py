@@ -1,4 +1,4 @@
-"""What TransCLIP, StatA, TDA and OGA share: embeddings gathered once, decisions that are sums, no training."""
+"""What methods on embeddings share: a text classifier, decisions that are sums, embeddings gathered once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, Views
-from clipviz.events import UNLABELLED, PseudoLabels
-from clipviz.methods.base import Method, ViewNeeds, embed, prompt_sentences, text_classifier
+from clipviz.events import UNLABELLED, CacheVotes, PseudoLabels
+from clipviz.methods.base import Method, ViewNeeds, embed, guesses, text_classifier
 from clipviz.ops import class_logits, expect_axes, expect_floats
 from clipviz.prompts import ClassPrompts
 
@@ -43,37 +43,87 @@ def unit_rows(embeddings: Tensor, classifier: Tensor) -> tuple[Tensor, Tensor]:
     return embeddings.to(dtype), classifier.to(dtype)
 
 
-class GatheredMethod(Method):
-    """A method that gathers the embeddings of all images before the first epoch and decides by adding logits.
+class EmbeddingMethod(Method):
+    """A method that sees an image as its CLS embedding, and classes by their texts; by itself it is zero-shot."""
 
-    To write: `addends`, `pseudo_label`, and `prepare` where more than gathering is to be done.
-
-    Args:
-        backbone: any CLIP, or the backbone of a data set of embeddings.
-        prompts: class names, templates and descriptions.
-        config: constants, `text` among them; None: the preset of the backbone's name, else "default".
-    """
-
-    trains: ClassVar[bool] = False
     adapts_tower: ClassVar[bool] = False
     works_on_embeddings: ClassVar[bool] = True
-    sized_by_data: ClassVar[tuple[str, ...]] = ("embeddings", "index")
 
     classifier: Tensor
+
+    def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: Any = None) -> None:
+        super().__init__(backbone, prompts, config)
+        self.register_buffer("classifier", text_classifier(backbone, self.sentences))
+
+    def text_logits(self, embeddings: Tensor) -> Tensor:
+        """Zero-shot, (B, E) -> (B, C)."""
+        return class_logits(embeddings, self.classifier, self.backbone.logit_scale)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Zero-shot."""
+        return self.text_logits(embed(self.backbone, images))
+
+    def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
+        """The prediction on the weak view."""
+        logits = views.gather(self.logits(views.weak))
+        return guesses(logits.softmax(-1), {self.name: logits})
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The text classifier."""
+        return {"classifier": self.classifier}
+
+
+class AddingMethod(EmbeddingMethod):
+    """A method that adds to the logits of the text classifier. To write: `addends` and `pseudo_label`."""
+
+    @abstractmethod
+    def addends(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """What is added up to the logits of unseen images (B, E): name -> (B, C)."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The sum of the addends."""
+        return sum_of(self.branches(images))
+
+    def branches(self, images: Tensor) -> dict[str, Tensor]:
+        """Each addend alone; the first is zero-shot by the same prompts."""
+        return self.addends(embed(self.backbone, images))
+
+    def measured(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+        """Both, from one look at the neighbors or the cache."""
+        addends = self.branches(views.weak)
+        return sum_of(addends), addends
+
+
+def sum_of(addends: dict[str, Tensor]) -> Tensor:
+    """The logits (B, C) that the addends make."""
+    return torch.stack(list(addends.values())).sum(0)
+
+
+def heaviest(votes: Tensor, index: Tensor, labels: Tensor, n: int, *, signed: bool = False) -> CacheVotes | None:
+    """The n entries of a cache that weigh most for each image, for or against a class; `signed`: for it.
+
+    What each of M entries adds to the logit of its class (B, M); its position in the data set, -1 if it is empty; its
+    class (M,). None if all are empty.
+    """
+    if not (n := min(n, int((index >= 0).sum()))):
+        return None
+    rows = (votes if signed else votes.abs()).topk(n)[1]
+    return CacheVotes(*(t.cpu() for t in (index[rows], labels[rows], votes.gather(1, rows))))
+
+
+class GatheredMethod(AddingMethod):
+    """A method without training that gathers the embeddings of all images before the first epoch."""
+
+    trains: ClassVar[bool] = False
+    sized_by_data: ClassVar[tuple[str, ...]] = ("embeddings", "index")
+
     embeddings: Tensor
     index: Tensor
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: Any = None) -> None:
-        super().__init__(backbone, prompts)
-        self.config = config or self.default_config(backbone)
-        self.register_buffer("classifier", text_classifier(backbone, self.sentences))
+        super().__init__(backbone, prompts, config)
         self.register_buffer("embeddings", self.classifier.new_zeros(0, self.classifier.shape[1]))
         self.register_buffer("index", torch.zeros(0, dtype=torch.int64, device=self.classifier.device))
-
-    @property
-    def sentences(self) -> list[tuple[str, ...]]:
-        """Descriptions or filled templates, whichever the preset says."""
-        return prompt_sentences(self.prompts, self.config.text)
 
     @property
     def needs(self) -> ViewNeeds:
@@ -84,55 +134,14 @@ class GatheredMethod(Method):
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Gather the embeddings in the order in which the images come, which the seed decides."""
         rows = [(batch.views.gather(embed(self.backbone, batch.views.weak)), batch.index) for batch in batches]
-        for name, tensors in zip(("embeddings", "index"), zip(*rows, strict=True), strict=True):
-            joined = torch.cat(tensors)
-            self._resize(name, joined.shape).copy_(joined)
-
-    def text_logits(self, embeddings: Tensor) -> Tensor:
-        """Zero-shot by the same prompts, (B, E) -> (B, C)."""
-        return class_logits(embeddings, self.classifier, self.backbone.logit_scale)
-
-    @abstractmethod
-    def addends(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """What is added up to the logits of unseen images (B, E): name -> (B, C)."""
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The sum of the addends."""
-        return sum_of(self.addends(embed(self.backbone, images)))
-
-    def measured(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        """Both, from one look at the neighbors or the caches."""
-        addends = self.branches(views.weak)
-        return sum_of(addends), addends
-
-    def branches(self, images: Tensor) -> dict[str, Tensor]:
-        """Each addend alone; the first is zero-shot by the same prompts."""
-        return self.addends(embed(self.backbone, images))
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """The text classifier."""
-        return {"classifier": self.classifier}
-
-
-def sum_of(addends: dict[str, Tensor]) -> Tensor:
-    """The logits (B, C) that the addends make."""
-    return torch.stack(list(addends.values())).sum(0)
-
-
-def guesses(probs: Tensor, addends: dict[str, Tensor]) -> PseudoLabels:
-    """Pseudo-labels of equal weight by (B, C) probabilities, with the addends as their sources."""
-    confidence, labels = probs.max(-1)
-    return PseudoLabels(labels, probs, torch.ones_like(confidence), addends)
+        embeddings, index = map(torch.cat, zip(*rows, strict=True))
+        self.fill(embeddings=embeddings, index=index)
 
 
 class StreamBatches:
-    """A stream of embeddings cut into slices of whole batches, one slice an epoch, in the order of the rows.
+    """A stream of embeddings (n, E) cut into slices of whole batches, one slice an epoch, in the order of the rows.
 
-    Args:
-        index: (n,) positions in the data set.
-        embeddings: (n, E) float.
-        batch_size: images that come together.
-        n_slices: number of epochs; where there are fewer batches the last ones are empty.
+    Where there are fewer batches than slices the last ones are empty. `index` are positions in the data set, (n,).
     """
 
     def __init__(self, index: Tensor, embeddings: Tensor, batch_size: int, n_slices: int) -> None:
@@ -151,18 +160,23 @@ class StreamBatches:
 
 
 class StreamMethod(GatheredMethod):
-    """A method that sees one batch after the other, once, and predicts each as it comes. To write: `step`, `forget`."""
+    """A method that sees one batch after the other, once, and predicts each as it comes. To write: `empty`, `step`."""
 
     labels_are: ClassVar[str | None] = "online"
+
+    def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: Any = None) -> None:
+        super().__init__(backbone, prompts, config)
+        for name, tensor in self.empty().items():
+            self.register_buffer(name, tensor)
+
+    @abstractmethod
+    def empty(self) -> dict[str, Tensor]:
+        """The buffers of what is remembered, as they are before the first image."""
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Gather the stream, with nothing remembered."""
         super().prepare(batches)
-        self.forget()
-
-    @abstractmethod
-    def forget(self) -> None:
-        """Empty what is remembered."""
+        self.fill(**self.empty())
 
     def training_batches(self, batch_size: int, seed: int) -> StreamBatches:
         """The stream, an equal slice an epoch."""
