@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy import half_width
+from benchmarks.accuracy_tables import half_width
 from clipviz import load_backbone, load_dataset
 from clipviz.data.batches.embed import embed_dataset
 from clipviz.figures.style import method_style

@@ -5,10 +5,11 @@ import math
 import pandas as pd
 import pytest
 
-from benchmarks.accuracy import half_width, markdown, summarize
+from benchmarks import accuracy
+from benchmarks.accuracy_tables import half_width, markdown, of_one_state, summarize, without_training
 
 
-def make_runs(methods, domains=("fog", "night"), seeds=(0, 1, 2)):
+def make_runs(methods, domains=("fog", "night"), seeds=(0, 1, 2), **columns):
     rows = []
     for name, base in methods.items():
         for d, domain in enumerate(domains):
@@ -16,8 +17,9 @@ def make_runs(methods, domains=("fog", "night"), seeds=(0, 1, 2)):
                 # the seed makes images easier or harder for all methods alike
                 accuracy = base + 0.1 * d + 0.05 * seed
                 rows.append((name, domain, seed, accuracy, accuracy, 2.0, 1000, 960))
-    columns = ["method", "domain", "seed", "accuracy", "pseudo_label_accuracy", "seconds", "images", "test_images"]
-    return pd.DataFrame(rows, columns=columns)
+    names = ["method", "domain", "seed", "accuracy", "pseudo_label_accuracy", "seconds", "images", "test_images"]
+    known = {"ece": math.nan, "label_ece": math.nan, "order": 0, "labels_are": "pseudo", "code": "aaaa", **columns}
+    return pd.DataFrame(rows, columns=names).assign(**known)
 
 
 def test_interval_of_three_values():
@@ -30,8 +32,8 @@ def test_differences_are_paired_by_seed():
     fog = table.loc[("fog", "dpa")]
     assert fog["accuracy"] == pytest.approx(0.65)
     assert fog["accuracy_ci95"] == pytest.approx(4.303 * 0.05 / math.sqrt(3))
-    assert fog["difference"] == pytest.approx(0.2)
-    assert fog["difference_ci95"] == pytest.approx(0.0, abs=1e-9)
+    assert fog["accuracy_difference"] == pytest.approx(0.2)
+    assert fog["accuracy_difference_ci95"] == pytest.approx(0.0, abs=1e-9)
     assert table.loc[("all", "dpa"), "accuracy"] == pytest.approx(0.7)
 
 
@@ -55,3 +57,46 @@ def test_the_table_ranks_by_the_mean_of_all_domains():
     assert [line.split("|")[1].strip() for line in lines[4:]] == ["dpa", "wca", "descriptions"]
     assert "| night | fog | mean |" in lines[2]
     assert "+20.0 ± 0.0" in lines[4]
+
+
+def test_orders_of_a_stream_are_averaged_within_a_seed_and_their_spread_is_told():
+    orders = [make_runs({"tda": 0.5 + 0.01 * k}, order=k, labels_are="online", ece=0.1) for k in range(3)]
+    runs = pd.concat([make_runs({"descriptions": 0.4}, ece=0.2), *orders])
+    row = summarize(runs).set_index(["domain", "method"]).loc[("fog", "tda")]
+    assert row["seeds"] == 3
+    assert row["accuracy"] == pytest.approx(0.5 + 0.01 + 0.05)
+    assert row["accuracy_ci95"] == pytest.approx(4.303 * 0.05 / math.sqrt(3))  # nine runs are three seeds
+    assert row["accuracy_order_spread"] == row["pseudo_label_accuracy_order_spread"] == pytest.approx(0.01)
+    assert row["pseudo_label_accuracy_difference"] == pytest.approx(0.11)
+
+
+def test_what_does_not_train_stands_beside_zero_shot_by_the_same_sentences():
+    runs = pd.concat(
+        [
+            make_runs({"descriptions": 0.4, "dpa": 0.7}, ece=0.2, label_ece=0.2),
+            make_runs({"stata": 0.45}, labels_are="transductive", ece=0.3, label_ece=0.25),
+        ]
+    )
+    lines = without_training(summarize(runs)).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["stata (transductive)", "descriptions"]
+    cells = [cell.strip() for cell in lines[2].split("|")[2:-1]]
+    assert cells == ["55.0 ± 12.4", "+5.0 ± 0.0", "25.0", "", "55.0 ± 12.4", "+5.0 ± 0.0", "30.0", ""]
+
+
+def test_states_of_the_code_are_not_mixed_and_are_named():
+    old, new = make_runs({"dpa": 0.5}, code="aaaa"), make_runs({"dpa": 0.6}, code="bbbb")
+    assert set(of_one_state(pd.concat([old, new]))["code"]) == {"bbbb"}
+    begun = pd.concat([old, new[new["domain"] == "fog"]])  # the whole of the older state, until the newer one is whole
+    assert set(of_one_state(begun)["code"]) == {"aaaa"}
+    halves = pd.concat([old[old["domain"] == "fog"], new[new["domain"] == "night"], make_runs({"descriptions": 0.4})])
+    table = summarize(halves).set_index(["domain", "method"])
+    assert table.loc[("all", "dpa"), "code"] == "aaaa bbbb"
+    assert markdown(summarize(halves), halves).splitlines()[4].endswith("| aaaa bbbb |")
+
+
+def test_rows_without_calibration_are_done_again_and_orders_are_rows_of_their_own(tmp_path):
+    row = dict.fromkeys(accuracy.COLUMNS, 0) | {"method": "tda", "domain": "fog", "lr": 0.0, "ece": 0.1, "code": "aaaa"}
+    older, other = {**row, "seed": 1, "ece": ""}, {**row, "order": 1}
+    for each in (row, older, other):
+        accuracy._append(tmp_path / "runs.csv", each)
+    assert accuracy._done(tmp_path / "runs.csv") == {accuracy._key_of(row), accuracy._key_of(other)}

@@ -15,7 +15,7 @@ from PIL import Image
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = (
     "01_quickstart", "02_zero_shot", "03_pseudo_labels", "04_ntua", "05_dpa", "06_microclip", "07_saliency_lab",
-    "08_your_data",
+    "08_your_data", "09_transduction",
 )  # fmt: skip
 
 
@@ -185,6 +185,13 @@ WRONG = [
     ("08_your_data", 2, "command = 'clipviz adapt microclip --model ViT-B-32 --pretrained openai --data photos "
      "--out runs/a'", "should go on"),
     ("08_your_data", 2, "command = 'clipviz adapt microclip --resume'", "is missing"),
+    ("09_transduction", 1, "def decide(y, g, z, w, r):\n    return y.T", "(5, 3)"),
+    ("09_transduction", 1, "def decide(y, g, z, w, r):\n    return (y + g).softmax(-1)", "neighbors are missing"),
+    ("09_transduction", 1, "def decide(y, g, z, w, r):\n    return (y + g + (w[..., None] * z[r]).sum(1)).softmax(-1)",
+     "divide the votes by k"),
+    ("09_transduction", 1, "def decide(y, g, z, w, r):\n    return y + g + (w[..., None] * z[r]).mean(1)", "logits"),
+    ("09_transduction", 2, "share = 4 / 5", "share of the images"),
+    ("09_transduction", 2, "share = 1 / 4", "alpha counts too"),
 ]  # fmt: skip
 
 

@@ -105,6 +105,7 @@ class _Redrawing:
         side: Literal["x", "y"] = "y" if which else "x"
         if layout.visible is False:
             axes.set_axis_off()
+            self._range(axes, layout, which)
             return
         font = (self.layout.font.size or 12) * _POINT
         if layout.tickvals is not None:
@@ -181,6 +182,8 @@ class _Redrawing:
             axes.fill_between(x, self._last[name], y, color=color(trace.fillcolor), linewidth=0)
         elif trace.fill in ("tozeroy", "tonexty"):
             axes.fill_between(x, 0, y, color=color(trace.fillcolor), linewidth=0)
+        elif trace.fill == "toself":
+            axes.fill(x, y, color=color(trace.fillcolor), alpha=trace.opacity, linewidth=0)
         self._last[name] = y
         if "lines" in mode and trace.line.width != 0:
             style = "steps-mid" if trace.line.shape == "hvh" else "default"
@@ -362,6 +365,8 @@ def _key(trace: Any) -> Any:
     if trace.type == "bar":
         look = _bar_look(trace)
         return Patch(facecolor=look["color"], edgecolor="white", hatch=look["hatch"])
+    if trace.fill == "toself":
+        return Patch(facecolor=color(trace.fillcolor), alpha=trace.opacity)
     mode, look = _mode(trace), _line_look(trace)
     if "markers" not in mode:
         return Line2D([], [], **look)

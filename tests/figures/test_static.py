@@ -7,6 +7,7 @@ import io
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from matplotlib.patches import Patch
 from PIL import Image
 from plotly.subplots import make_subplots
 from synthetic import synthetic_comparison, synthetic_trace
@@ -39,6 +40,19 @@ def test_lines_keep_their_numbers_and_the_legend_their_names():
     assert any(len(line) == len(expected) and np.allclose(line, expected) for line in lines)
     names = [text.get_text() for legend in drawn.legends for text in legend.get_texts()]
     assert sorted(names) == ["DPA", "NtUA", "descriptions", "microCLIP", "zero-shot"]
+
+
+def test_bands_of_labels_that_moved_are_filled_and_named():
+    chart = figures.label_flow(TRACE)
+    drawn = redraw(chart)
+    (axes,) = drawn.axes
+    assert len(axes.patches) == len(chart.data) > 1
+    x0, x1, y0, y1 = *axes.get_xlim(), *axes.get_ylim()
+    corners = np.concatenate([band.get_xy() for band in axes.patches])
+    assert (x0, x1) == chart.layout.xaxis.range
+    assert ((y1 < corners[:, 1]) & (corners[:, 1] < y0)).all()
+    assert all(isinstance(key, Patch) for key in drawn.legends[0].get_patches())
+    assert len(drawn.legends[0].get_patches()) == len(drawn.legends[0].get_texts())
 
 
 def test_stacked_bars_stand_on_each_other():
