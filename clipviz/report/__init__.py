@@ -18,7 +18,7 @@ from clipviz.trace import Trace
 
 __all__ = ["write_report"]
 
-# The page should weigh 8 MB at most, of which plotly.js takes 4.8 and the charts of a run up to 0.2. What is
+# The page should weigh 6 MB at most, of which plotly.js takes 1.9 and the charts of a run up to 0.2. What is
 # left is shared by the pictures, six for each run: with many runs they get coarser.
 _PICTURES_AND_CHARTS, _CHARTS_OF_A_RUN = 3_000_000, 200_000
 _PICTURES_OF_A_RUN, _LEAST_PICTURE = 6, 36_000

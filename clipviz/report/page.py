@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import html
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -21,6 +23,19 @@ _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
+
+#: Charts that come before plotly.js is unpacked wait for it.
+_LOADER = """
+window.Plotly = {waiting: [], newPlot(...call) { this.waiting.push(call); }};
+addEventListener("DOMContentLoaded", async () => {
+  const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script"), {waiting} = window.Plotly;
+  script.textContent = await new Response(stream).text();
+  document.head.append(script);
+  for (const call of waiting) Plotly.newPlot(...call);
+});
+"""
 
 _FINEST = 130  # dots per inch
 _RESOLUTIONS = ((1.0, 82), (0.77, 82), (0.77, 65), (0.62, 60), (0.54, 45))  # scale, JPEG quality
@@ -92,6 +107,15 @@ def picture(figure: Figure, what: str, most_bytes: int = 400_000) -> Html:
     return element("figure", Html(f'<img src="data:image/jpeg;base64,{data}" alt="{markup(what)}">'))
 
 
+@cache
+def _plotly() -> str:
+    """plotly.js under its license, packed: 1.9 MB instead of 4.8 in a page."""
+    source = get_plotlyjs()
+    banner = source[: source.index("*/") + 2]
+    packed = base64.b64encode(gzip.compress(source.encode(), mtime=0)).decode()
+    return f'<script>{banner}{_LOADER}</script>\n<script type="text/plain" id="plotly">{packed}</script>\n'
+
+
 def page(title: str, body: Iterable[Html]) -> str:
     """The whole document: own style, plotly.js once, and a policy that forbids any request."""
     style = (files("clipviz.report") / "style.css").read_text(encoding="utf-8")
@@ -101,7 +125,7 @@ def page(title: str, body: Iterable[Html]) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n',
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
             element("title", title),
-            f"\n<style>\n{style}</style>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>\n<main>\n",
+            f"\n<style>\n{style}</style>\n{_plotly()}</head>\n<body>\n<main>\n",
             *(f"{part}\n" for part in body),
             "</main>\n</body>\n</html>\n",
         ]
