@@ -5,7 +5,7 @@ The map, lowest first; a room imports only from those before it (`tests/test_lay
     with torch      ops, ncut | parallel | backbone | prompts | data, birds | methods | saliency | training
     without torch   trace | figures | report, widgets
     both            training/recorder makes a trace of events; training/results, run_folder, run and cli stand on top
-    neither         errors, files, origin, events
+    neither         errors, files, origin, events, instructive
 
 Public names are loaded on first use, so that `import clipviz` costs nothing and never imports torch by itself.
 """

@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, str] = {
     "files": "",
     "origin": "",
     "events": "",
+    "instructive": "",
     # the stem with torch
     "ops": "",
     "ncut": "errors ops",
@@ -35,12 +36,12 @@ MAY_IMPORT: dict[str, str] = {
     "birds": "errors ops backbone prompts data",
     "methods": "errors events ops ncut backbone prompts data",
     "saliency": "errors ops ncut backbone data birds methods",
-    "training": "errors files events ops parallel backbone prompts data methods saliency",
+    "training": "errors files events instructive ops parallel backbone prompts data methods saliency",
     # the stem without torch
     "trace": "errors files",
-    "figures": "errors trace",
+    "figures": "errors instructive trace",
     "report": "errors files trace figures",
-    "widgets": "errors events trace figures",
+    "widgets": "errors events instructive trace figures",
     # where they meet
     "training/recorder": "events ops trace figures",
     # on top of both

@@ -195,13 +195,13 @@ def test_braces_quotes_and_ampersands_are_escaped_once():
     assert element("p", "a<b", Html("<i>c</i>"), title='"') == '<p title="&quot;">a&lt;b<i>c</i></p>'
 
 
-def test_eight_megabytes_for_the_methods_of_a_demo(tmp_path):
+def test_six_megabytes_for_the_methods_of_a_demo(tmp_path):
     methods = ["zero_shot", "descriptions", "wca", "transclip", "stata", "tda", "oga", "ntua", "dpa", "microclip"]
     traces = [
         synthetic_trace(epochs=0 if i < 3 else 6, method=name, n_images=600, n_eval=480, n_probe=12)
         for i, name in enumerate(methods)
     ]
-    assert len(write(tmp_path, traces).encode()) <= 8_000_000
+    assert len(write(tmp_path, traces).encode()) <= 6_000_000
 
 
 def test_runs_that_cannot_share_a_table_are_refused(tmp_path):

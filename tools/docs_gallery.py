@@ -74,8 +74,7 @@ def _chapters(traces: Sequence[Trace]) -> Iterator[tuple[str, str, Mapping[str, 
     compared = {"accuracy_over_epochs": figures.accuracy_over_epochs(traces)}
     yield "Accuracy over epochs", "How often each method and its pseudo-labels are right.", compared
     for view in VIEWS:
-        if view.applies(traces[0]):
-            drawn = view.draw(traces[0])
+        if drawn := view.figures(traces[0]):
             names = [view.name if len(drawn) == 1 else f"{view.name}_{i}" for i in range(len(drawn))]
             yield view.title, view.look_for, dict(zip(names, drawn, strict=True))
 

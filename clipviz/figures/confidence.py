@@ -7,20 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from clipviz.figures.moments import Moments, draw_epochs, moments, when
-from clipviz.figures.style import (
-    BLACK,
-    GRAY,
-    RIGHT,
-    SKY,
-    VERMILLION,
-    WRONG,
-    apply_layout,
-    empty_chart,
-    percent,
-)
+from clipviz.figures import style
+from clipviz.figures.moments import Moments, draw_epochs, epochs_of, moments, when
 from clipviz.trace import Trace, calibration_bins
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -47,7 +36,7 @@ def confidence_evolution_info(trace: Trace) -> ConfidenceEvolution:
     samples = trace.samples
     known = samples[samples["target"] >= 0]
     is_right = known["pseudo_label"] == known["target"]
-    epochs = np.sort(samples["epoch"].unique()).astype(int)
+    epochs = epochs_of(samples)
     return ConfidenceEvolution(
         epochs,
         quantiles_by_epoch(samples, epochs),
@@ -68,35 +57,22 @@ def draw_confidence_evolution(info: ConfidenceEvolution) -> go.Figure:
     """Bands of all pseudo-labels, and where targets exist the right beside the wrong ones."""
     title = "Confidence of the pseudo-labels (bands: middle 50 % and 90 %)"
     if not len(info.epochs):
-        return empty_chart(title, _NO_PSEUDO_LABELS, "epoch", "confidence")
-    panels = [("all pseudo-labels", [("all: median", info.all, GRAY, "circle", "solid")])]
+        return style.empty_chart(title, _NO_PSEUDO_LABELS, "epoch", "confidence")
+    panels = {"all pseudo-labels": [("all: median", info.all, style.Look(style.GRAY, "circle", "solid"))]}
     if info.right is not None and info.wrong is not None:
-        split = [
-            ("right: median", info.right, RIGHT, "circle", "solid"),
-            ("wrong: median", info.wrong, WRONG, "x", "dash"),
+        panels["right and wrong ones apart"] = [
+            ("right: median", info.right, style.Look(style.RIGHT, "circle", "solid")),
+            ("wrong: median", info.wrong, style.Look(style.WRONG, "x", "dash")),
         ]
-        panels.append(("right and wrong ones apart", split))
-    figure = make_subplots(
-        cols=len(panels),
-        shared_yaxes=True,
-        horizontal_spacing=0.05,
-        subplot_titles=[name for name, _ in panels],
-    )
-    apply_layout(figure, title, 430, has_panel_titles=True)
-    for column, (_, bands) in enumerate(panels, start=1):
+    grid = {"cols": len(panels), "shared_yaxes": True, "horizontal_spacing": 0.05, "subplot_titles": list(panels)}
+    figure = style.new_chart(title, 430, grid=grid)
+    for column, bands in enumerate(panels.values(), start=1):
         for band in bands:
             add_bands(figure, column, info.epochs, *band)
     if info.accuracy is not None:
-        figure.add_scatter(
-            x=info.epochs,
-            y=info.accuracy,
-            name="accuracy of the pseudo-labels",
-            mode="lines+markers",
-            line={"color": BLACK, "dash": "dashdot", "width": 2},
-            marker={"symbol": "diamond", "size": 8},
-            hovertemplate="%{y:.0%} of the pseudo-labels are right, epoch %{x}<extra></extra>",
-            row=1,
-            col=1,
+        name, hover = "accuracy of the pseudo-labels", "%{y:.0%} of the pseudo-labels are right, epoch %{x}"
+        style.add_line(
+            figure, info.epochs, info.accuracy, name, style.Look(style.BLACK, "diamond", "dashdot"), hover, row=1, col=1
         )
     draw_epochs(figure, info.epochs, info.moments, [(1, 1 + i) for i in range(len(panels))])
     figure.update_yaxes(range=[0, 1.02])
@@ -105,57 +81,22 @@ def draw_confidence_evolution(info: ConfidenceEvolution) -> go.Figure:
 
 
 def add_bands(
-    figure: go.Figure,
-    column: int,
-    epochs: np.ndarray,
-    name: str,
-    quantiles: np.ndarray,
-    color: str,
-    symbol: str,
-    dash: str,
+    figure: go.Figure, column: int, epochs: np.ndarray, name: str, quantiles: np.ndarray, look: style.Look
 ) -> None:
     """Median line and bands of the middle half and the middle 90 %; a single epoch becomes an error bar."""
-    at = {"row": 1, "col": column}
-    shared = {"legendgroup": name, "hoverinfo": "skip", "showlegend": False, "mode": "lines"}
+    at = {"row": 1, "col": column, "legendgroup": name}
+    red, green, blue = (int(look.color[i : i + 2], 16) for i in (1, 3, 5))
     for low, high, opacity in ((0, 4, 0.15), (1, 3, 0.3)):
-        figure.add_scatter(x=epochs, y=quantiles[:, low], line={"width": 0}, **shared, **at)
-        figure.add_scatter(
-            x=epochs,
-            y=quantiles[:, high],
-            line={"width": 0},
-            fill="tonexty",
-            fillcolor=_transparent(color, opacity),
-            **shared,
-            **at,
-        )
-    spread = np.abs(quantiles[:, [3, 1]] - quantiles[:, [2]])
-    figure.add_scatter(
-        x=epochs,
-        y=quantiles[:, 2],
-        name=name,
-        legendgroup=name,
-        mode="lines+markers",
-        line={"color": color, "width": 2.5, "dash": dash},
-        marker={"symbol": symbol, "size": 8},
-        error_y={
-            "array": spread[:, 0],
-            "arrayminus": spread[:, 1],
-            "visible": len(epochs) == 1,
-            "symmetric": False,
-        },
-        hovertemplate=f"{name} %{{y:.2f}}, epoch %{{x}}<extra></extra>",
-        **at,
-    )
+        shared = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "mode": "lines", **at}
+        figure.add_scatter(x=epochs, y=quantiles[:, low], **shared)
+        shade = f"rgba({red},{green},{blue},{opacity})"
+        figure.add_scatter(x=epochs, y=quantiles[:, high], fill="tonexty", fillcolor=shade, **shared)
+    above, below = np.abs(quantiles[:, [3, 1]] - quantiles[:, [2]]).T
+    error = {"array": above, "arrayminus": below, "visible": len(epochs) == 1, "symmetric": False}
+    style.add_line(figure, epochs, quantiles[:, 2], name, look, f"{name} %{{y:.2f}}, epoch %{{x}}", error_y=error, **at)
 
 
-def _transparent(color: str, opacity: float) -> str:
-    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{opacity})"
-
-
-def confidence_evolution(trace: Trace) -> go.Figure:
-    """Quantile bands of pseudo-label confidence per epoch, right and wrong ones apart where targets exist."""
-    return draw_confidence_evolution(confidence_evolution_info(trace))
+confidence_evolution = style.figure_of(confidence_evolution_info, draw_confidence_evolution)
 
 
 class Reliability(NamedTuple):
@@ -179,98 +120,57 @@ class Reliability(NamedTuple):
 def reliability_info(trace: Trace, epoch: int | None = None, n_bins: int = 10) -> Reliability:
     """Reliability of the pseudo-labels of `epoch` (the last by default); only images with a target count."""
     known = trace.samples[trace.samples["target"] >= 0]
-    epochs = np.sort(known["epoch"].unique()).astype(int)
+    epochs = epochs_of(known)
     bins = {int(e): calibration_bins(known[known["epoch"] == e], "pseudo_label", n_bins) for e in epochs}
-    if epoch is None and len(epochs):
-        epoch = int(epochs[-1])
-    chosen = bins.get(epoch) if epoch is not None else None
-    confidence, accuracy, counts, ece = chosen or (
-        *np.full((2, n_bins), np.nan),
-        np.zeros(n_bins, int),
-        np.nan,
-    )
-    return Reliability(
-        epoch if chosen else None,
-        np.linspace(0, 1, n_bins + 1),
-        confidence,
-        accuracy,
-        counts,
-        ece,
-        epochs,
-        np.array([bins[int(e)][3] for e in epochs]),
-        moments(trace),
-    )
+    if epoch is None:
+        epoch = int(max(epochs, default=-1))
+    nothing = (*np.full((2, n_bins), np.nan), np.zeros(n_bins, int), np.nan)
+    confidence, accuracy, counts, ece = bins.get(epoch, nothing)
+    shown, edges = epoch if epoch in bins else None, np.linspace(0, 1, n_bins + 1)
+    all_ece = np.array([value for *_, value in bins.values()])
+    return Reliability(shown, edges, confidence, accuracy, counts, ece, epochs, all_ece, moments(trace))
 
 
 def draw_reliability(info: Reliability) -> go.Figure:
     """Accuracy against confidence with the ideal diagonal, and the calibration error over the epochs."""
     title = "Reliability: is a confidence of 80 % right in 80 % of cases?"
     if info.epoch is None:
-        return empty_chart(title, "No pseudo-labels with known targets at this epoch.", "confidence", "accuracy")
-    figure = make_subplots(
-        cols=2,
-        column_widths=[0.6, 0.4],
-        horizontal_spacing=0.12,
-        subplot_titles=(
-            f"{when(info.epoch, info.moments.part)}: ECE {100 * info.ece:.1f} %",
-            "ECE over epochs",
-        ),
-    )
-    apply_layout(figure, title, 440, has_panel_titles=True)
+        return style.empty_chart(title, "No pseudo-labels with known targets at this epoch.", "confidence", "accuracy")
+    titles = (f"{when(info.epoch, info.moments.part)}: ECE {100 * info.ece:.1f} %", "ECE over epochs")
+    grid = {"cols": 2, "column_widths": [0.6, 0.4], "horizontal_spacing": 0.12, "subplot_titles": titles}
+    figure = style.new_chart(title, 440, grid=grid)
+    left, right = {"row": 1, "col": 1}, {"row": 1, "col": 2}
     centers = (info.edges[:-1] + info.edges[1:]) / 2
     figure.add_bar(
         x=centers,
         y=info.accuracy,
         width=1 / len(centers),
         name="accuracy in the bin (numbers: images)",
-        marker={"color": SKY, "line": {"color": "white", "width": 1}},
+        marker={"color": style.SKY, "line": {"color": "white", "width": 1}},
         customdata=info.counts,
         hovertemplate="right in %{y:.0%} of %{customdata} images<extra></extra>",
-        row=1,
-        col=1,
+        **left,
     )
-    figure.add_scatter(
-        x=centers,
-        y=np.full(len(centers), 0.035),
-        mode="text",
-        text=[str(n) if n else "" for n in info.counts],
-        textfont={"size": 12, "color": BLACK},
-        showlegend=False,
-        hoverinfo="skip",
-        row=1,
-        col=1,
+    counts = {
+        "mode": "text",
+        "text": [str(n) if n else "" for n in info.counts],
+        "textfont": {"size": 12, "color": style.BLACK},
+    }
+    figure.add_scatter(x=centers, y=np.full(len(centers), 0.035), **counts, showlegend=False, hoverinfo="skip", **left)
+    style.add_line(
+        figure, [0, 1], [0, 1], "perfectly calibrated", style.Look(style.BLACK, "", "dot"), "%{y:.0%}", **left
     )
-    figure.add_scatter(
-        x=[0, 1],
-        y=[0, 1],
-        mode="lines",
-        name="perfectly calibrated",
-        line={"color": BLACK, "dash": "dot"},
-        row=1,
-        col=1,
+    ece, look, hover = (
+        style.percent(info.ece_by_epoch),
+        style.Look(style.VERMILLION, "circle", "solid"),
+        "epoch %{x}: %{y:.1f} %",
     )
-    _add_ece(figure, info)
-    figure.update_xaxes(title_text="confidence", range=[0, 1], dtick=0.2, row=1, col=1)
-    figure.update_yaxes(title_text="accuracy", range=[0, 1.02], dtick=0.2, row=1, col=1)
+    style.add_line(figure, info.epochs, ece, "ECE", look, hover, showlegend=False, **right)
+    draw_epochs(figure, info.epochs, info.moments, [(1, 2)])
+    figure.update_xaxes(title_text="confidence", range=[0, 1], dtick=0.2, **left)
+    figure.update_yaxes(title_text="accuracy", range=[0, 1.02], dtick=0.2, **left)
+    figure.update_yaxes(title_text="expected calibration error (%)", rangemode="tozero", **right)
     return figure
 
 
-def _add_ece(figure: go.Figure, info: Reliability) -> None:
-    figure.add_scatter(
-        x=info.epochs,
-        y=percent(info.ece_by_epoch),
-        mode="lines+markers",
-        line={"color": VERMILLION, "width": 2.5},
-        marker={"size": 8},
-        showlegend=False,
-        hovertemplate="epoch %{x}: %{y:.1f} %<extra></extra>",
-        row=1,
-        col=2,
-    )
-    draw_epochs(figure, info.epochs, info.moments, [(1, 2)])
-    figure.update_yaxes(title_text="expected calibration error (%)", rangemode="tozero", row=1, col=2)
-
-
-def reliability(trace: Trace, epoch: int | None = None) -> go.Figure:
-    """Reliability diagram of one epoch's pseudo-labels (the last by default), and ECE over all epochs."""
-    return draw_reliability(reliability_info(trace, epoch))
+reliability = style.figure_of(reliability_info, draw_reliability)

@@ -6,19 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from clipviz.figures.style import (
-    COUNT_COLORS,
-    VERMILLION,
-    apply_layout,
-    class_name,
-    empty_chart,
-    percent,
-    ranked_bars,
-    short_names,
-    thinned,
-)
+from clipviz.figures import style
 from clipviz.trace import Trace
 
 _MAX_HOVER = 50
@@ -58,50 +47,50 @@ def confusion_info(trace: Trace, epoch: int | None = None, n_pairs: int = 12) ->
     target, prediction = rows["target"].to_numpy(int), rows["prediction"].to_numpy(int)
     n_classes = max(len(trace.class_names), int(target.max()) + 1, int(prediction.max()) + 1)
     counts = np.bincount(target * n_classes + prediction, minlength=n_classes**2).reshape(n_classes, n_classes)
-    names = [class_name(trace.class_names, label) for label in range(n_classes)]
+    names = [style.class_name(trace.class_names, label) for label in range(n_classes)]
     return Confusion(names, counts, _worst_pairs(names, counts, n_pairs), epoch)
 
 
 def _worst_pairs(names: list[str], counts: np.ndarray, n_pairs: int) -> list[ConfusedPair]:
     wrong = counts * ~np.eye(len(counts), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[:n_pairs]
-    rows, columns = np.unravel_index(order, wrong.shape)
-    return [
-        ConfusedPair(names[row], names[column], int(wrong[row, column]))
-        for row, column in zip(rows, columns, strict=True)
-        if wrong[row, column]
-    ]
+    places = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    return [ConfusedPair(names[i], names[j], int(wrong[i, j])) for i, j in places if wrong[i, j]]
 
 
 def draw_confusion(info: Confusion) -> go.Figure:
     """The matrix in percent of each true class, and below it the pairs that are confused most."""
     title = "Confusion: which class is taken for which"
     if info.epoch is None:
-        return empty_chart(title, "No evaluation image came with its true label.", "predicted", "true class")
+        return style.empty_chart(title, "No evaluation image came with its true label.", "predicted", "true class")
     bars = 26 * max(len(info.pairs), 4)
-    figure = make_subplots(
-        rows=2,
-        row_heights=[500, bars],
-        vertical_spacing=180 / (680 + bars),
-        subplot_titles=("row: true class, column: prediction", "most confused pairs (true → predicted)"),
-    )
-    apply_layout(figure, title, 790 + bars, legend_rows=0, has_panel_titles=True)
-    share = info.counts / np.maximum(info.counts.sum(1, keepdims=True), 1)
+    grid = {
+        "rows": 2,
+        "row_heights": [500, bars],
+        "vertical_spacing": 180 / (680 + bars),
+        "subplot_titles": ("row: true class, column: prediction", "most confused pairs (true → predicted)"),
+    }
+    figure = style.new_chart(title, 790 + bars, 0, grid)
+    top, below = {"row": 1, "col": 1}, {"row": 2, "col": 1}
     figure.add_heatmap(
-        z=percent(share).round().astype(np.uint8),
-        colorscale=COUNT_COLORS,
+        z=style.percent(info.counts / np.maximum(info.counts.sum(1, keepdims=True), 1)).round().astype(np.uint8),
+        colorscale=style.COUNT_COLORS,
         zmin=0,
         zmax=100,
         colorbar={"title": {"text": "% of the<br>true class"}, "len": 0.4, "y": 1, "yanchor": "top"},
         customdata=_hover(info),
         hovertemplate="%{customdata}<extra></extra>" if len(info.names) <= _MAX_HOVER else "%{z:.0f} %<extra></extra>",
-        row=1,
-        col=1,
+        **top,
     )
-    figure.update_xaxes(tickangle=-60, **thinned(info.names, width=20), row=1, col=1)
-    figure.update_yaxes(autorange="reversed", **thinned(info.names), row=1, col=1)
-    labels = [" → ".join(short_names([pair.target, pair.prediction], 34)) for pair in info.pairs]
-    ranked_bars(figure, labels, [pair.n for pair in info.pairs], VERMILLION, row=2)
+    figure.update_xaxes(tickangle=-60, **style.thinned(info.names, width=20), **top)
+    figure.update_yaxes(autorange="reversed", **style.thinned(info.names), **top)
+    counts, places = [pair.n for pair in info.pairs], list(range(len(info.pairs)))
+    labels = [" → ".join(style.short_names([pair.target, pair.prediction], 34)) for pair in info.pairs]
+    numbers = {"text": list(map(str, counts)), "textposition": "auto", "textangle": 0, "hoverinfo": "skip"}
+    look = {"orientation": "h", "marker_color": style.VERMILLION, "showlegend": False}
+    figure.add_bar(x=counts, y=places, **look, **numbers, **below)
+    figure.update_xaxes(title_text="images", rangemode="tozero", showticklabels=False, ticks="", **below)
+    figure.update_yaxes(tickvals=places, ticktext=labels, range=[max(len(labels), 4) - 0.4, -0.6], **below)
     return figure
 
 
@@ -109,13 +98,11 @@ def _hover(info: Confusion) -> list[list[str]] | None:
     """What to say about each cell; names in every cell of a large matrix would cost megabytes."""
     if len(info.names) > _MAX_HOVER:
         return None
-    names = short_names(info.names, 40)
+    names = style.short_names(info.names, 40)
     return [
         [f"{n} of {total} {true} called {guess}" for n, guess in zip(row, names, strict=True)]
         for row, total, true in zip(info.counts, info.counts.sum(1), names, strict=True)
     ]
 
 
-def confusion(trace: Trace, epoch: int | None = None) -> go.Figure:
-    """Confusion matrix on the evaluation images with the most confused pairs (last epoch by default)."""
-    return draw_confusion(confusion_info(trace, epoch))
+confusion = style.figure_of(confusion_info, draw_confusion)

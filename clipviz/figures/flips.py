@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -9,20 +10,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from clipviz.figures import style
 from clipviz.figures.moments import WHOLE, Moments, Part, add_marks, moments, part_of_epoch
-from clipviz.figures.style import (
-    BLUE,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    apply_layout,
-    class_name,
-    empty_chart,
-    pattern,
-    percent,
-    short_names,
-)
 from clipviz.trace import Trace
 
 _MAX_FLOWS = 16
@@ -40,15 +29,16 @@ class LabelFlips(NamedTuple):
     moments: Moments = Moments()
 
 
-_FLIP_STYLES = {
-    "right → right": (BLUE, ""),
-    "wrong → right": (SKY, "/"),
+#: Colour and hatching of each outcome, with targets and without.
+_WITH_TARGET = {
+    "right → right": (style.BLUE, ""),
+    "wrong → right": (style.SKY, "/"),
     "wrong → same wrong": ("#BBBBBB", ""),
-    "wrong → other wrong": (ORANGE, "x"),
-    "right → wrong": (VERMILLION, "\\"),
-    "unchanged": ("#BBBBBB", ""),
-    "changed": (PURPLE, "/"),
+    "wrong → other wrong": (style.ORANGE, "x"),
+    "right → wrong": (style.VERMILLION, "\\"),
 }
+_WITHOUT_TARGET = {"unchanged": ("#BBBBBB", ""), "changed": (style.PURPLE, "/")}
+_LOOKS = _WITH_TARGET | _WITHOUT_TARGET
 
 
 def label_flips_info(trace: Trace, epoch_from: int | None = None, epoch_to: int | None = None) -> LabelFlips:
@@ -57,76 +47,67 @@ def label_flips_info(trace: Trace, epoch_from: int | None = None, epoch_to: int 
     seen = labels.notna()  # an epoch of a stream sees other images than the one before
     steps = [(a, b) for a, b in pairwise(int(epoch) for epoch in labels.columns) if (seen[a] & seen[b]).any()]
     kinds = [_flip_shares(labels[start], labels[end], target) for start, end in steps]
-    names = [name for name in _FLIP_STYLES if any(name in kind for kind in kinds)]
-    return LabelFlips(
-        steps, {name: np.array([kind.get(name, 0.0) for kind in kinds]) for name in names}, moments(trace)
-    )
+    names = [name for name in _LOOKS if any(name in kind for kind in kinds)]
+    shares = {name: np.array([kind.get(name, 0.0) for kind in kinds]) for name in names}
+    return LabelFlips(steps, shares, moments(trace))
 
 
 def _labels_by_epoch(trace: Trace, first: int | None, last: int | None) -> tuple[pd.DataFrame, pd.Series]:
     """Pseudo-labels, a row per image and a column per epoch within the bounds, and the target of every row."""
     samples = trace.samples.drop_duplicates(["epoch", "index"], keep="last")
     labels = samples.pivot(index="index", columns="epoch", values="pseudo_label").sort_index(axis=1)
-    labels = labels.loc[:, [_within(epoch, first, last) for epoch in labels.columns.astype(int)]]
+    epochs = labels.columns.astype(int)
+    first, last = epochs.min() if first is None else first, epochs.max() if last is None else last
+    labels = labels.loc[:, (epochs >= first) & (epochs <= last)]
     return labels, samples.groupby("index")["target"].last().reindex(labels.index)
 
 
-def _within(epoch: int, first: int | None, last: int | None) -> bool:
-    return (first is None or epoch >= first) and (last is None or epoch <= last)
-
-
 def _flip_shares(start: pd.Series, end: pd.Series, target: pd.Series) -> dict[str, float]:
-    seen = start.notna() & end.notna()  # an image may be missing from an epoch (last, incomplete batch)
-    known = seen & (target >= 0)
-    if not known.any():
-        changed = float((start[seen] != end[seen]).mean()) if seen.any() else 0.0
-        return {"unchanged": 1 - changed, "changed": changed}
-    start, end, target = start[known], end[known], target[known]
-    was, is_right = start == target, end == target
-    return {
-        "right → right": float((was & is_right).mean()),
-        "wrong → right": float((~was & is_right).mean()),
-        "wrong → same wrong": float((~was & ~is_right & (start == end)).mean()),
-        "wrong → other wrong": float((~was & ~is_right & (start != end)).mean()),
-        "right → wrong": float((was & ~is_right).mean()),
+    rows = start.notna() & end.notna()  # an image may be missing from an epoch (last, incomplete batch)
+    names = _WITHOUT_TARGET
+    if (known := rows & (target >= 0)).any():
+        rows, names = known, _WITH_TARGET
+    outcomes = _outcomes(start[rows], end[rows], target[rows])
+    return {name: float((outcomes == name).mean()) for name in names}
+
+
+def _outcomes(start: pd.Series, end: pd.Series, target: pd.Series) -> np.ndarray:
+    """What became of each pseudo-label (n,), by the names of `_LOOKS`."""
+    stays = start == end
+    cases = {
+        "unchanged": (target < 0) & stays,
+        "changed": target < 0,
+        "right → right": stays & (end == target),
+        "wrong → right": end == target,
+        "wrong → same wrong": stays,
+        "right → wrong": start == target,
     }
+    return np.select(list(cases.values()), list(cases), "wrong → other wrong")
 
 
 def draw_label_flips(info: LabelFlips) -> go.Figure:
     """Stacked bars, one per step between epochs."""
     title = "Label flips: what the pseudo-labels did from epoch to epoch"
     if not info.steps:
-        return empty_chart(title, _NEED_TWO, "from epoch → to epoch", "% of the images")
-    figure = go.Figure()
-    apply_layout(figure, title, 420, legend_rows=2)
+        return style.empty_chart(title, _NEED_TWO, "from epoch → to epoch", "% of the images")
+    figure = style.new_chart(title, legend_rows=2)
     figure.update_layout(barmode="stack")
     for name, shares in info.shares.items():
-        figure.add_bar(
-            x=list(range(len(info.steps))),
-            y=percent(shares),
-            name=name,
-            width=0.7,
-            marker=pattern(*_FLIP_STYLES[name]),
-            hovertemplate=name + ": %{y:.1f} %<extra></extra>",
-        )
+        bars = {"width": 0.7, "marker": style.pattern(*_LOOKS[name])}
+        hover = name + ": %{y:.1f} %<extra></extra>"
+        figure.add_bar(x=list(range(len(info.steps))), y=style.percent(shares), name=name, hovertemplate=hover, **bars)
     ticks = list(range(0, len(info.steps), max(1, -(-len(info.steps) // 10))))
-    part = info.moments.part
-    text = [
-        f"{start} → {end}{part.said(end, '<br>').replace(' im', '<br>im')}"
-        for start, end in (info.steps[tick] for tick in ticks)
-    ]
+    ends = [(*info.steps[tick], info.moments.part.below(info.steps[tick][1])) for tick in ticks]
+    text = [f"{start} → {end}{part}" for start, end, part in ends]
     bounds = [-0.6, max(len(info.steps) - 0.4, 2)]
     figure.update_xaxes(title_text="from epoch → to epoch", tickvals=ticks, ticktext=text, range=bounds)
     figure.update_yaxes(title_text="% of the images", range=[0, 100])
-    add_marks(
-        figure, [(mark.epoch - info.steps[0][0] - 0.5, mark.text) for mark in info.moments.marks], len(info.steps)
-    )
+    places = [(mark.epoch - info.steps[0][0] - 0.5, mark.text) for mark in info.moments.marks]
+    add_marks(figure, places, len(info.steps))
     return figure
 
 
-def label_flips(trace: Trace, epoch_from: int | None = None, epoch_to: int | None = None) -> go.Figure:
-    """How many pseudo-labels changed from epoch to epoch, and whether for the better."""
-    return draw_label_flips(label_flips_info(trace, epoch_from, epoch_to))
+label_flips = style.figure_of(label_flips_info, draw_label_flips)
 
 
 class Flow(NamedTuple):
@@ -160,29 +141,20 @@ def label_flow_info(
         return LabelFlow(None, [], 0, len(labels))
     both = pd.DataFrame({"start": labels.iloc[:, 0], "end": labels.iloc[:, -1], "target": target}).dropna().astype(int)
     moved = both[both["start"] != both["end"]]
-    counts = moved.assign(outcome=_outcomes(moved)).value_counts(["start", "end", "outcome"]).reset_index(name="n")
-    counts = counts.sort_values(["n", "start", "end", "outcome"], ascending=[False, True, True, True])
-    names = trace.class_names
-    columns = (counts[name].head(max_flows).tolist() for name in ("start", "end", "outcome", "n"))
-    flows = [
-        Flow(class_name(names, old), class_name(names, new), outcome, n)
-        for old, new, outcome, n in zip(*columns, strict=True)
-    ]
+    moved = moved.assign(outcome=_outcomes(moved["start"], moved["end"], moved["target"]))
+    counts = moved.value_counts(["start", "end", "outcome"]).reset_index(name="n")
+    counts = counts.sort_values(["n", "start", "end", "outcome"], ascending=[False, True, True, True]).head(max_flows)
+    ends = (counts[side].map(partial(style.class_name, trace.class_names)) for side in ("start", "end"))
+    flows = [Flow(*row) for row in zip(*ends, counts["outcome"], counts["n"].tolist(), strict=True)]
     epochs = int(labels.columns[0]), int(labels.columns[-1])
     return LabelFlow(epochs, flows, len(moved), len(both), part_of_epoch(trace))
-
-
-def _outcomes(moved: pd.DataFrame) -> np.ndarray:
-    known, target = moved["target"] >= 0, moved["target"]
-    conditions = [~known, moved["end"] == target, moved["start"] == target]
-    return np.select(conditions, ["changed", "wrong → right", "right → wrong"], "wrong → other wrong")
 
 
 def draw_label_flow(info: LabelFlow) -> go.Figure:
     """Classes at the first epoch on the left, at the last on the right, and between them the labels that moved."""
     if info.epochs is None or not info.flows:
         why = _NEED_TWO if info.epochs is None else "No pseudo-label moved between these epochs."
-        return empty_chart("Label flow: which classes traded labels", why)
+        return style.empty_chart("Label flow: which classes traded labels", why)
     start, end = info.epochs
     shown = sum(flow.n for flow in info.flows)
     done = info.part.said(end, ", ")
@@ -194,21 +166,26 @@ def draw_label_flow(info: LabelFlow) -> go.Figure:
     for flow in info.flows:
         came_from.setdefault(flow.end, []).extend([left.index(flow.start)] * flow.n)
     right = sorted(came_from, key=lambda name: float(np.mean(came_from[name])))
-    figure = go.Figure()
-    apply_layout(figure, title, 130 + 32 * max(len(left), len(right)))
-    places = [_stacked(info.flows, side, names) for side, names in ((0, left), (1, right))]
+    figure = style.new_chart(title, 130 + 32 * max(len(left), len(right)))
+    edges, lowest = list[list[float]](), 0.0
+    for side, names, anchor, shift in ((0, left, "right", -6), (1, right, "left", 6)):
+        tops, middles = _stacked(info.flows, side, names)
+        edges.append(tops)
+        lowest = max(lowest, middles[-1])
+        for name, y in zip(style.short_names(names), middles, strict=True):
+            figure.add_annotation(x=side, y=y, text=name, showarrow=False, xanchor=anchor, xshift=shift)
     seen: set[str] = set()
-    for i, flow in enumerate(info.flows):
-        _add_band(figure, flow, places[0][0][i], places[1][0][i], flow.outcome not in seen)
+    for flow, start_y, end_y in zip(info.flows, *edges, strict=True):
+        _add_band(figure, flow, start_y, end_y, flow.outcome not in seen)
         seen.add(flow.outcome)
-    _name_sides(figure, (left, right), (places[0][1], places[1][1]))
+    figure.update_xaxes(visible=False, range=[-0.45, 1.45])
+    figure.update_yaxes(visible=False, range=[lowest + 1.5, -1])
     return figure
 
 
 def _stacked(flows: list[Flow], side: int, names: list[str]) -> tuple[list[float], list[float]]:
     """The upper edge of every flow on one side, and the middle of every name, one below the other with gaps."""
-    total = sum(flow.n for flow in flows)
-    gap = total / len(flows)
+    gap = sum(flow.n for flow in flows) / len(flows)
     free = gap * (len(flows) - len(names))  # the side with fewer names is spread as far as the other one
     tops, middles, y = [0.0] * len(flows), [], 0.0
     for name in names:
@@ -225,14 +202,13 @@ def _stacked(flows: list[Flow], side: int, names: list[str]) -> tuple[list[float
 def _add_band(figure: go.Figure, flow: Flow, left: float, right: float, in_legend: bool) -> None:
     x = np.linspace(0, 1, 24)
     upper = left + (right - left) * (3 * x**2 - 2 * x**3)
-    color, _ = _FLIP_STYLES[flow.outcome]
-    text = f"{flow.n} × {' → '.join(short_names([flow.start, flow.end]))}<br>{flow.outcome}"
+    text = f"{flow.n} × {' → '.join(style.short_names([flow.start, flow.end]))}<br>{flow.outcome}"
     figure.add_scatter(
         x=np.concatenate([x, x[::-1]]).astype(np.float32),
         y=np.concatenate([upper, upper[::-1] + flow.n]).astype(np.float32),
         mode="lines",
         fill="toself",
-        fillcolor=color,
+        fillcolor=_LOOKS[flow.outcome][0],
         line={"color": "white", "width": 1},
         opacity=0.75,
         name=flow.outcome,
@@ -244,24 +220,4 @@ def _add_band(figure: go.Figure, flow: Flow, left: float, right: float, in_legen
     )
 
 
-def _name_sides(
-    figure: go.Figure, names: tuple[list[str], list[str]], middles: tuple[list[float], list[float]]
-) -> None:
-    bottom = max(middles[0][-1], middles[1][-1]) + 1
-    for side, x in ((0, 0.0), (1, 1.0)):
-        for name, y in zip(short_names(names[side], 26), middles[side], strict=True):
-            figure.add_annotation(
-                x=x,
-                y=y,
-                text=name,
-                showarrow=False,
-                xanchor=("right", "left")[side],
-                xshift=(-6, 6)[side],
-            )
-    figure.update_xaxes(visible=False, range=[-0.45, 1.45])
-    figure.update_yaxes(visible=False, range=[bottom + 0.5, -1])
-
-
-def label_flow(trace: Trace, epoch_from: int | None = None, epoch_to: int | None = None) -> go.Figure:
-    """Which classes traded labels between two epochs (first and last by default), and whether for the better."""
-    return draw_label_flow(label_flow_info(trace, epoch_from, epoch_to))
+label_flow = style.figure_of(label_flow_info, draw_label_flow)

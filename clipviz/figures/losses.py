@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from clipviz.figures.moments import Moments, add_marks, moments
-from clipviz.figures.style import apply_layout, empty_chart, escape, term_look
+from clipviz.figures.style import add_line, empty_chart, escape, figure_of, new_chart, term_look
 from clipviz.trace import Trace
 
 #: More points than pixels say nothing; longer runs are averaged into so many.
@@ -26,21 +26,17 @@ class LossTerms(NamedTuple):
 def loss_terms_info(trace: Trace) -> LossTerms:
     """Weighted loss terms by step, averaged over neighbouring steps where there are too many to draw."""
     steps = trace.steps
-    names = sorted(steps["term"].unique(), key=lambda name: (name != "loss", name))
     terms = {}
-    for name in names:
+    for name in sorted(steps["term"].unique(), key=lambda name: (name != "loss", name)):
         rows = steps[steps["term"] == name].sort_values("step")
-        terms[str(name)] = _averaged(rows["step"].to_numpy(float), rows["value"].to_numpy(float))
+        terms[str(name)] = _averaged(rows["step"].to_numpy(float)), _averaged(rows["value"].to_numpy(float))
     starts = steps.groupby("epoch")["step"].min().to_numpy(int)
     return LossTerms(terms, starts, moments(trace))
 
 
-def _averaged(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    n_points = min(len(steps), _MAX_POINTS)
-    if n_points == len(steps):
-        return steps, values
-    groups = [np.array_split(array, n_points) for array in (steps, values)]
-    return np.array([g.mean() for g in groups[0]]), np.array([g.mean() for g in groups[1]])
+def _averaged(values: np.ndarray) -> np.ndarray:
+    """Means of neighbouring values (n,), at most so many as can be drawn."""
+    return np.array([part.mean() for part in np.array_split(values, min(len(values), _MAX_POINTS))])
 
 
 def draw_loss_terms(info: LossTerms) -> go.Figure:
@@ -48,28 +44,21 @@ def draw_loss_terms(info: LossTerms) -> go.Figure:
     title = "Loss terms (weighted, as they are summed)"
     if not info.terms:
         return empty_chart(title, "Nothing was trained.", "step", "loss")
-    figure = go.Figure()
-    apply_layout(figure, title, 400)
+    figure = new_chart(title, 400)
     for place, (name, (steps, values)) in enumerate(info.terms.items()):
-        figure.add_scatter(
-            x=steps,
-            y=values,
-            name="loss = their sum" if name == "loss" else escape(name),
-            mode="lines" if len(steps) > 1 else "markers",
-            line={"color": term_look(place).color, "dash": term_look(place).dash, "width": 2},
-            hovertemplate="%{fullData.name}: %{y:.3f}, step %{x:.0f}<extra></extra>",
+        label, hover = (
+            "loss = their sum" if name == "loss" else escape(name),
+            "%{fullData.name}: %{y:.3f}, step %{x:.0f}",
         )
+        add_line(figure, steps, values, label, term_look(place), hover, mode="lines" if len(steps) > 1 else "markers")
     if len(info.epoch_starts) <= 60:
         for start in info.epoch_starts[1:]:
             figure.add_vline(x=int(start), line={"color": "#cfcfcf", "width": 1}, layer="below")
-    add_marks(
-        figure, [(mark.step, mark.text) for mark in info.moments.marks], float(next(iter(info.terms.values()))[0][-1])
-    )
+    last = float(next(iter(info.terms.values()))[0][-1])
+    add_marks(figure, [(mark.step, mark.text) for mark in info.moments.marks], last)
     figure.update_xaxes(title_text="step (faint vertical lines: a new epoch)", showgrid=False)
     figure.update_yaxes(title_text="loss")
     return figure
 
 
-def loss_terms(trace: Trace) -> go.Figure:
-    """The weighted loss terms and their sum over all steps."""
-    return draw_loss_terms(loss_terms_info(trace))
+loss_terms = figure_of(loss_terms_info, draw_loss_terms)

@@ -8,12 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clipviz.figures import style
 from clipviz.figures.saliency import KIND_NAMES, show_image, show_saliency, unit_range
-from clipviz.figures.style import BLUE, VERMILLION, apart, bare, class_name, empty_picture, fitting
 from clipviz.trace import Trace
-
-_INCH = 100
-_FONT = 9.5
 
 
 class Guess(NamedTuple):
@@ -68,56 +65,43 @@ def prediction_mistakes_info(trace: Trace, kind: str = "soap", max_images: int =
 
 
 def _guesses(probs: np.ndarray, target: int, names: tuple[str, ...]) -> list[Guess]:
-    top = [int(label) for label in np.argsort(-probs, kind="stable")[:3]]
-    if 0 <= target < len(probs) and target not in top:
-        top.append(target)
-    return [Guess(class_name(names, label), float(probs[label]), label == target) for label in top]
+    top = style.top_classes(probs, target, 3)
+    return [Guess(style.class_name(names, label), float(probs[label]), label == target) for label in top]
 
 
 def draw_prediction_mistakes(info: PredictionMistakes) -> Figure:
     """Two mistakes beside each other: image, overlay, and bars of the top classes, the true one marked."""
     title = "Confidently wrong" if info.is_labelled else "Least sure (no true labels are known)"
     if not info.mistakes:
-        return empty_picture(title, "This trace holds no instructive images.")
-    n_rows = -(-len(info.mistakes) // 2)
-    head, row = 40, 124
-    height = head + n_rows * row
-    figure = Figure(figsize=(9, height / _INCH), dpi=_INCH)
-    figure.text(0.008, 1 - 10 / height, title, fontsize=12, weight="bold", va="top")
+        return style.empty_picture(title, "This trace holds no instructive images.")
+    head, row, side = 40, 124, 106
+    page = style.Page(head + row * -(-len(info.mistakes) // 2), title)
     legend = f"image, {info.map_name}, top classes" + " (✓ the true one)" * info.is_labelled
-    figure.text(0.992, 1 - 12 / height, legend, fontsize=_FONT, color="#555", va="top", ha="right")
+    page.write(892, 12, legend, color="#555", ha="right")
     for i, mistake in enumerate(info.mistakes):
-        left, bottom = 8 + 450 * (i % 2), height - head - (i // 2 + 1) * row + 10
-        boxes = [(left, 106, 106), (left + 110, 106, 106), (left + 226, 208, 106)]
-        axes = [figure.add_axes((x / 900, bottom / height, w / 900, h / height)) for x, w, h in boxes]
-        _draw_mistake(axes, mistake)
-    return figure
-
-
-def _draw_mistake(axes: list[Axes], mistake: Mistake) -> None:
-    show_image(axes[0], mistake.image)
-    if mistake.saliency is None:
-        bare(axes[1]).text(0.5, 0.5, "no map", ha="center", va="center", fontsize=_FONT, color="#555")
-    else:
-        show_saliency(axes[1], mistake.image, mistake.saliency)
-    _draw_guesses(axes[2], mistake.guesses)
+        left, top = 8 + 450 * (i % 2), head + 8 + i // 2 * row
+        show_image(page.axes(left, top, side, side), mistake.image)
+        looked = page.axes(left + 110, top, side, side)
+        if mistake.saliency is None:
+            style.no_image(looked, "no map")
+        else:
+            show_saliency(looked, mistake.image, mistake.saliency)
+        _draw_guesses(page.axes(left + 226, top, 208, side), mistake.guesses)
+    return page.figure
 
 
 def _draw_guesses(axis: Axes, guesses: list[Guess]) -> None:
-    bare(axis).set_xlim(0, 1)
+    style.bare(axis).set_xlim(0, 1)
     axis.set_ylim(3.9, -0.1)
-    names = apart([guess.name for guess in guesses], 27)
+    names = style.apart([guess.name for guess in guesses], 27)
     for row, (guess, name) in enumerate(zip(guesses, names, strict=True)):
-        color = BLUE if guess.is_target else VERMILLION if row == 0 else "#9a9a9a"
-        axis.barh(row + 0.68, guess.prob, height=0.3, color=color, hatch="///" if guess.is_target else None,
-                  edgecolor="white", linewidth=0)  # fmt: skip
-        text, weight = (f"✓ {name}", "bold") if guess.is_target else (name, "normal")
-        axis.text(
-            0, row + 0.28, text, fontsize=fitting(text, 170, weight), va="center", weight=weight, parse_math=False
-        )
-        axis.text(1, row + 0.28, f"{guess.prob:.0%}", fontsize=_FONT, va="center", ha="right")
+        color = style.BLUE if guess.is_target else style.VERMILLION if row == 0 else "#9a9a9a"
+        hatch = "///" if guess.is_target else None
+        axis.barh(row + 0.68, guess.prob, height=0.3, color=color, hatch=hatch, edgecolor="white", linewidth=0)
+        text, weight = style.true_marked(name, guess.is_target)
+        size = style.fitting(text, 170, weight)
+        axis.text(0, row + 0.28, text, fontsize=size, weight=weight, va="center", parse_math=False)
+        axis.text(1, row + 0.28, f"{guess.prob:.0%}", fontsize=style.FONT, va="center", ha="right")
 
 
-def prediction_mistakes(trace: Trace) -> Figure:
-    """The most confident mistakes (without labels: the least sure images) with the top classes of each."""
-    return draw_prediction_mistakes(prediction_mistakes_info(trace))
+prediction_mistakes = style.figure_of(prediction_mistakes_info, draw_prediction_mistakes)

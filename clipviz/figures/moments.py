@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from clipviz.figures.style import BLACK, escape
@@ -15,6 +17,11 @@ from clipviz.trace import Trace
 def epoch_name(epoch: int) -> str:
     """Axis label of an epoch: -1 is before training."""
     return "before" if epoch < 0 else str(epoch)
+
+
+def epochs_of(table: pd.DataFrame) -> np.ndarray:
+    """The epochs (E,) int of a table, in order."""
+    return np.sort(table["epoch"].unique()).astype(int)
 
 
 class Part(NamedTuple):
@@ -31,6 +38,10 @@ class Part(NamedTuple):
     def said(self, epoch: int, lead: str = "") -> str:
         """How much of an epoch was done, "64 of 320 images" after `lead`; nothing for whole ones."""
         return f"{lead}{self.n_images} of {self.of} images" if epoch == self.epoch >= 0 else ""
+
+    def below(self, epoch: int) -> str:
+        """The same on two lines below the label of an epoch."""
+        return self.said(epoch, "<br>").replace(" im", "<br>im")
 
 
 WHOLE = Part()
@@ -101,7 +112,7 @@ def epoch_axis(epochs: Iterable[int], part: Part = WHOLE) -> dict:
         "title_text": "epoch",
         "tickangle": 0,
         "tickvals": ticks,
-        "ticktext": [epoch_name(epoch) + part.said(epoch, "<br>").replace(" im", "<br>im") for epoch in ticks],
+        "ticktext": [epoch_name(epoch) + part.below(epoch) for epoch in ticks],
     }
     return {**axis, "range": [ordered[0] - pad, ordered[-1] + pad]} if ordered else axis
 

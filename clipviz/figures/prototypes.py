@@ -6,35 +6,21 @@ from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from clipviz.figures import style
 from clipviz.figures.moments import Moments, draw_epochs, moments
-from clipviz.figures.style import (
-    GRAY,
-    Look,
-    apply_layout,
-    class_name,
-    empty_chart,
-    escape,
-    prototype_look,
-    short_names,
-)
 from clipviz.trace import Trace
 
 _NAMED_CLASSES = 10
 _DRIFT_ROWS = 30
-_NO_SNAPSHOTS = "This trace holds no snapshots of class vectors."
+NO_SNAPSHOTS = "This trace holds no snapshots of class vectors."
 
 
 def finite_snapshots(trace: Trace) -> dict[str, np.ndarray]:
     """Snapshot arrays (E1,C,D) in one space: those that share C and D with the first one, finite."""
-    found = {
-        name: array.astype(np.float64)
-        for name, array in trace.snapshots.items()
-        if array.size and np.isfinite(array).all()
-    }
-    shapes = [array.shape[1:] for array in found.values()]
-    return {name: array for name, array in found.items() if array.shape[1:] == shapes[0]}
+    found = {name: array for name, array in trace.snapshots.items() if array.size and np.isfinite(array).all()}
+    shape = next((array.shape[1:] for array in found.values()), ())
+    return {name: array.astype(np.float64) for name, array in found.items() if array.shape[1:] == shape}
 
 
 class PrototypePaths(NamedTuple):
@@ -81,7 +67,7 @@ def prototype_paths_info(trace: Trace) -> PrototypePaths:
         return PrototypePaths([], {}, np.zeros(2))
     paths = {name: plane.place(array) for name, array in snapshots.items()}
     n_classes = next(iter(snapshots.values())).shape[1]
-    return PrototypePaths([class_name(trace.class_names, i) for i in range(n_classes)], paths, plane.explained)
+    return PrototypePaths([style.class_name(trace.class_names, i) for i in range(n_classes)], paths, plane.explained)
 
 
 def _main_directions(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,11 +87,10 @@ def draw_prototype_paths(info: PrototypePaths) -> go.Figure:
     """A path per class from an open marker (before) to a filled one (now); the farthest are named."""
     title = "Paths of the class vectors (one fixed projection for all epochs)"
     if not info.paths:
-        return empty_chart(title, _NO_SNAPSHOTS, "first direction", "second direction")
-    figure = go.Figure()
-    apply_layout(figure, title, 620, legend_rows=2)
+        return style.empty_chart(title, NO_SNAPSHOTS, "first direction", "second direction")
+    figure = style.new_chart(title, 620, legend_rows=2)
     for i, (name, path) in enumerate(info.paths.items()):
-        _add_paths(figure, info.names, escape(name), path, prototype_look(i))
+        _add_paths(figure, info.names, style.escape(name), path, style.prototype_look(i))
     _name_farthest(figure, info)
     labels = [f"{share:.0%} of the variance" for share in info.explained]
     figure.update_xaxes(title_text=f"first direction ({labels[0]})")
@@ -113,36 +98,21 @@ def draw_prototype_paths(info: PrototypePaths) -> go.Figure:
     return figure
 
 
-def _add_paths(figure: go.Figure, names: list[str], label: str, path: np.ndarray, look: Look) -> None:
-    color, symbol, dash, _ = look
-    gap = np.full((1, path.shape[1], 2), np.nan)
+def _add_paths(figure: go.Figure, names: list[str], label: str, path: np.ndarray, look: style.Look) -> None:
     path = path.astype(np.float32)  # more digits than pixels only make a page heavier
-    line = np.concatenate([path, gap.astype(np.float32)]).transpose(1, 0, 2).reshape(-1, 2)
-    figure.add_scatter(
-        x=line[:, 0],
-        y=line[:, 1],
-        mode="lines",
-        legendgroup=label,
-        showlegend=False,
-        line={"color": color, "dash": dash, "width": 1.3},
-        opacity=0.6 if path.shape[1] <= 40 else 0.25,  # many paths would hide their ends
-        hoverinfo="skip",
-    )
-    hover = short_names(names, 40)
-    moments = [("before", 0, f"{symbol}-open"), ("last epoch", -1, symbol)]
+    gap = np.full((1, path.shape[1], 2), np.nan, np.float32)
+    x, y = np.concatenate([path, gap]).transpose(2, 1, 0).reshape(2, -1)
+    opacity = 0.6 if path.shape[1] <= 40 else 0.25  # many paths would hide their ends
+    hidden = {"showlegend": False, "hoverinfo": "skip", "legendgroup": label, "opacity": opacity}
+    style.add_line(figure, x, y, label, look, "", mode="lines", line={"width": 1.3}, **hidden)
+    hover = style.short_names(names, 40)
+    ends = [("before", 0, f"{look.symbol}-open"), ("last epoch", -1, look.symbol)]
     if np.array_equal(path[0], path[-1]):
-        moments = [("never moves", 0, symbol)]
-    for when, at, shape in moments:
-        figure.add_scatter(
-            x=path[at, :, 0],
-            y=path[at, :, 1],
-            mode="markers",
-            name=f"{label}, {when}",
-            legendgroup=label,
-            marker={"color": color, "symbol": shape, "size": 8},
-            text=hover,
-            hovertemplate="%{text}<extra>" + f"{label}, {when}</extra>",
-        )
+        ends = [("never moves", 0, look.symbol)]
+    for when, at, symbol in ends:
+        name, shown = f"{label}, {when}", look._replace(symbol=symbol)
+        x, y = path[at].T
+        style.add_line(figure, x, y, name, shown, "%{text}, " + name, mode="markers", legendgroup=label, text=hover)
 
 
 def _name_farthest(figure: go.Figure, info: PrototypePaths) -> None:
@@ -151,28 +121,19 @@ def _name_farthest(figure: go.Figure, info: PrototypePaths) -> None:
     distance = np.linalg.norm(path[-1] - path[0], axis=-1)
     everything = np.concatenate([p.reshape(-1, 2) for p in info.paths.values()])
     span = np.maximum(np.ptp(everything, axis=0), 1e-12)
-    written, names = list[np.ndarray](), short_names(info.names, 22)
+    written, names = list[np.ndarray](), style.short_names(info.names, 22)
     for label in np.argsort(-distance, kind="stable"):
         place = path[-1, label] / span
         # A name is about a fifth of the width and a thirtieth of the height.
         if len(written) == _NAMED_CLASSES or any((abs(place - other) < (0.24, 0.045)).all() for other in written):
             continue
         written.append(place)
-        figure.add_annotation(
-            x=path[-1, label, 0],
-            y=path[-1, label, 1],
-            text=names[label],
-            showarrow=False,
-            yshift=13,
-            font={"size": 12},
-            bgcolor="rgba(255,255,255,0.6)",
-            borderpad=0,
-        )
+        x, y = path[-1, label]
+        look = {"showarrow": False, "yshift": 13, "font": {"size": 12}, "bgcolor": "rgba(255,255,255,0.6)"}
+        figure.add_annotation(x=x, y=y, text=names[label], **look, borderpad=0)
 
 
-def prototype_paths(trace: Trace) -> go.Figure:
-    """The class vectors' paths over the epochs, in one plane found by joint PCA."""
-    return draw_prototype_paths(prototype_paths_info(trace))
+prototype_paths = style.figure_of(prototype_paths_info, draw_prototype_paths)
 
 
 class PrototypeDrift(NamedTuple):
@@ -191,7 +152,7 @@ def prototype_drift_info(trace: Trace) -> PrototypeDrift:
         return PrototypeDrift([], np.zeros(0, int), {})
     angles = {name: _angles(array) for name, array in snapshots.items()}
     n_epochs, n_classes = next(iter(angles.values())).shape
-    names = [class_name(trace.class_names, i) for i in range(n_classes)]
+    names = [style.class_name(trace.class_names, i) for i in range(n_classes)]
     return PrototypeDrift(names, np.arange(n_epochs) - 1, angles, moments(trace))
 
 
@@ -211,54 +172,27 @@ def draw_prototype_drift(info: PrototypeDrift) -> go.Figure:
     """Median and middle 90 % over the epochs, beside the classes that turned most."""
     title = "Drift: how far the class vectors turned"
     if not info.angles:
-        return empty_chart(title, _NO_SNAPSHOTS, "epoch", "angle (degrees)")
+        return style.empty_chart(title, NO_SNAPSHOTS, "epoch", "angle (degrees)")
     moving = max(info.angles, key=lambda name: float(info.angles[name][-1].mean()))
     order = np.argsort(-info.angles[moving][-1], kind="stable")[:_DRIFT_ROWS]
-    figure = make_subplots(
-        cols=2,
-        column_widths=[0.46, 0.54],
-        horizontal_spacing=0.28,
-        subplot_titles=("over the epochs", f"{escape(moving)}: turned most"),
-    )
-    apply_layout(figure, title, max(420, 180 + 20 * len(order)), has_panel_titles=True)
+    titles = ("over the epochs", f"{style.escape(moving)}: turned most")
+    grid = {"cols": 2, "column_widths": [0.46, 0.54], "horizontal_spacing": 0.28, "subplot_titles": titles}
+    figure = style.new_chart(title, max(420, 180 + 20 * len(order)), grid=grid)
+    left, right = {"row": 1, "col": 1}, {"row": 1, "col": 2}
     for i, (name, angles) in enumerate(info.angles.items()):
-        _add_drift(figure, escape(name), info.epochs, angles, prototype_look(i))
-    rows = list(range(len(order)))
-    names = short_names([info.names[label] for label in order])
-    figure.add_bar(
-        x=info.angles[moving][-1][order],
-        y=rows,
-        orientation="h",
-        marker_color=GRAY,
-        showlegend=False,
-        row=1,
-        col=2,
-        hovertemplate="%{x:.1f} degrees<extra></extra>",
-    )
+        low, median, high = np.quantile(angles, [0.05, 0.5, 0.95], axis=1)
+        error = {"array": high - median, "arrayminus": median - low, "symmetric": False, "thickness": 1.2}
+        label, hover = f"{style.escape(name)} (median, middle 90 %)", "epoch %{x}: %{y:.1f} degrees"
+        style.add_line(figure, info.epochs, median, label, style.prototype_look(i), hover, error_y=error, **left)
+    rows, names = list(range(len(order))), style.short_names([info.names[label] for label in order])
+    look = {"orientation": "h", "marker_color": style.GRAY, "showlegend": False}
+    hover = "%{x:.1f} degrees<extra></extra>"
+    figure.add_bar(x=info.angles[moving][-1][order], y=rows, hovertemplate=hover, **look, **right)
     draw_epochs(figure, info.epochs, info.moments, [(1, 1)])
-    figure.update_yaxes(title_text="angle (degrees)", rangemode="tozero", row=1, col=1)
-    figure.update_xaxes(title_text="angle (degrees)", rangemode="tozero", row=1, col=2)
-    figure.update_yaxes(tickvals=rows, ticktext=names, autorange="reversed", row=1, col=2)
+    figure.update_yaxes(title_text="angle (degrees)", rangemode="tozero", **left)
+    figure.update_xaxes(title_text="angle (degrees)", rangemode="tozero", **right)
+    figure.update_yaxes(tickvals=rows, ticktext=names, autorange="reversed", **right)
     return figure
 
 
-def _add_drift(figure: go.Figure, label: str, epochs: np.ndarray, angles: np.ndarray, look: Look) -> None:
-    color, symbol, dash, _ = look
-    low, median, high = np.quantile(angles, [0.05, 0.5, 0.95], axis=1)
-    figure.add_scatter(
-        x=epochs,
-        y=median,
-        name=f"{label} (median, middle 90 %)",
-        mode="lines+markers",
-        line={"color": color, "dash": dash, "width": 2.5},
-        marker={"symbol": symbol, "size": 8},
-        error_y={"array": high - median, "arrayminus": median - low, "symmetric": False, "thickness": 1.2},
-        hovertemplate="epoch %{x}: %{y:.1f} degrees<extra></extra>",
-        row=1,
-        col=1,
-    )
-
-
-def prototype_drift(trace: Trace) -> go.Figure:
-    """The angle between every class vector and its beginning, over the epochs and by class."""
-    return draw_prototype_drift(prototype_drift_info(trace))
+prototype_drift = style.figure_of(prototype_drift_info, draw_prototype_drift)

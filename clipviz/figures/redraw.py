@@ -16,15 +16,11 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MultipleLocator
 
-from clipviz.figures.style import DASHES, MARKERS
-
-WIDTH = 900
-"""Pixels of a plotly figure that does not say how wide it is: the text column of a notebook."""
+from clipviz.figures.style import DASHES, MARKERS, WIDTH
 
 _DPI = 100
 _POINT = 72 / _DPI  # points in a pixel
@@ -69,7 +65,8 @@ class _Redrawing:
         self._last: dict[tuple[str, str], np.ndarray] = {}
         for trace in source.data:
             if trace.visible is None or trace.visible is True:
-                self._trace(trace)
+                name, axes = self._at(trace)
+                {"bar": self._bar, "heatmap": self._heatmap}.get(trace.type, self._scatter)(trace, name, axes)
         for name, axes in self.axes.items():
             self._axis(axes, name, 0)
             self._axis(axes, name, 1)
@@ -79,19 +76,18 @@ class _Redrawing:
         self._lines()
         self._texts()
 
-    # ------------------------------------------------------------------------------------------------- axes
-
     def _axis_layout(self, name: str) -> Any:
         return self.layout[f"{name[0]}axis{name[1:]}"]
 
     def _at(self, trace: Any) -> tuple[tuple[str, str], Axes]:
         name = (trace.xaxis or "x", trace.yaxis or "y")
         if name not in self.axes:
-            shared: dict[str, Any] = {}
-            for key, axis in zip(("sharex", "sharey"), name, strict=True):
-                other = self._axis_layout(axis).matches
-                if other:
-                    shared[key] = next(axes for names, axes in self.axes.items() if other in names)
+            matches = zip(("sharex", "sharey"), (self._axis_layout(axis).matches for axis in name), strict=True)
+            shared: dict[str, Any] = {
+                key: next(axes for names, axes in self.axes.items() if other in names)
+                for key, other in matches
+                if other
+            }
             axes = self.figure.add_axes((0.1, 0.1, 0.8, 0.8), label=str(name), **shared)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
@@ -117,9 +113,8 @@ class _Redrawing:
         if layout.showticklabels is False:
             axes.tick_params(side, length=0, **{("labelbottom", "labelleft")[which]: False})
         if layout.tickangle:
-            aligned = {"rotation": -layout.tickangle, "ha": "right", "rotation_mode": "anchor"}
             for label in axis.get_ticklabels():
-                label.set(**aligned)
+                label.set(rotation=-layout.tickangle, ha="right", rotation_mode="anchor")
         if layout.showgrid is not False and not axes.images:
             axis.grid(color="#e4e4e4", linewidth=0.7)
         if layout.title.text:
@@ -132,14 +127,14 @@ class _Redrawing:
         if layout.range is not None:
             put(*layout.range)
         elif layout.rangemode == "tozero":
-            put(min(0.0, get()[0]) if get()[0] < 0 else 0.0, get()[1])
+            put(min(0.0, get()[0]), get()[1])
         if layout.autorange == "reversed" and get()[0] < get()[1]:
             put(*reversed(get()))
 
     def _place(self) -> None:
         """Every pair of axes into its domain of the plot area, and colour bars where the layout wants them."""
-        for (x, y), axes in self.axes.items():
-            (left, right), (bottom, top) = (self._axis_layout(name).domain or (0, 1) for name in (x, y))
+        for names, axes in self.axes.items():
+            (left, right), (bottom, top) = (self._axis_layout(name).domain or (0, 1) for name in names)
             axes.set_position((*self._paper(left, bottom), *self._extent(right - left, top - bottom)))
         for axes, bar, layout in self.bars:
             self._place_bar(axes, bar, layout)
@@ -158,32 +153,20 @@ class _Redrawing:
         """Widen the margins by what tick labels and colour bars stick out, as plotly's automargin does."""
         for _ in range(2):
             boxes = [box for axes in self.figure.axes if (box := axes.get_tightbbox()) is not None]
-            if not boxes:
-                return
-            out = [
-                -min(box.x0 for box in boxes),
-                max(box.x1 for box in boxes) - self.size[0],
-                0.0,
-                -min(box.y0 for box in boxes),
-            ]
+            left, bottom = (min((getattr(box, side) for box in boxes), default=0.0) for side in ("x0", "y0"))
+            right = max((box.x1 for box in boxes), default=0.0) - self.size[0]
+            out = (-left, right, 0.0, -bottom)
             self.margin = [margin + max(0.0, more + 8) for margin, more in zip(self.margin, out, strict=True)]
             self._place()
 
-    # ------------------------------------------------------------------------------------------------- traces
-
-    def _trace(self, trace: Any) -> None:
-        name, axes = self._at(trace)
-        {"bar": self._bar, "heatmap": self._heatmap}.get(trace.type, self._scatter)(trace, name, axes)
-
     def _scatter(self, trace: Any, name: tuple[str, str], axes: Axes) -> None:
-        x, y = (np.array([] if values is None else values, dtype=float) for values in (trace.x, trace.y))
+        x, y = (np.array(() if values is None else values, dtype=float) for values in (trace.x, trace.y))
         mode, look = _mode(trace), _line_look(trace)
-        if trace.fill == "tonexty" and name in self._last:
-            axes.fill_between(x, self._last[name], y, color=color(trace.fillcolor), linewidth=0)
-        elif trace.fill in ("tozeroy", "tonexty"):
-            axes.fill_between(x, 0, y, color=color(trace.fillcolor), linewidth=0)
-        elif trace.fill == "toself":
+        if trace.fill == "toself":
             axes.fill(x, y, color=color(trace.fillcolor), alpha=trace.opacity, linewidth=0)
+        elif trace.fill in ("tozeroy", "tonexty"):
+            below = self._last.get(name, 0.0) if trace.fill == "tonexty" else 0.0
+            axes.fill_between(x, below, y, color=color(trace.fillcolor), linewidth=0)
         self._last[name] = y
         if "lines" in mode and trace.line.width != 0:
             style = "steps-mid" if trace.line.shape == "hvh" else "default"
@@ -200,36 +183,25 @@ class _Redrawing:
 
     def _bar(self, trace: Any, name: tuple[str, str], axes: Axes) -> None:
         flat = trace.orientation == "h"
-        place, length = (
-            np.array(values, dtype=float) for values in ((trace.y, trace.x) if flat else (trace.x, trace.y))
-        )
+        place, length = (np.array(side, dtype=float) for side in ((trace.y, trace.x) if flat else (trace.x, trace.y)))
         length = np.nan_to_num(length)
         below = self._stacked.setdefault(name, {}) if self.layout.barmode == "stack" else {}
         start = np.array([below.get(at, 0.0) for at in place])
         below.update(zip(place, start + length, strict=True))
         width = 0.8 if trace.width is None else trace.width
-        look = _bar_look(trace)
-        drawn = (
-            axes.barh(place, length, width, start, **look) if flat else axes.bar(place, length, width, start, **look)
-        )
+        drawn = (axes.barh if flat else axes.bar)(place, length, width, start, **_bar_look(trace))
         if trace.text is not None:
             axes.bar_label(drawn, [plain(str(text)) for text in trace.text], padding=3, fontsize=12 * _POINT)
 
     def _heatmap(self, trace: Any, name: tuple[str, str], axes: Axes) -> None:
         z = np.array(trace.z, dtype=float)
         scale = LinearSegmentedColormap.from_list("scale", [(at, color(shade)) for at, shade in trace.colorscale])
-        low, high = (
-            (np.nanmin(z) if trace.zmin is None else trace.zmin),
-            (np.nanmax(z) if trace.zmax is None else trace.zmax),
-        )
-        drawn = axes.imshow(
-            z, cmap=scale, norm=Normalize(low, high), aspect="auto", interpolation="nearest", origin="lower"
-        )
+        drawn = axes.imshow(z, scale, Normalize(trace.zmin, trace.zmax), aspect="auto", interpolation="nearest",
+                            origin="lower")  # fmt: skip
         if trace.showscale is not False:
             bar = self.figure.add_axes((0, 0, 0.1, 0.1), label=f"bar {name}")
-            self.figure.colorbar(
-                drawn, cax=bar, orientation="horizontal" if trace.colorbar.orientation == "h" else "vertical"
-            )
+            side: Any = "horizontal" if trace.colorbar.orientation == "h" else "vertical"
+            self.figure.colorbar(drawn, cax=bar, orientation=side)
             self.bars.append((axes, bar, trace.colorbar))
 
     def _place_bar(self, axes: Axes, cax: Axes, layout: Any) -> None:
@@ -251,8 +223,6 @@ class _Redrawing:
             axis.set_ticks(list(layout.tickvals), list(layout.ticktext or [f"{v:g}" for v in layout.tickvals]))
         if layout.title.text:
             cax.set_title(plain(layout.title.text), fontsize=11 * _POINT, loc="left")
-
-    # ------------------------------------------------------------------------------------------------- the rest
 
     def _lines(self) -> None:
         for shape in self.layout.shapes:
@@ -283,36 +253,28 @@ class _Redrawing:
     def _where(self, note: Any) -> tuple[float, float]:
         """A note's place as fractions of the figure."""
         place = []
-        for which, (ref, value) in enumerate((((note.xref or "x"), note.x), ((note.yref or "y"), note.y))):
-            if ref == "paper":
-                place.append(self._paper(value, value)[which])
-                continue
-            axes = next(a for names, a in self.axes.items() if ref.split()[0] in names)
-            point = (value, value)
-            transform = axes.transAxes if "domain" in ref else axes.transData
-            place.append(float(self.figure.transFigure.inverted().transform(transform.transform(point))[which]))
+        for which, ref, value in ((0, note.xref or "x", note.x), (1, note.yref or "y", note.y)):
+            point: Any = self._paper(value, value)
+            if ref != "paper":
+                axes = next(a for names, a in self.axes.items() if ref.split()[0] in names)
+                shown = (axes.transAxes if "domain" in ref else axes.transData).transform((value, value))
+                point = self.figure.transFigure.inverted().transform(shown)
+            place.append(float(point[which]))
         return place[0], place[1]
 
     def _legend(self) -> None:
-        if self.layout.showlegend is False:
-            return
-        shown = [
-            trace
-            for trace in self.source.data
-            if trace.name and trace.showlegend is not False and trace.type != "heatmap"
-        ]
-        if not shown:
+        named = [trace for trace in self.source.data if trace.name and trace.showlegend is not False]
+        shown = [trace for trace in named if trace.type != "heatmap"]
+        if self.layout.showlegend is False or not shown:
             return
         labels = [plain(trace.name) for trace in shown]
         widest = 7.4 * max(len(label) for label in labels) + 58  # pixels of an entry in this font
         columns = max(1, min(len(shown), int((self.size[0] - self.margin[0]) / widest)))
-        rows = -(-len(shown) // columns)
-        # matplotlib fills columns, plotly rows
-        order = [i * columns + j for j in range(columns) for i in range(rows) if i * columns + j < len(shown)]
+        order = [i for column in range(columns) for i in range(column, len(shown), columns)]  # plotly fills rows
         self.figure.legend(
             [_key(shown[i]) for i in order], [labels[i] for i in order], loc="upper left", ncols=columns, frameon=False,
             bbox_to_anchor=(self.margin[0] / self.size[0], 1 - 34 / self.size[1]), fontsize=12 * _POINT, borderpad=0,
-            columnspacing=1.2, handlelength=2.6, handler_map={tuple: HandlerTuple()},
+            columnspacing=1.2, handlelength=2.6,
         )  # fmt: skip
 
 
@@ -351,20 +313,15 @@ def _marker_look(trace: Any) -> dict[str, Any]:
 
 
 def _bar_look(trace: Any) -> dict[str, Any]:
-    shape = trace.marker.pattern.shape
-    return {
-        "color": color(trace.marker.color),
-        "edgecolor": "white",
-        "linewidth": 0.5,
-        "hatch": _HATCHES.get(shape) if shape else None,
-    }
+    hatch = _HATCHES.get(trace.marker.pattern.shape or "")
+    return {"color": color(trace.marker.color), "edgecolor": "white", "linewidth": 0.5, "hatch": hatch}
 
 
 def _key(trace: Any) -> Any:
     """What stands for a trace in the legend."""
     if trace.type == "bar":
         look = _bar_look(trace)
-        return Patch(facecolor=look["color"], edgecolor="white", hatch=look["hatch"])
+        return Patch(facecolor=look.pop("color"), **look)
     if trace.fill == "toself":
         return Patch(facecolor=color(trace.fillcolor), alpha=trace.opacity)
     mode, look = _mode(trace), _line_look(trace)

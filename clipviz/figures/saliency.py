@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,8 +14,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from clipviz.figures import style
 from clipviz.figures.moments import epoch_name, part_of_epoch
-from clipviz.figures.style import SALIENCY_COLORS, apart, bare, class_name, empty_picture, shorten
 from clipviz.trace import Trace
 
 KIND_NAMES = {
@@ -26,8 +26,7 @@ KIND_NAMES = {
     "layer_gradcam": "layer GradCAM",
 }
 
-_INCH = 100  # pixels at the default resolution, so that sizes below read as pixels
-_FONT = 9.5  # points: 13 pixels
+_LEFT = 130  # pixels for the names of the rows
 # Okabe and Ito's colours, then lighter and darker ones of the same hues, for up to fifteen parts.
 _PART_COLORS = [
     "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF",
@@ -69,7 +68,7 @@ def saliency_grid_info(
     """
     probe = trace.probe
     titles = [
-        class_name(trace.class_names, int(label)) if label >= 0 else f"image {int(number)}"
+        style.class_name(trace.class_names, int(label)) if label >= 0 else f"image {int(number)}"
         for label, number in zip(probe.target[:max_images], probe.index[:max_images], strict=True)
     ]
     columns = [column for kind in kinds for column in _columns(trace, kind, epochs, max_images)]
@@ -109,63 +108,58 @@ def draw_saliency_grid(info: SaliencyGrid) -> Figure:
     """One row per image: the image, its true parts, then the maps laid over a grey copy of it."""
     title = "Where the model looked"
     if not len(info.images):
-        return empty_picture(title, "This trace holds no probe images.")
+        return style.empty_picture(title, "This trace holds no probe images.")
     if not info.columns:
-        return empty_picture(title, "No saliency was recorded: this method has no patch-level maps.")
-    titles = ["image", *(["true parts"] if info.parts is not None else []), *(c.title for c in info.columns)]
-    used = _used_parts(info)
-    legend_rows = -(-len(used) // 7)
+        return style.empty_picture(title, "No saliency was recorded: this method has no patch-level maps.")
+    titles = ["image", *["true parts"] * (info.parts is not None), *(column.title for column in info.columns)]
+    used = [] if info.parts is None else [int(part) for part in np.unique(info.parts) if part]
     has_heat = any(not column.is_mask for column in info.columns)
-    cell = min(150, (892 - 130) / len(titles))
-    head, foot = 46, 14 + 24 * legend_rows + 46 * has_heat
+    cell, head, foot = (
+        min(150, (style.WIDTH - 8 - _LEFT) / len(titles)),
+        46,
+        14 + 24 * -(-len(used) // 7) + 46 * has_heat,
+    )
     height = head + len(info.images) * cell + foot
-    figure = Figure(figsize=(9, height / _INCH), dpi=_INCH)
-    grid = figure.subplots(
-        len(info.images),
-        len(titles),
-        squeeze=False,
-        gridspec_kw={
-            "left": 130 / 900, "right": (130 + cell * len(titles)) / 900, "wspace": 0.04, "hspace": 0.04,
-            "top": 1 - head / height, "bottom": foot / height,
-        },
-    )  # fmt: skip
-    labels = [textwrap.fill(name, 14) for name in apart(info.titles, 56)]
-    for row, axes in enumerate(grid):
-        _draw_row(axes, info, row, labels[row])
+    page = style.Page(height, "")
+    edges = {"left": _LEFT / style.WIDTH, "right": (_LEFT + cell * len(titles)) / style.WIDTH}
+    edges |= {"top": 1 - head / height, "bottom": foot / height, "wspace": 0.04, "hspace": 0.04}
+    grid = page.figure.subplots(len(info.images), len(titles), squeeze=False, gridspec_kw=edges)
+    labels = [textwrap.fill(name, 14) for name in style.apart(info.titles, 56)]
+    for row, (axes, image) in enumerate(zip(grid, info.images, strict=True)):
+        show_image(axes[0], image)
+        look: dict[str, Any] = {
+            "rotation": 0,
+            "ha": "right",
+            "va": "center",
+            "fontsize": style.FONT,
+            "labelpad": 6,
+            "parse_math": False,
+        }
+        axes[0].set_ylabel(labels[row], **look)
+        if info.parts is not None:
+            show_parts(axes[1], image, info.parts[row])
+        for axis, column in zip(axes[-len(info.columns) :], info.columns, strict=True):
+            show_saliency(axis, image, column.maps[row], column.is_mask)
     for axis, name in zip(grid[0], titles, strict=True):
-        axis.set_title(name, fontsize=_FONT, parse_math=False)
+        axis.set_title(name, fontsize=style.FONT, parse_math=False)
     if used:
-        _part_legend(figure, info.part_names, used, y=(foot - 8) / height)
+        _part_legend(page.figure, info.part_names, used, y=(foot - 8) / height)
     if has_heat:
-        _color_bar(figure, height)
-    return figure
-
-
-def _draw_row(axes: Sequence[Axes], info: SaliencyGrid, row: int, label: str) -> None:
-    image = info.images[row]
-    columns = list(axes)
-    show_image(columns[0], image)
-    columns[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=_FONT, labelpad=6, parse_math=False)
-    if info.parts is not None:
-        show_parts(columns[1], image, info.parts[row])
-    for axis, column in zip(columns[-len(info.columns) :], info.columns, strict=True):
-        show_saliency(axis, image, column.maps[row], column.is_mask)
-
-
-def _gray(image: np.ndarray) -> np.ndarray:
-    return image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
+        _color_bar(page)
+    return page.figure
 
 
 def _backdrop(axis: Axes, image: np.ndarray) -> tuple[float, float, float, float]:
     """A pale grey copy of the image; returns the extent that any overlay must have."""
     extent = (0.0, float(image.shape[1]), float(image.shape[0]), 0.0)
-    bare(axis).imshow(0.25 + 0.75 * _gray(image), cmap="gray", vmin=0, vmax=1, extent=extent)
+    gray = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
+    style.bare(axis).imshow(0.25 + 0.75 * gray, cmap="gray", vmin=0, vmax=1, extent=extent)
     return extent
 
 
 def show_image(axis: Axes, image: np.ndarray) -> None:
     """The image (H,W,3) uint8 itself."""
-    bare(axis).imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
+    style.bare(axis).imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
 
 
 def show_saliency(axis: Axes, image: np.ndarray, saliency: np.ndarray, is_mask: bool = False) -> None:
@@ -181,15 +175,8 @@ def show_saliency(axis: Axes, image: np.ndarray, saliency: np.ndarray, is_mask: 
         axis.imshow(veil, extent=extent, interpolation="nearest")
     else:
         # Low values are let through, so that the image stays visible where nobody looked.
-        axis.imshow(
-            saliency,
-            cmap=SALIENCY_COLORS,
-            vmin=0,
-            vmax=1,
-            alpha=0.2 + 0.65 * saliency,
-            extent=extent,
-            interpolation="bilinear",
-        )
+        look: dict[str, Any] = {"cmap": style.SALIENCY_COLORS, "vmin": 0, "vmax": 1, "alpha": 0.2 + 0.65 * saliency}
+        axis.imshow(saliency, extent=extent, interpolation="bilinear", **look)
     axis.set_xlim(extent[:2])
     axis.set_ylim(extent[2:])
 
@@ -197,50 +184,36 @@ def show_saliency(axis: Axes, image: np.ndarray, saliency: np.ndarray, is_mask: 
 def show_parts(axis: Axes, image: np.ndarray, parts: np.ndarray) -> None:
     """Colour each part of the mask (H,W) over a grey copy of the image; 0 is background."""
     extent = _backdrop(axis, image)
-    shown = np.ma.masked_equal(parts, 0)
-    colors = ListedColormap(_PART_COLORS)
-    axis.imshow(
-        (shown - 1) % len(_PART_COLORS),
-        cmap=colors,
-        vmin=-0.5,
-        vmax=len(_PART_COLORS) - 0.5,
-        alpha=0.85,
-        extent=extent,
-        interpolation="nearest",
-    )
-
-
-def _used_parts(info: SaliencyGrid) -> list[int]:
-    return [] if info.parts is None else [int(part) for part in np.unique(info.parts) if part]
+    shown = (np.ma.masked_equal(parts, 0) - 1) % len(_PART_COLORS)
+    look: dict[str, Any] = {
+        "cmap": ListedColormap(_PART_COLORS),
+        "vmin": -0.5,
+        "vmax": len(_PART_COLORS) - 0.5,
+        "alpha": 0.85,
+    }
+    axis.imshow(shown, extent=extent, interpolation="nearest", **look)
 
 
 def _part_legend(figure: Figure, names: list[str], used: list[int], y: float) -> None:
-    handles = [
-        Patch(
-            facecolor=_PART_COLORS[(part - 1) % len(_PART_COLORS)],
-            edgecolor="#555",
-            label=shorten(names[part] if part < len(names) else f"part {part}", 16),
-        )
-        for part in used
-    ]
+    labels = [style.shorten(names[part] if part < len(names) else f"part {part}", 16) for part in used]
+    colors = [_PART_COLORS[(part - 1) % len(_PART_COLORS)] for part in used]
+    handles = [Patch(facecolor=c, edgecolor="#555", label=label) for c, label in zip(colors, labels, strict=True)]
     legend = figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(130 / 900, y), ncol=7, fontsize=_FONT,
+        handles=handles, loc="upper left", bbox_to_anchor=(_LEFT / style.WIDTH, y), ncol=7, fontsize=style.FONT,
         frameon=False, handlelength=1, handleheight=1, columnspacing=1.2, borderpad=0, borderaxespad=0,
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
 
 
-def _color_bar(figure: Figure, height: float) -> None:
-    axis = figure.add_axes((130 / 900, 26 / height, 330 / 900, 10 / height))
-    bar = figure.colorbar(ScalarMappable(cmap=colormaps[SALIENCY_COLORS]), cax=axis, orientation="horizontal")
+def _color_bar(page: style.Page) -> None:
+    axis = page.axes(_LEFT, page.height - 36, 330, 10)
+    bar = page.figure.colorbar(
+        ScalarMappable(cmap=colormaps[style.SALIENCY_COLORS]), cax=axis, orientation="horizontal"
+    )
     bar.set_ticks([])
     for x, side, text in ((0, "left", "least attention"), (1, "right", "most, in each map")):
-        axis.text(x, -0.5, text, fontsize=_FONT, ha=side, va="top", transform=axis.transAxes)
+        axis.text(x, -0.5, text, fontsize=style.FONT, ha=side, va="top", transform=axis.transAxes)
 
 
-def saliency_grid(
-    trace: Trace, kinds: Sequence[str] = ("ncut", "soap"), epochs: Sequence[str | int] = ("before", "after")
-) -> Figure:
-    """Probe images in rows: the image, its true parts where known, then each kind of map at each epoch."""
-    return draw_saliency_grid(saliency_grid_info(trace, kinds, epochs))
+saliency_grid = style.figure_of(saliency_grid_info, draw_saliency_grid)

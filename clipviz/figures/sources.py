@@ -6,23 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from clipviz.figures.moments import Moments, draw_epochs, moments, when
-from clipviz.figures.style import (
-    BLACK,
-    BLUE,
-    VERMILLION,
-    Look,
-    apply_layout,
-    decider_look,
-    empty_chart,
-    escape,
-    pattern,
-    percent,
-)
+from clipviz.figures import style
+from clipviz.figures.moments import Moments, draw_epochs, epochs_of, moments, when
 from clipviz.trace import Trace
 
 _STEPS = 50
@@ -33,70 +20,52 @@ class SourceDecisions(NamedTuple):
 
     Deciders are "all agree", "<source>" (its label alone won), "several" (of three or more sources some, not
     all, had the winning label) and "neither".
-
-    Attributes:
-        epochs: (E,) int.
-        sources: Names of the sources.
-        decided: Decider -> (E,) share of the images.
-        margin: Decider -> (E,) median margin, first minus second probability of the mixture, NaN for no image.
-        right: Decider -> (E,) share of its pseudo-labels that are right; empty without targets.
-        accuracy: "pseudo-label" and every source -> (E,) accuracy of its labels; empty without targets.
     """
 
     epochs: np.ndarray
     sources: list[str]
-    decided: dict[str, np.ndarray]
-    margin: dict[str, np.ndarray]
-    right: dict[str, np.ndarray]
-    accuracy: dict[str, np.ndarray]
+    decided: dict[str, np.ndarray]  # decider -> share of the images
+    margin: dict[
+        str, np.ndarray
+    ]  # decider -> median of first minus second probability of the mixture, NaN for no image
+    right: dict[str, np.ndarray]  # decider -> share of its pseudo-labels that are right; empty without targets
+    accuracy: dict[str, np.ndarray]  # "pseudo-label" and every source -> that of its labels; empty without targets
     moments: Moments = Moments()
 
 
 def source_names(trace: Trace) -> list[str]:
     """The sources whose labels were recorded, in the order of the metadata; not those that never name a class."""
-    suffix = "_label"
-    recorded = [
-        str(column)[: -len(suffix)]
-        for column in trace.samples.columns
-        if str(column).endswith(suffix) and column != "pseudo_label" and not (trace.samples[column] == -1).all()
-    ]
+    columns = [str(column) for column in trace.samples.columns if str(column).endswith("_label")]
+    columns = [name for name in columns if name != "pseudo_label" and not (trace.samples[name] == -1).all()]
+    recorded = [name.removesuffix("_label") for name in columns]
     listed = [name for name in trace.meta.get("sources") or () if name in recorded]
-    return listed + [name for name in recorded if name not in listed]
+    return list(dict.fromkeys([*listed, *recorded]))
 
 
 def source_decisions_info(trace: Trace) -> SourceDecisions:
     """Who decided each pseudo-label, per epoch; methods with a single source have nothing to decide."""
     sources = source_names(trace)
     samples = trace.samples.dropna(subset=[f"{name}_label" for name in sources])
-    epochs = np.sort(samples["epoch"].unique()).astype(int)
+    epochs = epochs_of(samples)
     if len(sources) < 2 or not len(epochs):
         return SourceDecisions(np.zeros(0, int), sources, {}, {}, {}, {})
-    is_right = samples["pseudo_label"] == samples["target"]
     votes = np.stack([samples[f"{name}_label"] == samples["pseudo_label"] for name in sources], 1)
+    is_right = samples["pseudo_label"] == samples["target"]
     samples = samples.assign(decider=deciders(votes, sources), is_right=is_right)
     known = samples[samples["target"] >= 0]
     shares = samples.groupby("epoch")["decider"].value_counts(normalize=True).unstack(fill_value=0)
     margin = samples.groupby(["epoch", "decider"])["margin"].median().unstack()
     right = known.groupby(["epoch", "decider"])["is_right"].mean().unstack()
     found = [name for name in kinds_of_decision(sources) if name in shares]
-    accuracy = {
-        name: (known[column] == known["target"]).groupby(known["epoch"]).mean().reindex(epochs).to_numpy(float)
-        for name, column in [("pseudo-label", "pseudo_label"), *((name, f"{name}_label") for name in sources)]
-    }
-    return SourceDecisions(
-        epochs,
-        sources,
-        _by_epoch(shares, found, epochs),
-        _by_epoch(margin, found, epochs),
-        _by_epoch(right, found, epochs) if len(known) else {},
-        accuracy if len(known) else {},
-        moments(trace),
-    )
-
-
-def _by_epoch(table: pd.DataFrame, names: list[str], epochs: np.ndarray) -> dict[str, np.ndarray]:
-    table = table.reindex(index=epochs, columns=names)
-    return {name: table[name].to_numpy(dtype=float) for name in names}
+    tables = (table.reindex(index=epochs, columns=found) for table in (shares, margin, right))
+    decided, margins, rights = ({name: table[name].to_numpy(dtype=float) for name in found} for table in tables)
+    if not len(known):
+        return SourceDecisions(epochs, sources, decided, margins, {}, {}, moments(trace))
+    columns = {"pseudo-label": "pseudo_label", **{name: f"{name}_label" for name in sources}}
+    is_own_right = (known[column] == known["target"] for column in columns.values())
+    by_epoch = (own.groupby(known["epoch"]).mean().reindex(epochs).to_numpy(float) for own in is_own_right)
+    accuracy = dict(zip(columns, by_epoch, strict=True))
+    return SourceDecisions(epochs, sources, decided, margins, rights, accuracy, moments(trace))
 
 
 def kinds_of_decision(sources: Sequence[str]) -> list[str]:
@@ -129,77 +98,50 @@ def draw_source_decisions(info: SourceDecisions) -> go.Figure:
     """Who decided and by what margin; with targets also how right that was, and each source alone."""
     title = "Which source decided the pseudo-label"
     if not len(info.epochs):
-        return empty_chart(title, "This method has no two sources to compare.", "epoch", "% of the images")
+        return style.empty_chart(title, "This method has no two sources to compare.", "epoch", "% of the images")
     titles = ["who decided", "margin of the decision (median)"]
     if info.accuracy:
         titles += ["right, by who decided", "right, each source on its own"]
     n_rows = len(titles) // 2
-    figure = make_subplots(rows=n_rows, cols=2, horizontal_spacing=0.1, vertical_spacing=0.17, subplot_titles=titles)
-    apply_layout(figure, title, 120 + 300 * n_rows, 2, has_panel_titles=True)
+    grid = {"rows": n_rows, "cols": 2, "horizontal_spacing": 0.1, "vertical_spacing": 0.17, "subplot_titles": titles}
+    figure = style.new_chart(title, 120 + 300 * n_rows, 2, grid)
     figure.update_layout(barmode="stack")
     for name in info.decided:
         _add_decider(figure, info, name)
     for name, values in info.accuracy.items():
-        look = decider_look(name, info.sources) if name in info.sources else Look(BLACK, "circle", "solid")
-        label = "the pseudo-label" if name == "pseudo-label" else f"{escape(name)} alone"
-        _add_line(figure, label, info.epochs, percent(values), look, (2, 2))
+        look = (
+            style.decider_look(name, info.sources)
+            if name in info.sources
+            else style.Look(style.BLACK, "circle", "solid")
+        )
+        label = "the pseudo-label" if name == "pseudo-label" else f"{style.escape(name)} alone"
+        style.add_line(figure, info.epochs, style.percent(values), label, look, _hover(label, ".1f"), row=2, col=2)
     draw_epochs(figure, info.epochs, info.moments, [(1 + i // 2, 1 + i % 2) for i in range(len(titles))])
     figure.update_yaxes(title_text="% of the images", range=[0, 100], row=1, col=1)
     figure.update_yaxes(title_text="probability", rangemode="tozero", row=1, col=2)
     if info.accuracy:
-        for column in (1, 2):
-            figure.update_yaxes(title_text="accuracy (%)", rangemode="tozero", row=2, col=column)
+        figure.update_yaxes(title_text="accuracy (%)", rangemode="tozero", row=2)
     return figure
 
 
 def _add_decider(figure: go.Figure, info: SourceDecisions, name: str) -> None:
     """Its share as stacked bars, and its margin and accuracy as lines of the same colour."""
-    look, label = decider_look(name, info.sources), escape(decision_name(name, info.sources))
-    figure.add_bar(
-        x=info.epochs,
-        y=percent(info.decided[name]),
-        name=label,
-        legendgroup=label,
-        width=0.7,
-        marker=pattern(look.color, look.hatch),
-        hovertemplate=label + ": %{y:.1f} %<extra></extra>",
-        row=1,
-        col=1,
-    )
-    _add_line(figure, label, info.epochs, info.margin[name], look, (1, 2), ".2f", in_legend=False)
+    look, label = style.decider_look(name, info.sources), style.escape(decision_name(name, info.sources))
+    shares, hover = style.percent(info.decided[name]), label + ": %{y:.1f} %<extra></extra>"
+    bars = {"width": 0.7, "marker": style.pattern(look.color, look.hatch), "hovertemplate": hover}
+    figure.add_bar(x=info.epochs, y=shares, name=label, legendgroup=label, **bars, row=1, col=1)
+    more = {"legendgroup": label, "showlegend": False}
+    style.add_line(figure, info.epochs, info.margin[name], label, look, _hover(label, ".2f"), **more, row=1, col=2)
     if info.right:
-        values = percent(info.right[name])
-        _add_line(figure, label, info.epochs, values, look, (2, 1), in_legend=False)
+        right = style.percent(info.right[name])
+        style.add_line(figure, info.epochs, right, label, look, _hover(label, ".1f"), **more, row=2, col=1)
 
 
-def _add_line(
-    figure: go.Figure,
-    name: str,
-    x: np.ndarray,
-    y: np.ndarray,
-    look: Look,
-    place: tuple[int, int],
-    digits: str = ".1f",
-    in_legend: bool = True,
-) -> None:
-    figure.add_scatter(
-        x=x,
-        y=y,
-        name=name,
-        legendgroup=name,
-        showlegend=in_legend,
-        mode="lines+markers",
-        line={"color": look.color, "dash": look.dash, "width": 2.5},
-        marker={"symbol": look.symbol, "size": 9},
-        hovertemplate=f"{name}: %{{y:{digits}}}, epoch %{{x}}<extra></extra>",
-        row=place[0],
-        col=place[1],
-    )
+def _hover(label: str, digits: str) -> str:
+    return f"{label}: %{{y:{digits}}}, epoch %{{x}}"
 
 
-def source_decisions(trace: Trace) -> go.Figure:
-    """Who decided each pseudo-label and by what margin, per epoch, and how right that was where targets exist."""
-    return draw_source_decisions(source_decisions_info(trace))
+source_decisions = style.figure_of(source_decisions_info, draw_source_decisions)
 
 
 class GammaWhatIf(NamedTuple):
@@ -234,20 +176,17 @@ def final_gamma(trace: Trace) -> float | None:
 
 
 def gamma_what_if_info(trace: Trace) -> GammaWhatIf:
-    """Recompute the pseudo-labels from the stored source logits for gamma from 0 to 1."""
-    stored = trace.sources
-    own = final_gamma(trace)
-    is_own = own is not None
-    reference = 0.5 if own is None else own
+    """Recompute the pseudo-labels of the last epoch from the stored source logits for gamma from 0 to 1."""
+    stored, own = trace.sources, final_gamma(trace)
+    reference, is_own = 0.5 if own is None else own, own is not None
     gamma = np.linspace(0, 1, _STEPS + 1)
     if len(stored.logits) != 2:
         return GammaWhatIf(None, gamma, None, np.zeros(len(gamma)), reference, is_own)
     first, second = (logits.astype(np.float32) for logits in stored.logits.values())
-    at_reference = _mixed_labels(first, second, reference)
     labels = np.stack([_mixed_labels(first, second, value) for value in gamma])
     known = stored.target >= 0
     accuracy = (labels[:, known] == stored.target[known]).mean(1) if known.any() else None
-    changed = (labels != at_reference).mean(1)
+    changed = (labels != _mixed_labels(first, second, reference)).mean(1)
     one, other = stored.logits
     return GammaWhatIf((one, other), gamma, accuracy, changed, reference, is_own, moments(trace))
 
@@ -260,45 +199,26 @@ def draw_gamma_what_if(info: GammaWhatIf) -> go.Figure:
     """Accuracy and share of changed labels against gamma, the run's own marked."""
     title = "What if the sources had been mixed otherwise?"
     if info.sources is None:
-        why = "The what-if needs the stored logits of exactly two sources."
-        return empty_chart(title, why, "gamma", "%")
+        return style.empty_chart(title, "The what-if needs the stored logits of exactly two sources.", "gamma", "%")
     part = info.moments.part
     title += f" ({when(part.epoch, part)})" if part.epoch >= 0 else ""
-    figure = go.Figure()
-    apply_layout(figure, title, 420)
+    figure, named = style.new_chart(title), f"{info.reference:g}"
     if info.accuracy is not None:
-        figure.add_scatter(
-            x=info.gamma,
-            y=percent(info.accuracy),
-            name="pseudo-label accuracy",
-            line={"color": BLUE, "width": 3},
-            hovertemplate="gamma %{x:.2f}: %{y:.1f} % right<extra></extra>",
-        )
-    named = f"{info.reference:g}"
-    figure.add_scatter(
-        x=info.gamma,
-        y=percent(info.changed),
-        name=f"labels other than at gamma = {named}",
-        line={"color": VERMILLION, "width": 3, "dash": "dash"},
-        hovertemplate="gamma %{x:.2f}: %{y:.1f} % of the labels differ<extra></extra>",
+        accuracy, look = style.percent(info.accuracy), style.Look(style.BLUE, "", "solid")
+        style.add_line(figure, info.gamma, accuracy, "pseudo-label accuracy", look, "gamma %{x:.2f}: %{y:.1f} % right")
+    name, look = f"labels other than at gamma = {named}", style.Look(style.VERMILLION, "", "dash")
+    style.add_line(
+        figure, info.gamma, style.percent(info.changed), name, look, "gamma %{x:.2f}: %{y:.1f} % of the labels differ"
     )
-    figure.add_vline(x=info.reference, line={"color": BLACK, "dash": "dot", "width": 1.5})
-    figure.add_annotation(
-        x=info.reference,
-        y=1,
-        yref="y domain",
-        text=f"this run: {named}" if info.is_own else f"reference: {named}",
-        showarrow=False,
-        xanchor="right" if info.reference > 0.5 else "left",
-        yanchor="top",
-        xshift=-6 if info.reference > 0.5 else 6,
-    )
-    first, second = map(escape, info.sources)
+    figure.add_vline(x=info.reference, line={"color": style.BLACK, "dash": "dot", "width": 1.5})
+    text = f"this run: {named}" if info.is_own else f"reference: {named}"
+    anchor, shift = ("right", -6) if info.reference > 0.5 else ("left", 6)
+    place = {"x": info.reference, "y": 1, "yref": "y domain", "yanchor": "top", "xanchor": anchor, "xshift": shift}
+    figure.add_annotation(text=text, showarrow=False, **place)
+    first, second = map(style.escape, info.sources)
     figure.update_xaxes(title_text=f"gamma (0: only {second}; 1: only {first})", range=[-0.02, 1.02])
     figure.update_yaxes(title_text="% of the images", rangemode="tozero")
     return figure
 
 
-def gamma_what_if(trace: Trace) -> go.Figure:
-    """Pseudo-label accuracy and changed labels of the last epoch as gamma goes from 0 to 1 (two sources)."""
-    return draw_gamma_what_if(gamma_what_if_info(trace))
+gamma_what_if = style.figure_of(gamma_what_if_info, draw_gamma_what_if)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from typing import Any
 
 import plotly.graph_objects as go
@@ -34,23 +35,29 @@ def show(figure: go.Figure | Figure) -> None:
 
 def png(figure: Figure) -> bytes:
     """A chart as PNG with at most 128 colours, a third of the size of true colour."""
-    return _encode(_pixels(figure).quantize(128, dither=Image.Dither.NONE), "PNG", optimize=True)
+    return encoded(pixels(figure).quantize(128, dither=Image.Dither.NONE), "PNG")
 
 
 def jpeg(figure: Figure) -> bytes:
     """Photographs with captions as JPEG, letters kept sharp."""
-    return _encode(_pixels(figure), "JPEG", quality=80, subsampling=0, optimize=True)
+    return encoded(pixels(figure), "JPEG", quality=80, subsampling=0)
 
 
-def _pixels(figure: Figure) -> Image.Image:
+def pixels(figure: Figure, dpi: float | None = None) -> Image.Image:
+    """The figure as RGB."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
+    with warnings.catch_warnings():
+        # Letters that the font lacks become boxes, which says as much as a warning on a terminal would.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        options = {"compress_level": 1}  # it is read at once
+        figure.savefig(buffer, format="png", facecolor="white", dpi=dpi or figure.dpi, pil_kwargs=options)
     return Image.open(buffer).convert("RGB")
 
 
-def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """A file, as small as it gets."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, kind, optimize=True, **options)
     return buffer.getvalue()
 
 

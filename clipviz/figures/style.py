@@ -7,14 +7,19 @@ goes through `escape` or `short_names` first.
 
 from __future__ import annotations
 
+import functools
+import html
+import inspect
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from plotly.subplots import make_subplots
 
 from clipviz.errors import inert
 from clipviz.trace import Trace
@@ -29,7 +34,8 @@ SALIENCY_COLORS, COUNT_COLORS = "magma", "Blues"
 SIMILARITY_COLORS, CHANGE_COLORS = "Cividis", "PuOr"
 #: At most so many names on an axis; more would overlap at 900 pixels.
 MAX_LABELS = 32
-
+#: Pixels of a figure's width, the text column of a notebook; points of its ordinary letters, 13 pixels.
+WIDTH, FONT = 900, 9.5
 
 #: Dashes and markers by plotly's names, which the scripts of the widgets know too, and what matplotlib calls them.
 DASHES: dict[str | None, Any] = {
@@ -121,13 +127,13 @@ _MORE_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
 
 def trace_styles(traces: Sequence[Trace]) -> list[MethodStyle]:
     """How each trace looks: further runs of one method keep its colour, with an open marker and another dash."""
-    styles: list[MethodStyle] = []
+    styles, seen = list[MethodStyle](), Counter[str]()
     for trace in traces:
         style = method_style(trace.method)
-        earlier = sum(style.name == other.name for other in styles)
-        if earlier:
-            dashes = [dash for dash in _MORE_DASHES if dash != style.dash]
+        dashes = [dash for dash in _MORE_DASHES if dash != style.dash]
+        if earlier := seen[style.name]:
             style = style._replace(symbol=f"{style.symbol}-open", dash=dashes[(earlier - 1) % len(dashes)])
+        seen[style.name] += 1
         styles.append(style)
     return styles
 
@@ -139,10 +145,7 @@ def is_trained(trace: Trace) -> bool:
 
 def escape(text: object) -> str:
     """`text` for plotly: shown letter by letter, no markup, no formula, on one line."""
-    plain = inert(" ".join(str(text).split()))
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("$", "&#36;")):
-        plain = plain.replace(character, entity)
-    return plain
+    return html.escape(inert(" ".join(str(text).split())), quote=False).replace("$", "&#36;")
 
 
 def shorten(text: object, width: int = 26) -> str:
@@ -188,6 +191,12 @@ def class_name(names: Sequence[str], label: int) -> str:
     return names[label] if 0 <= label < len(names) else f"class {label}"
 
 
+def top_classes(probs: np.ndarray, target: int, n: int) -> list[int]:
+    """The n classes of the highest probabilities (C,), the surest first, then the true one if it is not among them."""
+    top = np.argsort(-probs, kind="stable")[:n].tolist()
+    return [*top, target] if 0 <= target < len(probs) and target not in top else top
+
+
 def thinned(names: Sequence[str], limit: int = MAX_LABELS, width: int = 26) -> dict:
     """Ticks for an axis of numbered classes: every name, or evenly spaced ones when they are too many.
 
@@ -198,46 +207,46 @@ def thinned(names: Sequence[str], limit: int = MAX_LABELS, width: int = 26) -> d
     return {"tickvals": ticks, "ticktext": short_names([names[tick] for tick in ticks], width)}
 
 
-def apply_layout(
-    figure: go.Figure, title: str, height: int = 420, legend_rows: int = 1, has_panel_titles: bool = False
-) -> None:
-    """Give `figure` the shared fonts, grid and margins; title, legend and panel titles stack from the top.
+def new_chart(title: str, height: int = 420, legend_rows: int = 1, grid: Mapping[str, Any] | None = None) -> go.Figure:
+    """A chart in the shared fonts, grid and margins; title, legend and panel titles stack from the top.
 
     Args:
-        figure: Changed in place.
         title: The headline, ours (never data).
         height: In pixels.
         legend_rows: Rows of legend at 900 pixels to leave room for.
-        has_panel_titles: Whether subplots carry titles of their own.
+        grid: Of several panels, as for `make_subplots`; they all have titles.
     """
-    axis = {
-        "showline": True,
-        "linecolor": "#555",
-        "gridcolor": "#e4e4e4",
-        "zeroline": False,
-        "ticks": "outside",
-        "ticklen": 4,
-        "tickcolor": "#555",
-        "automargin": True,
-        "title": {"font": {"size": 13}, "standoff": 8},
-    }
+    figure = make_subplots(**grid) if grid else go.Figure()
+    ticks = {"ticks": "outside", "ticklen": 4, "tickcolor": "#555", "automargin": True}
+    lines = {"showline": True, "linecolor": "#555", "gridcolor": "#e4e4e4", "zeroline": False}
+    axis = {**ticks, **lines, "title": {"font": {"size": 13}, "standoff": 8}}
+    legend = {"yref": "container", "y": 1 - 38 / height, "yanchor": "top"}
     figure.update_layout(
         template="none",
         title={"text": title, "x": 0.01, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 12}},
         font={"family": "DejaVu Sans, Verdana, Arial, sans-serif", "size": 13, "color": "#222"},
         title_font_size=16,
         height=height,
-        margin={"l": 64, "r": 24, "t": 44 + 22 * legend_rows + 28 * has_panel_titles, "b": 56},
+        margin={"l": 64, "r": 24, "t": 44 + 22 * legend_rows + 28 * (grid is not None), "b": 56},
         paper_bgcolor="white",
         plot_bgcolor="white",
         hovermode="closest",
         showlegend=True,
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "traceorder": "normal"},
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "traceorder": "normal", **legend},
     )
-    figure.update_layout(legend={"yref": "container", "y": 1 - 38 / height, "yanchor": "top"})
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     figure.update_annotations(font_size=14)
+    return figure
+
+
+def add_line(figure: go.Figure, x: Any, y: Any, name: str, look: Look | MethodStyle, hover: str, **more: Any) -> None:
+    """A line, with markers if its look has one; `more` are a scatter trace's own settings, and `row` and `col`."""
+    line = {"color": look.color, "dash": look.dash, "width": 2.5} | more.pop("line", {})
+    marker = {"color": look.color, "symbol": look.symbol or None, "size": 8} | more.pop("marker", {})
+    settings = {"mode": "lines+markers" if look.symbol else "lines", **more}
+    said = f"{hover}<extra></extra>" if hover else None
+    figure.add_scatter(x=x, y=y, name=name, line=line, marker=marker, hovertemplate=said, **settings)
 
 
 def pattern(color: str, shape: str) -> dict:
@@ -246,56 +255,62 @@ def pattern(color: str, shape: str) -> dict:
     return {"color": color, "pattern": hatching if shape else {}}
 
 
-def ranked_bars(figure: go.Figure, labels: Sequence[str], counts: Sequence[int], color: str, row: int) -> None:
-    """Bars to the right, the first on top, each with its number; `labels` are safe already."""
-    places = list(range(len(labels)))
-    figure.add_bar(
-        x=list(counts),
-        y=places,
-        orientation="h",
-        marker_color=color,
-        text=[str(count) for count in counts],
-        textposition="auto",
-        textangle=0,
-        showlegend=False,
-        hoverinfo="skip",
-        row=row,
-        col=1,
-    )
-    figure.update_xaxes(title_text="images", rangemode="tozero", showticklabels=False, ticks="", row=row, col=1)
-    bounds = [max(len(labels), 4) - 0.4, -0.6]
-    figure.update_yaxes(tickvals=places, ticktext=list(labels), range=bounds, row=row, col=1)
-
-
-def note(figure: go.Figure, text: str) -> go.Figure:
-    """Write `text` (ours, never data) in the middle of a figure that has nothing to draw."""
-    figure.add_annotation(
-        text="<br>".join(textwrap.wrap(text, 70)),
-        x=0.5,
-        y=0.5,
-        xref="paper",
-        yref="paper",
-        showarrow=False,
-        font={"size": 15, "color": "#555"},
-    )
-    return figure
+#: What the label of a figure without data is.
+_EMPTY = "empty"
 
 
 def empty_chart(title: str, why: str, x: str = "", y: str = "", height: int = 300) -> go.Figure:
-    """A labelled chart without data that says why it is empty."""
-    figure = go.Figure()
-    apply_layout(figure, title, height)
+    """A labelled chart without data that says why (in our words, never data) it is empty."""
+    figure = new_chart(title, height)
     figure.update_xaxes(title_text=x, showticklabels=False, range=[0, 1])
     figure.update_yaxes(title_text=y, showticklabels=False, range=[0, 1])
-    return note(figure, why)
+    middle = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper", "showarrow": False}
+    text = "<br>".join(textwrap.wrap(why, 70))
+    figure.add_annotation(text=text, font={"size": 15, "color": "#555"}, **middle)
+    return figure.update_layout(meta=_EMPTY)
 
 
 def empty_picture(title: str, why: str) -> Figure:
     """The same for image grids."""
-    figure = Figure(figsize=(9, 1.8), dpi=100)
-    figure.text(0.01, 0.95, title, fontsize=12, va="top", weight="bold")
-    figure.text(0.5, 0.4, textwrap.fill(why, 80), fontsize=11, color="#555", ha="center", va="center")
-    return figure
+    page = Page(180, title)
+    page.figure.text(0.5, 0.4, textwrap.fill(why, 80), fontsize=11, color="#555", ha="center", va="center")
+    page.figure.set_label(_EMPTY)
+    return page.figure
+
+
+def is_empty(figure: go.Figure | Figure) -> bool:
+    """Whether a figure only says what is missing."""
+    return (figure.get_label() if isinstance(figure, Figure) else figure.layout.meta) == _EMPTY
+
+
+class Page:
+    """A picture of 900 pixels' width under a title, addressed in pixels from its upper left corner."""
+
+    def __init__(self, height: float, title: str, size: float = 12) -> None:
+        self.height = height
+        self.figure = Figure(figsize=(WIDTH / 100, height / 100), dpi=100)
+        self.write(8, 10, title, size, weight="bold")
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes in a rectangle."""
+        bottom = self.height - top - height
+        return self.figure.add_axes((left / WIDTH, bottom / self.height, width / WIDTH, height / self.height))
+
+    def write(self, left: float, top: float, text: str, size: float = FONT, **more: Any) -> None:
+        """Text, letter by letter, with its upper left corner there."""
+        place = left / WIDTH, 1 - top / self.height
+        self.figure.text(*place, text, **{"fontsize": size, "va": "top", "parse_math": False, **more})
+
+
+def true_marked(name: str, is_target: bool) -> tuple[str, str]:
+    """Name and weight of a class: the true one is bold behind a tick."""
+    return (f"✓ {name}", "bold") if is_target else (name, "normal")
+
+
+def no_image(axes: Axes, why: str, size: float = FONT) -> None:
+    """A grey field that says why no image is there."""
+    bare(axes).set_facecolor("#f0f0f0")
+    axes.text(0.5, 0.5, why, ha="center", va="center", fontsize=size, color="#555", transform=axes.transAxes)
 
 
 def fitting(text: str, room: float, weight: str = "normal", most: float = 9.5) -> float:
@@ -315,3 +330,22 @@ def bare(axes: Axes) -> Axes:
 def percent(fraction: np.ndarray | float) -> np.ndarray:
     """Fractions in [0, 1] as percent, for axes."""
     return 100 * np.asarray(fraction, dtype=float)
+
+
+P = ParamSpec("P")
+Info = TypeVar("Info")
+Drawn = TypeVar("Drawn")
+
+
+def figure_of(info: Callable[P, Info], draw: Callable[[Info], Drawn]) -> Callable[P, Drawn]:
+    """The figure `draw(info(trace, ...))`: it is called as `info` is, and its help says what both do."""
+
+    @functools.wraps(info)
+    def figure(*args: P.args, **kwargs: P.kwargs) -> Drawn:
+        return draw(info(*args, **kwargs))
+
+    figure.__name__ = figure.__qualname__ = info.__name__.removesuffix("_info")
+    figure.__doc__ = f"{inspect.getdoc(draw)}\n\n{inspect.getdoc(info)}"
+    returned = inspect.signature(draw).return_annotation
+    figure.__dict__["__signature__"] = inspect.signature(info).replace(return_annotation=returned)
+    return figure

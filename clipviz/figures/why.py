@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from clipviz.figures.saliency import KIND_NAMES, unit_range
-from clipviz.figures.style import class_name
+from clipviz.figures.style import class_name, top_classes
 from clipviz.trace import ImageGroup, Trace
 
 _MAX_MAPS, MAX_STRIP = 4, 8
@@ -69,34 +70,19 @@ class Moment(NamedTuple):
 
 
 class WhyWrong(NamedTuple):
-    """One image: what it is, where the model looked, who voted for what, and how that came about.
+    """One image: what it is, where the model looked, who voted for what, and how that came about."""
 
-    Attributes:
-        number: Position in the evaluation data.
-        image: (H,W,3) uint8, or None when the trace holds no such image.
-        target: True class, None unknown.
-        parts: (H,W) part ids, or None.
-        maps: Saliency of the last epoch.
-        votes: The top classes, first the surest, and the true one.
-        examples: What the model takes for these classes.
-        voters: The cache entries that weigh most, of methods with a cache.
-        sentences: The descriptions that pull hardest, of the class it is called and of its true one.
-        history: What the image was called from before training on.
-        strip: (epoch, map) of the first kind over the epochs, for images that were followed.
-        file: The image's file, None if it is none.
-    """
-
-    number: int
-    image: np.ndarray | None
-    target: str | None
-    parts: np.ndarray | None
-    maps: list[SaliencyMap]
-    votes: list[ClassVotes]
-    examples: list[Example]
-    voters: list[Voter]
-    sentences: list[Sentences]
-    history: list[Moment]
-    strip: list[tuple[int, np.ndarray]]
+    number: int  # position in the evaluation data
+    image: np.ndarray | None = None  # (H,W,3) uint8; None when the trace holds no such image
+    target: str | None = None  # None unknown
+    parts: np.ndarray | None = None  # (H,W) part ids
+    maps: Sequence[SaliencyMap] = ()  # of the last epoch
+    votes: Sequence[ClassVotes] = ()  # the top classes, first the surest, and the true one
+    examples: Sequence[Example] = ()  # what the model takes for these classes
+    voters: Sequence[Voter] = ()  # the cache entries that weigh most, of methods with a cache
+    sentences: Sequence[Sentences] = ()  # that pull hardest, of the class it is called and of its true one
+    history: Sequence[Moment] = ()  # from before training on
+    strip: Sequence[tuple[int, np.ndarray]] = ()  # (epoch, map) of the first kind, for images that were followed
     file: str | None = None
 
 
@@ -112,7 +98,7 @@ def why_wrong_info(trace: Trace, position: int = 0, group: str = "highlights", n
     is_followed = group == "probe"
     images = trace.probe if is_followed else trace.highlights
     if not 0 <= position < len(images.images):
-        return WhyWrong(-1, None, None, None, [], [], [], [], [], [], [])
+        return WhyWrong(-1)
     number, target = int(images.index[position]), int(images.target[position])
     maps = {kind: array[:, position] if is_followed else array[position][None] for kind, array in images.maps.items()}
     votes = _votes(trace, _probs(trace, images, position), target, n_classes)
@@ -149,16 +135,15 @@ def _votes(trace: Trace, probs: dict[str, np.ndarray], target: int, n_classes: i
     if not probs:
         return []
     ranking = probs[METHOD] if METHOD in probs else np.mean(list(probs.values()), axis=0)
-    top = [int(label) for label in np.argsort(-ranking, kind="stable")[:n_classes]]
-    if 0 <= target < len(ranking) and target not in top:
-        top.append(target)
-    addends = _addends(probs, top) if trace.meta.get("labels_are") and len(probs) > 1 else None
+    top = top_classes(ranking, target, n_classes)
+    given = {source: values[top].tolist() for source, values in probs.items()}
+    adds = _addends(probs, top) if trace.meta.get("labels_are") and len(probs) > 1 else None
     return [
         ClassVotes(
             class_name(trace.class_names, label),
-            {source: float(values[label]) for source, values in probs.items()},
+            {source: values[place] for source, values in given.items()},
             label == target,
-            None if addends is None else {source: float(values[place]) for source, values in addends.items()},
+            None if adds is None else {source: float(values[place]) for source, values in adds.items()},
         )
         for place, label in enumerate(top)
     ]
@@ -175,12 +160,8 @@ def _addends(probs: dict[str, np.ndarray], top: list[int]) -> dict[str, np.ndarr
 def _maps(maps: dict[str, np.ndarray]) -> list[SaliencyMap]:
     """The last of the maps (E1,h,w) of one image, the named kinds first."""
     kinds = sorted(maps, key=lambda kind: ([*KIND_NAMES, kind].index(kind), kind))[:_MAX_MAPS]
-    return [
-        SaliencyMap(
-            KIND_NAMES.get(kind, kind), unit_range(maps[kind][-1:])[0], bool(np.isin(maps[kind][-1], (0, 1)).all())
-        )
-        for kind in kinds
-    ]
+    last = {KIND_NAMES.get(kind, kind): maps[kind][-1] for kind in kinds}
+    return [SaliencyMap(name, unit_range(one[None])[0], bool(np.isin(one, (0, 1)).all())) for name, one in last.items()]
 
 
 def _examples(trace: Trace, votes: list[ClassVotes]) -> list[Example]:
@@ -202,15 +183,11 @@ def _voters(trace: Trace, position: int) -> list[Voter]:
 
 def _sentences(trace: Trace, position: int, target: int) -> list[Sentences]:
     rows = [row[1:] for row in trace.meta.get("gallery_sentences") or () if row[0] == position]
-    labels = list(dict.fromkeys(label for label, _, _ in rows))
-    return [
-        Sentences(
-            class_name(trace.class_names, label),
-            label == target,
-            [(sentence, similarity) for other, sentence, similarity in rows if other == label],
-        )
-        for label in labels
-    ]
+    labels = dict.fromkeys(label for label, _, _ in rows)
+    said = {
+        label: [(sentence, similarity) for other, sentence, similarity in rows if other == label] for label in labels
+    }
+    return [Sentences(class_name(trace.class_names, label), label == target, found) for label, found in said.items()]
 
 
 def _history(trace: Trace, number: int) -> list[Moment]:

@@ -18,7 +18,7 @@ from clipviz.trace import Trace
 
 __all__ = ["write_report"]
 
-# The page should weigh 8 MB at most, of which plotly.js takes 4.8 and the charts of a run up to 0.2. What is
+# The page should weigh 6 MB at most, of which plotly.js takes 1.9 and the charts of a run up to 0.2. What is
 # left is shared by the pictures, six for each run: with many runs they get coarser.
 _PICTURES_AND_CHARTS, _CHARTS_OF_A_RUN = 3_000_000, 200_000
 _PICTURES_OF_A_RUN, _LEAST_PICTURE = 6, 36_000
@@ -45,9 +45,8 @@ def write_report(traces: Trace | Sequence[Trace], path: str | os.PathLike[str], 
     path = Path(path).expanduser()
     if path.is_dir():
         raise ValueError(f"the report is a file, but {path} is a folder; try {path / 'report.html'}")
-    headline = title or _default_title(traces)
-    text = page(headline, _body(headline, traces))
-    write_text(path, text)
+    title = title or _default_title(traces)
+    write_text(path, page(title, _body(title, traces)))
     return path
 
 
@@ -62,19 +61,18 @@ def _body(title: str, traces: Sequence[Trace]) -> Iterator[Html]:
     labels = trace_labels(traces)
     runs = [(f"run-{i}", label, trace) for i, (label, trace) in enumerate(zip(labels, traces, strict=True))]
     trained = [run for run in runs if is_trained(run[2])]
-    has_skipped = any(len(trace.skipped) for trace in traces)
     yield element("h1", title)
     yield from sections.introduction(traces, summarize(traces))
-    chapters = [("results", "Results"), *((name, label) for name, label, _ in trained)]
-    chapters += [("settings", "Settings, versions and how to repeat it")]
+    settings = ("settings", "Settings, versions and how to repeat it")
+    chapters = [("results", "Results"), *((name, label) for name, label, _ in trained), settings]
+    has_skipped = any(len(trace.skipped) for trace in traces)
     yield sections.contents(chapters + [("skipped", "Skipped files")] * has_skipped)
     yield sections.heading("results", "Results", flows=True)
     yield from sections.comparison(traces)
-    most_bytes = _most_picture_bytes(len(trained))
     for number, (name, label, trace) in enumerate(trained):
         yield sections.heading(name, label)
-        yield from sections.method_views(label, trace, number, most_bytes)
-    yield sections.heading(*chapters[-1])
+        yield from sections.method_views(label, trace, number, _most_picture_bytes(len(trained)))
+    yield sections.heading(*settings)
     yield from sections.settings(labels, traces)
     yield from sections.skipped(traces)
     yield element("footer", "Written by clipviz. This page needs no network and sends nothing.")

@@ -11,13 +11,7 @@ from matplotlib.figure import Figure
 from clipviz import figures
 from clipviz.figures.moments import part_of_epoch, when
 from clipviz.report.page import Column, Html, chart, element, paragraphs, picture, table
-from clipviz.report.summary import (
-    Summary,
-    is_about_chance,
-    n_evaluated,
-    summarize,
-    zero_shot_accuracy,
-)
+from clipviz.report.summary import Summary, is_about_chance, n_evaluated, summarize, zero_shot_accuracy
 from clipviz.report.views import VIEWS
 from clipviz.trace import Trace
 
@@ -62,30 +56,30 @@ def introduction(traces: Sequence[Trace], summary: Summary) -> Iterator[Html]:
 
 def _ended(trace: Trace) -> str:
     """Where a run ended that did not come to its end, and what was measured last."""
-    part, epochs = part_of_epoch(trace), trace.metric("accuracy").dropna().index
-    last = trace.final_epoch
-    place = f"in {when(part.epoch, part)}" if part.epoch >= 0 else when(last) if last < 0 else f"after {when(last)}"
-    measured = max(epochs, default=-1)
-    moment = when(measured) if measured < 0 else f"after {when(measured)}"
-    return f"{place}: its accuracy is that {moment}" if len(epochs) else place
+    part, measured = part_of_epoch(trace), trace.metric("accuracy").dropna().index
+    place = f"in {when(part.epoch, part)}" if part.epoch >= 0 else _after(trace.final_epoch)
+    return f"{place}: its accuracy is that {_after(max(measured))}" if len(measured) else place
+
+
+def _after(epoch: int) -> str:
+    return when(epoch) if epoch < 0 else f"after {when(epoch)}"
 
 
 def _warn_of_chance(traces: Sequence[Trace], summary: Summary) -> Iterator[Html]:
-    zero_shot = zero_shot_accuracy(traces)
     n_classes = len(traces[0].class_names)
-    if zero_shot is not None and is_about_chance(zero_shot, n_classes, summary.n_evaluated):
+
+    def is_chance(accuracy: float | None) -> bool:
+        return accuracy is not None and is_about_chance(accuracy, n_classes, summary.n_evaluated)
+
+    zero_shot = zero_shot_accuracy(traces)
+    if zero_shot is not None and is_chance(zero_shot):
         yield _note(
             f"Before adaptation this model is right in {100 * zero_shot:.1f} % of cases; guessing among "
             f"{n_classes} classes gives {100 / n_classes:.1f} %. It does not know these classes, so its "
             "pseudo-labels are little better than noise, and nothing below should be read as a success or"
             " a failure of a method. Try a model that was trained on such images."
         )
-    at_chance = [
-        row.label
-        for row in summary.rows
-        if row.accuracy is not None and is_about_chance(row.accuracy, n_classes, summary.n_evaluated)
-    ]
-    if at_chance:
+    if at_chance := [row.label for row in summary.rows if is_chance(row.accuracy)]:
         yield _note(f"No better than guessing ({100 / n_classes:.1f} %) in the end: {', '.join(at_chance)}.")
 
 
@@ -101,10 +95,9 @@ def _meaning_of_accuracy(trace: Trace, summary: Summary) -> Html:
             "that changed, and where the model looked. A confident model is not necessarily a right one."
         )
     where = f"{n_evaluated(trace):,} images of {trace.meta.get('eval_data') or trace.meta.get('data')}"
+    kind = "images that no method has seen"
     if trace.meta.get("accuracy_is") == "transductive":
         kind = "the very images that the methods adapted to, without their labels (transductive)"
-    else:
-        kind = "images that no method has seen"
     error = f"{100 * (summary.standard_error or 0.0):.1f}"
     return paragraphs(
         f"Accuracy is the share of {where} whose predicted class is the true one: {kind}. It is that of "
@@ -115,42 +108,31 @@ def _meaning_of_accuracy(trace: Trace, summary: Summary) -> Html:
 
 def summary_table(summary: Summary) -> Html:
     """Every method in one table; without labels, what can be said without them."""
-    if not any(row.accuracy is not None for row in summary.rows):
-        titles = ("accuracy", "mean confidence", "labels changed", "seconds")
-        return table(
-            [Column("method"), *(Column(title, True) for title in titles)],
-            [
-                (row.label, "no labels", _percent(row.confidence), _percent(row.changed), _seconds(row.seconds))
-                for row in summary.rows
-            ],
-        )
-    over = f"gain over {summary.reference}" if summary.reference else "gain over its own start"
-    headings = ("accuracy", over, "ECE", "ECE before", "pseudo-label accuracy", "seconds")
-    best = max(range(len(summary.rows)), key=lambda i: summary.rows[i].accuracy or 0.0)
-    return table(
-        [Column("method"), *(Column(title, True) for title in headings)],
-        [
-            (
-                row.label,
-                _percent(row.accuracy),
-                "–" if row.gain is None else f"{100 * row.gain:+.1f}",
-                _percent(row.ece),
-                _percent(row.ece_before),
-                _percent(row.pseudo_label_accuracy) + " of cached images" * row.is_of_cache,
-                _seconds(row.seconds),
-            )
-            for row in summary.rows
+    rows = summary.rows
+    cells = {
+        "accuracy": [_percent(row.accuracy) for row in rows],
+        f"gain over {summary.reference or 'its own start'}": [_points(row.gain) for row in rows],
+        "ECE": [_percent(row.ece) for row in rows],
+        "ECE before": [_percent(row.ece_before) for row in rows],
+        "pseudo-label accuracy": [
+            _percent(row.pseudo_label_accuracy) + " of cached images" * row.is_of_cache for row in rows
         ],
-        best if len(summary.rows) > 1 else None,
-    )
+    }
+    best = max(range(len(rows)), key=lambda i: rows[i].accuracy or 0.0) if len(rows) > 1 else None
+    if not any(row.accuracy is not None for row in rows):
+        cells = {"accuracy": ["no labels"] * len(rows), "mean confidence": [_percent(row.confidence) for row in rows]}
+        cells["labels changed"], best = [_percent(row.changed) for row in rows], None
+    cells["seconds"] = ["–" if row.seconds is None else f"{row.seconds:,.1f}" for row in rows]
+    titles = [Column("method"), *(Column(title, True) for title in cells)]
+    return table(titles, zip([row.label for row in rows], *cells.values(), strict=True), best)
+
+
+def _points(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:+.1f}"
 
 
 def _percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def _seconds(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{seconds:,.1f}"
 
 
 def comparison(traces: Sequence[Trace]) -> Iterator[Html]:
@@ -170,12 +152,12 @@ def comparison(traces: Sequence[Trace]) -> Iterator[Html]:
 def method_views(label: str, trace: Trace, number: int, most_bytes: int) -> Iterator[Html]:
     """Every figure that this run has the data for; `most_bytes` is what one picture may weigh."""
     for view in VIEWS:
-        if not view.applies(trace):
-            continue
-        yield element("h3", view.title)
-        yield paragraphs(view.look_for)
+        drawn = view.figures(trace)
+        if drawn:
+            yield element("h3", view.title)
+            yield paragraphs(view.look_for)
         what = f"{label}: {view.title}. {view.look_for}"
-        for i, figure in enumerate(view.draw(trace)):
+        for i, figure in enumerate(drawn):
             if isinstance(figure, Figure):
                 yield picture(figure, what, most_bytes)
             else:
@@ -190,24 +172,22 @@ def settings(labels: Sequence[str], traces: Sequence[Trace]) -> Iterator[Html]:
         yield element("pre", "\n".join(commands))
     facts = [_facts(trace) for trace in traces]
     shared = {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
-    columns = [Column("setting"), Column("value")]
-    if shared:
-        yield element("h3", "All runs" if len(traces) > 1 else labels[0])
-        yield table(columns, shared.items())
-    for label, own in zip(labels, facts, strict=True):
-        rest = [(key, value) for key, value in own.items() if key not in shared]
-        if rest:
-            yield element("h3", label)
-            yield table(columns, rest)
+    parts = [("All runs" if len(traces) > 1 else labels[0], shared)]
+    parts += [
+        (label, {key: own[key] for key in own if key not in shared}) for label, own in zip(labels, facts, strict=True)
+    ]
+    for title, rows in parts:
+        if rows:
+            yield element("h3", title)
+            yield table([Column("setting"), Column("value")], rows.items())
 
 
 def _facts(trace: Trace) -> dict[str, str]:
-    meta = trace.meta
-    settings = meta.get("settings") or {}
-    method = {key: value for key, value in (settings.get("method") or {}).items() if key != "schedule"}
-    parts = {key: meta[key] for key in _FACTS if key in meta}, {"schedule": settings.get("schedule") or {}}, method
-    versions = {"versions": meta.get("versions") or {}, "changed while running": meta.get("changes") or {}}
-    return dict(pair for part in (*parts, versions) for pair in _flat(part))
+    meta, settings = trace.meta, trace.meta.get("settings") or {}
+    facts = {key: meta[key] for key in _FACTS if key in meta} | {"schedule": settings.get("schedule") or {}}
+    facts |= {key: value for key, value in (settings.get("method") or {}).items() if key != "schedule"}
+    facts |= {"versions": meta.get("versions") or {}, "changed while running": meta.get("changes") or {}}
+    return dict(_flat(facts))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -25,13 +25,13 @@ class Row(NamedTuple):
 
     label: str
     accuracy: float | None
-    gain: float | None
-    ece: float | None
-    ece_before: float | None
-    pseudo_label_accuracy: float | None
-    confidence: float | None
-    changed: float | None
-    seconds: float | None
+    gain: float | None = None
+    ece: float | None = None
+    ece_before: float | None = None
+    pseudo_label_accuracy: float | None = None
+    confidence: float | None = None
+    changed: float | None = None
+    seconds: float | None = None
     is_of_cache: bool = False
 
 
@@ -50,31 +50,22 @@ class Summary(NamedTuple):
 def summarize(traces: Sequence[Trace]) -> Summary:
     """Results of every trace in the order given."""
     labels = trace_labels(traces)
-    unadapted = _unadapted(traces)
     by_method = {trace.method: i for i, trace in reversed(list(enumerate(traces)))}
     reference = next((by_method[name] for name in _REFERENCES if name in by_method), None)
-    base = None if reference is None else last(traces[reference], "accuracy")
+    base, name = (None, None) if reference is None else (last(traces[reference], "accuracy"), labels[reference])
+    first = []
+    if "zero_shot" not in by_method and (known := _known_zero_shot(traces)) is not None:
+        first = [Row("zero-shot", known)]  # the model before adaptation
+        base, name = (known, "zero-shot") if base is None else (base, name)
+    rows = [_row(label, trace, base, label == name) for label, trace in zip(labels, traces, strict=True)]
     n = max((n_evaluated(trace) for trace in traces), default=0)
     has_accuracy = any(last(trace, "accuracy") is not None for trace in traces)
-    name = None if reference is None else labels[reference]
-    if base is None and unadapted is not None:
-        base, name = unadapted.accuracy, unadapted.label
-    rows = [_row(label, trace, base, label == name) for label, trace in zip(labels, traces, strict=True)]
-    return Summary(
-        [unadapted, *rows] if unadapted is not None else rows,
-        name,
-        n,
-        0.5 / math.sqrt(n) if n and has_accuracy else None,
-    )
+    return Summary(first + rows, name, n, 0.5 / math.sqrt(n) if n and has_accuracy else None)
 
 
-def _unadapted(traces: Sequence[Trace]) -> Row | None:
-    """A row for the model before adaptation, where no zero-shot run is in the table but its accuracy is known."""
-    if any(trace.method == "zero_shot" for trace in traces):
-        return None
+def _known_zero_shot(traces: Sequence[Trace]) -> float | None:
     known = (_finite(trace.meta.get("zero_shot_accuracy")) for trace in traces)
-    accuracy = next((value for value in known if value is not None), None)
-    return None if accuracy is None else Row("zero-shot", accuracy, None, None, None, None, None, None, None)
+    return next((value for value in known if value is not None), None)
 
 
 def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Row:
@@ -106,16 +97,13 @@ def _finite(value: object) -> float | None:
 
 
 def _changed(trace: Trace) -> float | None:
-    samples = trace.samples
-    first, final = samples["epoch"].min(), samples["epoch"].max()
-    if not len(samples) or first == final:
+    samples = trace.samples.drop_duplicates(["epoch", "index"]).set_index(["epoch", "index"])["pseudo_label"]
+    epochs = samples.index.get_level_values("epoch")
+    if not len(samples) or epochs.min() == epochs.max():
         return None
-    start, end = (
-        samples[samples["epoch"] == epoch].drop_duplicates("index").set_index("index")["pseudo_label"]
-        for epoch in (first, final)
-    )
+    start, end = samples[epochs.min()], samples[epochs.max()]
     both = start.index.intersection(end.index)
-    return float((start.loc[both] != end.loc[both]).mean()) if len(both) else None
+    return float((start[both] != end[both]).mean()) if len(both) else None
 
 
 def n_evaluated(trace: Trace) -> int:
@@ -125,15 +113,9 @@ def n_evaluated(trace: Trace) -> int:
 
 def zero_shot_accuracy(traces: Sequence[Trace]) -> float | None:
     """Accuracy before adaptation: of the zero-shot run, of the metadata, or of the beginning of a run."""
-    for trace in traces:
-        if trace.method == "zero_shot" and last(trace, "accuracy") is not None:
-            return last(trace, "accuracy")
-    for trace in traces:
-        known = _finite(trace.meta.get("zero_shot_accuracy"))
-        if known is not None:
-            return known
-    begun = (_finite(trace.metric("accuracy").get(-1)) for trace in traces)
-    return next((value for value in begun if value is not None), None)
+    runs = [last(trace, "accuracy") for trace in traces if trace.method == "zero_shot"]
+    begun = [_finite(trace.metric("accuracy").get(-1)) for trace in traces]
+    return next((value for value in (*runs, _known_zero_shot(traces), *begun) if value is not None), None)
 
 
 def is_about_chance(accuracy: float, n_classes: int, n_images: int) -> bool:
@@ -154,15 +136,13 @@ def check_comparable(traces: Sequence[Trace]) -> None:
         raise ValueError("a report needs at least one trace, got none; give the folder of a finished run")
     seen = {_measured_on(trace): trace for trace in traces}
     if len(seen) > 1:
-        what = "; ".join(
-            f"{label} on {place}" for (place, _), label in zip(seen, trace_labels(list(seen.values())), strict=True)
-        )
+        labels = trace_labels(list(seen.values()))
+        what = "; ".join(f"{label} on {place}" for (place, _), label in zip(seen, labels, strict=True))
         raise ValueError(f"these runs cannot share a table, write one report for each: {what}")
 
 
 def _measured_on(trace: Trace) -> tuple[str, tuple[str, ...]]:
-    meta = trace.meta
+    meta, n = trace.meta, n_evaluated(trace)
     place = f"{meta.get('data')} ({meta.get('split')}), measured on {meta.get('eval_data')} "
-    n = n_evaluated(trace)
     place += f"({meta.get('eval_split', 'no split named')}, {n} images), {len(trace.class_names)} classes"
     return place, trace.class_names

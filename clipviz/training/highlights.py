@@ -12,6 +12,7 @@ from torch import Tensor
 from clipviz.backbone.ownership import preserved_state
 from clipviz.data.base import ImageDataset
 from clipviz.events import UNLABELLED, CacheVotes, Gallery, Predictions, SentenceSimilarity
+from clipviz.instructive import highlights
 from clipviz.methods.base import Method, embed, sentence_embeddings
 from clipviz.training.evaluate import probe_images
 
@@ -147,19 +148,7 @@ def instructive(predictions: Predictions, n: int = 12) -> np.ndarray:
         n: at most so many.
     """
     confidence, labels = (t.numpy() for t in predictions.probs.max(-1))
-    target = predictions.target.numpy()
-    known = target != UNLABELLED
-    if not known.any():
-        return np.argsort(confidence, kind="stable")[:n]
-    wrong = np.flatnonzero(known & (labels != target))
-    chosen: list[int] = []
-    seen: dict[tuple[int, int], int] = {}
-    for i in wrong[np.argsort(-confidence[wrong], kind="stable")]:
-        pair = (int(target[i]), int(labels[i]))
-        seen[pair] = seen.get(pair, 0) + 1
-        if seen[pair] <= 2:
-            chosen.append(int(i))
-    return np.array(chosen[:n], dtype=np.int64)
+    return highlights(labels, confidence, predictions.target.numpy(), n)
 
 
 def surest_examples(predictions: Predictions, index: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ import pandas as pd
 from clipviz.figures.moments import part_of_epoch
 from clipviz.figures.sources import source_names
 from clipviz.figures.style import apart, class_name
+from clipviz.figures.suspects import disputed_rows
+from clipviz.instructive import confidently_wrong, least_sure
 from clipviz.trace import ImageGroup, Trace
 
 FILTERS = ("all", "confidently wrong", "least sure", "flipped", "sources disagree", "one taken for another")
@@ -149,27 +151,22 @@ class Album:
         `pair` is (true class, predicted class), for "one taken for another".
         """
         frame = self.frame(epoch)
-        prediction, target = frame["prediction"], frame["target"]
+        prediction, confidence, target = (frame[column].to_numpy() for column in ("prediction", "confidence", "target"))
         if name == "all":
             ids = [*self._highlights, *self._probe, *(f"eval/{index}" for index in frame.index)]
         elif name == "sources disagree":
-            ids = self._disagreeing(epoch)
+            ids = [f"{self.train_split}/{index}" for index in disputed_rows(self.trace, self.epoch(epoch))["index"]]
         elif name == "least sure":
-            ids = [f"eval/{index}" for index in frame.sort_values("confidence").index]
+            ids = [f"eval/{index}" for index in frame.index[least_sure(confidence)]]
+        elif name == "confidently wrong":
+            ids = [f"eval/{index}" for index in frame.index[confidently_wrong(prediction, confidence, target)]]
         else:
             passes = {
-                "confidently wrong": (target >= 0) & (prediction != target),
                 "flipped": prediction != frame["before"],
                 "one taken for another": (target == pair[0]) & (prediction == pair[1]) if pair else target < -1,
             }[name]
             ids = [f"eval/{index}" for index in frame[passes].sort_values("confidence", ascending=False).index]
         return [image for image in dict.fromkeys(ids) if self.has(image)]
-
-    def _disagreeing(self, epoch: int) -> list[str]:
-        rows = self.trace.samples[self.trace.samples["epoch"] == self.epoch(epoch)]
-        labels = rows[[f"{name}_label" for name in source_names(self.trace)]].to_numpy()
-        rows = rows[(labels != labels[:, :1]).any(1)].sort_values("margin")
-        return [f"{self.train_split}/{index}" for index in rows["index"]]
 
 
 def _places(images: ImageGroup, split: str) -> dict[str, int]:

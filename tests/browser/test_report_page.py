@@ -35,7 +35,7 @@ def offline(chromium):
         tab.goto(path.as_uri())
         tab.wait_for_function("document.querySelectorAll('.chart').length > 0")
         tab.wait_for_function(
-            "[...document.querySelectorAll('.js-plotly-plot')].every(p => p.querySelector('.main-svg'))"
+            "[...document.querySelectorAll('.plotly-graph-div')].every(p => p.querySelector('.main-svg'))"
         )
         return tab
 

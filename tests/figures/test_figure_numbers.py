@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from synthetic import synthetic_comparison, synthetic_trace
 from clipviz import figures
 from clipviz.figures.sources import named_classes
 from clipviz.trace import Trace
+from clipviz.widgets.album import Album
 
 NAMES = ["ant", "bee", "cat"]
 
@@ -523,3 +525,14 @@ def test_the_flipped_equal_a_loop_over_images(run):
 def test_every_trained_method_of_a_comparison_has_sources():
     for made in synthetic_comparison(epochs=2)[2:]:
         assert figures.source_decisions_info(made).sources == made.meta["sources"]
+
+
+def test_figure_and_explorer_list_the_same_images_in_one_order(run):
+    album = Album(run, SimpleNamespace(has=lambda *_: True))
+    found = figures.suspects_info(run, n=1000)
+    assert found.wrong
+    assert found.disputed
+    assert album.chosen("confidently wrong", 2) == [f"eval/{item.number}" for item in found.wrong]
+    assert album.chosen("sources disagree", 2) == [f"train/{item.number}" for item in found.disputed]
+    least = [min(confidence for _, confidence in item.votes.values()) for item in found.disputed]
+    assert least == sorted(least, reverse=True)
