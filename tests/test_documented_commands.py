@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,13 @@ from clipviz.backbone import load_backbone
 from clipviz.cli import main as cli
 from clipviz.cli.options import COMMANDS
 from clipviz.data import load_dataset
+from clipviz.methods import METHODS
+from clipviz.methods.microclip import PRESETS
+from clipviz.training import loop
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "notebooks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES.remove(ROOT / "docs" / "trust.md")  # its examples are of what is refused
 CLASSES = ToyDataset(3).class_names
 
 # ------------------------------------------------------------------------------------------------- what the pages say
@@ -41,10 +46,18 @@ def spans(text: str) -> list[str]:
     return [" ".join(span.split()) for span in (*lines, *re.findall(r"`([^`]+)`", prose))]
 
 
+SUBCOMMANDS = cli.build_parser()._subparsers._group_actions[0].choices
+
+
 def option(name: str):
     """The action of `clipviz adapt` that has an option; None if it is one of another program."""
-    command = cli.build_parser()._subparsers._group_actions[0].choices["adapt"]
-    return command._option_string_actions.get(name)
+    return SUBCOMMANDS["adapt"]._option_string_actions.get(name)
+
+
+def method_with(constant: str) -> str:
+    """The method whose constant it is; microclip for what is none."""
+    found = (name for name, kind in METHODS.items() if any(hasattr(c, constant) for c in kind.presets.values()))
+    return "microclip" if hasattr(PRESETS["default"], constant) else next(found, "microclip")
 
 
 def commands(text: str) -> list[str]:
@@ -60,10 +73,15 @@ def commands(text: str) -> list[str]:
         elif words and words[0] == "..." and len(words) > 1:
             found.append(f"adapt microclip {span}")
         elif words and option(words[0]) and (len(words) > 1 or option(words[0]).nargs == 0):
-            found.append(f"adapt microclip ... {span}")
+            found.append(f"adapt {method_with(words[-1].split('=')[0])} ... {span}")
     return list(dict.fromkeys(found))
 
 
+SMALL = {
+    "embed_dim": 16,
+    "vision_cfg": {**TINY["vision_cfg"], "layers": 1},
+    "text_cfg": {**TINY["text_cfg"], "width": 8, "heads": 1, "layers": 1},
+}
 DEFAULTS = {"--model": "ViT-B-32", "--pretrained": "openai", "--data": "PHOTOS", "--out": "run"}
 
 
@@ -84,7 +102,7 @@ def completed(command: str) -> list[str]:
     for name in ("--devices", "--num-nodes"):  # one process here: tests/test_parallel.py has several
         if name in words:
             words[words.index(name) + 1] = "1"
-    return words
+    return ["gamma=0.5" if word == "NAME=VALUE" else word for word in words]
 
 
 HELP = [*(about.example for about in COMMANDS.values()), *cli.EPILOG.splitlines()[1:]]
@@ -97,7 +115,7 @@ FOUND |= {command: path.relative_to(ROOT).as_posix() for path in PAGES for comma
 
 def stand_in(name: str) -> dict:
     """An architecture that is as the one of this name, but for its size."""
-    config = json.loads(json.dumps(TINY))
+    config = json.loads(json.dumps(SMALL))
     config["quick_gelu"] = bool(open_clip.get_model_config(name).get("quick_gelu"))
     return config
 
@@ -113,7 +131,7 @@ def weights(patched, tmp_path_factory):
     """Tiny architectures by the real names, and the tags whose weights were asked for."""
     folder, asked = tmp_path_factory.mktemp("weights"), []
     torch.manual_seed(0)
-    model = open_clip.CLIP(**json.loads(json.dumps(TINY)))
+    model = open_clip.CLIP(**json.loads(json.dumps(SMALL)))
     save_file(model.state_dict(), folder / "weights.safetensors")
     torch.save(model.state_dict(), folder / "FILE")
     for name in (n for n in open_clip.list_models() if re.fullmatch(r"(ViT-[BLH]-\d+|RN50)(-quickgelu)?", n)):
@@ -133,8 +151,12 @@ def weights(patched, tmp_path_factory):
     patched.setattr("huggingface_hub.hf_hub_download", from_hub)
     patched.setattr("open_clip.pretrained.hf_hub_download", from_hub)
     patched.setattr(open_clip.factory, "SimpleTokenizer", functools.cache(open_clip.SimpleTokenizer))
+    patched.setattr(loop, "version", functools.cache(loop.version))
+    patched.setattr("os.fsync", lambda descriptor: None)
+    for name, preset in PRESETS.items():
+        patched.setitem(PRESETS, name, replace(preset, crops=2))
     (folder / "FOLDER").mkdir()
-    config = {"model_cfg": TINY, "preprocess_cfg": {}}
+    config = {"model_cfg": SMALL, "preprocess_cfg": {}}
     (folder / "FOLDER" / "open_clip_config.json").write_text(json.dumps(config))
     save_file(model.state_dict(), folder / "FOLDER" / "open_clip_model.safetensors")
     return folder, asked
@@ -196,8 +218,8 @@ def world(weights, patched, tmp_path_factory):
 def test_a_documented_command_is_never_refused(command, world, capsys):
     words = completed(command)
     if words[0] == "adapt":
-        words += [] if "--epochs" in words else ["--epochs", "1"]
-        words += [] if "--batch-size" in words or words[1] == "zero_shot" else ["--batch-size", "4"]
+        words += ["--epochs", "1"]  # the last one of an option counts
+        words += [] if "--batch-size" in words or words[1] == "zero_shot" else ["--batch-size", "8"]
         for name in {words[words.index("--out") + 1]} if "--out" in words else ():
             shutil.rmtree(name, ignore_errors=True)
         if "--resume" in words:

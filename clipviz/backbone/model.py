@@ -44,15 +44,8 @@ class Backbone(nn.Module):
     """An open_clip model behind the few calls that the methods need.
 
     Images go in as (B, 3, S, S) floats in [0, 1], all else is refused; the model's own pixel normalization is applied
-    here, once.
-
-    Args:
-        model: an open_clip model with `encode_text` and a `visual` tower.
-        tokenizer: texts -> (L, T) token ids.
-        mean: (3,) channel means of the model's training pixels.
-        std: (3,) channel standard deviations.
-        name: what to call it in results.
-        precision: of the image tower; what leaves it is float32, and so is everything else.
+    here, once, by the channel `mean` and `std` of its training. `precision` is of the image tower; what leaves it
+    is float32, and so is everything else. The tokenizer makes texts token ids, (L, T).
 
     Attributes:
         origin: the arguments of `load_backbone` that gave it; None if it was made otherwise.
@@ -152,24 +145,14 @@ class Backbone(nn.Module):
                 "or a method that needs only embeddings (dpa, ntua, tip_adapter, wca, descriptions, zero_shot)"
             )
 
-    def _pixels(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor) -> tuple[Tensor, Any]:
+        """Unit embeddings, and of a tower with patch tokens the input of its last block."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[-2:] != (self.image_size,) * 2:
             raise ValueError(
                 f"{self.name} wants images (B, 3, {self.image_size}, {self.image_size}) in [0, 1], "
                 f"got {tuple(images.shape)}"
             )
-        return (images - cast(Tensor, self.mean)) / cast(Tensor, self.std)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.precision == "32" else torch.autocast(self.device.type, torch.bfloat16)
-
-    def _float(self, x: Tensor) -> Tensor:
-        """What autocast made bfloat16, as float32."""
-        return x if self.precision == "32" else x.float()
-
-    def _encode(self, images: Tensor) -> tuple[Tensor, Any]:
-        """Unit embeddings, and of a tower with patch tokens the input of its last block."""
-        pixels, inputs = self._pixels(images), None
+        pixels, inputs = (images - cast(Tensor, self.mean)) / cast(Tensor, self.std), None
         if self.has_patches:
             embeddings, inputs = encode(self.visual, pixels)
         else:
@@ -177,6 +160,13 @@ class Backbone(nn.Module):
         if self._collected is not None:
             self._collected.append(embeddings)
         return normalize(self._float(embeddings)), inputs
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.precision == "32" else torch.autocast(self.device.type, torch.bfloat16)
+
+    def _float(self, x: Tensor) -> Tensor:
+        """What autocast made bfloat16, as float32."""
+        return x if self.precision == "32" else x.float()
 
     @contextmanager
     def collected(self) -> Iterator[list[Tensor]]:
@@ -256,10 +246,7 @@ def usable_device(name: str | torch.device | None) -> torch.device:
 
 @remembered("device")
 def load_backbone(
-    name: str,
-    pretrained: str | None = None,
-    device: str | torch.device | None = None,
-    precision: Precision = "32",
+    name: str, pretrained: str | None = None, device: str | torch.device | None = None, precision: Precision = "32"
 ) -> Backbone:
     """Load a CLIP model.
 

@@ -17,14 +17,9 @@ from torch import Tensor, nn
 
 
 def value_path(visual: Any, x: Tensor) -> Tensor:
-    """Value-path patch tokens from the input of the last block (see above).
+    """Value-path patch tokens (B, N, W) from the input of the last block, (B, 1 + N, W).
 
-    Args:
-        visual: an open_clip `VisionTransformer`.
-        x: (B, 1 + N, W) float, the input of `visual.transformer.resblocks[-1]`.
-
-    Returns:
-        (B, N, W) float. The CLS row is left out before the work, not after it.
+    The CLS row is left out before the work, not after it.
     """
     block = visual.transformer.resblocks[-1]
     x = x[:, 1:]
@@ -36,17 +31,9 @@ def value_path(visual: Any, x: Tensor) -> Tensor:
 
 
 def cls_row(block: Any, x: Tensor) -> Tensor:
-    """The CLS row of an attention block's output, without computing the rows of the patches.
+    """`block(x)[:, :1]` up to rounding, (B, 1 + N, W) -> (B, 1, W), without computing the rows of the patches.
 
-    The embedding needs no other row of the last block: its queries and its MLP, 10 of 12 parts of the block's
-    arithmetic, are done for one token instead of 1 + N.
-
-    Args:
-        block: an open_clip `ResidualAttentionBlock`.
-        x: (B, 1 + N, W) float, its input.
-
-    Returns:
-        (B, 1, W) float, equal to `block(x)[:, :1]` up to rounding.
+    Queries and MLP, 10 of 12 parts of the block's arithmetic, are done for one token instead of 1 + N.
     """
     attn, width = block.attn, x.shape[-1]
     normed = block.ln_1(x)
@@ -63,12 +50,8 @@ def encode(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
     Whoever looks, with hooks or a replaced forward, sees what open_clip computes, in the same places.
 
-    Args:
-        visual: an open_clip `VisionTransformer` that ends in its CLS token.
-        pixels: (B, 3, S, S) float, normalized.
-
     Returns:
-        (B, E) float, `visual(pixels)` up to rounding, and (B, 1 + N, W) float.
+        (B, E) float, `visual(pixels)` of normalized pixels up to rounding, and (B, 1 + N, W) float.
     """
     blocks = visual.transformer.resblocks
     if _is_watched(visual) or _is_watched(visual.transformer):

@@ -315,9 +315,8 @@ def _quietly() -> Iterator[None]:
 
 def _asks_hub(source: str, pretrained: str | None) -> bool:
     """Whether a model takes something from the hub, or from its cache: weights by tag, a tokenizer, a text tower."""
-    if source.startswith("hf-hub:"):
-        return True
-    if ":" not in source and pretrained is not None and not Path(pretrained).is_file():
+    is_tag = ":" not in source and pretrained is not None and not Path(pretrained).is_file()
+    if source.startswith("hf-hub:") or is_tag:
         return True
     config = open_clip.get_model_config(source)
     text = config.get("text_cfg") if isinstance(config, dict) else None

@@ -1,8 +1,6 @@
-"""Language for birds: phrases, captions for pretraining, templates and descriptions for the evaluation species.
+"""Language for birds: captions for pretraining, templates and descriptions for the evaluation species.
 
-All of it follows from the attributes. Captions name a few parts in random order and wording, so no caption tells the
-whole bird; descriptions are what a language model would write about a species, each sentence with its own choice of
-parts.
+All of it follows from the attributes. No caption and no sentence of a description tells the whole bird.
 """
 
 from __future__ import annotations

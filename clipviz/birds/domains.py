@@ -1,6 +1,6 @@
 """The source domain and the shifted target domains: backgrounds, occluders, and what weather and lenses do.
 
-`render_image` is the whole picture: background, bird, what lies over it, then the domain's effect on the pixels.
+`render_image` is all of an image: background, bird, what lies over it, then the domain's effect on the pixels.
 `severity` scales the shift continuously: 0 is the source domain, 1 the default, 2 is cruel.
 """
 
@@ -117,20 +117,12 @@ def _to_uint8(rgb: np.ndarray) -> np.ndarray:
 def render_image(
     code: np.ndarray, domain: str, rng: np.random.Generator, severity: float = 1.0, side: int = IMAGE_SIDE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Render one picture of a bird.
+    """Render an image of the bird with the attributes `code` (A,); the same state of `rng` gives the same pixels.
 
-    Args:
-        code: (A,) attribute indices.
-        domain: one of `DOMAINS` or `VALIDATION_DOMAIN`; "mix" applies two different shifts at 0.7 of the severity.
-        rng: source of randomness; the same state gives the same pixels.
-        severity: strength of the shift, at least 0.
-        side: pixels.
+    The domain "mix" applies two different shifts at 0.7 of the severity.
 
     Returns:
         The image (S, S, 3) uint8 and the visible parts (S, S) uint8, ids as in `PART_NAMES`.
-
-    Raises:
-        ValueError: if the domain is unknown or the severity negative.
     """
     choose("domain", domain, (*DOMAINS, VALIDATION_DOMAIN))
     if severity < 0:

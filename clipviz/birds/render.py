@@ -63,7 +63,7 @@ PLANS: dict[str, Plan] = {
 
 
 class Pose(NamedTuple):
-    """How a bird sits in the picture.
+    """How a bird sits in the image.
 
     Attributes:
         center: where the middle of the bird is, as a fraction of the side, (x, y) with y down.
@@ -100,12 +100,7 @@ def sample_pose(rng: np.random.Generator, size: float = 1.0) -> Pose:
 
 
 def draw_bird(background: np.ndarray, code: np.ndarray, pose: Pose) -> np.ndarray:
-    """Paint a bird on a background, in place.
-
-    Args:
-        background: (S, S, 3) float32 in [0, 1].
-        code: (A,) attribute indices.
-        pose: how it sits.
+    """Paint the bird with the attributes `code` (A,) on a background (S, S, 3) float32 in [0, 1], in place.
 
     Returns:
         (S, S) uint8, for every pixel the id of the part that is visible there (`PART_NAMES`).

@@ -8,6 +8,7 @@ Coordinates are the bird's own: x to the right, y up, the body about one unit lo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -80,28 +81,17 @@ def either(*shapes: Shape) -> Shape:
     """Union of shapes."""
     boxes = np.array([shape.box for shape in shapes])
     box = (*boxes[:, :2].min(0), *boxes[:, 2:].max(0))
-
-    def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        out = shapes[0].distance(x, y)
-        for shape in shapes[1:]:
-            out = np.minimum(out, shape.distance(x, y))
-        return out
-
-    return Shape(box, distance)
+    return Shape(box, lambda x, y: reduce(np.minimum, (shape.distance(x, y) for shape in shapes)))
 
 
 class Canvas:
     """An image under construction, with the part that is frontmost at every pixel.
 
-    Args:
-        background: (S, S, 3) float32 in [0, 1]; painted on in place.
-        center: pixel position (x, y) of the origin of the bird's coordinates.
-        scale: pixels per unit.
-        angle: tilt in radians, counter-clockwise.
-        mirror: the bird looks to the left instead of to the right.
+    The origin of the bird's coordinates is at the pixel `center` (x, y), a unit is `scale` pixels long; the bird is
+    tilted by `angle` radians counter-clockwise, and with `mirror` looks to the left instead of to the right.
 
     Attributes:
-        rgb: (S, S, 3) float32 in [0, 1].
+        rgb: (S, S, 3) float32 in [0, 1], the background, painted on in place.
         parts: (S, S) uint8, 0 where no part is visible.
     """
 
@@ -146,14 +136,10 @@ class Canvas:
         ink: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
         shade: float = 0.0,
     ) -> None:
-        """Paint a shape over what is there.
+        """Paint a shape in a color (3,) over what is there; `part` is seen where that covers more than half a pixel.
 
-        Args:
-            shape: where.
-            color: (3,) in [0, 1].
-            part: id written to `parts` wherever the paint covers more than half a pixel.
-            ink: pattern (x, y) -> coverage in [0, 1], multiplied with the shape's.
-            shade: darkening towards the lower edge, as a fraction per unit of y.
+        The coverage of a pattern, `ink` (x, y) -> [0, 1], is multiplied with the shape's; `shade` darkens towards the
+        lower edge, as a fraction per unit of y.
         """
         window = self._window(shape.box)
         x, y = self.x[window], self.y[window]

@@ -28,7 +28,7 @@ from clipviz.saliency.question import Model, Question, backbone_of
 Baseline = Literal["mean", "black", "white", "blur"]
 Grid = tuple[int, int]
 
-_FORWARD_BATCH = 256  # images per forward pass where captum multiplies them
+FORWARD_BATCH = 256  # images per forward pass where captum multiplies them
 
 
 def integrated_gradients(
@@ -53,7 +53,7 @@ def integrated_gradients(
         baselines=baseline_image(model, images, baseline),
         additional_forward_args=question.args,
         n_steps=steps,
-        internal_batch_size=max(len(images), _FORWARD_BATCH),
+        internal_batch_size=max(len(images), FORWARD_BATCH),
     )
     h, w = grid or patch_grid(model)
     per_cell = images.shape[-1] * images.shape[-2] / (h * w)
@@ -87,7 +87,7 @@ def occlusion(
             strides=(3, stride, stride),
             baselines=baseline_image(model, images, baseline),
             additional_forward_args=question.args,
-            perturbations_per_eval=max(1, _FORWARD_BATCH // len(images)),
+            perturbations_per_eval=max(1, FORWARD_BATCH // len(images)),
         )
     return F.adaptive_avg_pool2d(attribution.detach().mean(1, keepdim=True), (h, w))[:, 0]
 

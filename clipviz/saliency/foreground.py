@@ -8,6 +8,7 @@ question, which is not used; `tau` to `side` are those of `MicroCLIPConfig`, Non
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,34 +17,6 @@ from torch import Tensor
 from clipviz.methods.microclip import MicroCLIP, foreground
 from clipviz.ncut import AffinityKind, MaskRule, Side
 from clipviz.saliency.question import Model, Question, backbone_of
-
-
-def soap(
-    model: Model,
-    images: Tensor,
-    question: Question | None,
-    *,
-    tau: float | None = None,
-    affinity: AffinityKind | None = None,
-    mask_rule: MaskRule | None = None,
-    side: Side | None = None,
-) -> Tensor:
-    """SOAP attention of the foreground query over the patches, (B, h, w), summing to 1."""
-    return _maps(model, images, tau=tau, affinity=affinity, mask_rule=mask_rule, side=side)["soap"]
-
-
-def ncut(
-    model: Model,
-    images: Tensor,
-    question: Question | None,
-    *,
-    tau: float | None = None,
-    affinity: AffinityKind | None = None,
-    mask_rule: MaskRule | None = None,
-    side: Side | None = None,
-) -> Tensor:
-    """Foreground mask of the normalized cut, (B, h, w) of 0 and 1."""
-    return _maps(model, images, tau=tau, affinity=affinity, mask_rule=mask_rule, side=side)["ncut"]
 
 
 def fiedler(
@@ -56,10 +29,20 @@ def fiedler(
     side: Side | None = None,
 ) -> Tensor:
     """Fiedler vector of the patch graph, (B, h, w), unit norm, the foreground positive."""
-    return _maps(model, images, tau=tau, affinity=affinity, side=side)["fiedler"]
+    return _map("fiedler", model, images, question, tau=tau, affinity=affinity, side=side)
 
 
-def _maps(model: Model, images: Tensor, **asked: Any) -> dict[str, Tensor]:
+def _map(
+    name: str,
+    model: Model,
+    images: Tensor,
+    question: Question | None,
+    *,
+    tau: float | None = None,
+    affinity: AffinityKind | None = None,
+    mask_rule: MaskRule | None = None,
+    side: Side | None = None,
+) -> Tensor:
     backbone = backbone_of(model)
     matrices: tuple[Tensor, Tensor, Tensor]
     if isinstance(model, MicroCLIP):
@@ -68,7 +51,15 @@ def _maps(model: Model, images: Tensor, **asked: Any) -> dict[str, Tensor]:
         own = MicroCLIP.default_config(backbone)
         identity = torch.eye(backbone.width, device=backbone.device, dtype=backbone.visual.proj.dtype)
         matrices = (identity, identity, identity)
+    asked: dict[str, Any] = {"tau": tau, "affinity": affinity, "mask_rule": mask_rule, "side": side}
     config = replace(own, **{name: value for name, value in asked.items() if value is not None})
     with torch.no_grad():
         tokens = backbone.tokens(images)
-        return foreground(tokens, config, *matrices, backbone.visual.proj).maps(tokens.grid)
+        return foreground(tokens, config, *matrices, backbone.visual.proj).maps(tokens.grid)[name]
+
+
+soap = partial(_map, "soap")
+"""SOAP attention of the foreground query over the patches, (B, h, w), summing to 1."""
+
+ncut = partial(_map, "ncut")
+"""Foreground mask of the normalized cut, (B, h, w) of 0 and 1."""

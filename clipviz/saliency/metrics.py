@@ -47,10 +47,7 @@ def part_mass(maps: Tensor, region: Tensor) -> Tensor:
 def part_rank(maps: Tensor, region: Tensor, parts: Tensor) -> Tensor:
     """How many of the other visible parts the region beats in mean map value.
 
-    Args:
-        maps: (B, h, w) float, any scale.
-        region: (B, S, S) bool.
-        parts: (B, S, S) integer part ids, 0 the background; what belongs to the region is not compared with it.
+    `parts` are the ids (B, S, S) of the parts, 0 the background; what belongs to the region is not compared with it.
 
     Returns:
         (B,) float in [0, 1]: 1 above every other part, 0.5 by chance, 0 below all of them; NaN too where nothing but
@@ -71,15 +68,11 @@ def part_rank(maps: Tensor, region: Tensor, parts: Tensor) -> Tensor:
 
 
 def bird_regions(parts: Tensor, target: Tensor, contrast: Tensor | None = None) -> dict[str, Tensor]:
-    """The regions that matter on a picture of a bird.
-
-    Args:
-        parts: (B, S, S) uint8 part ids, as in a `Probe` of the birds.
-        target: (B,) int64 species.
-        contrast: (B,) int64 the species it is told from; None for all three look-alikes.
+    """The regions that matter on an image of a bird, by its part ids (B, S, S) and its species (B,).
 
     Returns:
-        "object": (B, S, S) bool, the visible bird. "discriminative": the visible parts in which the species differ.
+        "object": (B, S, S) bool, the visible bird. "discriminative": the visible parts in which it differs from the
+        species `contrast` (B,), or where that is None from all three look-alikes.
     """
     rows = []
     for i, species in enumerate(target.tolist()):

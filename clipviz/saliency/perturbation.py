@@ -23,11 +23,9 @@ from torch import Tensor
 
 from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.methods.base import Method
-from clipviz.saliency.attribution import Baseline, baseline_image
+from clipviz.saliency.attribution import FORWARD_BATCH, Baseline, baseline_image
 from clipviz.saliency.maps import KINDS, raw_map
 from clipviz.saliency.question import Asked, Model, ask, backbone_of, targets
-
-_FORWARD_BATCH = 256
 
 
 def deletion_auc(model: Model, images: Tensor, maps: Tensor, *, baseline: Baseline = "mean", **asked: Any) -> Tensor:
@@ -62,8 +60,7 @@ def removal_masks(maps: Tensor, steps: int) -> Tensor:
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     flat = maps.flatten(1)
-    order = flat.argsort(dim=1, descending=True, stable=True)
-    place = torch.empty_like(order).scatter_(1, order, torch.arange(flat.shape[1], device=maps.device).expand_as(order))
+    place = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     counts = torch.linspace(0, flat.shape[1], steps + 1, device=maps.device).round()
     return (place[:, None] < counts[:, None]).unflatten(2, maps.shape[1:])
 
@@ -149,7 +146,7 @@ def map_infidelity(
             phi.expand_as(images),
             additional_forward_args=question.args,
             n_perturb_samples=samples,
-            max_examples_per_batch=len(images) * min(samples, max(1, _FORWARD_BATCH // len(images))),
+            max_examples_per_batch=len(images) * min(samples, max(1, FORWARD_BATCH // len(images))),
             normalize=True,
         ).detach()
 

@@ -47,11 +47,7 @@ class Question(NamedTuple):
 
 
 def backbone_of(model: Model) -> Backbone:
-    """The backbone of a method, or the backbone itself.
-
-    Raises:
-        ValueError: if it is neither, or if it knows embeddings instead of images.
-    """
+    """The backbone of a method, or the backbone itself; refused if it is neither, or knows embeddings only."""
     backbone = model.backbone if isinstance(model, Method) else model
     if not isinstance(backbone, Backbone):
         raise ValueError(
@@ -112,11 +108,7 @@ def targets(model: Any, images: Tensor, target: Asked | None) -> Tensor:
 
 
 def resolve(model: Model, asked: Asked, n: int) -> Tensor:
-    """Classes or sentences as a tensor with a row per image: (n,) int64 for a method, (n, E) float for a backbone.
-
-    Raises:
-        ValueError: for an unknown class, or a number of rows that is neither one nor n.
-    """
+    """Classes or sentences, one or n, with a row per image: (n,) int64 for a method, (n, E) float for a backbone."""
     return _class_indices(model, asked, n) if isinstance(model, Method) else _embeddings(model, asked, n)
 
 
@@ -128,16 +120,7 @@ def predicted_classes(method: Method, images: Tensor, batch_size: int = 256) -> 
 
 
 def runner_up(method: Method, images: Tensor, target: Asked | None = None) -> Tensor:
-    """The class that a method would name if `target` did not exist: the natural look-alike for a contrast.
-
-    Args:
-        method: any with at least two classes.
-        images: (B, 3, S, S) float in [0, 1].
-        target: as for `ask`; None for the predicted class.
-
-    Returns:
-        (B,) int64.
-    """
+    """The class (B,) that a method would name if `target` did not exist: the natural look-alike for a contrast."""
     if len(method.class_names) < 2:
         raise ValueError("a runner-up needs at least two classes")
     with preserved_state(method):

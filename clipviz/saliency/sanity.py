@@ -7,7 +7,6 @@ maps before and after by rank correlation. Here the entries of each parameter ar
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -89,7 +88,7 @@ def _own_tower(model: Model) -> Model:
     return copied
 
 
-def _cascade(visual: nn.Module) -> Iterator[tuple[str, list[nn.Parameter]]]:
+def _cascade(visual: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
     """The tower in pieces from the output to the input: its direct children and, of a stack of blocks, each block."""
     pieces: dict[str, list[nn.Parameter]] = {}
     for name, parameter in visual.named_parameters():
@@ -100,8 +99,7 @@ def _cascade(visual: nn.Module) -> Iterator[tuple[str, list[nn.Parameter]]]:
     heads = [name for name in pieces if name in ("proj", "ln_post", "attnpool", "head")]
     stems = [name for name in pieces if name in ("class_embedding", "positional_embedding", "conv1", "ln_pre")]
     middle = [name for name in pieces if name not in heads and name not in stems]
-    for name in (*heads, *reversed(middle), *reversed(stems)):
-        yield name, pieces[name]
+    return [(name, pieces[name]) for name in (*heads, *reversed(middle), *reversed(stems))]
 
 
 @torch.no_grad()

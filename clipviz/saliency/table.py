@@ -121,16 +121,9 @@ def _model_scores(
 def mask_scores(
     raw: Tensor, regions: Mapping[str, Tensor], parts: Tensor | None, metrics: Sequence[str] = MASK_METRICS
 ) -> dict[tuple[str, str], Tensor]:
-    """Scores of given maps against regions, for maps that no model made too (a uniform map gives chance).
+    """Scores of given maps against regions, (metric, region) -> (B,); without part ids there is no part_rank.
 
-    Args:
-        raw: (B, h, w) float.
-        regions: name -> (B, S, S) bool.
-        parts: (B, S, S) part ids; None leaves part_rank out.
-        metrics: of `MASK_METRICS`.
-
-    Returns:
-        (metric, region) -> (B,) float, NaN where the region is not visible.
+    The maps (B, h, w) need be of no model: a uniform map gives chance.
     """
     scores: dict[str, Callable[[Tensor], Tensor]] = {
         "pointing_game": lambda mask: pointing_game(raw, mask),
@@ -142,16 +135,11 @@ def mask_scores(
 
 
 def summarize_scores(scores: pd.DataFrame, *, seed: int = 0, resamples: int = 2000) -> pd.DataFrame:
-    """Mean and 95 % bootstrap interval over images.
-
-    Args:
-        scores: as `saliency_scores` returns them; NaN values are left out.
-        seed: of the resampling.
-        resamples: of the bootstrap (percentile method).
+    """Mean and 95 % bootstrap interval (percentiles) over images, of what `saliency_scores` returns.
 
     Returns:
-        Columns kind, metric, region, mean, low, high, n (images that count), in the order of first appearance. Without
-        any image that counts mean, low and high are NaN.
+        Columns kind, metric, region, mean, low, high, n (images whose value is not NaN), in the order of first
+        appearance. Without any such image mean, low and high are NaN.
     """
     rows = []
     for (kind, metric, region), group in scores.groupby(["kind", "metric", "region"], sort=False):
