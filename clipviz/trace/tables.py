@@ -37,14 +37,11 @@ from clipviz.trace.schema import (
     Examples,
     ImageGroup,
     Sources,
-    cache_entries,
     check_arrays,
     check_meta,
     check_table,
-    embeddings,
-    examples,
     image_group,
-    source_logits,
+    places,
     under,
 )
 
@@ -153,22 +150,30 @@ class Trace:
     @property
     def sources(self) -> Sources:
         """What each source of the pseudo-labels said in the last epoch."""
-        return source_logits(self.arrays, self.meta.get("sources") or ())
+        own = under(self.arrays, "sources/")
+        crops = [own.pop(f"crop_{name}", None) for name in ("similarity", "logits", "gram")]
+        index, target = places(own, len(next(iter(own.values()), ())))
+        return Sources(
+            index, target, {name: own[name] for name in self.meta.get("sources") or () if name in own}, *crops
+        )
 
     @property
     def cache(self) -> Cache | None:
         """The heaviest cache entries of each highlight; None of methods without a cache."""
-        return cache_entries(self.arrays)
+        own = under(self.arrays, "cache/")
+        return Cache(own["labels"], own["votes"], own.get("index"), own.get("images")) if "labels" in own else None
 
     @property
     def examples(self) -> Examples | None:
         """What the model takes for the classes in question, if that was kept."""
-        return examples(self.arrays)
+        own = under(self.arrays, "examples/")
+        return Examples(own["images"], own["label"]) if "images" in own else None
 
     @property
     def embeddings(self) -> Embeddings | None:
         """Where some evaluation images are, epoch by epoch, if that was kept."""
-        return embeddings(self.arrays)
+        own = under(self.arrays, "embeddings/")
+        return Embeddings(own["images"], *places(own, own["images"].shape[1])) if "images" in own else None
 
     @property
     def snapshots(self) -> dict[str, np.ndarray]:
@@ -273,19 +278,16 @@ def _meta_json(meta: dict[str, Any]) -> str:
 
 
 def _table_bytes(name: str, table: pd.DataFrame) -> bytes:
-    _check_columns(f"table {name!r}", name, table)
-    text = table.select_dtypes(include=["object", "string"]).columns
-    table = table.assign(**{column: table[column].map(_storable) for column in text})
+    if missing := [column for column in TABLES[name] if column not in table.columns]:
+        raise ValueError(f"table {name!r} lacks the columns {missing}; it has {list(map(str, table.columns))}")
+    text = table.select_dtypes(include=["object", "string"])
+    table = table.assign(**text.map(lambda value: storable_text(value) if isinstance(value, str) else value))
     buffer = io.BytesIO()
     try:
         pq.write_table(pa.Table.from_pandas(table, preserve_index=False, nthreads=1), buffer, compression="zstd")
     except (pa.ArrowException, TypeError) as error:
         raise ValueError(f"table {name!r} cannot be stored: {error}") from error
     return buffer.getvalue()
-
-
-def _storable(value: Any) -> Any:
-    return storable_text(value) if isinstance(value, str) else value
 
 
 def _array_bytes(arrays: dict[str, np.ndarray]) -> bytes:
@@ -296,12 +298,6 @@ def _array_bytes(arrays: dict[str, np.ndarray]) -> bytes:
                 "text and Python objects belong in the metadata or a table"
             )
     return safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in arrays.items()})
-
-
-def _check_columns(where: str, name: str, table: pd.DataFrame) -> None:
-    missing = [column for column in TABLES[name] if column not in table.columns]
-    if missing:
-        raise ValueError(f"{where} lacks the columns {missing}; it has {[str(column) for column in table.columns]}")
 
 
 def _read(content: bytes) -> pd.DataFrame:
