@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipviz.backbone.ownership import preserved_state
 from clipviz.data.base import ImageDataset
-from clipviz.events import UNLABELLED, CacheVotes, Gallery, Predictions, SentenceSimilarity
+from clipviz.events import UNLABELLED, CacheVotes, Highlights, Predictions, SentenceSimilarity
 from clipviz.methods.base import Method, embed, sentence_embeddings
 from clipviz.training.evaluate import probe_images
 
@@ -25,13 +25,13 @@ NEIGHBORS = 5
 """Cache entries kept of each image."""
 
 
-def gallery(
+def highlights(
     method: Method,
     dataset: ImageDataset,
     predictions: Predictions,
     n: int = 12,
     train_dataset: ImageDataset | None = None,
-) -> Gallery | None:
+) -> Highlights | None:
     """The instructive images with the final model's saliency; None where there is nothing to show.
 
     Args:
@@ -55,7 +55,7 @@ def gallery(
         sentences = nearest_sentences(method, images, classes_in_question(probs, probe.target))
         votes = method.cache_votes(images, NEIGHBORS)
     examples = surest_examples(predictions, index)
-    return Gallery(
+    return Highlights(
         probe,
         probs,
         explanation,
@@ -167,7 +167,7 @@ def surest_examples(predictions: Predictions, index: np.ndarray) -> np.ndarray:
 
     Args:
         predictions: of the whole evaluation set.
-        index: (G,) positions of the gallery; their two top classes are in question, and their true ones.
+        index: (G,) positions of the highlights; their two top classes are in question, and their true ones.
 
     Returns:
         Positions in the evaluation set, at most one per class; classes that no other image is called have none.

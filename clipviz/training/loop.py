@@ -24,7 +24,7 @@ from clipviz.events import (
     UNLABELLED,
     EpochFinished,
     Event,
-    Gallery,
+    Highlights,
     Predictions,
     Probe,
     PseudoLabels,
@@ -36,7 +36,7 @@ from clipviz.methods.base import AdaptConfig, Batches, Method, ViewNeeds
 from clipviz.parallel import ONE, Ranks
 from clipviz.training.changes import whole_number
 from clipviz.training.evaluate import accuracy, branch_accuracies, evaluation_inputs, predict
-from clipviz.training.highlights import gallery
+from clipviz.training.highlights import highlights
 from clipviz.training.refusals import check_labels, check_shares, check_storable
 
 MEASURED = 200_000
@@ -198,7 +198,7 @@ class Adaptation:
             self.epoch, self.steps_in_epoch = epoch + 1, 0
             last = self._measured(epoch)
             yield last
-        found = self._gallery(last.predictions if last else None)
+        found = self._highlights(last.predictions if last else None)
         yield RunFinished("finished", self.seconds_before + time.perf_counter() - begun, found)
 
     @contextmanager
@@ -314,12 +314,12 @@ class Adaptation:
         """Of the same inputs at every call, so that a run that is taken up after its last epoch says the same bits."""
         return predict(self.method, self._inputs(dataset), ranks=self.ranks, branches=dataset.has_targets)
 
-    def _gallery(self, predictions: Predictions | None) -> Gallery | None:
+    def _highlights(self, predictions: Predictions | None) -> Highlights | None:
         """The instructive images; `predictions` are missing where a run is taken up after its last epoch."""
         if self.eval_dataset is None:
             return None
         predictions = predictions or self._predictions(self.eval_dataset)
-        return gallery(self.method, self.eval_dataset, predictions, train_dataset=self.dataset)
+        return highlights(self.method, self.eval_dataset, predictions, train_dataset=self.dataset)
 
     def facts(self) -> dict[str, Any]:
         """What was chosen for this run, JSON-able: the metadata of its trace."""
