@@ -75,7 +75,7 @@ def folders(tmp_path_factory):
 
 
 def assert_same_tensors(one: Path, two: Path) -> None:
-    """Weights, buffers (banks, prototypes, running means, the cache), AdamW's moments and the books, to 1e-5."""
+    """Weights, buffers (banks, prototypes, running means, the cache), AdamW's moments and the totals, to 1e-5."""
     expected, found = load_file(one / CHECKPOINT), load_file(two / CHECKPOINT)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
