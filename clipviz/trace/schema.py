@@ -22,29 +22,16 @@ from clipviz.trace.folder import Refused
 #: Columns of each table, with their kinds. Further columns are kept as they are.
 TABLES: dict[str, dict[str, str]] = {
     "steps": {"epoch": "epoch", "step": "index", "term": "text", "value": "number"},
-    "samples": {
-        "epoch": "epoch",
-        "index": "index",
-        "pseudo_label": "label",
-        "confidence": "share",
-        "margin": "share",
-        "weight": "weight",
-        "target": "target",
-    },
+    "samples": {"epoch": "epoch", "index": "index", "pseudo_label": "label", "confidence": "share", "margin": "share",
+                "weight": "weight", "target": "target"},
     "epochs": {"epoch": "epoch", "metric": "text", "value": "number"},
-    "predictions": {
-        "epoch": "epoch",
-        "index": "index",
-        "prediction": "label",
-        "confidence": "share",
-        "target": "target",
-    },
+    "predictions": {"epoch": "epoch", "index": "index", "prediction": "label", "confidence": "share",
+                    "target": "target"},
     "skipped": {"path": "text", "reason": "text"},
-}
+}  # fmt: skip
 #: Kind and axes of each array. A capital is one size throughout: P probe images, G highlights, C classes, N images of
-#: the last epoch, K crops, T cache entries, X examples, M embedded images, U and V suspects; a
-#: small letter is any, e the snapshots
-#: (before training, then one of each epoch). The highlights are called "gallery" on disk.
+#: the last epoch, K crops, T cache entries, X examples, M embedded images, U and V suspects; a small letter is any,
+#: e the snapshots (before training, then one of each epoch). The highlights are called "gallery" on disk.
 ARRAYS: dict[str, str] = {
     "probe/images": "byte P H W 3",
     "probe/index": "index P",
