@@ -137,7 +137,7 @@ def instructive(predictions: Predictions, n: int = 12) -> np.ndarray:
         return np.argsort(confidence, kind="stable")[:n]
     said = pd.DataFrame({"target": target, "label": labels, "confidence": confidence})
     wrong = said[known & (labels != target)].sort_values("confidence", ascending=False, kind="stable")
-    return wrong.groupby(["target", "label"], sort=False).head(2).index.to_numpy()[:n]
+    return wrong.groupby(["target", "label"], sort=False).head(2).index[:n].to_numpy(copy=True)
 
 
 def surest_examples(predictions: Predictions, index: np.ndarray) -> np.ndarray:

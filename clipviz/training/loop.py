@@ -140,7 +140,7 @@ class Adaptation:
                 method.parameter_groups(self.config.weight_decay), lr=self.config.lr, betas=(0.9, 0.999), eps=1e-8
             )
         self.epoch_totals: dict[str, list[Tensor]] = {}
-        self._targets = torch.from_numpy(dataset.targets).to(method.backbone.device)  # there, so that no step waits
+        self._targets = torch.tensor(dataset.targets).to(method.backbone.device)  # there, so that no step waits
         self._before: EpochFinished | None = None  # of a method that does not change: measured once
         self._evaluated: ImageDataset | None = None
 
