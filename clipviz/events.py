@@ -65,7 +65,7 @@ class Predictions:
 
 
 class SentenceSimilarity(NamedTuple):
-    """A sentence of class `label` and its cosine with image `place` of the gallery, in [-1, 1]."""
+    """A sentence of class `label` and its cosine with image `place` of the highlights, in [-1, 1]."""
 
     place: int
     label: int
@@ -83,7 +83,7 @@ class CacheVotes:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class Highlights:
     """The most instructive evaluation images: confidently wrong, or least sure where labels are missing."""
 
     probe: Probe  # the images
@@ -91,7 +91,7 @@ class Gallery:
     explanation: Mapping[str, Tensor]  # kind -> (G, h, w) float saliency of the final model
     # name -> (G, C) float probabilities of parts of the inference path, each on its own
     branches: Mapping[str, Tensor] = field(default_factory=dict)
-    # thumbnails of the images that are most surely called each class the gallery speaks of
+    # thumbnails of the images that are most surely called each class in question
     examples: Tensor | None = None
     example_labels: Tensor | None = None  # (X,) int64, the class that each example is called
     # what is said about the classes in question, and how like the image it is
@@ -147,7 +147,7 @@ class RunFinished:
 
     status: str
     seconds: float
-    gallery: Gallery | None
+    highlights: Highlights | None
 
 
 Event = RunStarted | StepFinished | EpochFinished | RunFinished

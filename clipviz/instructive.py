@@ -21,7 +21,7 @@ def least_sure(confidence: np.ndarray) -> np.ndarray:
     return np.argsort(confidence, kind="stable")
 
 
-def highlights(prediction: np.ndarray, confidence: np.ndarray, target: np.ndarray, n: int) -> np.ndarray:
+def worth_learning_from(prediction: np.ndarray, confidence: np.ndarray, target: np.ndarray, n: int) -> np.ndarray:
     """Positions of at most n images to learn from: the surest mistakes, at most two for a pair of classes.
 
     Without targets: the images with the least confidence.

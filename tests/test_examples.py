@@ -9,7 +9,7 @@ import torch
 from tiny import ToyDataset
 
 from clipviz.data.images.views import eval_view
-from clipviz.events import Gallery, Predictions, Probe, PseudoLabels, RunFinished, RunStarted, StepFinished
+from clipviz.events import Highlights, Predictions, Probe, PseudoLabels, RunFinished, RunStarted, StepFinished
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.ntua import NtUA, NtUAConfig
 from clipviz.methods.zero_shot import Descriptions, ZeroShot
@@ -35,8 +35,8 @@ def test_recorder_keeps_the_spread_of_crops_the_branches_and_the_examples():
     recorder(StepFinished(0, 0, torch.arange(2), torch.tensor([0, 1]), pseudo, {}))
     image = torch.full((1, 3, 4, 4), 0.5)
     probe = Probe(image, torch.tensor([1]), torch.tensor([1]))
-    gallery = Gallery(probe, probs[:1], {}, {"cls": probs[1:]}, image[:, :, :2, :2], torch.tensor([0]))
-    recorder(RunFinished("finished", 1.0, gallery))
+    highlights = Highlights(probe, probs[:1], {}, {"cls": probs[1:]}, image[:, :, :2, :2], torch.tensor([0]))
+    recorder(RunFinished("finished", 1.0, highlights))
     trace = recorder.trace()
     assert trace.meta["n_crops"] == 4
     np.testing.assert_allclose(trace.samples["crop_weight_max"], [0.25, 1.0])

@@ -4,6 +4,8 @@ import re
 import socket
 from pathlib import Path
 
+import pytest
+
 from clipviz import adapt, load_backbone, load_dataset, record
 from clipviz.methods import METHODS
 from clipviz.report import write_report
@@ -12,10 +14,11 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
 
 
-def test_every_promise_names_tests_that_are_there():
-    promises = re.search(r"\| promise .*?\n\n", PAGE, re.S)[0].split("\n")[2:-2]
-    assert len(promises) >= 10
-    for promise in promises:
+@pytest.mark.parametrize(("table", "least"), [("promise", 15), ("attack", 30)])
+def test_every_promise_and_every_attack_names_tests_that_are_there(table, least):
+    rows = re.search(rf"\| {table} .*?\n\n", PAGE, re.S)[0].split("\n")[2:-2]
+    assert len(rows) >= least
+    for promise in rows:
         tests = re.findall(r"`(tests/[\w/]+\.py)`", promise)
         assert tests, promise
         assert [test for test in tests if not (ROOT / test).is_file()] == []

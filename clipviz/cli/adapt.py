@@ -6,20 +6,21 @@ import argparse
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from clipviz.cli.inputs import (
     backbone_for,
-    cache_note,
-    description_notes,
     load_model,
     open_data,
     open_eval_data,
     refuse_among_images,
-    skipped_note,
     told,
+    warn_of_cache,
+    warn_of_descriptions,
+    warn_of_skipped,
 )
 from clipviz.cli.progress import Progress
 from clipviz.cli.table import summary
@@ -47,7 +48,7 @@ def adapt(args: argparse.Namespace) -> None:
     ranks = launch(args.devices, args.num_nodes, args.device)
     try:
         ranks.together(lambda: _keep(folder, args.resume) if ranks.is_first else None)
-        method, data, evaluation, notes = ranks.together(lambda: _chosen(args, folder.path, ranks))
+        (method, data, evaluation), notes = ranks.together(lambda: told(_chosen, args, folder.path, ranks))
         given = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
         changes = {name: value for name, value in given.items() if value is not None}
         config = ranks.together(lambda: replace(method.schedule, workers=args.workers, **changes))
@@ -71,38 +72,29 @@ def _keep(folder: RunFolder, resume: bool) -> None:
         )
 
 
-def _chosen(args: argparse.Namespace, out: Path, ranks: Ranks) -> tuple[Method, ImageDataset, ImageDataset, list[str]]:
-    """What the command line names: method, data, evaluation data, and what the user should know about them."""
-    loaded, notes = load_model(args.model, args.pretrained, args, ranks)
-    data = open_data(args, notes)
+def _chosen(args: argparse.Namespace, out: Path, ranks: Ranks) -> tuple[Method, ImageDataset, ImageDataset]:
+    """What the command line names: method, data and evaluation data."""
+    loaded = load_model(args.model, args.pretrained, args, ranks)
+    data = open_data(args)
     if args.precision != "32" and not data.has_pixels:
         raise ValueError(
             f"{args.data} holds embeddings, so nothing is left to compute in {args.precision}; leave it out"
         )
     backbone = backbone_for(data, loaded)
-    evaluation = open_eval_data(args, data, notes)
-    teacher, teacher_notes = load_model(args.teacher, args.teacher_pretrained, args, ranks)
-    notes += teacher_notes
-    notes += skipped_note(data, out / "trace" / "skipped.parquet")
+    evaluation = open_eval_data(args, data)
+    teacher = load_model(args.teacher, args.teacher_pretrained, args, ranks)
+    warn_of_skipped(data, out / "trace" / "skipped.parquet")
     if evaluation is not data:
-        notes += skipped_note(evaluation)
-    notes += cache_note(args)
+        warn_of_skipped(evaluation)
+    warn_of_cache(args)
     if args.descriptions is not None:
-        notes += description_notes(data, loaded)
-    method, said = told(
-        build_method,
-        args.method,
-        backbone,
-        data,
-        preset=args.preset,
-        constants=parse_constants(args.set),
-        teacher=teacher,
-        allow_labels=args.allow_labels,
-    )
-    notes += said
+        warn_of_descriptions(data, loaded)
+    constants = {"preset": args.preset, "constants": parse_constants(args.set), "allow_labels": args.allow_labels}
+    method = build_method(args.method, backbone, data, teacher=teacher, **constants)
     if not data.has_pixels and args.preset is None and method.preset not in (None, "default"):
-        notes.append(f"the embeddings are of the model {backbone.name!r}, so its preset is used; or --preset default")
-    return method, data, evaluation, notes
+        preset = f"the embeddings are of the model {backbone.name!r}, so its preset is used; or --preset default"
+        warnings.warn(preset, stacklevel=2)
+    return method, data, evaluation
 
 
 def run_one(

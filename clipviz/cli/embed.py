@@ -9,11 +9,12 @@ from pathlib import Path
 from clipviz.backbone import Backbone
 from clipviz.cli.inputs import (
     backbone_for,
-    cache_note,
     data_options,
     load_model,
     refuse_among_images,
-    skipped_note,
+    told,
+    warn_of_cache,
+    warn_of_skipped,
 )
 from clipviz.data import load_dataset
 from clipviz.data.base import ImageDataset
@@ -35,10 +36,9 @@ def embed(args: argparse.Namespace) -> None:
         refuse_among_images(out.parent, args.data)
     prepare_folder(out.parent)
     ranks = launch(args.devices, args.num_nodes, args.device)
-    backbone, data, notes = ranks.together(lambda: _chosen(args, ranks))
-    if ranks.is_first:
-        for note in [*notes, *skipped_note(data), *cache_note(args)]:
-            print(inert(note), file=sys.stderr)
+    (backbone, data), notes = ranks.together(lambda: told(_chosen, args, ranks))
+    for note in notes if ranks.is_first else ():
+        print(inert(note), file=sys.stderr)
     ranks.copy_from_first([*backbone.parameters(), *backbone.buffers()])
     classifier = None
     if data.class_names:
@@ -52,10 +52,12 @@ def embed(args: argparse.Namespace) -> None:
     print(f"wrote {inert(out)}: {n} embeddings of width {width}{classes}")
 
 
-def _chosen(args: argparse.Namespace, ranks: Ranks) -> tuple[Backbone, ImageDataset, list[str]]:
-    """What the command line names: model and data, and what the user should know about them."""
-    loaded, notes = load_model(args.model, args.pretrained, args, ranks)
+def _chosen(args: argparse.Namespace, ranks: Ranks) -> tuple[Backbone, ImageDataset]:
+    """What the command line names: model and data."""
+    loaded = load_model(args.model, args.pretrained, args, ranks)
     data = load_dataset(args.data, args.split, seed=args.seed, **data_options(args))
     if isinstance(data, FeatureDataset):
         raise ValueError(f"{args.data} holds embeddings already; give images")
-    return backbone_for(data, loaded), data, notes
+    warn_of_skipped(data)
+    warn_of_cache(args)
+    return backbone_for(data, loaded), data

@@ -1,4 +1,4 @@
-"""From the arguments of a command to models, data sets, and what their user should know about them."""
+"""From the arguments of a command to models and data sets; what their user should know is a warning."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ T = TypeVar("T")
 
 def load_model(
     name: str | None, pretrained: str | None, args: argparse.Namespace, ranks: Ranks = ONE
-) -> tuple[Backbone | None, list[str]]:
-    """A model if one is named, and what the user should know about it; on the device of this process."""
+) -> Backbone | None:
+    """A model if one is named, on the device of this process."""
     if name is None:
         if pretrained is not None:
             raise ValueError(f"the weights {pretrained!r} need an architecture; name the model, too")
-        return None, []
-    return told(load_backbone, name, pretrained, ranks.device or _device(args.device), args.precision)
+        return None
+    device = ranks.device or usable_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return load_backbone(name, pretrained, device, args.precision)
 
 
 def told(function: Callable[..., T], *arguments: Any, **options: Any) -> tuple[T, list[str]]:
-    """What a function returns, and its warnings to the user, which are lines of ours here."""
+    """What a function returns, and its warnings to the user: said once nothing can be refused any more."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         result = function(*arguments, **options)
@@ -54,10 +55,9 @@ def backbone_for(data: ImageDataset, loaded: Backbone | None) -> Backbone:
     return loaded
 
 
-def open_data(args: argparse.Namespace, notes: list[str]) -> ImageDataset:
+def open_data(args: argparse.Namespace) -> ImageDataset:
     """The images of --data to learn from, or all of them; their class names are known afterwards."""
-    data, said = told(load_dataset, args.data, "train", seed=args.seed, **data_options(args))
-    notes += said
+    data = load_dataset(args.data, "train", seed=args.seed, **data_options(args))
     if data.class_names:
         return data
     if isinstance(data, FeatureDataset):
@@ -72,7 +72,7 @@ def open_data(args: argparse.Namespace, notes: list[str]) -> ImageDataset:
         )
     from clipviz.birds.world import SPECIES
 
-    notes.append("no class names given: using the 24 bird species of the bundled model")
+    warnings.warn("no class names given: using the 24 bird species of the bundled model", stacklevel=2)
     args.classes = [species.name for species in SPECIES]
     return load_dataset(args.data, "train", seed=args.seed, **data_options(args))
 
@@ -102,24 +102,17 @@ def refuse_among_images(folder: str | Path, *specs: str | None) -> None:
             )
 
 
-def cache_note(args: argparse.Namespace) -> list[str]:
-    """One line if the cache on disk does not take any more; none otherwise."""
-    cache = getattr(args, "disk_cache", None)
-    return [cache.trouble] if cache is not None and cache.trouble is not None else []
-
-
-def open_eval_data(args: argparse.Namespace, data: ImageDataset, notes: list[str]) -> ImageDataset:
+def open_eval_data(args: argparse.Namespace, data: ImageDataset) -> ImageDataset:
     """What --eval-data says; else the test split of the data; else, transductively, the data itself."""
     if args.eval_data is not None:
-        evaluation, said = told(load_dataset, args.eval_data, "test", seed=args.seed, **data_options(args))
-        notes += said
+        evaluation = load_dataset(args.eval_data, "test", seed=args.seed, **data_options(args))
         if evaluation.has_pixels != data.has_pixels:
             raise ValueError("--data and --eval-data must both be images or both be embeddings")
         if isinstance(evaluation, FeatureDataset) and evaluation.is_numbered:
             options = {**data_options(args), "classes": data.class_names}
             evaluation, _ = told(load_dataset, args.eval_data, "test", seed=args.seed, **options)
         _check_same_classes(args, data, evaluation)
-        notes += _classifier_note(data, evaluation)
+        _warn_of_classifier(data, evaluation)
         return evaluation
     try:
         return load_dataset(args.data, "test", seed=args.seed, **data_options(args)) if data.split != "all" else data
@@ -141,29 +134,25 @@ def _check_same_classes(args: argparse.Namespace, data: ImageDataset, evaluation
     )
 
 
-def _classifier_note(data: ImageDataset, evaluation: ImageDataset) -> list[str]:
-    """One line if a file to measure on brings a classifier that the method does not use; none otherwise."""
+def _warn_of_classifier(data: ImageDataset, evaluation: ImageDataset) -> None:
+    """Warn if a file to measure on brings a classifier that the method does not use."""
     if not isinstance(data, FeatureDataset) or not isinstance(evaluation, FeatureDataset):
-        return []
+        return
     own, other = data.classifier, evaluation.classifier
-    if other is None or (own is not None and torch.equal(own, other)):
-        return []
-    used = "the text tower's" if own is None else f"that of {data.name}"
-    return [f"{evaluation.name} brings another classifier, which is not used: all is measured with {used}"]
+    if other is not None and (own is None or not torch.equal(own, other)):
+        used = "the text tower's" if own is None else f"that of {data.name}"
+        note = f"{evaluation.name} brings another classifier, which is not used: all is measured with {used}"
+        warnings.warn(note, stacklevel=2)
 
 
-def skipped_note(dataset: ImageDataset, listed_in: Path | None = None) -> list[str]:
-    """One line about the files that could not be read; none where all could.
-
-    Names the first of them; fewer if all are listed in a file.
-    """
-    if not dataset.skipped:
-        return []
+def warn_of_skipped(dataset: ImageDataset, listed_in: Path | None = None) -> None:
+    """Warn of files that could not be read; names the first of them, fewer if all are listed in a file."""
     n = len(dataset.skipped)
     shown = n if listed_in is None else _SKIPPED_SHOWN
     names = listed((f"{_ending(s.path)!r}: {s.reason}" for s in dataset.skipped[:shown]), "; ")
     more = f"; and {n - shown} more, all listed in {listed_in}" if n > shown else ""
-    return [f"skipped {n} files: {names}{more}"]
+    if n:
+        warnings.warn(f"skipped {n} files: {names}{more}", stacklevel=2)
 
 
 def _ending(path: str, longest: int = 80) -> str:
@@ -171,12 +160,16 @@ def _ending(path: str, longest: int = 80) -> str:
     return path if len(path) <= longest else f"...{path[3 - longest :]}"
 
 
-def description_notes(data: ImageDataset, backbone: Backbone | None) -> list[str]:
-    """One line about descriptions that are cut or do not name their class; none if all is well."""
+def warn_of_cache(args: argparse.Namespace) -> None:
+    """Warn if the cache on disk does not take any more."""
+    cache = getattr(args, "disk_cache", None)
+    if cache is not None and cache.trouble is not None:
+        warnings.warn(cache.trouble, stacklevel=2)
+
+
+def warn_of_descriptions(data: ImageDataset, backbone: Backbone | None) -> None:
+    """Warn of descriptions that are cut or do not name their class."""
     tokenizer = backbone.tokenizer if backbone is not None else None
     check = check_descriptions(data.prompts.descriptions, data.class_names, tokenizer)
-    return [f"descriptions: {check.counts()}; {'; '.join(notices)}"] if (notices := check.notices()) else []
-
-
-def _device(name: str | None) -> torch.device:
-    return usable_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if notices := check.notices():
+        warnings.warn(f"descriptions: {check.counts()}; {'; '.join(notices)}", stacklevel=2)

@@ -12,6 +12,7 @@ import argparse
 import difflib
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -65,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.exit(2, f"clipviz {args.command}: error: {one_line(_no_such_option(unknown, args), None)}\n")
-    for name, value in vars(args).items():  # a shell leaves the ~ of --out=~/x as it is
-        if any("\0" in str(part) for part in (value if isinstance(value, list) else [value])):
+    for name, value in vars(args).items():
+        if "\0" in "".join(value if isinstance(value, list) else str(value)):
             parser.exit(2, f"clipviz {args.command}: error: {name} holds a NUL character, as no name of a file can\n")
-        if isinstance(value, str | list):
+        if isinstance(value, str | list):  # a shell leaves the ~ of --out=~/x as it is
             home = os.path.expanduser
             setattr(args, name, home(value) if isinstance(value, str) else [*map(home, value)])
     came: list[int] = []  # a library that a signal interrupts while it is imported may swallow it, and be broken then
@@ -132,11 +133,8 @@ def _is_about_the_input(error: Exception) -> bool:
 
     A ValueError from the depths of another library is a mistake of ours: it keeps its traceback and status 1.
     """
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
-    return isinstance(error, OSError) or module.partition(".")[0] == "clipviz"
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, OSError) or frame.f_globals["__name__"].partition(".")[0] == "clipviz"
 
 
 def _fail(message: str, status: int) -> int:

@@ -11,11 +11,12 @@ from clipviz.errors import inert, one_line, parse_json
 from clipviz.trace import Trace
 
 _SHOWN = {
-    **dict.fromkeys(("method", "model", "data", "split"), str),
-    **dict.fromkeys(("eval_data", "eval_split"), str | None),
+    **dict.fromkeys(("method", "model"), str),
     **dict.fromkeys(("seed", "epochs"), int | None),
     **dict.fromkeys(("accuracy", "pseudo_label_accuracy", "zero_shot_accuracy"), int | float | None),
     "seconds": int | float,
+    **dict.fromkeys(("data", "split"), str),
+    **dict.fromkeys(("eval_data", "eval_split"), str | None),
 }
 
 

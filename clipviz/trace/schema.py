@@ -7,10 +7,10 @@ A kind says what values mean: "epoch" (from -1, before training), "index" (a pos
 
 from __future__ import annotations
 
+import fnmatch
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from math import inf
 from typing import Any
 
@@ -22,29 +22,16 @@ from clipviz.trace.folder import Refused
 #: Columns of each table, with their kinds. Further columns are kept as they are.
 TABLES: dict[str, dict[str, str]] = {
     "steps": {"epoch": "epoch", "step": "index", "term": "text", "value": "number"},
-    "samples": {
-        "epoch": "epoch",
-        "index": "index",
-        "pseudo_label": "label",
-        "confidence": "share",
-        "margin": "share",
-        "weight": "weight",
-        "target": "target",
-    },
+    "samples": {"epoch": "epoch", "index": "index", "pseudo_label": "label", "confidence": "share", "margin": "share",
+                "weight": "weight", "target": "target"},
     "epochs": {"epoch": "epoch", "metric": "text", "value": "number"},
-    "predictions": {
-        "epoch": "epoch",
-        "index": "index",
-        "prediction": "label",
-        "confidence": "share",
-        "target": "target",
-    },
+    "predictions": {"epoch": "epoch", "index": "index", "prediction": "label", "confidence": "share",
+                    "target": "target"},
     "skipped": {"path": "text", "reason": "text"},
-}
+}  # fmt: skip
 #: Kind and axes of each array. A capital is one size throughout: P probe images, G highlights, C classes, N images of
-#: the last epoch, K crops, T cache entries, X examples, M embedded images, U and V suspects; a
-#: small letter is any, e the snapshots
-#: (before training, then one of each epoch). The highlights are called "gallery" on disk.
+#: the last epoch, K crops, T cache entries, X examples, M embedded images, U and V suspects; a small letter is any,
+#: e the snapshots (before training, then one of each epoch). The highlights are called "gallery" on disk.
 ARRAYS: dict[str, str] = {
     "probe/images": "byte P H W 3",
     "probe/index": "index P",
@@ -179,46 +166,20 @@ def under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray
     return {name.removeprefix(prefix): arrays[name] for name in sorted(arrays) if name.startswith(prefix)}
 
 
+def places(own: dict[str, np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Take positions and targets of n images; a trace that does not name them numbers them, and knows no target."""
+    return own.pop("index", np.arange(n)), own.pop("target", np.full(n, -1))
+
+
 def image_group(arrays: Mapping[str, np.ndarray], prefix: str) -> ImageGroup:
-    """The probe ("probe/") or the highlights ("gallery/", as they are called on disk)."""
+    """Read a group of images: "probe/", "gallery/" (the highlights, as they are called on disk) or "suspects/.../"."""
     own = under(arrays, prefix)
     images = own.pop("images", np.zeros((0, 1, 1, 3), np.uint8))
-    index, target = _places(own, len(images))
-    branches = under(own, "branch/")
+    index, target = places(own, len(images))
     parts, probs, *_ = (own.pop(name, None) for name in ("parts", "probs", "prediction", "confidence"))
+    branches = under(own, "branch/")
     maps = {kind: array for kind, array in own.items() if not kind.startswith("branch/")}
     return ImageGroup(images, index, target, parts, maps, probs, branches)
-
-
-def source_logits(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Sources:
-    """What the sources said in the last epoch, those of `names` in that order."""
-    own = under(arrays, "sources/")
-    crops = [own.pop(f"crop_{name}", None) for name in ("similarity", "logits", "gram")]
-    places = _places(own, len(next(iter(own.values()), ())))
-    return Sources(*places, {name: own[name] for name in names if name in own}, *crops)
-
-
-def cache_entries(arrays: Mapping[str, np.ndarray]) -> Cache | None:
-    """The entries of the cache; None of methods without one."""
-    own = under(arrays, "cache/")
-    return Cache(own["labels"], own["votes"], own.get("index"), own.get("images")) if "labels" in own else None
-
-
-def examples(arrays: Mapping[str, np.ndarray]) -> Examples | None:
-    """Examples of the classes in question, if there are any."""
-    own = under(arrays, "examples/")
-    return Examples(own["images"], own["label"]) if "images" in own else None
-
-
-def embeddings(arrays: Mapping[str, np.ndarray]) -> Embeddings | None:
-    """Embeddings of evaluation images, if there are any."""
-    own = under(arrays, "embeddings/")
-    return Embeddings(own["images"], *_places(own, own["images"].shape[1])) if "images" in own else None
-
-
-def _places(own: dict[str, np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and targets of n images; a trace that does not name them numbers them, and knows no target."""
-    return own.pop("index", np.arange(n)), own.pop("target", np.full(n, -1))
 
 
 def check_table(name: str, table: pd.DataFrame, n_classes: int) -> pd.DataFrame:
@@ -251,32 +212,25 @@ def check_arrays(arrays: Mapping[str, np.ndarray], n_classes: int) -> dict[str, 
     Raises:
         Refused: if one is missing, or has a shape or numbers that it cannot have.
     """
-    found, sizes = dict(arrays), {"C": n_classes} if n_classes else {}
+    found, sizes, left = dict(arrays), {"C": n_classes} if n_classes else {}, sorted(arrays)
     for group, needed in _NEEDED.items():
         names = [name for name in arrays if name.startswith(f"{group}/")]
         if names and (missing := [name for one in needed if (name := f"{group}/{one}") not in names]):
             raise Refused(f"holds {names[0]!r}, but lacks {', '.join(map(repr, missing))}")
-    for name, spec in _specified(arrays):
-        kind, *axes = spec.split()
-        shape = arrays[name].shape
-        for axis, size in zip(axes, shape, strict=False):
-            if axis.isupper():
-                sizes.setdefault(axis, size)
-        wanted = [int(axis) if axis.isdigit() else sizes.get(axis, axis) for axis in axes]
-        if len(shape) != len(wanted) or any(size < 1 or want not in (size, axis)
-                                            for size, want, axis in zip(shape, wanted, axes, strict=True)):  # fmt: skip
-            raise Refused(f"array {name!r} wants the shape ({', '.join(map(str, wanted))}), got {shape}")
-        found[name] = _checked(f"array {name!r}", kind, arrays[name], n_classes)
-    return found
-
-
-def _specified(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str]]:
-    """The arrays of a trace with their specifications, in the order of these."""
-    left = set(arrays)
     for pattern, spec in ARRAYS.items():
-        for name in sorted(name for name in left if fnmatchcase(name, pattern)):
+        kind, *axes = spec.split()
+        for name in fnmatch.filter(left, pattern):
             left.remove(name)
-            yield name, spec
+            shape = arrays[name].shape
+            for axis, size in zip(axes, shape, strict=False):
+                if axis.isupper():
+                    sizes.setdefault(axis, size)
+            wanted = [int(axis) if axis.isdigit() else sizes.get(axis, axis) for axis in axes]
+            fits = [size > 0 and want in (size, axis) for size, want, axis in zip(shape, wanted, axes, strict=False)]
+            if len(shape) != len(axes) or not all(fits):
+                raise Refused(f"array {name!r} wants the shape ({', '.join(map(str, wanted))}), got {shape}")
+            found[name] = _checked(f"array {name!r}", kind, arrays[name], n_classes)
+    return found
 
 
 def _checked(what: str, kind: str, values: Any, n_classes: int) -> Any:

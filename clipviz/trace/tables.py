@@ -15,10 +15,11 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -37,16 +38,15 @@ from clipviz.trace.schema import (
     Examples,
     ImageGroup,
     Sources,
-    cache_entries,
     check_arrays,
     check_meta,
     check_table,
-    embeddings,
-    examples,
     image_group,
-    source_logits,
+    places,
     under,
 )
+
+T = TypeVar("T")
 
 _FOLLOWED = ("probe/images", "probe/index", "probe/target", "probe/parts")
 """Arrays of the probe that are the same at every epoch."""
@@ -153,22 +153,30 @@ class Trace:
     @property
     def sources(self) -> Sources:
         """What each source of the pseudo-labels said in the last epoch."""
-        return source_logits(self.arrays, self.meta.get("sources") or ())
+        own = under(self.arrays, "sources/")
+        crops = [own.pop(f"crop_{name}", None) for name in ("similarity", "logits", "gram")]
+        index, target = places(own, len(next(iter(own.values()), ())))
+        return Sources(
+            index, target, {name: own[name] for name in self.meta.get("sources") or () if name in own}, *crops
+        )
 
     @property
     def cache(self) -> Cache | None:
         """The heaviest cache entries of each highlight; None of methods without a cache."""
-        return cache_entries(self.arrays)
+        own = under(self.arrays, "cache/")
+        return Cache(own["labels"], own["votes"], own.get("index"), own.get("images")) if "labels" in own else None
 
     @property
     def examples(self) -> Examples | None:
         """What the model takes for the classes in question, if that was kept."""
-        return examples(self.arrays)
+        own = under(self.arrays, "examples/")
+        return Examples(own["images"], own["label"]) if "images" in own else None
 
     @property
     def embeddings(self) -> Embeddings | None:
         """Where some evaluation images are, epoch by epoch, if that was kept."""
-        return embeddings(self.arrays)
+        own = under(self.arrays, "embeddings/")
+        return Embeddings(own["images"], *places(own, own["images"].shape[1])) if "images" in own else None
 
     @property
     def snapshots(self) -> dict[str, np.ndarray]:
@@ -193,12 +201,13 @@ class Trace:
 
     def equals(self, other: Trace) -> bool:
         """Whether both hold the same tables, arrays and metadata, types included."""
-        return (
-            all(getattr(self, table).equals(getattr(other, table)) for table in TABLES)
-            and self.arrays.keys() == other.arrays.keys()
-            and all(_same_array(array, other.arrays[name]) for name, array in self.arrays.items())
-            and _meta_json(self.meta) == _meta_json(other.meta)
-        )
+
+        def contents(trace: Trace) -> tuple[object, ...]:  # bytes, so that NaN equals itself (of a run that diverged)
+            arrays = {name: (array.dtype, array.shape, array.tobytes()) for name, array in trace.arrays.items()}
+            return arrays, _meta_json(trace.meta)
+
+        same_tables = all(getattr(self, table).equals(getattr(other, table)) for table in TABLES)
+        return same_tables and contents(self) == contents(other)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the trace as a folder, whole or not at all; an older trace at that place is replaced.
@@ -231,27 +240,21 @@ class Trace:
                 the message names the file and the reason.
         """
         directory, files = read_folder(Path(path).expanduser(), _FILES)
-        meta = parse(directory / _META, files[_META], lambda content: check_meta(parse_json(content)))
+
+        def read(file: str, parser: Callable[[bytes], T]) -> T:
+            return parse(directory / file, files[file], parser)
+
+        def table(name: str) -> pd.DataFrame:
+            return read(f"{name}.parquet", lambda content: check_table(name, _read(content), n_classes))
+
+        meta = read(_META, lambda content: check_meta(parse_json(content)))
         if meta.get("status") == "running" and not is_locked(directory.parent):
             meta["status"] = "interrupted"
         n_classes = len(meta.get("class_names") or ())
-
-        def table(name: str) -> pd.DataFrame:
-            file = f"{name}.parquet"
-            return parse(directory / file, files[file], lambda content: check_table(name, _read(content), n_classes))
-
-        def load_arrays(content: bytes) -> dict[str, np.ndarray]:
-            return check_arrays(safetensors.numpy.load(content), n_classes)
-
-        arrays = parse(directory / _ARRAYS, files[_ARRAYS], load_arrays)
+        arrays = read(_ARRAYS, lambda content: check_arrays(safetensors.numpy.load(content), n_classes))
         trace, place = cls(**{name: table(name) for name in TABLES}, arrays=arrays, meta=meta), Path(path).resolve()
         trace.folder = str(place.parent if place.name == "trace" else place)
         return trace
-
-
-def _same_array(one: np.ndarray, other: np.ndarray) -> bool:
-    # Bytes, so that NaN equals itself (a diverged run is recorded too).
-    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
 def _plain(value: Any) -> Any:
@@ -264,28 +267,23 @@ def _plain(value: Any) -> Any:
 
 
 def _meta_json(meta: dict[str, Any]) -> str:
-    without_version = {key: value for key, value in meta.items() if key != "format_version"}
-    version = meta.get("format_version", FORMAT_VERSION)
     try:
-        return json.dumps({"format_version": version, **without_version}, indent=1, default=_plain, allow_nan=False)
+        return json.dumps({"format_version": FORMAT_VERSION, **meta}, indent=1, default=_plain, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"trace metadata must be JSON-able (numbers finite), but {error}") from error
 
 
 def _table_bytes(name: str, table: pd.DataFrame) -> bytes:
-    _check_columns(f"table {name!r}", name, table)
-    text = table.select_dtypes(include=["object", "string"]).columns
-    table = table.assign(**{column: table[column].map(_storable) for column in text})
+    if missing := [column for column in TABLES[name] if column not in table.columns]:
+        raise ValueError(f"table {name!r} lacks the columns {missing}; it has {list(map(str, table.columns))}")
+    text = table.select_dtypes(include=["object", "string"])
+    table = table.assign(**text.map(lambda value: storable_text(value) if isinstance(value, str) else value))
     buffer = io.BytesIO()
     try:
         pq.write_table(pa.Table.from_pandas(table, preserve_index=False, nthreads=1), buffer, compression="zstd")
     except (pa.ArrowException, TypeError) as error:
         raise ValueError(f"table {name!r} cannot be stored: {error}") from error
     return buffer.getvalue()
-
-
-def _storable(value: Any) -> Any:
-    return storable_text(value) if isinstance(value, str) else value
 
 
 def _array_bytes(arrays: dict[str, np.ndarray]) -> bytes:
@@ -296,12 +294,6 @@ def _array_bytes(arrays: dict[str, np.ndarray]) -> bytes:
                 "text and Python objects belong in the metadata or a table"
             )
     return safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in arrays.items()})
-
-
-def _check_columns(where: str, name: str, table: pd.DataFrame) -> None:
-    missing = [column for column in TABLES[name] if column not in table.columns]
-    if missing:
-        raise ValueError(f"{where} lacks the columns {missing}; it has {[str(column) for column in table.columns]}")
 
 
 def _read(content: bytes) -> pd.DataFrame:

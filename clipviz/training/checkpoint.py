@@ -63,7 +63,7 @@ class DamagedCheckpoint(ValueError):
 def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
     """Write the state of a run between two steps, atomically.
 
-    Trainable parameters, the method's buffers, AdamW's moments and the books of the epoch as tensors; position,
+    Trainable parameters, the method's buffers, AdamW's moments and the totals of the epoch as tensors; position,
     identity and versions as JSON. There is no random state to keep: order and views follow from seed, epoch and index.
     """
     method, optimizer = adaptation.method, adaptation.optimizer
@@ -72,7 +72,7 @@ def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
     for parameter, state in optimizer.state.items() if optimizer else ():
         for key, value in state.items():
             tensors[f"optimizer/{key}/{names[parameter]}"] = torch.as_tensor(value).contiguous()
-    tensors.update((f"books/{name}", torch.cat(values)) for name, values in adaptation.books.items())
+    tensors.update((f"books/{name}", torch.cat(values)) for name, values in adaptation.epoch_totals.items())
     metadata = {
         "format": FORMAT,
         "epoch": str(adaptation.epoch),
@@ -115,7 +115,7 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
     if adjusted := json.loads(metadata["adjusted"]):  # constants that were changed while the run went on
         adaptation.method.config = adaptation.method.adjusted(**adjusted)
     device = adaptation.method.backbone.device
-    adaptation.books = {name: [tensor.to(device)] for name, tensor in parts["books"].items()}
+    adaptation.epoch_totals = {name: [tensor.to(device)] for name, tensor in parts["books"].items()}
     adaptation.epoch, adaptation.steps_in_epoch = int(metadata["epoch"]), int(metadata["steps_in_epoch"])
 
 

@@ -56,11 +56,11 @@ class Commanded:
 
     def pause(self) -> None:
         """Rest at the next step boundary."""
-        self._commands.put(lambda: self._allow(0))
+        self._allow(lambda: 0)
 
     def resume(self) -> None:
         """Go on after `pause` or `step`."""
-        self._commands.put(lambda: self._allow(None))
+        self._allow(lambda: None)
 
     def step(self, n: int = 1) -> None:
         """Do n optimizer steps, then rest.
@@ -69,7 +69,7 @@ class Commanded:
             ValueError: if n is no whole number, or less than 1.
         """
         more = whole_number("n", n, 1)
-        self._commands.put(lambda: self._allow((self._steps_allowed or 0) + more))
+        self._allow(lambda: (self._steps_allowed or 0) + more)
 
     def stop(self) -> None:
         """End the run at the next step boundary; the model is the one of that step."""
@@ -147,8 +147,8 @@ class Commanded:
                 return
             command()
 
-    def _allow(self, steps: int | None) -> None:
-        self._steps_allowed = steps
+    def _allow(self, steps: Callable[[], int | None]) -> None:
+        self._commands.put(lambda: setattr(self, "_steps_allowed", steps()))
 
     def _apply(self, change: Change) -> None:
         """Carry out a `set`; one that came too late, or does not go with another, says so and harms nothing."""

@@ -1,9 +1,8 @@
-"""The instructive images of a finished run, and what can be said about each: maps, votes, sentences, cache entries."""
+"""The instructive images of a finished run, and what can be said about each: maps, sentences, cache entries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,28 +10,23 @@ from torch import Tensor
 
 from clipviz.backbone.ownership import preserved_state
 from clipviz.data.base import ImageDataset
-from clipviz.events import UNLABELLED, CacheVotes, Gallery, Predictions, SentenceSimilarity
-from clipviz.instructive import highlights
+from clipviz.events import UNLABELLED, CacheVotes, Highlights, Predictions, SentenceSimilarity
+from clipviz.instructive import worth_learning_from
 from clipviz.methods.base import Method, embed, sentence_embeddings
 from clipviz.training.evaluate import probe_images
 
-THUMBNAIL = 64
-"""Side of an example in pixels."""
-
-SENTENCES = 2
-"""Descriptions kept of each class in question."""
-
-NEIGHBORS = 5
-"""Cache entries kept of each image."""
+THUMBNAIL = 64  # side of an example in pixels
+SENTENCES = 2  # descriptions kept of each class in question
+NEIGHBORS = 5  # cache entries kept of each image
 
 
-def gallery(
+def highlights(
     method: Method,
     dataset: ImageDataset,
     predictions: Predictions,
     n: int = 12,
     train_dataset: ImageDataset | None = None,
-) -> Gallery | None:
+) -> Highlights | None:
     """The instructive images with the final model's saliency; None where there is nothing to show.
 
     Args:
@@ -42,10 +36,8 @@ def gallery(
         n: at most so many images.
         train_dataset: where the entries of a cache come from, for their thumbnails.
     """
-    if not dataset.has_pixels:
-        return None
     index = instructive(predictions, n)
-    if len(index) == 0:
+    if not dataset.has_pixels or len(index) == 0:
         return None
     probe = probe_images(dataset, index, method.backbone.image_size)
     images = probe.images.to(method.backbone.device)
@@ -56,7 +48,7 @@ def gallery(
         sentences = nearest_sentences(method, images, classes_in_question(probs, probe.target))
         votes = getattr(method, "cache_votes", lambda images, n: None)(images, NEIGHBORS)
     examples = surest_examples(predictions, index)
-    return Gallery(
+    return Highlights(
         probe,
         probs,
         explanation,
@@ -65,14 +57,9 @@ def gallery(
         predictions.probs[torch.from_numpy(examples)].argmax(-1),
         sentences,
         votes,
-        None if votes is None or train_dataset is None else _voters(train_dataset, votes),
-        partial(_look_up, {"learned": train_dataset, "measured": dataset}),
+        None if votes is None else _voters(train_dataset, votes),
+        lambda part, index: _thumbnails({"learned": train_dataset, "measured": dataset}[part], index),
     )
-
-
-def _look_up(datasets: Mapping[str, ImageDataset | None], part: str, index: Sequence[int]) -> Tensor | None:
-    dataset = datasets[part]
-    return None if dataset is None or not dataset.has_pixels else _thumbnails(dataset, np.array(index, dtype=np.int64))
 
 
 def _maps(method: Method, images: Tensor) -> dict[str, Tensor]:
@@ -85,15 +72,15 @@ def _maps(method: Method, images: Tensor) -> dict[str, Tensor]:
     return own
 
 
-def _thumbnails(dataset: ImageDataset, index: np.ndarray) -> Tensor | None:
-    """(X, 3, 64, 64) in [0, 1] of some images."""
-    return probe_images(dataset, index, THUMBNAIL).images if len(index) else None
-
-
-def _voters(dataset: ImageDataset, votes: CacheVotes) -> Tensor | None:
-    """(G, k, 3, 64, 64): the images behind the cache entries; None where the cache came from embeddings."""
-    if not dataset.has_pixels:
+def _thumbnails(dataset: ImageDataset | None, index: Sequence[int] | np.ndarray) -> Tensor | None:
+    """(X, 3, 64, 64) in [0, 1] of some images; None where there are none, or no pixels of them."""
+    if dataset is None or not dataset.has_pixels or len(index) == 0:
         return None
+    return probe_images(dataset, np.asarray(index, dtype=np.int64), THUMBNAIL).images
+
+
+def _voters(dataset: ImageDataset | None, votes: CacheVotes) -> Tensor | None:
+    """(G, k, 3, 64, 64): the images behind the cache entries; None where the cache came from embeddings."""
     unique, places = np.unique(votes.index.numpy(), return_inverse=True)
     pictures = _thumbnails(dataset, unique)
     return None if pictures is None else pictures[torch.from_numpy(places.reshape(votes.index.shape))]
@@ -116,7 +103,7 @@ def classes_in_question(probs: Tensor, target: Tensor) -> list[list[int]]:
 def nearest_sentences(
     method: Method, images: Tensor, classes: list[list[int]], n: int = SENTENCES
 ) -> tuple[SentenceSimilarity, ...]:
-    """The descriptions of some classes that are most like an image, by the cosine of the adapted CLS embedding.
+    """The n descriptions of some classes that are most like an image, by the cosine of the adapted CLS embedding.
 
     A classifier is the mean of its sentences, so these are the ones that pull an image to a class the hardest.
 
@@ -139,16 +126,12 @@ def nearest_sentences(
 
 
 def instructive(predictions: Predictions, n: int = 12) -> np.ndarray:
-    """Positions of the images to learn from: the most confident mistakes, at most two per confused pair of classes.
+    """Positions of at most n images to learn from: the most confident mistakes, two per confused pair of classes.
 
-    Without targets: the images with the least confidence.
-
-    Args:
-        predictions: of the whole evaluation set.
-        n: at most so many.
+    Without targets: the images with the least confidence. `predictions` are of the whole evaluation set.
     """
     confidence, labels = (t.numpy() for t in predictions.probs.max(-1))
-    return highlights(labels, confidence, predictions.target.numpy(), n)
+    return worth_learning_from(labels, confidence, predictions.target.numpy(), n)
 
 
 def surest_examples(predictions: Predictions, index: np.ndarray) -> np.ndarray:
@@ -156,7 +139,7 @@ def surest_examples(predictions: Predictions, index: np.ndarray) -> np.ndarray:
 
     Args:
         predictions: of the whole evaluation set.
-        index: (G,) positions of the gallery; their two top classes are in question, and their true ones.
+        index: (G,) positions of the highlights; their two top classes are in question, and their true ones.
 
     Returns:
         Positions in the evaluation set, at most one per class; classes that no other image is called have none.

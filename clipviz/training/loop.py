@@ -24,7 +24,7 @@ from clipviz.events import (
     UNLABELLED,
     EpochFinished,
     Event,
-    Gallery,
+    Highlights,
     Predictions,
     Probe,
     PseudoLabels,
@@ -36,7 +36,7 @@ from clipviz.methods.base import AdaptConfig, Batches, Method, ViewNeeds
 from clipviz.parallel import ONE, Ranks
 from clipviz.training.changes import whole_number
 from clipviz.training.evaluate import accuracy, branch_accuracies, evaluation_inputs, predict
-from clipviz.training.highlights import gallery
+from clipviz.training.highlights import highlights
 from clipviz.training.refusals import check_labels, check_shares, check_storable
 
 MEASURED = 200_000
@@ -86,7 +86,7 @@ class Adaptation:
     Attributes:
         epoch: the epoch that is being done, or the next one; set it (with the state of method and optimizer) to resume.
         steps_in_epoch: steps of it that are done; likewise.
-        books: what the steps of the epoch add up to so far; likewise.
+        epoch_totals: what the steps of the epoch add up to so far; likewise.
         seconds_before: wall seconds of the sessions before this one; likewise.
         optimizer: AdamW over the method's trainable parameters; None for methods that only guess.
     """
@@ -124,10 +124,12 @@ class Adaptation:
         self.settings = method.settings  # as the run began; some may be adjusted on the way
         self.seed = whole_number("seed", seed, 0)
         check_storable({"method": self.settings, "schedule": asdict(self.config)})
-        self.probe = _as_probe(probe)
+        if isinstance(probe, Tensor):
+            probe = Probe(probe, torch.arange(len(probe)), torch.full((len(probe),), UNLABELLED))
+        self.probe = probe
         self.epoch = self.steps_in_epoch = 0
         self.seconds_before = 0.0
-        self.loader = _loader(method, method.needs, dataset, self.config, seed, ranks)
+        self.loader = self._loader(method.needs)
         self.batches: Batches = self.loader  # what training draws from; a method may bring its own after `prepare`
         self.evolves = method.trains or method.labels_are is not None
         self.n_epochs = method.epochs = self.config.epochs if self.evolves else 1
@@ -137,8 +139,8 @@ class Adaptation:
             self.optimizer = torch.optim.AdamW(
                 method.parameter_groups(self.config.weight_decay), lr=self.config.lr, betas=(0.9, 0.999), eps=1e-8
             )
-        self.books: dict[str, list[Tensor]] = {}
-        self._targets = torch.from_numpy(dataset.targets).to(method.backbone.device)  # there, so that no step waits
+        self.epoch_totals: dict[str, list[Tensor]] = {}
+        self._targets = torch.tensor(dataset.targets).to(method.backbone.device)  # there, so that no step waits
         self._before: EpochFinished | None = None  # of a method that does not change: measured once
         self._evaluated: ImageDataset | None = None
 
@@ -173,7 +175,10 @@ class Adaptation:
         """The whole of training."""
         begun = time.perf_counter()
         method = self.method
-        yield self._started()
+        yield RunStarted(
+            method.name, self.facts(), method.class_names, len(self.dataset), self.n_epochs, self.n_steps, self.probe,
+            self.epoch * len(self.loader) + self.steps_in_epoch, self.seconds_before,
+        )  # fmt: skip
         self.ranks.copy_from_first([*method.parameters(), *method.buffers()])
         if self.epoch == self.steps_in_epoch == 0:
             with lock_of(method):
@@ -181,7 +186,9 @@ class Adaptation:
             with torch.no_grad():
                 method.prepare(_without_targets(batch) for batch in self.loader.epoch(0))
             yield self._measured(-1)
-        self.batches = method.training_batches(self.config.batch_size, self.seed) or self._training_loader()
+        self.batches = method.training_batches(self.config.batch_size, self.seed) or self.loader
+        if self.batches is self.loader and method.training_needs != method.needs:  # no more what only `prepare` needed
+            self.batches = self._loader(method.training_needs)
         self.n_steps = self.n_epochs * len(self.batches)
         last: EpochFinished | None = None
         for epoch in range(self.epoch, self.n_epochs):
@@ -198,7 +205,7 @@ class Adaptation:
             self.epoch, self.steps_in_epoch = epoch + 1, 0
             last = self._measured(epoch)
             yield last
-        found = self._gallery(last.predictions if last else None)
+        found = self._highlights(last.predictions if last else None)
         yield RunFinished("finished", self.seconds_before + time.perf_counter() - begun, found)
 
     @contextmanager
@@ -214,14 +221,20 @@ class Adaptation:
             with torch.no_grad():
                 pseudo = self._guesses(batch)
             losses = self._learn(batch.views, pseudo, step) if self.optimizer else {}
-        return StepFinished(epoch, step, batch.index, self._count(pseudo, batch.index), pseudo, losses)
+        target = self._targets[batch.index]  # which no method has seen
+        for name, values in {"labels": pseudo.labels, "targets": target, **pseudo.metrics}.items():
+            self.epoch_totals.setdefault(name, []).append(values)
+        return StepFinished(epoch, step, batch.index, target, pseudo, losses)
 
-    def _training_loader(self) -> Batches:
-        """The loader, without what only `prepare` needed."""
-        needs = self.method.training_needs
-        if needs == self.method.needs:
-            return self.loader
-        return _loader(self.method, needs, self.dataset, self.config, self.seed, self.ranks)
+    def _loader(self, needs: ViewNeeds) -> ViewLoader | FeatureLoader:
+        """Batches of the views that a method needs, or of embeddings where the data are embeddings."""
+        config, backbone = self.config, self.method.backbone
+        if isinstance(self.dataset, FeatureDataset):
+            return FeatureLoader(self.dataset, config.batch_size, self.seed, backbone.device)
+        views = ViewConfig(backbone.image_size, needs.strong, needs.crops, needs.crop_scale, needs.fill, needs.centered)
+        return ViewLoader(
+            self.dataset, views, config.batch_size, self.seed, config.workers, backbone.device, self.ranks
+        )
 
     def _guesses(self, batch: Batch) -> PseudoLabels:
         """Pseudo-labels of a batch, of which this process may have a share of the views only."""
@@ -263,17 +276,10 @@ class Adaptation:
                 f"try a smaller learning rate than {self.config.lr:g}"
             )
 
-    def _count(self, pseudo: PseudoLabels, index: Tensor) -> Tensor:
-        """Note the guesses of a step; returns their targets, which no method has seen."""
-        target = self._targets[index]
-        for name, values in {"labels": pseudo.labels, "targets": target, **pseudo.metrics}.items():
-            self.books.setdefault(name, []).append(values)
-        return target
-
-    def _close_books(self) -> dict[str, float]:
+    def _total(self) -> dict[str, float]:
         """What the steps of an epoch add up to."""
-        columns = {name: torch.cat(values).cpu() for name, values in self.books.items()}
-        self.books = {}
+        columns = {name: torch.cat(values).cpu() for name, values in self.epoch_totals.items()}
+        self.epoch_totals = {}
         labels, targets = columns.pop("labels", None), columns.pop("targets", None)
         metrics = {name: float(values.mean()) for name, values in sorted(columns.items())}
         if labels is not None and targets is not None and self.dataset.has_targets:
@@ -282,7 +288,7 @@ class Adaptation:
 
     def _measured(self, epoch: int) -> EpochFinished:
         """Evaluate and explain the probe; a method that does not train is measured once."""
-        metrics = self._close_books()
+        metrics = self._total()
         if self._before is not None:
             return replace(self._before, epoch=epoch, metrics={**self._before.metrics, **metrics})
         metrics.update(self.method.diagnostics())
@@ -294,32 +300,27 @@ class Adaptation:
                 metrics.update((f"accuracy{k}", accuracy(v, predictions.target)) for k, v in guesses.items())
             if epoch == -1:
                 metrics.update(branch_accuracies(self.method, self.eval_dataset, ranks=self.ranks))
-        explanation: dict[str, Tensor] = {}
+        maps: dict[str, Tensor] = {}
         with preserved_state(self.method):
             if self.probe is not None:
-                explanation = self.method.explain(self.probe.images.to(self.method.backbone.device))
+                explained = self.method.explain(self.probe.images.to(self.method.backbone.device))
+                maps = {kind: value.cpu() for kind, value in explained.items()}
             snapshot = {name: value.detach().cpu().clone() for name, value in self.method.snapshot().items()}
-        maps = {kind: value.cpu() for kind, value in explanation.items()}
         event = EpochFinished(epoch, metrics, predictions, snapshot, maps)
-        if not self.evolves:
-            self._before = event
+        self._before = None if self.evolves else event
         return event
-
-    def _inputs(self, dataset: ImageDataset) -> ImageDataset:
-        """What the method is measured on, made once."""
-        self._evaluated = self._evaluated or evaluation_inputs(self.method, dataset, self.ranks)
-        return self._evaluated
 
     def _predictions(self, dataset: ImageDataset) -> Predictions:
         """Of the same inputs at every call, so that a run that is taken up after its last epoch says the same bits."""
-        return predict(self.method, self._inputs(dataset), ranks=self.ranks, branches=dataset.has_targets)
+        self._evaluated = self._evaluated or evaluation_inputs(self.method, dataset, self.ranks)
+        return predict(self.method, self._evaluated, ranks=self.ranks, branches=dataset.has_targets)
 
-    def _gallery(self, predictions: Predictions | None) -> Gallery | None:
+    def _highlights(self, predictions: Predictions | None) -> Highlights | None:
         """The instructive images; `predictions` are missing where a run is taken up after its last epoch."""
         if self.eval_dataset is None:
             return None
         predictions = predictions or self._predictions(self.eval_dataset)
-        return gallery(self.method, self.eval_dataset, predictions, train_dataset=self.dataset)
+        return highlights(self.method, self.eval_dataset, predictions, train_dataset=self.dataset)
 
     def facts(self) -> dict[str, Any]:
         """What was chosen for this run, JSON-able: the metadata of its trace."""
@@ -327,6 +328,7 @@ class Adaptation:
         digests = [each.digest for each in (data, evaluation) if isinstance(each, FeatureDataset)]
         is_named_so = evaluation is not None and (data.name, data.split) == (evaluation.name, evaluation.split)
         transductive = is_named_so or digests[1:] == digests[:1] != []
+        origins = {"model": method.backbone.origin, "data": data.origin}
         return {
             "method": method.name,
             "model": method.backbone.name,
@@ -346,11 +348,7 @@ class Adaptation:
             "descriptions": data.prompts.source or f"{sum(map(len, data.prompts.descriptions.values()))} sentences",
             "texts": data.prompts.digest,
             "gamma": self.settings.get("gamma"),
-            "origins": {
-                "model": method.backbone.origin,
-                "data": data.origin,
-                "eval_data": evaluation.origin if evaluation else None,
-            },
+            "origins": {**origins, "eval_data": evaluation.origin if evaluation else None},
             "part_names": list(data.part_names) if data.part_names else [],
             "skipped": [(s.path, s.reason) for s in data.skipped],
             "files": {"learned": data.file_names, "measured": evaluation.file_names if evaluation else []},
@@ -359,27 +357,6 @@ class Adaptation:
             "precision": method.backbone.precision,
             "versions": versions(),
         }
-
-    def _started(self) -> RunStarted:
-        method = self.method
-        done = self.epoch * len(self.loader) + self.steps_in_epoch
-        return RunStarted(
-            method.name, self.facts(), method.class_names, len(self.dataset), self.n_epochs, self.n_steps, self.probe,
-            done, self.seconds_before,
-        )  # fmt: skip
-
-
-def _loader(
-    method: Method, needs: ViewNeeds, dataset: ImageDataset, config: AdaptConfig, seed: int, ranks: Ranks
-) -> ViewLoader | FeatureLoader:
-    """Batches of the views that a method needs, or of embeddings where the data are embeddings."""
-    device = method.backbone.device
-    if isinstance(dataset, FeatureDataset):
-        return FeatureLoader(dataset, config.batch_size, seed, device)
-    views = ViewConfig(
-        method.backbone.image_size, needs.strong, needs.crops, needs.crop_scale, needs.fill, needs.centered
-    )
-    return ViewLoader(dataset, views, config.batch_size, seed, config.workers, device, ranks)
 
 
 def cosine_lr(step: int, n_steps: int, config: AdaptConfig) -> float:
@@ -396,10 +373,3 @@ def versions() -> dict[str, str]:
 
 def _without_targets(batch: Batch) -> Batch:
     return Batch(batch.views, batch.index, torch.full_like(batch.target, UNLABELLED))
-
-
-def _as_probe(probe: Probe | Tensor | None) -> Probe | None:
-    if probe is None or isinstance(probe, Probe):
-        return probe
-    n = len(probe)
-    return Probe(probe, torch.arange(n), torch.full((n,), UNLABELLED))

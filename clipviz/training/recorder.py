@@ -15,7 +15,7 @@ from torch import Tensor
 from clipviz.events import (
     EpochFinished,
     Event,
-    Gallery,
+    Highlights,
     Listener,
     Predictions,
     Probe,
@@ -25,6 +25,7 @@ from clipviz.events import (
 )
 from clipviz.ops import margin
 from clipviz.trace import TABLES, Trace, is_by_epoch
+from clipviz.trace.schema import under
 
 MAX_SOURCE_LOGITS = 10_000_000
 """Source logits of the last epoch are kept up to so many numbers per source (20 MB of float16)."""
@@ -70,23 +71,15 @@ class Recorder:
         self._tables: dict[str, list[pd.DataFrame]] = {
             name: [table] if len(table := getattr(start, name)) else [] for name in TABLES
         }
-        self._fixed: dict[str, np.ndarray] = {}
-        self._growing: dict[str, list[np.ndarray]] = {}
-        for name, array in start.arrays.items():
-            if is_by_epoch(name):
-                self._growing[name] = list(array)
-            elif not name.startswith("sources/"):
-                self._fixed[name] = array
+        fixed = dict(start.arrays)
+        self._growing = {name: list(fixed.pop(name)) for name in start.arrays if is_by_epoch(name)}
+        self._sources = {name: [fixed.pop(f"sources/{name}")] for name in under(start.arrays, "sources/")}
+        self._fixed = fixed
         # What steps told since the last flush, still on the device: reading it at every step would wait for every step.
         self._losses: list[tuple[int, int, str, Tensor]] = []
         self._guesses: list[tuple[int, dict[str, Tensor]]] = []
         self._logits: dict[str, list[Tensor]] = {}
         self._source_epoch = int(start.samples["epoch"].iloc[-1]) if len(start.samples) else -1
-        self._sources = {
-            name.removeprefix("sources/"): [array]
-            for name, array in start.arrays.items()
-            if name.startswith("sources/")
-        }
 
     def __call__(self, event: Event) -> None:
         """Take one event in."""
@@ -104,21 +97,15 @@ class Recorder:
         """The trace so far."""
         self._flush_steps()
         tables = {name: pd.concat(parts, ignore_index=True) for name, parts in self._tables.items() if parts}
-        arrays = dict(self._fixed)
-        arrays.update({name: np.stack(rows) for name, rows in self._growing.items()})
-        arrays.update({f"sources/{name}": np.concatenate(rows) for name, rows in self._sources.items()})
-        return Trace(**tables, arrays=arrays, meta=dict(self.meta))
+        growing = {name: np.stack(rows) for name, rows in self._growing.items()}
+        sources = {f"sources/{name}": np.concatenate(rows) for name, rows in self._sources.items()}
+        return Trace(**tables, arrays={**self._fixed, **growing, **sources}, meta=dict(self.meta))
 
     def _run_started(self, event: RunStarted) -> None:
         meta = dict(event.meta)
         skipped = meta.pop("skipped", [])
-        self.meta.update(
-            meta,
-            class_names=list(event.class_names),
-            n_images=event.n_images,
-            status="running",
-            seconds=event.seconds or None,
-        )
+        known = {"class_names": list(event.class_names), "n_images": event.n_images, "seconds": event.seconds or None}
+        self.meta.update(meta, **known, status="running")
         if self._is_resumed:
             return  # probe and skipped files are known
         if skipped:
@@ -171,26 +158,21 @@ class Recorder:
     def _epoch_finished(self, event: EpochFinished) -> None:
         self._flush_steps()
         if event.metrics:
-            rows = [(event.epoch, name, value) for name, value in event.metrics.items()]
-            self._tables["epochs"].append(pd.DataFrame(rows, columns=["epoch", "metric", "value"]))
+            self._add("epochs", event.epoch, {"metric": [*event.metrics], "value": [*event.metrics.values()]})
         if event.predictions is not None:
-            confidence, labels = event.predictions.probs.max(-1)
-            self._tables["predictions"].append(
-                pd.DataFrame(
-                    {
-                        "epoch": event.epoch,
-                        "index": _numpy(event.predictions.index),
-                        "prediction": _numpy(labels),
-                        "confidence": _numpy(confidence),
-                        "target": _numpy(event.predictions.target),
-                    }
-                )
-            )
-            self._keep_embeddings(event.predictions)
+            said = event.predictions
+            confidence, labels = said.probs.max(-1)
+            rows = {"index": said.index, "prediction": labels, "confidence": confidence, "target": said.target}
+            self._add("predictions", event.epoch, {name: _numpy(values) for name, values in rows.items()})
+            self._keep_embeddings(said)
         for kind, maps in event.explanation.items():
             self._growing.setdefault(f"probe/{kind}", []).append(_numpy(maps).astype(np.float32))
         for name, classifier in event.snapshot.items():
             self._growing.setdefault(f"snapshot/{name}", []).append(_numpy(classifier).astype(np.float32))
+
+    def _add(self, table: str, epoch: int, columns: dict[str, Any]) -> None:
+        """Add the rows of an epoch to a table."""
+        self._tables[table].append(pd.DataFrame({"epoch": epoch, **columns}))
 
     def _keep_embeddings(self, predictions: Predictions) -> None:
         """Where the images are, of so many as fit: at every epoch, so that they can be seen to move."""
@@ -204,38 +186,33 @@ class Recorder:
 
     def _run_finished(self, event: RunFinished) -> None:
         self.meta.update(status=event.status, seconds=round(event.seconds, 3))
-        if event.gallery is None:
+        if (found := event.highlights) is None:
             return
-        gallery = event.gallery
-        self._fixed.update(_probe_arrays("gallery", gallery.probe))
-        confidence, labels = gallery.probs.max(-1)
-        self._fixed["gallery/probs"] = _numpy(gallery.probs)
-        self._fixed["gallery/prediction"] = _numpy(labels)
-        self._fixed["gallery/confidence"] = _numpy(confidence)
-        for kind, maps in gallery.explanation.items():
-            self._fixed[f"gallery/{kind}"] = _numpy(maps).astype(np.float32)
-        for name, probs in gallery.branches.items():
-            self._fixed[f"gallery/branch/{name}"] = _numpy(probs)
-        if gallery.examples is not None and gallery.example_labels is not None:
-            self._fixed["examples/images"] = _pixels(gallery.examples)
-            self._fixed["examples/label"] = _numpy(gallery.example_labels)
-        self._keep_suspects(gallery)
-        self.meta["gallery_sentences"] = [list(row) for row in gallery.sentences]
-        if (votes := gallery.votes) is not None:
-            for name, values in {"index": votes.index, "labels": votes.labels, "votes": votes.votes}.items():
-                self._fixed[f"cache/{name}"] = _numpy(values)
-        if gallery.voters is not None:
-            self._fixed["cache/images"] = np.stack([_pixels(images) for images in gallery.voters])
+        confidence, labels = found.probs.max(-1)
+        rows = {"probs": found.probs, "prediction": labels, "confidence": confidence}
+        rows |= {kind: maps.float() for kind, maps in found.explanation.items()}
+        rows |= {f"branch/{name}": probs for name, probs in found.branches.items()}
+        self._fixed.update(_probe_arrays("gallery", found.probe))
+        self._fixed.update((f"gallery/{name}", _numpy(values)) for name, values in rows.items())
+        if found.examples is not None and found.example_labels is not None:
+            self._fixed["examples/images"] = _pixels(found.examples)
+            self._fixed["examples/label"] = _numpy(found.example_labels)
+        self._keep_suspects(found)
+        self.meta["gallery_sentences"] = [list(row) for row in found.sentences]
+        if found.votes is not None:
+            self._fixed.update((f"cache/{name}", _numpy(values)) for name, values in vars(found.votes).items())
+        if found.voters is not None:
+            self._fixed["cache/images"] = np.stack([_pixels(images) for images in found.voters])
 
-    def _keep_suspects(self, gallery: Gallery) -> None:
+    def _keep_suspects(self, found: Highlights) -> None:
         """Thumbnails of the images worth a look, which only now are known: a number in a list shows nothing."""
         from clipviz.figures import suspects_info  # plotly is half a second that only a run's end needs
 
-        found = suspects_info(self.trace())
-        learned = {item.number for item in found.flipped} | {item.number for item in found.disputed}
-        for part, numbers in (("measured", {item.number for item in found.wrong}), ("learned", learned)):
+        info = suspects_info(self.trace())
+        learned = {item.number for item in info.flipped} | {item.number for item in info.disputed}
+        for part, numbers in (("measured", {item.number for item in info.wrong}), ("learned", learned)):
             index = sorted(numbers)
-            if (images := gallery.thumbnails(part, index)) is not None:
+            if (images := found.thumbnails(part, index)) is not None:
                 self._fixed[f"suspects/{part}/images"] = _pixels(images)
                 self._fixed[f"suspects/{part}/index"] = np.array(index)
 
@@ -247,21 +224,15 @@ class Recorder:
         for epoch, steps in groupby(self._guesses, itemgetter(0)):
             parts = [columns for _, columns in steps]
             joined = {name: _numpy(torch.cat([part[name] for part in parts])) for name in parts[0]}
-            self._tables["samples"].append(pd.DataFrame({"epoch": epoch, **joined}))
+            self._add("samples", epoch, joined)
         for name, values in self._logits.items():
             self._sources.setdefault(name, []).append(_numpy(torch.cat(values)))
         self._losses, self._guesses, self._logits = [], [], {}
 
 
 def _probe_arrays(prefix: str, probe: Probe) -> dict[str, np.ndarray]:
-    arrays = {
-        f"{prefix}/images": _pixels(probe.images),
-        f"{prefix}/index": _numpy(probe.index),
-        f"{prefix}/target": _numpy(probe.target),
-    }
-    if probe.parts is not None:
-        arrays[f"{prefix}/parts"] = _numpy(probe.parts)
-    return arrays
+    rows = {"index": probe.index, "target": probe.target, **({} if probe.parts is None else {"parts": probe.parts})}
+    return {f"{prefix}/images": _pixels(probe.images), **{f"{prefix}/{k}": _numpy(v) for k, v in rows.items()}}
 
 
 def _pixels(images: Tensor) -> np.ndarray:

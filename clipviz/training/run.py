@@ -48,12 +48,7 @@ class Run(Commanded):
     """One adaptation that can be watched, paused, changed and stopped.
 
     Args:
-        method: from `METHODS`; changed in place. One that was trained goes on from there; only one run at a time.
-        dataset: the images to learn from.
-        config: the schedule; default: the method's own.
-        eval_dataset: images to measure on.
-        probe: images to follow.
-        seed: order of the images and all views.
+        method, dataset, config, eval_dataset, probe, seed: as for `clipviz.adapt`.
         folder: where trace and checkpoint go; None keeps the trace in memory only.
         save_seconds: also save between two epochs when so much time has passed.
         listeners: called with every event, in the thread that trains.
@@ -174,7 +169,8 @@ class Run(Commanded):
         """
         with self._gate:
             self._claim()
-        with stopping(self.stop, self._is_preparing) as came:
+        # before the first step there is nothing to be saved yet: with many images for minutes
+        with stopping(self.stop, lambda: self.steps_done == 0 and self.ranks.size == 1) as came:
             self._drive()
         if signum := max(map(int, self.ranks.texts(str(max(came, default=0))))):
             raise_for(signum)
@@ -210,7 +206,7 @@ class Run(Commanded):
             TimeoutError: if the run is not over in time; it goes on.
             BaseException: what ended a failed run.
         """
-        if self._thread is None and self.status == "ready":
+        if self.status == "ready":
             raise RuntimeError("this run was not started; call start(), or fit() to do it in the caller")
         if self._thread is not None:
             with stopping(self.stop, lambda: False, PATIENCE) as came:
@@ -258,10 +254,6 @@ class Run(Commanded):
             raise
         self.status = "running"
 
-    def _is_preparing(self) -> bool:
-        """Whether nothing is there to be saved yet: with many images for minutes."""
-        return self.steps_done == 0 and self.ranks.size == 1
-
     def _drive_quietly(self) -> None:
         try:
             self._drive()
@@ -277,24 +269,20 @@ class Run(Commanded):
         self._over.wait(PATIENCE)
 
     def _drive(self) -> None:
-        self._begun, self._driver = time.perf_counter(), threading.get_ident()
+        self._begun, self._driver, outcome = time.perf_counter(), threading.get_ident(), "finished"
         try:
-            outcome = self._work()
+            self._obey()
+            for event in self.adaptation:
+                self._take(event)
+                if not isinstance(event, RunFinished) and self._obey():
+                    outcome = "stopped"
+                    self._take(RunFinished(outcome, self.seconds, None))
+                    self._save()
+                    break
         except BaseException as error:
             self._end("stopped" if isinstance(error, KeyboardInterrupt | StoppedBySignal) else "failed", error)
             raise
         self._end(outcome)
-
-    def _work(self) -> str:
-        """All events; returns "stopped" or "finished"."""
-        self._obey()
-        for event in self.adaptation:
-            self._take(event)
-            if not isinstance(event, RunFinished) and self._obey():
-                self._take(RunFinished("stopped", self.seconds, None))
-                self._save()
-                return "stopped"
-        return "finished"
 
     def _end(self, outcome: str, error: BaseException | None = None) -> None:
         """Save what there is, let go of the folder, and answer what was still asked, whatever fails of it."""

@@ -190,7 +190,7 @@ class RunFolder:
 
 def _known_to(adaptation: Adaptation, trace: Trace) -> Trace:
     """The part of a trace that the restored state knows: the steps up to it, and the epochs that were measured."""
-    epoch, n_guesses = adaptation.epoch, sum(len(labels) for labels in adaptation.books.get("labels", ()))
+    epoch, n_guesses = adaptation.epoch, sum(len(labels) for labels in adaptation.epoch_totals.get("labels", ()))
     tables = {}
     for name in TABLES:
         table = getattr(trace, name)

@@ -181,7 +181,7 @@ def test_methods_run_on_embeddings_without_a_model(name):
     last = [e for e in events if isinstance(e, EpochFinished)][-1]
     assert last.metrics["accuracy"] > 0.8
     assert last.explanation == {}
-    assert events[-1].gallery is None
+    assert events[-1].highlights is None
     assert all(len(e.pseudo.labels) == len(e.target) for e in events if isinstance(e, StepFinished))
 
 

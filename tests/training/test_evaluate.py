@@ -20,7 +20,7 @@ from clipviz.training.evaluate import (
     probe_images,
     spread_probe,
 )
-from clipviz.training.highlights import gallery, instructive
+from clipviz.training.highlights import highlights, instructive
 
 
 def one_by_one(method, data, function):
@@ -139,10 +139,10 @@ def test_without_targets_the_least_sure_come_first():
     assert instructive(predictions_of(rows), n=2).tolist() == [1, 2]
 
 
-def test_a_gallery_shows_the_final_model(tiny_backbone, toy_test):
+def test_highlights_show_the_final_model(tiny_backbone, toy_test):
     method = microclip(tiny_backbone)
     predictions = predict(method, toy_test)
-    shown = gallery(method, toy_test, predictions, n=4)
+    shown = highlights(method, toy_test, predictions, n=4)
     index = instructive(predictions, 4)
     assert shown.probe.index.tolist() == index.tolist()
     torch.testing.assert_close(shown.probs, predictions.probs[index])
@@ -150,7 +150,7 @@ def test_a_gallery_shows_the_final_model(tiny_backbone, toy_test):
         torch.testing.assert_close(shown.explanation["soap"], method.explain(shown.probe.images)["soap"])
 
 
-def test_a_model_without_mistakes_has_no_gallery(tiny_backbone, toy_test):
+def test_a_model_without_mistakes_has_no_highlights(tiny_backbone, toy_test):
     target = torch.from_numpy(toy_test.targets)
     perfect = Predictions(torch.arange(9), torch.nn.functional.one_hot(target, 3).float(), target)
-    assert gallery(microclip(tiny_backbone), toy_test, perfect) is None
+    assert highlights(microclip(tiny_backbone), toy_test, perfect) is None

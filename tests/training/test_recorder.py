@@ -104,10 +104,10 @@ def test_the_probe_and_the_gallery_are_kept_as_pixels(recorded):
     )
     np.testing.assert_array_equal(trace.arrays["probe/target"], probe.target)
     np.testing.assert_array_equal(trace.arrays["probe/parts"], probe.parts)
-    gallery = of_kind(events, RunFinished)[0].gallery
-    np.testing.assert_array_equal(trace.arrays["gallery/index"], gallery.probe.index)
-    np.testing.assert_array_equal(trace.arrays["gallery/probs"], gallery.probs)
-    np.testing.assert_array_equal(trace.arrays["gallery/soap"], gallery.explanation["soap"])
+    highlights = of_kind(events, RunFinished)[0].highlights
+    np.testing.assert_array_equal(trace.arrays["gallery/index"], highlights.probe.index)
+    np.testing.assert_array_equal(trace.arrays["gallery/probs"], highlights.probs)
+    np.testing.assert_array_equal(trace.arrays["gallery/soap"], highlights.explanation["soap"])
 
 
 def test_source_logits_are_those_of_the_last_epoch(recorded):

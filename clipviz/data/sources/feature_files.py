@@ -157,7 +157,7 @@ def write_features(path: str | os.PathLike[str], dataset: FeatureDataset) -> Non
         raise ValueError(f"features go into a .npz or .safetensors file, got {os.fspath(path)!r}; give one of these")
     tensors = {
         "embeddings": dataset.embeddings.contiguous(),
-        "labels": torch.from_numpy(dataset.targets),
+        "labels": torch.tensor(dataset.targets),
         "logit_scale": torch.tensor(dataset.logit_scale),
     }
     if dataset.classifier is not None:
