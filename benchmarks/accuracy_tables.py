@@ -31,7 +31,8 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
     cells = latest.groupby(["method", "domain", "seed"], sort=False)
     each = cells[MEASURED].mean().join(cells[SPREAD].std().add_suffix("_order_spread")).reset_index()
     complete = each.groupby("method")["domain"].transform("nunique") == each["domain"].nunique()
-    overall = each[complete].drop(columns="domain").groupby(["method", "seed"], as_index=False).mean()
+    by_seed = each[complete].drop(columns="domain").groupby(["method", "seed"], as_index=False)
+    overall = by_seed.agg(lambda values: values.mean(skipna=False))  # what some domains lack has no overall mean
     both = pd.concat([each, overall.assign(domain="all")], ignore_index=True)
     reference = both[both["method"] == REFERENCE].set_index(["domain", "seed"])
     of_method = latest.groupby("method")
@@ -42,7 +43,7 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
             "domain": domain,
             "method": name,
             "seeds": len(group),
-            **group.drop(columns="seed").mean(numeric_only=True),
+            **group.drop(columns="seed").mean(numeric_only=True, skipna=False),
         }
         for measure in SPREAD:
             difference = (known[measure] - reference[measure]).dropna()
@@ -104,13 +105,22 @@ def markdown(table: pd.DataFrame, runs: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def without_training(table: pd.DataFrame) -> str:
-    """Methods that label all images together, or one after the other, beside zero-shot by the same sentences."""
-    overall = _ranked(table)
-    shown = overall[overall["labels_are"].isin(["transductive", "online"]) | (overall.index == REFERENCE)]
+def without_training(runs: pd.DataFrame) -> str:
+    """Methods that label all images together, or one after the other, beside zero-shot by the same sentences.
+
+    Only runs with every measure count, and only domains in which all these methods have all seeds; they are named.
+    """
+    found = runs[runs["label_ece"].notna()]
+    found = found[found["labels_are"].isin(["transductive", "online"]) | (found["method"] == REFERENCE)]
+    wanted = len(found[["method", "seed", "order"]].drop_duplicates())
+    domains = [d for d, rows in found.groupby("domain", sort=False) if len(of_one_state(rows)) == wanted]
+    if not domains:
+        return "no runs yet"
     head = ["labels of the unlabelled images", f"minus {REFERENCE}", "their ECE", "spread over orders"]
-    lines = _head("method", *head, "unseen images", f"minus {REFERENCE}", "their ECE", "spread over orders")
-    for name, row in shown.iterrows():
+    missing = [d for d in DOMAINS if d not in domains]
+    lines = [f"Mean of {', '.join(domains)}" + f"; not complete yet: {', '.join(missing)}" * bool(missing) + ".", ""]
+    lines += _head("method", *head, "unseen images", f"minus {REFERENCE}", "their ECE", "spread over orders")
+    for name, row in _ranked(summarize(found[found["domain"].isin(domains)])).iterrows():
         values = [name if name == REFERENCE else f"{name} ({row['labels_are']})"]
         for measure, ece in (("pseudo_label_accuracy", "label_ece"), ("accuracy", "ece")):
             mean, spread = _percent(row[measure], row[f"{measure}_ci95"]), _percent(row[f"{measure}_order_spread"])

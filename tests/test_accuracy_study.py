@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import accuracy
 from benchmarks.accuracy_tables import half_width, markdown, of_one_state, summarize, without_training
+from clipviz.birds.domains import DOMAINS
 
 
 def make_runs(methods, domains=("fog", "night"), seeds=(0, 1, 2), **columns):
@@ -70,17 +71,20 @@ def test_orders_of_a_stream_are_averaged_within_a_seed_and_their_spread_is_told(
     assert row["pseudo_label_accuracy_difference"] == pytest.approx(0.11)
 
 
-def test_what_does_not_train_stands_beside_zero_shot_by_the_same_sentences():
-    runs = pd.concat(
-        [
-            make_runs({"descriptions": 0.4, "dpa": 0.7}, ece=0.2, label_ece=0.2),
-            make_runs({"stata": 0.45}, labels_are="transductive", ece=0.3, label_ece=0.25),
-        ]
-    )
-    lines = without_training(summarize(runs)).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["stata (transductive)", "descriptions"]
-    cells = [cell.strip() for cell in lines[2].split("|")[2:-1]]
+def test_what_does_not_train_stands_beside_zero_shot_by_the_same_sentences_where_both_are_whole():
+    stata = make_runs({"stata": 0.45}, labels_are="transductive", ece=0.3, label_ece=0.25)
+    runs = pd.concat([make_runs({"descriptions": 0.4, "dpa": 0.7}, ece=0.2, label_ece=0.2), stata])
+    lines = without_training(runs).splitlines()
+    assert lines[0] == "Mean of fog, night; not complete yet: source, clutter, small, blur, mix."
+    assert [line.split("|")[1].strip() for line in lines[4:]] == ["stata (transductive)", "descriptions"]
+    cells = [cell.strip() for cell in lines[4].split("|")[2:-1]]
     assert cells == ["55.0 ± 12.4", "+5.0 ± 0.0", "25.0", "", "55.0 ± 12.4", "+5.0 ± 0.0", "30.0", ""]
+    assert without_training(runs.iloc[:-1]).startswith(
+        "Mean of fog; not complete yet: source"
+    )  # a seed of night is missing
+    whole = make_runs({"descriptions": 0.4}, DOMAINS, label_ece=0.1)
+    assert without_training(whole).splitlines()[0] == "Mean of source, clutter, night, fog, small, blur, mix."
+    assert without_training(runs.assign(label_ece=math.nan)) == "no runs yet"
 
 
 def test_states_of_the_code_are_not_mixed_and_are_named():
@@ -91,6 +95,8 @@ def test_states_of_the_code_are_not_mixed_and_are_named():
     halves = pd.concat([old[old["domain"] == "fog"], new[new["domain"] == "night"], make_runs({"descriptions": 0.4})])
     table = summarize(halves).set_index(["domain", "method"])
     assert table.loc[("all", "dpa"), "code"] == "aaaa bbbb"
+    measured = halves.assign(ece=halves["domain"].map({"fog": 0.1}))  # night lacks it
+    assert math.isnan(summarize(measured).set_index(["domain", "method"]).loc[("all", "dpa"), "ece"])
     assert markdown(summarize(halves), halves).splitlines()[4].endswith("| aaaa bbbb |")
 
 
