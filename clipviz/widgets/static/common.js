@@ -203,7 +203,7 @@ function chart(spec, width = 340) {
   const looks = isBars ? drawBars(root, spec, px, py, x1 - x0) : drawLines(root, spec, px, py);
   spec.marks.forEach(([x, text], i) => {
     root.append(makeSvg("line", { x1: px(x), x2: px(x), y1: top, y2: height - bottom, class: "clipviz-mark" }));
-    const half = 3.2 * text.length; // one below the other, and within the chart
+    const half = 3.5 * text.length; // one below the other, and within the chart
     root.append(label(Math.max(left + half, Math.min(px(x), width - half)), top - 6 + 12 * (i % 4), text, "middle"));
   });
   box.append(root, legend(spec.series, looks));
