@@ -1,5 +1,11 @@
 """Before any notebook is run as a test."""
 
+import os
+
 # In a fresh environment matplotlib says on stderr that it collects the fonts. Here that is no
 # unexpected output of a cell.
 import matplotlib.font_manager  # noqa: F401
+
+# Kernels beside each other, of two threads each, would wait for each other's cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -119,6 +119,22 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
     adaptation.epoch, adaptation.steps_in_epoch = int(metadata["epoch"]), int(metadata["steps_in_epoch"])
 
 
+def load_weights(path: Path, method: Method) -> None:
+    """Give a method what a run had learned by its last checkpoint, to predict with; the data of the run do not matter.
+
+    Raises:
+        ValueError: if the file is damaged, or of another method, model or class set.
+    """
+    metadata, tensors = _read(Path(path))
+    got, own = json.loads(metadata["identity"]), method.backbone.fingerprint()
+    wanted = {"method": method.name, "frozen weights": own, "class_names": list(method.class_names)}
+    for key, value in wanted.items():
+        if got[key] != value:
+            raise ValueError(f"{path} has other weights than asked for: {_difference(key, got[key], value)}")
+    with torch.no_grad():
+        method.load_trainable_state(_below("method", tensors))
+
+
 def _difference(key: str, was: Any, now: Any) -> str:
     """What differs, in words: of a data set every part that does, of other dictionaries the first entry."""
     if isinstance(was, dict) and isinstance(now, dict):

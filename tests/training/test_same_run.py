@@ -14,8 +14,10 @@ from tiny import ToyDataset, clusters, make_tiny_backbone
 
 from clipviz.cli import main as cli
 from clipviz.data import DiskCache, FeatureDataset, load_dataset
+from clipviz.methods.base import AdaptConfig
+from clipviz.methods.dpa import DPA
 from clipviz.methods.zero_shot import ZeroShot
-from clipviz.training.checkpoint import _digest
+from clipviz.training.checkpoint import _digest, load_weights
 from clipviz.training.evaluate import spread_probe
 from clipviz.training.run import CHECKPOINT, Run
 
@@ -213,3 +215,21 @@ def test_the_command_line_refuses_in_one_line_and_says_other_versions(photos, tm
     status, error = adapt("--eval-data", tmp_path / "moved" / "test", "--resume", images=tmp_path / "moved")
     assert (status, error.count("\n")) == (0, 1)
     assert "was written by" in error
+
+
+def test_what_was_learned_can_be_had_without_the_data(tmp_path):
+    data = ToyDataset(12)
+    learned = DPA(make_tiny_backbone(), data.prompts)
+    Run(learned, data, AdaptConfig(epochs=1, batch_size=6), folder=tmp_path).fit()
+    fresh = DPA(make_tiny_backbone(), data.prompts)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert not torch.equal(fresh.eval().logits(images), learned.eval().logits(images))
+        load_weights(tmp_path / CHECKPOINT, fresh)
+        assert torch.equal(fresh.logits(images), learned.logits(images))
+    for other, complaint in (
+        (ZeroShot(make_tiny_backbone(), data.prompts), "method was 'dpa', now it is 'zero_shot'"),
+        (DPA(make_tiny_backbone(seed=1), data.prompts), "frozen weights was"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            load_weights(tmp_path / CHECKPOINT, other)
