@@ -183,7 +183,7 @@ def demo_rows() -> Iterator[Row]:
             printed.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
         yield Row("clipviz demo", seconds(demo), "s", 180)
-        yield Row("report.html of the demo", (Path(folder) / "report.html").stat().st_size / _MB, "MB", 8)
+        yield Row("report.html of the demo", (Path(folder) / "report.html").stat().st_size / _MB, "MB", 6)
     yield Row("clipviz demo, peak memory", float(printed[0].split()[-1]) / 1000, "GB", 2)
 
 
