@@ -175,3 +175,36 @@ def test_it_is_checkpointed_resumed_recorded_and_reported_like_any_other(tent, t
 def test_the_walkthrough_runs_as_a_script(tent, capsys):
     exec(compile(tent["code"], "CONTRIBUTING.md", "exec", dont_inherit=True), {"__name__": "__main__"})
     assert re.search(r"-1 +0\.\d+\n0 +0\.\d+", capsys.readouterr().out)
+
+
+# ------------------------------------------------------------------------------------------------- what neighbours have
+
+
+def test_the_citation_names_this_version_and_every_paper_of_a_method():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["title"], citation["version"]) == (PROJECT["name"], clipviz.__version__)
+    assert citation["license"] == PROJECT["license"]
+    titles = " ".join(paper["title"] for paper in citation["references"])
+    for method in ("microCLIP", "DPA", "Unsupervised Adapter", "Transduction", "Realistic", "Efficient", "Gaussian"):
+        assert method in titles
+    for paper in citation["references"]:
+        assert re.fullmatch(r"arXiv:\d{4}\.\d{5}", paper["identifiers"][0]["value"])
+
+
+def test_the_changelog_has_this_version_and_what_is_to_come():
+    versions = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert any(version.split()[0].rstrip(",") == clipviz.__version__ for version in versions)
+    assert set(re.findall(r"^### (.+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)) <= {
+        "Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"
+    }  # fmt: skip
+
+
+def test_a_commit_is_checked_by_the_tools_of_ci():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    tools = {re.split(r"[<>=\[]", name)[0] for name in PROJECT["optional-dependencies"]["test"]}
+    assert {hook["entry"].split()[0] for hook in hooks} == {"ruff", "mypy"} <= tools
+    assert {hook["id"] for hook in hooks} == {"ruff-format", "ruff-check", "mypy"}
+
+
+def test_types_are_there_for_users():
+    assert (ROOT / "clipviz" / "py.typed").is_file()
