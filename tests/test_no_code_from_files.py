@@ -391,7 +391,9 @@ def model_folder(folder: Path, text: dict | None = None, vision: dict | None = N
     content = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     for name, value in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(value))
+        path = folder / (name if name.endswith(".pkl") else f"{name}.json")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
     (folder / "evil.py").write_text(f"open({str(folder / 'proof')!r}, 'w').close()\nclass Evil: pass\n")
     (folder / "open_clip_model.safetensors").write_bytes(folder_weights())
     return folder
@@ -422,6 +424,21 @@ FOLDERS = {
     "a text tower of this folder": (
         {"hf_model_name": "this folder", "hf_tokenizer_name": "x/y"}, {"config": {"auto_map": AUTO_MAP}}
     ),
+    "an auto_map in the config beside a tokenizer": (
+        {"hf_tokenizer_name": "x/y"}, {"tokenizer_config": {}, "config": {"model_type": "bert", "auto_map": AUTO_MAP}}
+    ),
+    "an auto_map among special tokens": ({"hf_tokenizer_name": "x/y"}, {"special_tokens_map": {"auto_map": AUTO_MAP}}),
+    "an auto_map for another version of transformers": (
+        {"hf_tokenizer_name": "x/y"},
+        {"config": {"configuration_files": ["config.4.0.0.json"]}, "config.4.0.0": {"auto_map": AUTO_MAP}},
+    ),
+    "an auto_map in a folder below": (
+        {"hf_tokenizer_name": "x/y"},
+        {"config": {"configuration_files": ["v/config.4.0.json"]}, "v/config.4.0": {"auto_map": AUTO_MAP}},
+    ),
+    "trust in the config": ({"hf_tokenizer_name": "x/y"}, {"config": {"text_config": {"trust_remote_code": True}}}),
+    "pipelines in the config": ({"hf_tokenizer_name": "x/y"}, {"config": {"custom_pipelines": {"x": {"impl": "e.E"}}}}),
+    "a pickled vocabulary": ({"hf_tokenizer_name": "x/y"}, {"vocab.pkl": b"cos\nsystem\n(S'touch proof'\ntR."}),
     "custom code": ({"custom_code": "evil.py"}, {}),
 }  # fmt: skip
 
@@ -496,14 +513,28 @@ def test_the_key_that_asks_for_code_is_named(name, tmp_path, monkeypatch):
     folder = model_folder(tmp_path / "model", text, **files)
     monkeypatch.chdir(tmp_path)
     message = one_line(load_backbone, str(folder))
-    assert any(word in message for word in ("trust_remote_code", "auto_map", "custom_code", "subfolder")), message
+    words = ("trust_remote_code", "auto_map", "custom_code", "custom_pipelines", "subfolder", "vocab.pkl")
+    assert any(word in message for word in words), message
 
 
-def test_keys_that_ask_for_nothing_are_no_trouble(tmp_path, monkeypatch):
-    """A false key, a tower without transformers beside foreign files, and a timm tower by its plain name."""
+def test_a_folder_elsewhere_and_a_file_are_no_configuration(tmp_path):
+    """transformers would follow both."""
+    elsewhere = model_folder(tmp_path / "elsewhere", config={"auto_map": AUTO_MAP})
+    linked = model_folder(tmp_path / "linked", {"hf_tokenizer_name": "x/y"})
+    (linked / "v").symlink_to(elsewhere)
+    assert "v of" in one_line(load_backbone, str(linked))
+    text = {"hf_tokenizer_name": "x/y", "hf_model_name": str(elsewhere / "config.json")}
+    assert "names a file" in one_line(load_backbone, str(model_folder(tmp_path / "file", text)))
+
+
+def test_keys_that_ask_for_nothing_are_no_trouble(transformers, tmp_path):
+    """False keys, tokens of such names, a tower without transformers beside foreign files, a plain timm tower."""
     text = {"tokenizer_kwargs": {"clean": "lower"}}
     folder = model_folder(tmp_path / "a", text, config={"auto_map": AUTO_MAP}, tokenizer_config={"auto_map": {}})
     assert load_backbone(str(folder)).embed_text(["owl"]).shape == (1, 32)
+    tokens = {name: {"auto_map": 5, "trust_remote_code": 6} for name in ("vocab", "added_tokens", "tokenizer")}
+    folder = model_folder(tmp_path / "tokens", {"hf_tokenizer_name": "x/y"}, config={"auto_map": {}}, **tokens)
+    assert cli_tokenizer(str(folder))(["owl"]).shape == (1, 24)
     for name in ("hf-hub:someone/tower", "local-dir:/somewhere"):
         elsewhere = model_folder(tmp_path / name.replace("/", "-"), vision={"timm_model_name": name})
         assert "names an image tower elsewhere" in one_line(load_backbone, str(elsewhere))
@@ -515,6 +546,8 @@ def test_a_model_of_the_hub_runs_no_code_either(tmp_path, monkeypatch):
         "evil/one": model_folder(tmp_path / "one", FOLDERS["trust in tokenizer_kwargs"][0]),
         "evil/two": model_folder(tmp_path / "two", {"hf_tokenizer_name": "evil/tokens"}),
         "evil/three": model_folder(tmp_path / "three", {"hf_model_name": "evil/tower", "hf_tokenizer_name": "a/b"}),
+        "evil/four": model_folder(tmp_path / "four", {"hf_tokenizer_name": "evil/tower"}),
+        "timm/ViT-B-16-SigLIP": model_folder(tmp_path / "siglip", config={"auto_map": AUTO_MAP}),
         "evil/tokens": model_folder(tmp_path / "tokens", tokenizer_config={"auto_map": AUTO_MAP}),
         "evil/tower": model_folder(tmp_path / "tower", config={"auto_map": AUTO_MAP}),
     }
@@ -527,9 +560,13 @@ def test_a_model_of_the_hub_runs_no_code_either(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", cached)
     monkeypatch.setattr("open_clip.pretrained.hf_hub_download", cached)
-    for name, key in (("one", "trust_remote_code"), ("two", "auto_map"), ("three", "auto_map")):
+    keys = {"one": "trust_remote_code", "two": "auto_map", "three": "auto_map", "four": "auto_map"}
+    for name, key in {
+        **{f"hf-hub:evil/{name}": key for name, key in keys.items()},
+        "ViT-B-16-SigLIP": "auto_map",
+    }.items():
         for load in (load_backbone, cli_tokenizer):
-            assert key in one_line(load, f"hf-hub:evil/{name}")
+            assert key in one_line(load, name)
 
 
 def cli_tokenizer(name):

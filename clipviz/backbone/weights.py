@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import re
 import socket
@@ -22,13 +21,14 @@ import torch
 from torch import Tensor
 
 from clipviz.backbone.script_archive import Archive, is_script_archive, read_archive
-from clipviz.errors import choose, one_line
+from clipviz.errors import choose, one_line, parse_json
 
 BUNDLED = Path(__file__).parents[1] / "birds" / "model"
 """The embedded default: an ordinary open_clip model folder (config and safetensors)."""
 
 _CONFIG_FILE = "open_clip_config.json"
 _ASKS_FOR_CODE = {"trust_remote_code", "auto_map", "custom_code", "custom_pipelines", "custom_generate"}
+_TOKEN_TABLES = {"tokenizer.json", "vocab.json", "added_tokens.json"}  # whose keys are tokens, whatever they say
 _TOKENIZER_OPTIONS = {
     "clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens", "use_fast", "padding_side",
     "truncation_side", "model_max_length", "add_prefix_space", "do_lower_case", "legacy",
@@ -245,7 +245,8 @@ def refuse_code(source: str) -> dict[str, bool]:
         ValueError: naming the file and the key.
     """
     kind, _, place = source.partition(":")  # an architecture of open_clip's own has no place
-    config = (_json_of(place, _CONFIG_FILE) if place else None) or open_clip.get_model_config(source)
+    path = _file_of(place, _CONFIG_FILE) if place else None
+    config = (_json_in(path) if path else None) or open_clip.get_model_config(source)
     model = config.get("model_cfg", config) if isinstance(config, dict) else {}
     text, vision = (model.get(part) if isinstance(model, dict) else None for part in ("text_cfg", "vision_cfg"))
     if not isinstance(text, dict) or not isinstance(vision, dict):
@@ -256,11 +257,31 @@ def refuse_code(source: str) -> dict[str, bool]:
     if other := set(text.get("tokenizer_kwargs") or {}) - _TOKENIZER_OPTIONS:
         raise ValueError(f"its {_CONFIG_FILE} has tokenizer_kwargs that are not known: {', '.join(sorted(other))}")
     tokenizer, tower = text.get("hf_tokenizer_name"), text.get("hf_model_name")
-    tokenizer_place = place if tokenizer and kind == "local-dir" else tokenizer
-    for where, file in ((tokenizer_place, "tokenizer_config.json"), (tower, "config.json")):
-        if where and (place or Path(where).is_dir()):
-            _refuse_keys(f"{file} of {where}", _json_of(where, file))
+    for where in filter(None, (place if tokenizer and kind == "local-dir" else tokenizer, tower)):
+        _refuse_folder(where)
     return {"trust_remote_code": False} if tokenizer else {}
+
+
+def _refuse_folder(where: str) -> None:
+    """Refuse a folder, or a repository of the hub, if any file asks for code that transformers could meet in it.
+
+    All are looked at: one configuration names others, for other versions of transformers, also in folders below.
+    """
+    folder = Path(where)
+    if folder.is_file():
+        raise ValueError(f"its {_CONFIG_FILE} names a file where a folder or a name of the hub belongs: {where!r}")
+    if not folder.is_dir():
+        files = (_file_of(where, name) for name in ("tokenizer_config.json", "config.json"))
+        found = next(filter(None, files), None)
+        if found is None:
+            return
+        folder = found.parent  # what the cache of the hub holds of it
+    for path in sorted(folder.rglob("*")):
+        name = f"{path.relative_to(folder)} of {where}"
+        if path.suffix.lower() in (".pkl", ".pickle") or (path.is_dir() and path.is_symlink()):
+            raise ValueError(f"its {name} is a pickle or a link to a folder, which could bring code; take that out")
+        if path.suffix == ".json" and path.name not in _TOKEN_TABLES and path.is_file():
+            _refuse_keys(name, _json_in(path))
 
 
 def _refuse_keys(file: str, content: Any) -> None:
@@ -279,16 +300,22 @@ def _refuse_keys(file: str, content: Any) -> None:
             todo += value
 
 
-def _json_of(place: str, file: str) -> Any:
-    """A JSON file of a folder, or of a repository of the hub; None where there is none."""
+def _file_of(place: str, file: str) -> Path | None:
+    """A file of a folder, or of a repository of the hub; None where there is none."""
     if Path(place).is_dir():
         path = Path(place) / file
-    else:
-        try:
-            path = Path(huggingface_hub.hf_hub_download(place, file))
-        except Exception:  # not there, no network, no such name: whoever needs it will say so
-            return None
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return path if path.is_file() else None
+    try:
+        return Path(huggingface_hub.hf_hub_download(place, file))
+    except Exception:  # not there, no network, no such name: whoever needs it will say so
+        return None
+
+
+def _json_in(path: Path) -> Any:
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"its {path.name} is not JSON ({one_line(error)})") from error
 
 
 @contextmanager
