@@ -33,7 +33,7 @@ from clipviz.data.batches.loader import ViewLoader
 from clipviz.data.images.decode import read_image
 from clipviz.data.images.views import crop_views, strong_view, weak_view
 from clipviz.data.sources.feature_files import read_features, write_features
-from clipviz.data.sources.folder import ImageFolderDataset
+from clipviz.data.sources.image_files import ImageFolderDataset
 from clipviz.events import PseudoLabels, RunStarted, StepFinished
 from clipviz.methods import Method
 from clipviz.prompts import ClassPrompts

@@ -5,5 +5,5 @@ from clipviz.data.batches.features import FeatureDataset
 from clipviz.data.batches.loader import ViewLoader, as_images, eval_batches
 from clipviz.data.images.pixel_cache import DiskCache
 from clipviz.data.images.views import eval_parts, eval_view, make_views
-from clipviz.data.sources.folder import ImageFolderDataset
+from clipviz.data.sources.image_files import ImageFolderDataset
 from clipviz.data.sources.load import load_dataset

@@ -43,19 +43,16 @@ class ImageDataset(ABC):
     """
 
     name: str  # the spec the data set was loaded by, such as "birds/clutter" or a folder
-    # "train", "val" or "test"; "all" if the data come without splits, so that measuring on them is transductive
-    split: str
+    split: str  # "train", "val", "test"; "all" of data without splits, so that measuring on them is transductive
     class_names: tuple[str, ...]  # the position is the class index; empty if the classes are unknown
     prompts: ClassPrompts  # what the text tower reads for `class_names`
     targets: NDArray[np.int64]  # (n,) int64 true class indices, -1 where unlabelled
     names: Sequence[str]  # n display names, valid Unicode
     skipped: list[Skipped]  # files that could not be used
-    # names of the ids in `parts`, position = id (0 = background); None without masks
-    part_names: tuple[str, ...] | None = None
+    part_names: tuple[str, ...] | None = None  # of the ids in `parts`, position = id (0 = background)
     has_pixels: bool = True  # or embeddings stand in for images, and `image` refuses
     are_files: bool = False  # whether `names` are those of files, by which a user finds an image again
-    # the arguments of `load_dataset` that gave it; None if it was made otherwise
-    origin: Mapping[str, Any] | None = None
+    origin: Mapping[str, Any] | None = None  # the arguments of `load_dataset` that gave it, if it did
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -79,13 +76,9 @@ class ImageDataset(ABC):
 
     @cached_property
     def identity(self) -> dict[str, object]:
-        """What a run must find again to go on: numbers, names, and short hashes, by what they are of.
-
-        Where files lie, and when they were touched, does not count. It is for checkpoints; no method sees it.
-        """
-        lies_anywhere = self.are_files or not self.has_pixels
+        """What a run must find again to go on, wherever its files lie; for checkpoints, no method sees it."""
         return {
-            "name": None if lies_anywhere else self.name,
+            "name": None if self.are_files or not self.has_pixels else self.name,
             "split": self.split,
             "number of images": len(self),
             "class names": short_hash(self.class_names),
@@ -118,8 +111,7 @@ class ViewConfig:
     strong: bool = False  # whether to make the strong view
     crops: int = 0  # K, the number of square crops; 0 for none
     crop_scale: tuple[float, float] = (0.5, 0.9)  # range of a crop's side as a share of the image's short side
-    # RGB in 0..255 of what geometric operations of the strong view uncover. The default is CLIP's mean color (DPA);
-    # microCLIP's code fills with black
+    # RGB in 0..255 of what geometric operations of the strong view uncover: CLIP's mean color (DPA); microCLIP: black
     fill: tuple[int, int, int] = (123, 117, 104)
     centered: bool = False  # whether the weak view is cut in the middle, as for inference, and not at random
 
@@ -135,8 +127,7 @@ class ViewConfig:
 class Views:
     """Augmentations of B images, float32 in [0, 1], not normalized (the backbone does that).
 
-    Where several processes share a batch, these are views of one process's share of its images, and `gather` turns rows
-    that were computed from them into rows of the whole batch (`clipviz.parallel`). One process has the whole batch.
+    Where several processes share a batch (`clipviz.parallel`), these are views of one process's share of its images.
     """
 
     weak: torch.Tensor  # (B, 3, H, W)
@@ -150,7 +141,7 @@ class Views:
 class Batch:
     """One step's images. Only the loop and events read `target`."""
 
-    views: Views  # of B images, or of this process's share of them
+    views: Views
     index: torch.Tensor  # (B,) int64 positions in the data set
     target: torch.Tensor  # (B,) int64 true class indices, -1 where unlabelled
 

@@ -7,8 +7,6 @@ table = saliency_table(method, images, regions=bird_regions(parts, target), part
 sanity_check(method, images, "relevance")                                does the map depend on the weights?
 """
 
-from __future__ import annotations
-
 from clipviz.saliency.attention import capture_attention
 from clipviz.saliency.maps import KINDS, SaliencyMaps, available_kinds, saliency, unit_maps
 from clipviz.saliency.metrics import bird_regions, part_mass, part_rank, pointing_game
@@ -16,25 +14,3 @@ from clipviz.saliency.perturbation import deletion_auc, insertion_auc, map_infid
 from clipviz.saliency.question import runner_up
 from clipviz.saliency.sanity import sanity_check
 from clipviz.saliency.table import saliency_scores, saliency_table, summarize_scores
-
-__all__ = [
-    "KINDS",
-    "SaliencyMaps",
-    "available_kinds",
-    "bird_regions",
-    "capture_attention",
-    "deletion_auc",
-    "insertion_auc",
-    "map_infidelity",
-    "map_sensitivity",
-    "part_mass",
-    "part_rank",
-    "pointing_game",
-    "runner_up",
-    "saliency",
-    "saliency_scores",
-    "saliency_table",
-    "sanity_check",
-    "summarize_scores",
-    "unit_maps",
-]

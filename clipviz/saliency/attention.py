@@ -44,9 +44,8 @@ def capture_attention(
         tower: "image" or "text".
 
     Yields:
-        layer -> (B, heads, L, L) float, rows sum to 1, L counts the CLS token first. Filled by each forward pass, which
-        replaces what the one before left; still readable after the `with` statement. In the autograd graph if the
-        forward pass was.
+        layer -> (B, heads, L, L) float, rows sum to 1, the CLS token first; in the autograd graph if the forward pass
+        was. Each forward pass replaces what the one before left, which stays readable after the `with` statement.
 
     Raises:
         ValueError: if the tower has no attention that can be computed explicitly (ResNet, timm, scaled cosine), if
@@ -93,12 +92,10 @@ def attention_modules(model: nn.Module, tower: Tower = "image") -> list[nn.Modul
 
 def layer_indices(layers: Sequence[int] | None, n_layers: int) -> list[int]:
     """0-based indices of layers, of which negative ones count from the end; None means all."""
-    if layers is None:
-        return list(range(n_layers))
-    wrong = [layer for layer in layers if not -n_layers <= layer < n_layers]
-    if wrong:
+    chosen = range(n_layers) if layers is None else layers
+    if wrong := [layer for layer in chosen if not -n_layers <= layer < n_layers]:
         raise ValueError(f"layer {wrong[0]} does not exist: the tower has {n_layers}, 0 to {n_layers - 1}, -1 the last")
-    return [layer % n_layers for layer in layers]
+    return [layer % n_layers for layer in chosen]
 
 
 def _tower(model: nn.Module, tower: Tower) -> nn.Module:

@@ -59,18 +59,16 @@ def roll(attention: list[Tensor]) -> Tensor:
     return flow
 
 
-def relevance(model: Model, images: Tensor, question: Question | None, *, start_layer: int = -1) -> Tensor:
+def relevance(model: Model, images: Tensor, question: Question, *, start_layer: int = -1) -> Tensor:
     """Gradient-weighted attention relevance of the patches for a question.
 
     Raises:
         ValueError: if the layer does not exist, or no gradient reaches the attention.
     """
-    assert question is not None  # `saliency` asks it
     layers = _layers_from(model, start_layer)
     with capture_attention(model, layers) as captured:
-        score = question(images.detach().clone().requires_grad_(True))
+        _, score = question.differentiable(images)
     attention = [captured[layer] for layer in layers]
-    require_gradient(score)
     gradients = torch.autograd.grad(score.sum(), attention, allow_unused=True)
     if all(gradient is None for gradient in gradients):
         raise ValueError(f"the score does not depend on the attention of layers {layers}; try an earlier start_layer")
@@ -85,12 +83,6 @@ def propagate(attention: Sequence[Tensor], gradients: Sequence[Tensor | None]) -
         if gradient is not None:
             flow = flow + (gradient * weights).clamp(min=0).mean(1) @ flow
     return flow.detach()
-
-
-def require_gradient(score: Tensor) -> None:
-    """Refuse a score that was computed without gradient."""
-    if not score.requires_grad:
-        raise ValueError("the model computes its logits without gradient, so gradient kinds cannot explain them")
 
 
 def _layers_from(model: Model, start_layer: int) -> list[int]:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
 from clipviz.errors import choose
-from clipviz.saliency.attention_maps import require_gradient
 from clipviz.saliency.question import Model, Question, backbone_of
 
 Baseline = Literal["mean", "black", "white", "blur"]
@@ -34,7 +33,7 @@ FORWARD_BATCH = 256  # images per forward pass where captum multiplies them
 def integrated_gradients(
     model: Model,
     images: Tensor,
-    question: Question | None,
+    question: Question,
     *,
     steps: int = 20,
     baseline: Baseline = "mean",
@@ -45,9 +44,7 @@ def integrated_gradients(
     The sum of a map is score(image) - score(baseline), but for the error of the integral and for jumps of the score on
     the way, such as those of a microCLIP where its NCut mask changes.
     """
-    assert question is not None  # `saliency` asks it
-    pixels = images.detach().clone().requires_grad_(True)
-    require_gradient(question(pixels))
+    pixels, _ = question.differentiable(images)
     attribution = IntegratedGradients(question.score).attribute(
         pixels,
         baselines=baseline_image(model, images, baseline),
@@ -63,7 +60,7 @@ def integrated_gradients(
 def occlusion(
     model: Model,
     images: Tensor,
-    question: Question | None,
+    question: Question,
     *,
     window: int | None = None,
     stride: int | None = None,
@@ -72,9 +69,8 @@ def occlusion(
 ) -> Tensor:
     """Score lost when a window is painted over, averaged over the windows that cover a patch.
 
-    The side of a window and the `stride` between windows are in pixels, None for those of a patch.
+    `window`, its side, and `stride` are in pixels, None for those of a patch.
     """
-    assert question is not None  # `saliency` asks it
     h, w = grid or patch_grid(model)
     cell = max(1, images.shape[-1] // max(h, w))
     window, stride = window or cell, stride or cell
@@ -92,7 +88,7 @@ def occlusion(
     return F.adaptive_avg_pool2d(attribution.detach().mean(1, keepdim=True), (h, w))[:, 0]
 
 
-def layer_gradcam(model: Model, images: Tensor, question: Question | None, *, layer: nn.Module | None = None) -> Tensor:
+def layer_gradcam(model: Model, images: Tensor, question: Question, *, layer: nn.Module | None = None) -> Tensor:
     """Grad-CAM of a convolution (captum's), or gradient x activation of a layer of tokens.
 
     The layer is a module of the image tower with output (B, C, h, w) or (B, L, W), on whose grid the map is; None for
@@ -101,18 +97,15 @@ def layer_gradcam(model: Model, images: Tensor, question: Question | None, *, la
     Raises:
         ValueError: if the tower's last layer is not known, or its output has no grid.
     """
-    assert question is not None  # `saliency` asks it
     layer = layer or grid_layer(backbone_of(model))
-    pixels = images.detach().clone().requires_grad_(True)
     outputs: list[Tensor] = []  # one for each time the layer runs
     handle = layer.register_forward_hook(lambda _, __, out: outputs.extend([out] if isinstance(out, Tensor) else []))
     try:
-        score = question(pixels)
+        pixels, score = question.differentiable(images)
     finally:
         handle.remove()
     if not outputs:
         raise ValueError(f"layer {type(layer).__name__} takes no part in the model's logits; give one of model.visual")
-    require_gradient(score)
     if all(output.ndim == 3 for output in outputs):
         return _token_gradcam(score, outputs, patch_grid(model))
     if not all(output.ndim == 4 for output in outputs):

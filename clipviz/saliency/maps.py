@@ -21,18 +21,13 @@ Needs = Literal["patches", "attention", "pixels"]
 
 
 class Kind(NamedTuple):
-    """A way to make a map.
+    """A way to make a map."""
 
-    Attributes:
-        function: function(model, images, question, **options) -> (B, h, w) raw values.
-        needs: of the image tower. "patches": value-path tokens (`Backbone.tokens`); "attention": open_clip blocks that
-            end in a CLS token; "pixels": nothing, any tower.
-        asks: whether it answers a question, so that `target` and `contrast` matter.
-    """
-
-    function: Callable[..., Tensor]
+    function: Callable[..., Tensor]  # function(model, images, question, **options) -> (B, h, w) raw values
+    # of the image tower. "patches": value-path tokens (`Backbone.tokens`); "attention": open_clip blocks that end in a
+    # CLS token; "pixels": nothing, any tower
     needs: Needs
-    asks: bool
+    asks: bool  # whether it answers a question, so that `target` and `contrast` matter
 
 
 KINDS: dict[str, Kind] = {
@@ -49,16 +44,10 @@ KINDS: dict[str, Kind] = {
 
 
 class SaliencyMaps(NamedTuple):
-    """Maps of a batch.
+    """Maps of a batch, on the model's device."""
 
-    Attributes:
-        maps: (B, h, w) float in [0, 1], for display and for the metrics: the positive part of `raw` over its maximum,
-            image by image; 0 throughout where nothing is positive.
-        raw: (B, h, w) float, in the units of the kind; signed where evidence can speak against the class.
-    """
-
-    maps: Tensor
-    raw: Tensor
+    maps: Tensor  # (B, h, w) float in [0, 1], for display: `unit_maps` of `raw`; 0 throughout if nothing is positive
+    raw: Tensor  # (B, h, w) float, in the units of the kind; signed where evidence can speak against the class
 
 
 def saliency(
@@ -82,8 +71,8 @@ def saliency(
         **options: of the kind's function: `layer` and `head` of cls_attention, `start_layer`, `tau`, `steps`, ...
 
     Returns:
-        Detached, on the model's device, first row of the grid at the top of the image. Weights, modes, random state and
-        hooks of the model are as before.
+        Detached, first row of the grid at the top of the image. Weights, modes, random state and hooks of the model are
+        as before.
 
     Raises:
         ValueError: for an unknown kind or option, a tower that cannot do it (with the kinds that can), a missing

@@ -45,13 +45,9 @@ def part_mass(maps: Tensor, region: Tensor) -> Tensor:
 
 
 def part_rank(maps: Tensor, region: Tensor, parts: Tensor) -> Tensor:
-    """How many of the other visible parts the region beats in mean map value.
+    """Share of the other visible parts (ids (B, S, S)) that the region beats in mean map value, (B,) in [0, 1].
 
-    `parts` are the ids (B, S, S) of the parts, 0 the background; what belongs to the region is not compared with it.
-
-    Returns:
-        (B,) float in [0, 1]: 1 above every other part, 0.5 by chance, 0 below all of them; NaN too where nothing but
-        the region is visible.
+    What belongs to the region is not compared with it; NaN too where nothing but the region is visible.
     """
     covered = _covered(maps, region)
     if parts.shape != region.shape:

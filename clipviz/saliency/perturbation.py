@@ -14,6 +14,7 @@ two sentences, that of the two alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,15 +29,28 @@ from clipviz.saliency.maps import KINDS, raw_map
 from clipviz.saliency.question import Asked, Model, ask, backbone_of, targets
 
 
-def deletion_auc(model: Model, images: Tensor, maps: Tensor, *, baseline: Baseline = "mean", **asked: Any) -> Tensor:
+def deletion_auc(
+    model: Model,
+    images: Tensor,
+    maps: Tensor,
+    *,
+    target: Asked | None = None,
+    contrast: Asked | None = None,
+    baseline: Baseline = "mean",
+    steps: int = 16,
+    insert: bool = False,
+) -> Tensor:
     """Area under the probability while the most salient cells are replaced by a baseline.
 
     Args:
         model: a method, or a backbone with a target and a contrast.
         images: (B, 3, S, S) float in [0, 1].
         maps: (B, h, w) float, raw values: only their order counts.
+        target: as for `saliency`, like `contrast`.
+        contrast: class or sentence that the target is set against.
         baseline: what a deleted cell shows.
-        **asked: `target` and `contrast` as for `saliency`; `steps` of the curve (16), each h * w / steps cells.
+        steps: of the curve, each of h * w / steps cells.
+        insert: the other way round: the most salient cells of the image replace those of the baseline.
 
     Returns:
         (B,) float in [0, 1], by the trapezoid rule.
@@ -44,44 +58,12 @@ def deletion_auc(model: Model, images: Tensor, maps: Tensor, *, baseline: Baseli
     Raises:
         ValueError: if the shapes do not fit, or there is nothing to compare the target with.
     """
-    return _auc(model, images, maps, baseline, insert=False, **asked)
-
-
-def insertion_auc(model: Model, images: Tensor, maps: Tensor, *, baseline: Baseline = "blur", **asked: Any) -> Tensor:
-    """Area under the probability while the most salient cells return to a blurred image. See `deletion_auc`."""
-    return _auc(model, images, maps, baseline, insert=True, **asked)
-
-
-def removal_masks(maps: Tensor, steps: int) -> Tensor:
-    """Which cells are gone after each of K steps, most salient first: (B, h, w) -> (B, K + 1, h, w), none to all.
-
-    Ties go in reading order.
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    flat = maps.flatten(1)
-    place = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    counts = torch.linspace(0, flat.shape[1], steps + 1, device=maps.device).round()
-    return (place[:, None] < counts[:, None]).unflatten(2, maps.shape[1:])
-
-
-def _auc(
-    model: Model,
-    images: Tensor,
-    maps: Tensor,
-    baseline: Baseline,
-    *,
-    insert: bool,
-    target: Asked | None = None,
-    contrast: Asked | None = None,
-    steps: int = 16,
-) -> Tensor:
     _require_maps(images, maps)
     device = backbone_of(model).device
     images, chosen = images.to(device), removal_masks(maps.to(device), steps)
     curve = torch.empty(len(images), steps + 1)
     with preserved_state(model):
-        probability = probability_of(model, images, target, contrast)
+        probability = _probability(model, images, target, contrast)
         start, end = images, baseline_image(model, images, baseline)
         if insert:
             start, end = end, start
@@ -91,7 +73,21 @@ def _auc(
     return torch.trapezoid(curve, dim=1) / steps
 
 
-def probability_of(
+insertion_auc = partial(deletion_auc, baseline="blur", insert=True)
+"""Area under the probability while the most salient cells return to a blurred image."""
+
+
+def removal_masks(maps: Tensor, steps: int) -> Tensor:
+    """Which cells are gone after K steps, most salient first, ties in reading order: (B, h, w) -> (B, K + 1, h, w)."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    flat = maps.flatten(1)
+    place = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    counts = torch.linspace(0, flat.shape[1], steps + 1, device=maps.device).round()
+    return (place[:, None] < counts[:, None]).unflatten(2, maps.shape[1:])
+
+
+def _probability(
     model: Model, images: Tensor, target: Asked | None, contrast: Asked | None
 ) -> Callable[[Tensor], Tensor]:
     """A function of images: the (B,) probability of the target among all classes, or against the contrast alone."""
@@ -115,10 +111,9 @@ def map_infidelity(
     share: float = 0.2,
     seed: int = 0,
 ) -> Tensor:
-    """How badly a map predicts the change of the score when random cells are wiped out (captum's infidelity).
+    """How badly a map, its scale fitted, predicts the change of the score when random cells are wiped out (captum's).
 
-    The maps are raw values whose scale is fitted; `samples` sets of a `share` of the cells, in (0, 1), are wiped out.
-    All else is as for `deletion_auc`.
+    `samples` sets of a `share` of the cells, in (0, 1), are wiped out; all else is as for `deletion_auc`.
 
     Returns:
         (B,) float >= 0, in squared logits; 0 where the map predicts every change.
@@ -163,13 +158,10 @@ def map_sensitivity(
     seed: int = 0,
     **options: Any,
 ) -> Tensor:
-    """How much a map changes when the image hardly does (captum's max-sensitivity).
+    """How much a map changes, relative to its norm, when the image hardly does (captum's max-sensitivity): (B,) >= 0.
 
     Args and errors are those of `saliency`; without a target the class predicted on the unchanged image is kept.
     `samples` copies of each image are changed, no pixel by more than `radius`.
-
-    Returns:
-        (B,) float >= 0, change relative to the norm of the raw map.
     """
     images = images.to(backbone_of(model).device)
     with preserved_state(model):

@@ -41,6 +41,14 @@ class Question(NamedTuple):
         """The score of the images the question was asked about, (B,)."""
         return self.score(images, *self.args)
 
+    def differentiable(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """A leaf copy of the images, and its score (B,) in the graph; refused where the score has no gradient."""
+        pixels = images.detach().clone().requires_grad_(True)
+        score = self(pixels)
+        if not score.requires_grad:
+            raise ValueError("the model computes its logits without gradient, so gradient kinds cannot explain them")
+        return pixels, score
+
     def repeat(self, n: int) -> Question:
         """The same question for a batch in which every image stands n times in a row."""
         return Question(self.score, tuple(arg.repeat_interleave(n, 0) for arg in self.args))
@@ -68,8 +76,8 @@ def ask(model: Model, images: Tensor, target: Asked | None = None, contrast: Ask
     Args:
         model: a method, or a backbone.
         images: (B, 3, S, S) float in [0, 1].
-        target: for a method a class, by index or name, one for all images or one each; None for the class it predicts.
-            For a backbone a sentence or an embedding (E,), one for all images or one each, (B, E).
+        target: one for all images or one each: for a method a class, by index or name, None for the one it predicts;
+            for a backbone a sentence or an embedding (E,).
         contrast: likewise, the class or sentence to set it against; None for the plain logit.
 
     Raises:
@@ -103,12 +111,12 @@ def _sentence_score(backbone: Backbone, images: Tensor, direction: Tensor) -> Te
 
 
 def targets(model: Any, images: Tensor, target: Asked | None) -> Tensor:
-    """`resolve`d targets of images; None for the class that a method predicts."""
+    """Classes (n,) int64 of a method, by default the predicted ones, or sentences (n, E) for a backbone."""
     return predicted_classes(model, images) if target is None else resolve(model, target, len(images))
 
 
 def resolve(model: Model, asked: Asked, n: int) -> Tensor:
-    """Classes or sentences, one or n, with a row per image: (n,) int64 for a method, (n, E) float for a backbone."""
+    """What is asked of one or n images, with a row per image: see `targets`."""
     return _class_indices(model, asked, n) if isinstance(model, Method) else _embeddings(model, asked, n)
 
 
@@ -136,9 +144,8 @@ def _class_indices(method: Method, asked: Asked, n: int) -> Tensor:
     if len(items) != n:
         raise ValueError(f"wanted one class or one for each of {n} images, got {len(items)}")
     rows = [names.index(choose("class", item, names)) if isinstance(item, str) else item for item in items]
-    for row in rows:
-        if not 0 <= int(row) < len(names) or int(row) != row:
-            raise ValueError(f"class index {row} does not exist: {method.name} knows {len(names)}, from 0")
+    if wrong := [row for row in rows if not 0 <= int(row) < len(names) or int(row) != row]:
+        raise ValueError(f"class index {wrong[0]} does not exist: {method.name} knows {len(names)}, from 0")
     return torch.tensor([int(row) for row in rows], dtype=torch.int64, device=method.backbone.device)
 
 

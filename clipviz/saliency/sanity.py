@@ -29,10 +29,9 @@ def sanity_check(
     seed: int = 0,
     **options: Any,
 ) -> pd.DataFrame:
-    """Rank correlation of a kind of map with itself as more and more of the image tower is scrambled.
+    """Rank correlation of a kind of map with itself as more and more of a copy's image tower is scrambled.
 
-    A copy of the model is scrambled. Args are those of `saliency`; without a target the class that the intact model
-    predicts is kept.
+    Args are those of `saliency`; without a target the class that the intact model predicts is kept.
 
     Returns:
         One row per stage, from the output to the input: `scrambled` (the last part that was), `correlation` (mean over
@@ -60,22 +59,12 @@ def scrambled_model(model: Model, seed: int = 0) -> Model:
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Spearman's rho of maps (B, h, w), image by image: (B,) in [-1, 1]; ties share their mean rank.
-
-    It is 0 where a map is constant.
-    """
+    """Spearman's rho of maps (B, h, w), image by image, ties by their mean rank: (B,) in [-1, 1], 0 if constant."""
     if first.shape != second.shape:
         raise ValueError(f"wanted two maps of one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
-    a, b = (_ranks(maps.flatten(1)) for maps in (first, second))
+    a, b = (torch.tensor(pd.DataFrame(maps.flatten(1).cpu()).rank(axis=1).to_numpy()) for maps in (first, second))
     a, b = (ranks - ranks.mean(1, keepdim=True) for ranks in (a, b))
     return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-12)).float()
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Mean ranks, (B, N) -> (B, N) float64: the number of smaller entries plus half of the equal ones."""
-    smaller = (values[:, :, None] > values[:, None, :]).sum(-1).double()
-    equal = (values[:, :, None] == values[:, None, :]).sum(-1).double()
-    return smaller + 0.5 * equal
 
 
 def _own_tower(model: Model) -> Model:
@@ -94,8 +83,7 @@ def _cascade(visual: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
     for name, parameter in visual.named_parameters():
         path = name.split(".")
         numbers = [i for i, part in enumerate(path) if part.isdigit()]
-        depth = numbers[0] + 1 if numbers else 1
-        pieces.setdefault(".".join(path[:depth]), []).append(parameter)
+        pieces.setdefault(".".join(path[: numbers[0] + 1] if numbers else path[:1]), []).append(parameter)
     heads = [name for name in pieces if name in ("proj", "ln_post", "attnpool", "head")]
     stems = [name for name in pieces if name in ("class_embedding", "positional_embedding", "conv1", "ln_pre")]
     middle = [name for name in pieces if name not in heads and name not in stems]

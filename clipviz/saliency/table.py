@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from clipviz.errors import choose
 from clipviz.methods.base import Method
-from clipviz.saliency.maps import KINDS, available_kinds, saliency
+from clipviz.saliency.maps import KINDS, SaliencyMaps, available_kinds, saliency
 from clipviz.saliency.metrics import part_mass, part_rank, pointing_game
 from clipviz.saliency.perturbation import deletion_auc, insertion_auc, map_infidelity, map_sensitivity
 from clipviz.saliency.question import Asked, Model, resolve, targets
@@ -21,8 +22,8 @@ from clipviz.saliency.sanity import rank_correlation, scrambled_model
 MASK_METRICS = ("pointing_game", "part_mass", "part_rank")
 MODEL_METRICS = ("deletion_auc", "insertion_auc", "infidelity", "sensitivity", "sanity")
 METRICS = (*MASK_METRICS, *MODEL_METRICS)
-"""Lower is better for "deletion_auc", "infidelity", "sensitivity" and "sanity", the rank correlation with the map of a
-scrambled model; higher is better for the others."""
+"""Higher is better for the mask metrics and "insertion_auc", lower for the others; "sanity" is the rank correlation
+with the map of a scrambled model."""
 
 
 def saliency_table(
@@ -52,12 +53,11 @@ def saliency_scores(
         model: a method or a backbone.
         images: (n, 3, S, S) float in [0, 1].
         kinds: keys of `KINDS`; None for all that the tower can do.
-        target: as for `saliency`; None explains the predicted class.
-        contrast: as for `saliency`; kinds that do not ask are scored without it.
+        target: as for `saliency`, like `contrast`; kinds that do not ask are scored without them.
+        contrast: class or sentence to set the target against.
         regions: name -> (n, S, S) bool, what a map should point at (`bird_regions`).
         parts: (n, S, S) part ids, for part_rank.
-        metrics: of `METRICS`; None for the mask metrics with deletion and insertion where there are regions, and for
-            the metrics that need no masks where there are none.
+        metrics: of `METRICS`; None for those of the masks with deletion and insertion, without regions `MODEL_METRICS`.
         options: kind -> options of its function.
         batch_size: images at a time.
         seed: of infidelity, sensitivity and the scrambled weights.
@@ -73,20 +73,29 @@ def saliency_scores(
     for kind in kinds:
         choose("saliency kind", kind, KINDS)
     chosen = _metrics(metrics, regions, parts)
-    asked = targets(model, images, target) if target is not None or isinstance(model, Method) else None
-    against = None if contrast is None else resolve(model, contrast, len(images))
-    scrambled = scrambled_model(model, seed) if "sanity" in chosen else None
+    question = {
+        "target": targets(model, images, target) if target is not None or isinstance(model, Method) else None,
+        "contrast": None if contrast is None else resolve(model, contrast, len(images)),
+    }
+    scrambled = scrambled_model(model, seed) if "sanity" in chosen else model
     rows: list[pd.DataFrame] = []
     for index in torch.arange(len(images)).split(batch_size):
-        question = {"target": asked, "contrast": against}
-        question = {name: None if column is None else column[index] for name, column in question.items()}
+        asked = {name: None if column is None else column[index] for name, column in question.items()}
         masks = {name: mask[index] for name, mask in (regions or {}).items()}
         ids = None if parts is None else parts[index]
         for kind in kinds:
             own = (options or {}).get(kind, {})
-            raw = saliency(model, images[index], kind, **(question if KINDS[kind].asks else {}), **own).raw
+            explain = partial(saliency, images=images[index], kind=kind, **(asked if KINDS[kind].asks else {}), **own)
+            given, raw = (model, images[index]), explain(model).raw
             scores = mask_scores(raw.cpu(), masks, ids, chosen)
-            scores |= _model_scores(model, images[index], kind, question, own, raw, scrambled, seed, chosen)
+            model_scores: dict[str, Callable[[], Tensor]] = {
+                "deletion_auc": partial(deletion_auc, *given, raw, **asked),
+                "insertion_auc": partial(insertion_auc, *given, raw, **asked),
+                "infidelity": partial(map_infidelity, *given, raw, seed=seed, **asked),
+                "sensitivity": partial(map_sensitivity, *given, kind, seed=seed, **asked, **own),
+                "sanity": partial(_correlation_with, raw, explain, scrambled),
+            }
+            scores |= {(name, ""): model_scores[name]().cpu() for name in chosen if name in model_scores}
             rows += [
                 pd.DataFrame({"kind": kind, "metric": name, "region": region, "image": index, "value": values})
                 for (name, region), values in scores.items()
@@ -94,28 +103,8 @@ def saliency_scores(
     return pd.concat(rows, ignore_index=True)
 
 
-def _model_scores(
-    model: Model,
-    images: Tensor,
-    kind: str,
-    question: Mapping[str, Any],
-    options: Mapping[str, Any],
-    raw: Tensor,
-    scrambled: Model | None,
-    seed: int,
-    metrics: Sequence[str],
-) -> dict[tuple[str, str], Tensor]:
-    """Those of `MODEL_METRICS` that are wanted, (B,) each."""
-    asked = question if KINDS[kind].asks else {}
-    scores: dict[str, Callable[[], Tensor]] = {
-        "deletion_auc": lambda: deletion_auc(model, images, raw, **question),
-        "insertion_auc": lambda: insertion_auc(model, images, raw, **question),
-        "infidelity": lambda: map_infidelity(model, images, raw, seed=seed, **question),
-        "sensitivity": lambda: map_sensitivity(model, images, kind, seed=seed, **question, **options),
-    }
-    if scrambled is not None:
-        scores["sanity"] = lambda: rank_correlation(raw, saliency(scrambled, images, kind, **asked, **options).raw)
-    return {(name, ""): scores[name]().cpu() for name in metrics if name in scores}
+def _correlation_with(raw: Tensor, explain: Callable[[Model], SaliencyMaps], scrambled: Model) -> Tensor:
+    return rank_correlation(raw, explain(scrambled).raw)
 
 
 def mask_scores(
@@ -125,21 +114,18 @@ def mask_scores(
 
     The maps (B, h, w) need be of no model: a uniform map gives chance.
     """
-    scores: dict[str, Callable[[Tensor], Tensor]] = {
-        "pointing_game": lambda mask: pointing_game(raw, mask),
-        "part_mass": lambda mask: part_mass(raw, mask),
-    }
+    scores: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"pointing_game": pointing_game, "part_mass": part_mass}
     if parts is not None:
-        scores["part_rank"] = lambda mask: part_rank(raw, mask, parts)
-    return {(name, r): scores[name](mask) for r, mask in regions.items() for name in scores if name in metrics}
+        scores["part_rank"] = partial(part_rank, parts=parts)
+    return {(name, r): scores[name](raw, mask) for r, mask in regions.items() for name in scores if name in metrics}
 
 
 def summarize_scores(scores: pd.DataFrame, *, seed: int = 0, resamples: int = 2000) -> pd.DataFrame:
     """Mean and 95 % bootstrap interval (percentiles) over images, of what `saliency_scores` returns.
 
     Returns:
-        Columns kind, metric, region, mean, low, high, n (images whose value is not NaN), in the order of first
-        appearance. Without any such image mean, low and high are NaN.
+        Columns kind, metric, region, mean, low, high, n (images whose value is not NaN; without any, the others are
+        NaN), in the order of first appearance.
     """
     rows = []
     for (kind, metric, region), group in scores.groupby(["kind", "metric", "region"], sort=False):

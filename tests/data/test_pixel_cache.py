@@ -55,7 +55,7 @@ def decoded(monkeypatch):
 
 def opened(photos, folder, **options):
     """The data set with nothing kept in memory."""
-    from clipviz.data.sources.folder import ImageFolderDataset
+    from clipviz.data.sources.image_files import ImageFolderDataset
 
     cache = DiskCache(folder, **{"side": SIDE, **options})
     return ImageFolderDataset(photos, cache_bytes=0, disk_cache=cache), cache

@@ -41,12 +41,8 @@ class FeatureDataset(ImageDataset):
         classifier: (C, E) float, finite; None if a text tower will make one (`backbone(text)`).
         logit_scale: multiplier of cosines.
         model: name of the model that made the embeddings.
-        descriptions: class name -> sentences, or a CuPL JSON file; a text tower reads them, and the classifier is not
-            used.
+        descriptions: class name -> sentences, or a CuPL JSON file, for a text tower in place of the classifier.
         templates: patterns for a text tower, where there is no classifier.
-
-    Raises:
-        ValueError: with the first array that does not fit, and how.
     """
 
     has_pixels = False
@@ -106,11 +102,7 @@ class FeatureDataset(ImageDataset):
         return normalize(self.embeddings[index].float())
 
     def backbone(self, text: Backbone | None = None) -> FeatureBackbone:
-        """What methods take for a CLIP model on this data; the text tower of `text` stands in for a missing classifier.
-
-        Raises:
-            ValueError: if neither can make a classifier, or the widths differ.
-        """
+        """What methods take for a CLIP model on this data; `text` gives a text tower where there is no classifier."""
         width = self.embeddings.shape[1]
         if text is not None and text.embed_dim != width:
             raise ValueError(
@@ -132,26 +124,20 @@ class _RowNames(Sequence[str]):
     """Names of the rows, made when asked for: a million strings would be larger than some files."""
 
     def __init__(self, n: int) -> None:
-        self._n = n
+        self._rows = range(n)
 
     def __len__(self) -> int:
-        return self._n
+        return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [f"row {i}" for i in range(*index.indices(self._n))]
-        return f"row {range(self._n)[index]}"
+        chosen = self._rows[index]
+        return [f"row {i}" for i in chosen] if isinstance(chosen, range) else f"row {chosen}"
 
 
 class FeatureBackbone(Backbone):
-    """A backbone for methods that work on embeddings: the image tower is the identity, the text tower a table.
+    """A backbone for methods that work on embeddings of the model `name`: the image tower is the identity.
 
-    Args:
-        width: E.
-        logit_scale: multiplier of cosines.
-        name: of the model that made the embeddings.
-        classifier: the table: class name -> (E,) embedding.
-        text: a model whose text tower is used, instead of a table.
+    The text tower is a table, class name -> (E,) embedding, or that of the model `text`.
     """
 
     def __init__(

@@ -24,18 +24,14 @@ _PixelBatch = Sequence[torch.Tensor | None]
 
 
 class ViewLoader:
-    """Shuffled batches of training views, the same for any number of workers.
+    """Shuffled batches of training views, the same for any number of workers; the last of an epoch may be smaller.
 
-    The order depends on (seed, epoch), a view on (seed, epoch, index); no global random state is read or
-    changed. The last batch of an epoch may be smaller.
+    The order depends on (seed, epoch), a view on (seed, epoch, index); no global random state is read or changed.
 
     Args:
         workers: Processes that make views; 0 makes them in this one.
         device: Where the batch ends up; to a GPU the pixels travel as uint8.
         ranks: The processes that share each batch: this one makes the views of its share, see `Views`.
-
-    Raises:
-        ValueError: If the data set is empty, or a number is out of its range.
     """
 
     def __init__(
@@ -108,11 +104,7 @@ def eval_batches(
     index: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the evaluation view of every image, or of those at the positions of `index`, in this order.
-
-    Yields:
-        images (B, 3, S, S) float32 in [0, 1] with S = `size`, and their index (B,) int64.
-    """
+    """The evaluation views of all images, or of those at `index`: (B, 3, S, S) in [0, 1], and their positions (B,)."""
     positions = torch.arange(len(dataset)) if index is None else torch.as_tensor(index, dtype=torch.int64)
     for chunk in positions.split(batch_size):
         if len(chunk):
@@ -127,10 +119,9 @@ def eval_views(
     device: torch.device | str = "cpu",
     ranks: Ranks = ONE,
 ) -> Iterator[Views]:
-    """Yield the evaluation view of every image, in order, with `config.crops` crops where a method wants them.
+    """The evaluation view of every image, in order, with `config.crops` crops, which depend on its position alone.
 
-    The crops of an image are random, and the same at every call: they depend on its position alone. Each of several
-    processes gets `batch_size` views at a time, its share of so many times more images.
+    Each of several processes gets `batch_size` views at a time, its share of so many times more images.
     """
     for chunk in torch.arange(len(dataset)).split(batch_size * ranks.size):
         for images, index in eval_batches(dataset, config.size, batch_size, ranks.share(chunk).tolist(), device):

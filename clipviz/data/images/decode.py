@@ -19,6 +19,8 @@ from clipviz.errors import one_line
 # Pillow knows dozens more. Naming these keeps a file called .jpg from being run as PostScript, say.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _NEEDS_PLUGIN = (".heic", ".heif")
+# by the type of numbers; only uint16 says its own
+_FULL_SCALES = {"u": (65535.0,), "i": (255.0, 65535.0), "f": (1.0, 255.0, 65535.0)}
 LARGE = 2**24
 """Images of more pixels (4096 x 4096) are decoded one at a time in a process, whatever its threads."""
 LARGEST = 2**25
@@ -35,14 +37,12 @@ class UnreadableImage(ValueError):
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Decode a file completely: RGB, upright, at the original resolution; those larger than `LARGEST` come smaller.
+    """Decode a file: RGB, upright, at the original resolution; those larger than `LARGEST` come smaller.
 
-    Animations give their first frame, transparency is laid over white, 16-bit and floating-point values are scaled to
-    8 bits.
+    Animations give their first frame, transparency is laid over white, wider numbers are scaled to 8 bits.
 
     Raises:
-        UnreadableImage: Whatever is wrong with the file.
-        ValueError: If the memory does not suffice, which says nothing about the file.
+        UnreadableImage: Whatever is wrong with the file; another ValueError if the memory does not suffice.
     """
     try:
         found = os.stat(path)
@@ -122,18 +122,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale (H, W) numbers to 0..255.
-
-    uint16 has a known full scale. The other types do not say theirs, so it is the smallest of 1 (floats
-    only), 255 and 65535 that covers the values; beyond, the range of the values is stretched.
-    """
-    wide = values.astype(np.float64 if values.dtype.kind == "f" else np.float32)
-    finite = np.nan_to_num(wide, posinf=0.0, neginf=0.0)
+    """Scale (H, W) numbers to 0..255, from the least full scale that covers them; beyond, their range is stretched."""
+    kind = values.dtype.kind
+    finite = np.nan_to_num(values.astype(np.float64 if kind == "f" else np.float32), posinf=0.0, neginf=0.0)
     low, high = finite.min(), finite.max()
-    scales = (65535.0,) if values.dtype.kind == "u" else (255.0, 65535.0)
-    if values.dtype.kind == "f":
-        scales = (1.0, *scales)
-    full = next((scale for scale in scales if low >= 0 and high <= scale), None)
+    full = next((scale for scale in _FULL_SCALES[kind] if low >= 0 and high <= scale), None)
     if full is None:
         finite, full = finite - low, (high - low) or 1.0
     return np.rint(finite * (255 / full)).astype(np.uint8)

@@ -62,18 +62,14 @@ class DiskCache:
     Large images are stored, and given, with a short side of `side` pixels: views of 224 pixels, and crops of half an
     image, lose nothing that can be seen, and every use of an image gives the same pixels whether it is stored or not.
 
-    An entry is known by the file's real path, time of change and size, by `side` and by the version of Pillow. It is
-    checked when it is read, and made again if it is damaged. When the folder is full, entries that this process has not
-    used give way, the oldest first; if all are in use, further images are decoded at each use. Each process that writes
-    may exceed the limit by a sixty-fourth of it.
+    An entry is known by the file's real path, time of change and size, by `side` and by the version of Pillow; a
+    damaged one is made again. When the folder is full, entries that this process has not used give way, the oldest
+    first; if all are in use, further images are decoded at each use. A process may exceed the limit by a sixty-fourth.
 
     Args:
         folder: made if need be; one that holds other things, too, is safe.
         gigabytes: at most so many 10^9 bytes.
         side: of the stored images, in pixels.
-
-    Raises:
-        ValueError: if the folder cannot be written to, or a number is out of its range.
     """
 
     def __init__(self, folder: str | os.PathLike[str], gigabytes: float = 10.0, side: int = CACHE_SIDE) -> None:
@@ -92,11 +88,7 @@ class DiskCache:
         return DiskCache, (os.fspath(self.folder), self.gigabytes, self.side)
 
     def read(self, path: str) -> Image.Image:
-        """An image, with a short side of at most `side`: from its entry, else from its file.
-
-        Raises:
-            UnreadableImage: whatever is wrong with the file.
-        """
+        """An image, with a short side of at most `side`: from its entry, else from its file; UnreadableImage if bad."""
         try:
             entry = self._entry(path)
         except OSError as error:
@@ -146,16 +138,14 @@ class DiskCache:
     def _reserve(self, size: int) -> bool:
         """Whether so many bytes may be written."""
         with self._lock:
-            if self.trouble is not None:
-                return False
-            if size > self._room:
+            if self.trouble is None and size > self._room:
                 self._room = self._make_room(size)
-            if size > self._room:
+            if self.trouble is None and size > self._room:
                 self.trouble = f"{self.folder} is full ({self.gigabytes:g} GB); further images are decoded at each use"
-                return False
-            self._room -= size
-            self._unwritten += size
-            return True
+            if self.trouble is None:
+                self._room -= size
+                self._unwritten += size
+            return self.trouble is None
 
     def _make_room(self, size: int) -> int:
         """Remove what this process has not used until there is room for some images; returns how many bytes."""

@@ -32,8 +32,7 @@ class PixelViews(NamedTuple):
 def make_views(image: Image.Image, config: ViewConfig, seed: int, epoch: int, index: int) -> PixelViews:
     """Make the views of a training image: RGB, any size from 1 x 1, at position `index` of the data set.
 
-    Each kind has a generator of its own, so asking for one more kind, or for more crops, leaves the others as
-    they are.
+    Each kind has its own generator, so that asking for one more kind, or for more crops, leaves the others as they are.
     """
     weak_rng, strong_rng, crops_rng = (np.random.default_rng((seed, epoch, index, kind)) for kind in range(3))
     return PixelViews(
@@ -69,11 +68,7 @@ def strong_view(image: Image.Image, config: ViewConfig, rng: np.random.Generator
 
 
 def crop_views(image: Image.Image, config: ViewConfig, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Cut K random squares from the original and resize them, so that they show what the weak view lost.
-
-    Returns:
-        (K, S, S, 3)
-    """
+    """Cut K random squares from the original and resize them, (K, S, S, 3): they show what the weak view lost."""
     crops = np.empty((config.crops, config.size, config.size, 3), np.uint8)
     for crop in crops:
         side = max(1, int(rng.uniform(*config.crop_scale) * min(image.size)))
@@ -97,8 +92,7 @@ def _center(image_size: tuple[int, int], size: int) -> tuple[int, int]:
 def _resize_and_cut(image: Image.Image, size: int, left: int, top: int, resample: Image.Resampling) -> Image.Image:
     """Resize the short side to `size`, then cut the square at (left, top), computing no other pixels.
 
-    The filter still reads beyond the square, so the outcome is that of resizing the whole image. For an image
-    of 20,000 x 10 pixels the whole would be 2,000 times the square.
+    The filter still reads beyond the square, as if the whole were resized: 2,000 squares at 20,000 x 10 pixels.
     """
     width, height = _resized(image.size, size)
     x_scale, y_scale = image.width / width, image.height / height
@@ -123,8 +117,9 @@ def _random_box(image_size: tuple[int, int], rng: np.random.Generator) -> tuple[
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = _random_corner(image_size, (w, h), rng)
-            return left, top, left + w, top + h
-    w = min(width, max(1, round(height * STRONG_RATIO[1])))
-    h = min(height, max(1, round(width / STRONG_RATIO[0])))
-    left, top = (width - w) // 2, (height - h) // 2
+            break
+    else:
+        w = min(width, max(1, round(height * STRONG_RATIO[1])))
+        h = min(height, max(1, round(width / STRONG_RATIO[0])))
+        left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h

@@ -66,10 +66,7 @@ class Benchmark:
 
 
 class ArrayDataset(ImageDataset):
-    """Images in memory, as small benchmarks come.
-
-    Args: pixels (N, H, W, 3) or, gray, (N, H, W) uint8, and labels (N,) class indices; else as for `ImageFileDataset`.
-    """
+    """Images in memory: pixels (N, H, W, 3) or, gray, (N, H, W) uint8; labels (N,) class indices."""
 
     def __init__(
         self,
@@ -101,11 +98,9 @@ class ArrayDataset(ImageDataset):
 def benchmarks() -> dict[str, Benchmark]:
     """All benchmarks by name."""
     facts = json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
-
-    def frozen(value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-    return {name: Benchmark(name, **{key: frozen(value) for key, value in of.items()}) for name, of in facts.items()}
+    for of in facts.values():
+        of |= {key: tuple(value) for key, value in of.items() if isinstance(value, list)}
+    return {name: Benchmark(name, **of) for name, of in facts.items()}
 
 
 def find_benchmark(spec: str) -> Benchmark | None:
@@ -134,15 +129,14 @@ def load_benchmark(
 
     Args:
         benchmark: What is known of it.
-        split: "train", "val" or "test". `split` of the data set is "official train" and so on, by torchvision's name
-            of it, or "all" if the benchmark has no official split.
+        split: "train", "val" or "test"; the data set's is "official train" and so on, by torchvision's name of it, or
+            "all" if the benchmark has no official split.
         root: The folder that holds `benchmark.files`; None takes $CLIPVIZ_DATA, else data/.
         download: Whether torchvision may download what is missing.
         options: As for `ImageFileDataset`; templates are the benchmark's own unless others are given.
 
     Raises:
         NoSuchSplit: If the benchmark has no such official split.
-        ValueError: If its files are missing (it says where to put them) or cannot be read.
     """
     choose("split", split, (*SPLITS, ALL))
     if benchmark.reader == "split file":
@@ -150,13 +144,14 @@ def load_benchmark(
             f"{benchmark.title} is read from CoOp's split file: give the path of split_zhou_{benchmark.coop}.json"
         )
     folder = os.path.expanduser(root or os.environ.get(ROOT_VARIABLE) or "data")
-    official = _official(benchmark, split)
+    if benchmark.splits and split not in benchmark.splits:
+        raise NoSuchSplit(f"{benchmark.title} has no official {split!r} split; it has {', '.join(benchmark.splits)}")
+    official = benchmark.splits.get(split, split)  # torchvision's name of it; as it came where there are none
     _make_sure(benchmark, folder, official, download)
     options["templates"] = options.get("templates") or benchmark.templates
     if benchmark.reader == "arrays":  # torchvision unpickles CIFAR only if its bytes have the published checksum
         data = _read(benchmark, folder, official)
-        names = tuple(map(benchmark.spoken, data.classes))
-        pixels, labels = np.asarray(data.data), [int(label) for label in data.targets]
+        names, pixels, labels = tuple(map(benchmark.spoken, data.classes)), np.asarray(data.data), data.targets
         used = f"official {official}"
         return ArrayDataset(pixels, labels, name=benchmark.name, split=used, class_names=names, **options)
     read = {"folders": _folders, "files": _files, "own lists": _own_lists}[benchmark.reader]
@@ -167,15 +162,6 @@ def load_benchmark(
         raise ValueError(f"{benchmark.title}: there is no image{which} in {place!r}; it wants {benchmark.put}")
     layout = replace(layout, class_names=benchmark.names or tuple(map(benchmark.spoken, layout.class_names)))
     return ImageFileDataset(layout, folder, name=benchmark.name, place=f"{benchmark.title} in {folder!r}", **options)
-
-
-def _official(benchmark: Benchmark, split: str) -> str:
-    """Torchvision's name of the split; as it came where there are none."""
-    if not benchmark.splits:
-        return split
-    if split not in benchmark.splits:
-        raise NoSuchSplit(f"{benchmark.title} has no official {split!r} split; it has {', '.join(benchmark.splits)}")
-    return benchmark.splits[split]
 
 
 def _make_sure(benchmark: Benchmark, root: str, split: str, download: bool) -> None:
@@ -189,9 +175,11 @@ def _make_sure(benchmark: Benchmark, root: str, split: str, download: bool) -> N
         except Exception as error:  # no network, no space, a changed file: torchvision raises what it meets
             raise ValueError(f"{benchmark.title} could not be downloaded: {one_line(error)}") from error
         return
-    load = "; give the folder that has it (root=, --root)"
-    load += ", or let it be downloaded (download=True, --download)" if benchmark.downloads else ""
-    raise ValueError(f"{benchmark.title} wants {benchmark.put} so that {wanted!r} exists, but it does not{load}")
+    or_load = ", or let it be downloaded (download=True, --download)" if benchmark.downloads else ""
+    raise ValueError(
+        f"{benchmark.title} wants {benchmark.put} so that {wanted!r} exists, but it does not; give the folder that has "
+        f"it (root=, --root){or_load}"
+    )
 
 
 def _construct(benchmark: Benchmark, root: str, split: str, download: bool = False) -> Any:
@@ -224,11 +212,10 @@ def _damaged(benchmark: Benchmark, root: str, reason: str) -> ValueError:
 def _files(benchmark: Benchmark, root: str, split: str) -> Layout:
     """The files that torchvision lists for a split, under names that are private, and the same in all versions."""
     data = _read(benchmark, root, split)
-    if hasattr(data, "_samples"):
-        pairs = [(os.fspath(path), int(label)) for path, label in data._samples]
-    else:
+    if (found := getattr(data, "_samples", None)) is None:
         paths = data._images if benchmark.torchvision == "OxfordIIITPet" else data._image_files
-        pairs = [(os.fspath(path), int(label)) for path, label in zip(paths, data._labels, strict=True)]
+        found = zip(paths, data._labels, strict=True)
+    pairs = [(os.fspath(path), int(label)) for path, label in found]
     used = f"official {split}" if benchmark.splits else ALL
     if benchmark.name == "gtsrb" and split == "train":  # the folder's name is the label, whichever folders there are
         pairs = [(path, int(os.path.basename(os.path.dirname(path)))) for path, _ in pairs]
@@ -253,12 +240,9 @@ def _sun_partition(pairs: list[tuple[str, int]], folder: str, split: str) -> tup
 
 
 def _own_lists(benchmark: Benchmark, root: str, split: str) -> Layout:
-    """What the published lists of a benchmark say."""
     folder = os.path.join(root, benchmark.files)
     try:
-        if benchmark.name == "cub200":
-            return read_cub(os.path.dirname(folder), split)
-        return read_resisc45(folder, split)
+        return read_cub(os.path.dirname(folder), split) if benchmark.name == "cub200" else read_resisc45(folder, split)
     except NoSuchSplit:
         raise
     except (OSError, ValueError) as error:

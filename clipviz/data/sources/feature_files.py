@@ -48,12 +48,9 @@ def read_features(
         path: .npz or .safetensors.
         classes: names to use instead of the file's, or a text file with one on each line.
         options: descriptions and templates, as for `FeatureDataset`; n, at most so many rows, drawn at random by seed.
-
-    Raises:
-        ValueError: if the file cannot be read, or with the first array that does not fit.
     """
     file, name = os.fspath(path), data_name(os.fspath(path))
-    arrays = _read_safetensors(file) if file.lower().endswith(".safetensors") else _read_npz(file)
+    arrays = _read(file)
     if "embeddings" not in arrays:
         held = listed(sorted(arrays)) or "nothing"
         raise ValueError(f"{name}: wanted an array 'embeddings' (n, E), but the file holds {held}")
@@ -63,7 +60,10 @@ def read_features(
             f"{name}: not used: {listed(others)}; the arrays that mean something here are {', '.join(_KNOWN)}",
             stacklevel=3,
         )
-    logit_scale = _number("logit_scale", arrays.get("logit_scale", DEFAULT_LOGIT_SCALE), name)
+    try:
+        logit_scale = float(arrays.get("logit_scale", DEFAULT_LOGIT_SCALE))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: logit_scale must be one number ({one_line(error)})") from error
     if 0 < logit_scale < _LEAST_USUAL_SCALE:
         warnings.warn(
             f"{name}: logit_scale is {logit_scale:g}, so the model is sure of nothing; CLIP's is near 100, and its "
@@ -99,27 +99,23 @@ def _check_kinds(arrays: dict[str, Any], source: str) -> None:
             raise ValueError(f"{source}: {key} must be an array of numbers, but it holds something else{hint}")
 
 
-def _number(what: str, value: Any, source: str) -> float:
+def _read(name: str) -> dict[str, Any]:
     try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{source}: {what} must be one number ({one_line(error)})") from error
+        return _read_safetensors(name) if name.lower().endswith(".safetensors") else _read_npz(name)
+    except Exception as error:  # zip, zlib, numpy and the parsers of safetensors raise many kinds for a damaged file
+        pickled = "it holds Python objects, which are never unpickled; save arrays of numbers"
+        reason = pickled if "allow_pickle" in str(error) else one_line(error)
+        raise ValueError(f"cannot read features from {name!r}: {reason}") from error
 
 
 def _read_npz(name: str) -> dict[str, Any]:
     """Tensors and text of an .npz file; pickled arrays are refused."""
-    try:
-        with open(name, "rb") as raw:  # opened here, because numpy leaves a damaged file open
-            if not zipfile.is_zipfile(raw):
-                raise ValueError("it is damaged or no .npz archive, as numpy.savez writes it")
-            raw.seek(0)
-            with np.load(raw, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-    except Exception as error:  # zip, zlib and numpy raise many kinds for a damaged file
-        pickled = "it holds Python objects, which are never unpickled; save arrays of numbers"
-        reason = pickled if "allow_pickle" in str(error) else one_line(error)
-        raise ValueError(f"cannot read features from {name!r}: {reason}") from error
-    return {key: _plain(array) for key, array in arrays.items()}
+    with open(name, "rb") as raw:  # opened here, because numpy leaves a damaged file open
+        if not zipfile.is_zipfile(raw):
+            raise ValueError("it is damaged or no .npz archive, as numpy.savez writes it")
+        raw.seek(0)
+        with np.load(raw, allow_pickle=False) as file:
+            return {key: _plain(file[key]) for key in file.files}
 
 
 def _plain(array: np.ndarray) -> Any:
@@ -135,23 +131,16 @@ def _plain(array: np.ndarray) -> Any:
 
 def _read_safetensors(name: str) -> dict[str, Any]:
     """Tensors of a .safetensors file, and the text in its metadata."""
-    try:
-        with safe_open(name, "pt") as file:
-            metadata = file.metadata() or {}
-            out: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        if "class_names" in metadata:
-            out["class_names"] = [str(item) for item in json.loads(metadata["class_names"])]
-    except Exception as error:  # the parsers of the file and of its metadata raise many kinds
-        raise ValueError(f"cannot read features from {name!r}: {one_line(error)}") from error
+    with safe_open(name, "pt") as file:
+        metadata = file.metadata() or {}
+        out: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    if "class_names" in metadata:
+        out["class_names"] = [str(item) for item in json.loads(metadata["class_names"])]
     return out | {key: metadata[key] for key in ("model", "logit_scale") if key in metadata}
 
 
 def write_features(path: str | os.PathLike[str], dataset: FeatureDataset) -> None:
-    """Write embeddings as .npz or .safetensors, by the suffix; never half a file.
-
-    Raises:
-        ValueError: for another suffix.
-    """
+    """Write embeddings as .npz or .safetensors, by the suffix; never half a file."""
     target = Path(path)
     if target.suffix.lower() not in FEATURE_SUFFIXES:
         raise ValueError(f"features go into a .npz or .safetensors file, got {os.fspath(path)!r}; give one of these")

@@ -1,4 +1,4 @@
-"""Image files on disk, found in whatever way, as a data set."""
+"""Image files on disk as a data set: those of a folder, or found in another way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypedDict
+from typing import TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,8 @@ from PIL import Image
 from clipviz.data.base import ImageDataset, Skipped
 from clipviz.data.images.decode import UnreadableImage, read_image
 from clipviz.data.images.pixel_cache import DiskCache, MemoryCache
-from clipviz.data.sources.layout import Layout, read_class_names
-from clipviz.data.sources.scan import display_path
+from clipviz.data.sources.layout import Layout, read_class_names, read_layout
+from clipviz.data.sources.scan import data_name, display_name, display_path
 from clipviz.errors import one_line
 from clipviz.prompts import Descriptions, check_class_names, make_prompts, short_hash
 
@@ -54,15 +54,8 @@ class ImageFileDataset(ImageDataset):
         layout: Which files, of which classes.
         root: The folder that their display names are relative to.
         place: Where the images lie, for the message that there is none, such as "the folder 'photos'".
-        descriptions: A CuPL JSON file, or class name -> sentences.
-        templates: One or more patterns with "{}" for the class name.
-        n: At most so many images, drawn at random by `seed`.
         cache_bytes: Decoded images are kept in memory up to this size; the rest is decoded at each use.
-        disk_cache: A place on disk for them, too; it shrinks large ones.
-        progress: Called with (files opened, files to open).
-
-    Raises:
-        ValueError: If texts and classes do not fit each other, or no image can be read.
+        descriptions, templates, n, seed, disk_cache, progress: As for `load_dataset`.
     """
 
     are_files = True
@@ -101,11 +94,7 @@ class ImageFileDataset(ImageDataset):
         self.names = [display_path(path, root) for path in self._paths]
 
     def image(self, index: int) -> Image.Image:
-        """Return image `index` as RGB, upright, at its original resolution, or as large as the disk cache keeps it.
-
-        Raises:
-            RuntimeError: If the file cannot be read any more.
-        """
+        """Image `index` as RGB, upright, as large as it is or the disk cache keeps it; RuntimeError if it is gone."""
         path = self._paths[index]
         if (pixels := self._cache.get(path)) is not None:
             return Image.fromarray(pixels)
@@ -127,16 +116,13 @@ class ImageFileDataset(ImageDataset):
     def _open_all(
         self, layout: Layout, root: str, n: int | None, seed: int, progress: Progress
     ) -> tuple[dict[int, bytes], list[Skipped]]:
-        """Decode until n are good (all if None); return their positions in order with a sample, and the bad ones.
-
-        It is done in threads: Pillow releases the interpreter lock.
-        """
+        """Decode until n are good (all if None); return their positions in order with a sample, and the bad ones."""
         total = len(layout.paths)
         order = list(range(total)) if n is None else np.random.default_rng(seed).permutation(total).tolist()
         wanted = total if n is None else min(n, total)
         kept: dict[int, bytes] = {}
         unreadable: list[Skipped] = []
-        pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
+        pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))  # Pillow releases the interpreter lock
         try:
             with warnings.catch_warnings():
                 # Pillow's remarks on odd but readable files, and on sizes that read_image judges itself
@@ -167,12 +153,44 @@ class ImageFileDataset(ImageDataset):
             return error.strerror or one_line(error)
 
 
+class ImageFolderDataset(ImageFileDataset):
+    """A folder of images. Layouts: see `read_layout`.
+
+    Args:
+        folder: With class folders, or images, or either inside train/, val/ and test/.
+        classes: Class names, or a text file with one on each line. The default takes the class folders, else
+            classes.txt in the folder, else the keys of `descriptions`, else no class is known.
+        options: As for `ImageFileDataset`.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        split: str = "train",
+        *,
+        classes: Classes | None = None,
+        **options: Unpack[FileOptions],
+    ) -> None:
+        check_count(options.get("n"))  # before the folder is looked through
+        root = os.fsdecode(folder)
+        name = data_name(root)
+        layout = read_layout(root, split, given_classes(classes))
+        super().__init__(layout, root, name=name, place=f"the folder {name!r}", **options)
+        folders = {os.path.dirname(path) for path in self._paths}
+        if classes is None and len(self.class_names) == 1 < len(folders):  # an archive wraps its data set in a folder
+            above = display_name(os.path.dirname(min(folders, key=len)))
+            warnings.warn(
+                f"{name!r} has one class, {self.class_names[0]!r}, so every guess is right; if the folders in it "
+                f"are the classes, give {above!r}",
+                stacklevel=2,
+            )
+
+
 def _sample(path: str) -> bytes:
     """What tells a file from another that took its place: a hash of its size, its first 4 kB and its last.
 
-    It costs little beside decoding, and does not depend on when a file was touched. What changes in the middle of a
-    file and keeps its size and both its ends is not seen: that can be in BMP and plain TIFF, while compressed images
-    would end otherwise.
+    It costs little beside decoding, and does not depend on when a file was touched. What changes in the middle alone is
+    not seen: that can be in BMP and plain TIFF, while compressed images would end otherwise.
     """
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size

@@ -62,37 +62,42 @@ def read_layout(root: str, split: str, classes: Sequence[str] | None = None) -> 
     Args:
         root: The folder.
         split: "train", "val" or "test". If there is no test/, val/ stands in; a folder without splits gives all images.
-        classes: The names and order of the classes; None takes the class folders (of all splits together, so that class
-            indices agree between splits), else classes.txt in the folder.
+        classes: In their order; None takes the class folders (of all splits together, so that class indices agree
+            between splits), else classes.txt in the folder.
 
     Raises:
         NoSuchSplit: If the folder has splits, but not this one.
-        ValueError: If there is no such folder, no image, or a class folder that is not in `classes`.
     """
     choose("split", split, (*SPLITS, ALL))
-    split_folders = _split_folders(root)
-    used = _pick_split(split, split_folders, root) if split_folders else ALL
-    bases = [os.path.join(root, name) for name in split_folders.values()] or [root]
-    base = os.path.join(root, split_folders[used]) if split_folders else root
+    bases = _split_folders(root) or {ALL: root}
+    used = used_split(split, bases) if ALL not in bases else ALL
+    if used not in bases:
+        there = ", ".join(repr(os.path.basename(folder)) for folder in bases.values())
+        raise NoSuchSplit(
+            f"no split {split!r} in the folder {display_name(root)!r}; it has {there}; ask for one of these, or give "
+            f"its folder as the data ({display_name(next(iter(bases.values())))!r})"
+        )
+    base = bases[used]
     folders = _class_folders(base, root)
-    named = sorted({folder for other in bases for folder in _class_folders(other, root)})
+    named = sorted({folder for other in bases.values() for folder in _class_folders(other, root)})
     layout = Layout(used, tuple(classes) if classes is not None else _class_names(root, base, named))
-    if folders:
-        _add_class_folders(layout, base, root, folders)
-        return layout
     loose = find_images(base, root, deep=False)
-    if not loose.images:
+    if folders:
+        outside = [Skipped(display_path(path, root), "lies outside the class folders") for path in loose.images]
+        layout.skipped.extend(loose.skipped + outside)
+        # a link from one class to another, or to all of them, must not make the images of that one this one's
+        read_anyway = folder_keys([root, base, *(os.path.join(base, folder) for folder in folders)])
+        for folder, target in zip(folders, _targets_of(folders, layout.class_names, root), strict=True):
+            layout.add_found(find_images(os.path.join(base, folder), root, elsewhere=read_anyway), target)
+    elif loose.images:
+        layout.add_found(loose, UNLABELLED)
+    else:
         raise ValueError(_no_image(base, root))
-    layout.add_found(loose, UNLABELLED)
     return layout
 
 
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Read class names from a text file, one on a line; the line's position is the class index.
-
-    Raises:
-        ValueError: If the file cannot be read as UTF-8 text, is empty or names a class twice.
-    """
+    """Class names from a UTF-8 text file, one on a line; the line's position is the class index."""
     source = f"class list {os.fspath(path)!r}"
     text = read_text(path, source, "; give a list, or a text file with one name a line")
     names = tuple(line.strip() for line in text.split("\n") if line.strip())
@@ -103,7 +108,7 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def _split_folders(root: str) -> dict[str, str]:
-    """Return split -> folder name; empty if the sub-folders are not splits.
+    """Return split -> folder; empty if the sub-folders are not splits.
 
     A class may be called "train", so one such name among others is one; train beside another split is not.
     """
@@ -114,7 +119,7 @@ def _split_folders(root: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in folders:
         if split := SPLIT_FOLDERS.get(name.lower()):
-            found.setdefault(split, name)
+            found.setdefault(split, os.path.join(root, name))
     only_splits = all(name.lower() in SPLIT_FOLDERS for name in folders)
     return found if only_splits or ("train" in found and len(found) > 1) else {}
 
@@ -124,20 +129,8 @@ def used_split(split: str, there: Collection[str]) -> str:
     return "val" if split == "test" and "test" not in there and "val" in there else split
 
 
-def _pick_split(split: str, split_folders: dict[str, str], root: str) -> str:
-    used = used_split(split, split_folders)
-    if used not in split_folders:
-        there = ", ".join(repr(name) for name in split_folders.values())
-        one = display_name(os.path.join(root, next(iter(split_folders.values()))))
-        raise NoSuchSplit(
-            f"no split {split!r} in the folder {display_name(root)!r}; it has {there}; ask for one of these, or give "
-            f"its folder as the data ({one!r})"
-        )
-    return used
-
-
 def _class_folders(base: str, root: str) -> list[str]:
-    """Return the names of the class folders: all sub-folders, provided that at least one holds an image."""
+    """The names of the class folders: all sub-folders, provided that at least one holds an image."""
     try:
         folders = list_folder(base).folders
     except OSError:
@@ -146,22 +139,10 @@ def _class_folders(base: str, root: str) -> list[str]:
 
 
 def _class_names(root: str, base: str, class_folders: Sequence[str]) -> tuple[str, ...]:
-    if class_folders:
+    lists = [path for folder in (base, root) if os.path.isfile(path := os.path.join(folder, "classes.txt"))]
+    if class_folders or not lists:
         return tuple(map(display_name, class_folders))
-    for folder in (base, root):
-        if os.path.isfile(path := os.path.join(folder, "classes.txt")):
-            return read_class_names(path)
-    return ()
-
-
-def _add_class_folders(layout: Layout, base: str, root: str, folders: Sequence[str]) -> None:
-    loose = find_images(base, root, deep=False)
-    outside = [Skipped(display_path(path, root), "lies outside the class folders") for path in loose.images]
-    layout.skipped.extend(loose.skipped + outside)
-    # a link from one class to another, or to all of them, must not make the images of that one this one's
-    read_anyway = folder_keys([root, base, *(os.path.join(base, folder) for folder in folders)])
-    for folder, target in zip(folders, _targets_of(folders, layout.class_names, root), strict=True):
-        layout.add_found(find_images(os.path.join(base, folder), root, elsewhere=read_anyway), target)
+    return read_class_names(lists[0])
 
 
 def _targets_of(folders: Sequence[str], class_names: tuple[str, ...], root: str) -> list[int]:

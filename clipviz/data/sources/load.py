@@ -10,18 +10,17 @@ from dataclasses import replace
 from clipviz.data.base import ImageDataset
 from clipviz.data.images.pixel_cache import DiskCache
 from clipviz.data.sources.benchmarks import benchmark_of_split_file, benchmarks, find_benchmark, load_benchmark
-from clipviz.data.sources.coop import is_coop_split, read_coop_split
 from clipviz.data.sources.feature_files import FEATURE_SUFFIXES, read_features
-from clipviz.data.sources.folder import ImageFolderDataset
 from clipviz.data.sources.image_files import (
     Classes,
     DataOptions,
     FileOptions,
     ImageFileDataset,
+    ImageFolderDataset,
     Progress,
     given_classes,
 )
-from clipviz.data.sources.layout import Layout
+from clipviz.data.sources.lists import is_coop_split, read_coop_split
 from clipviz.data.sources.manifest import MANIFEST_SUFFIXES, read_manifest
 from clipviz.data.sources.scan import data_name, display_name, list_folder
 from clipviz.errors import unknown
@@ -29,7 +28,6 @@ from clipviz.origin import remembered
 from clipviz.prompts import Descriptions
 
 _BIRDS = "birds"
-_DEFAULT_DOMAIN = "source"
 
 
 @remembered("disk_cache", "progress")
@@ -52,13 +50,11 @@ def load_dataset(
     """Load a data set.
 
     Args:
-        spec: "birds" or "birds/DOMAIN"; a benchmark by name ("dtd", "eurosat", "pets", ...; see
-            `data/sources/benchmarks.py`; a folder called so comes first, unless `root` or `download` is given); a
-            folder of images (one that is called birds is "./birds"); a .csv or .parquet manifest; CoOp's
-            split_zhou_*.json; or a .npz or .safetensors file of embeddings.
+        spec: "birds" or "birds/DOMAIN"; a folder of images (one called birds is "./birds"); a benchmark by name ("dtd",
+            "pets", ...; see `benchmarks.py`; a folder called so comes first, unless `root` or `download` is given);
+            a .csv or .parquet manifest; CoOp's split_zhou_*.json; or a .npz or .safetensors file of embeddings.
         split: "train", "val" or "test". A folder without splits gives all images, and says so in `split`.
-        classes: For folders, manifests and embeddings: class names, or a text file with one on each line. Birds and
-            benchmarks bring their own.
+        classes: Class names, or a text file with one on each line; birds, benchmarks and split files bring their own.
         descriptions: A CuPL JSON file, or class name -> sentences.
         templates: One or more patterns with "{}" for the class name.
         seed: Of the images of birds, and of the draw of `n` images.
@@ -78,10 +74,9 @@ def load_dataset(
     options: FileOptions = {**texts, "disk_cache": disk_cache, "progress": progress}
     if text == _BIRDS or text.startswith(_BIRDS + "/"):
         _refuse_classes(classes, "birds bring their")
-        # here, so that a folder of images needs nothing of the renderer
-        from clipviz.birds.dataset import BirdsDataset
+        from clipviz.birds.dataset import BirdsDataset  # here, so that a folder of images needs no renderer
 
-        return BirdsDataset(text.partition("/")[2] or _DEFAULT_DOMAIN, split, severity=severity, **texts)
+        return BirdsDataset(text.partition("/")[2] or "source", split, severity=severity, **texts)
     place = None if root is None else os.path.expanduser(os.fsdecode(root))
     is_folder_of_yours = place is None and not download and os.path.isdir(text)
     if not is_folder_of_yours and (benchmark := find_benchmark(text)):
@@ -91,29 +86,21 @@ def load_dataset(
     if os.path.isfile(path):
         if text.lower().endswith(FEATURE_SUFFIXES):
             return read_features(path, classes=classes, **texts)
+        name = data_name(path)
         if text.lower().endswith(MANIFEST_SUFFIXES):
             layout = read_manifest(path, split, given_classes(classes), allow_outside=allow_outside)
-            return _from_layout(layout, os.path.dirname(os.path.abspath(path)), path, "manifest", options)
+            folder = os.path.dirname(os.path.abspath(path))
+            return ImageFileDataset(layout, folder, name=name, place=f"the manifest {name!r}", **options)
         if is_coop_split(text):
             _refuse_classes(classes, "a split file brings its")
-            return _load_coop(path, split, place, options)
+            layout, folder = read_coop_split(path, split, place)
+            if benchmark := benchmark_of_split_file(path):  # it knows the names and templates that CLIP needs
+                layout = replace(layout, class_names=tuple(map(benchmark.spoken, layout.class_names)))
+                options["templates"] = templates or benchmark.templates
+            return ImageFileDataset(layout, folder, name=name, place=f"the split file {name!r}", **options)
     if not os.path.isdir(path):
         raise ValueError(_no_folder(text, path))
     return ImageFolderDataset(path, split, classes=classes, **options)
-
-
-def _load_coop(path: str, split: str, root: str | None, options: FileOptions) -> ImageDataset:
-    """CoOp's split of a benchmark, with the benchmark's names and templates where it is a known one."""
-    layout, folder = read_coop_split(path, split, root)
-    if benchmark := benchmark_of_split_file(path):
-        layout = replace(layout, class_names=tuple(map(benchmark.spoken, layout.class_names)))
-        options["templates"] = options["templates"] or benchmark.templates
-    return _from_layout(layout, folder, path, "split file", options)
-
-
-def _from_layout(layout: Layout, root: str, path: str, kind: str, options: FileOptions) -> ImageDataset:
-    name = data_name(path)
-    return ImageFileDataset(layout, root, name=name, place=f"the {kind} {name!r}", **options)
 
 
 def _refuse_classes(classes: Classes | None, who_brings: str) -> None:

@@ -38,17 +38,13 @@ def read_manifest(
         path: The .csv (UTF-8) or .parquet file.
         split: "train", "val" or "test"; without a column `split` all images are given.
         classes: Names and order of the classes; None takes the labels, sorted, of all splits together.
-        allow_outside: Whether images may lie outside the manifest's folder: one made by somebody else could name any
-            file of yours.
-
-    Raises:
-        NoSuchSplit: If the manifest has splits, but not this one.
-        ValueError: If it cannot be read, lacks the column `path`, lists nothing, or leaves its folder unasked.
+        allow_outside: Whether images may lie outside the manifest's folder: a foreign one could name any file of yours.
     """
     choose("split", split, (*SPLITS, ALL))
     source = f"manifest {display_name(path)!r}"
     table = _read_table(path, source)
-    labels = _labels(table, source)
+    cells = table.get("label", [None] * len(table))
+    labels = [_label(row, cell, source) for row, cell in enumerate(cells, start=1)]
     class_names, class_of = _class_names(labels, classes, source)
     used, rows = _rows_of_split(table, split, source)
     layout = Layout(used, class_names)
@@ -73,15 +69,21 @@ def _read_table(path: str, source: str) -> pd.DataFrame:
         raise ValueError(f"{source}: cannot be read ({error.strerror or one_line(error)})") from error
     except Exception as error:  # both parsers raise many kinds for a damaged file
         raise ValueError(f"{source}: {_why_no_table(error)}") from error
-    table.columns = [str(column).strip().lower() for column in table.columns]
+    columns = [str(column).strip().lower() for column in table.columns]
     for column in ("path", "label", "split"):
-        if list(table.columns).count(column) > 1:
+        if columns.count(column) > 1:
             raise ValueError(f"{source}: has the column {column!r} twice")
-    if "path" not in table.columns:
-        raise ValueError(f"{source}: {_why_no_path(list(table.columns))}")
+    if "path" not in columns:
+        advice = "call the one with the file names path"
+        if len(columns) == 1 and any(separator in columns[0] for separator in ";\t"):
+            advice = "separate the columns with commas"
+        elif any(os.path.splitext(column)[1] in IMAGE_SUFFIXES for column in columns):
+            advice = "put the line path,label before the first image"
+        held = ", ".join(map(repr, columns[:10]))
+        raise ValueError(f"{source}: wanted the columns path and (if known) label, found {held}; {advice}")
     if not len(table):
         raise ValueError(f"{source}: lists no image; it has its header only")
-    return table
+    return table.set_axis(columns, axis=1)
 
 
 def _why_no_table(error: Exception) -> str:
@@ -94,40 +96,18 @@ def _why_no_table(error: Exception) -> str:
     return f"is not a table ({reason}); wanted Parquet, or UTF-8 text that begins with the line path,label"
 
 
-def _why_no_path(columns: Sequence[str]) -> str:
-    """What is wrong with a table without the column `path`, and what to do."""
-    held = ", ".join(repr(column) for column in columns[:10])
-    if len(columns) == 1 and any(separator in columns[0] for separator in ";\t"):
-        advice = "separate the columns with commas"
-    elif any(os.path.splitext(column)[1] in IMAGE_SUFFIXES for column in columns):
-        advice = "put the line path,label before the first image"
-    else:
-        advice = "call the one with the file names path"
-    return f"wanted the columns path and (if known) label, found {held}; {advice}"
-
-
-def _labels(table: pd.DataFrame, source: str) -> list[str | None]:
-    """One text for each row; None where it is unlabelled."""
-    labels: list[str | None] = []
-    for row, value in enumerate(table.get("label", [None] * len(table))):
-        try:
-            labels.append(_label(value))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"{source}: row {row + 1} has the label {repr(value)[:80]}; labels are text or whole numbers"
-            ) from error
-    return labels
-
-
-def _label(value: Any) -> str | None:
+def _label(row: int, value: Any, source: str) -> str | None:
     """A cell as text, None if it is empty."""
     if isinstance(value, str):
         return value.strip() or None
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, bytes) or np.ndim(value) or value != int(value):
-        raise ValueError
-    return str(int(value))
+    try:
+        if not isinstance(value, bytes) and not np.ndim(value) and value == int(value):
+            return str(int(value))
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"{source}: row {row} has the label {repr(value)[:80]}; labels are text or whole numbers")
 
 
 def _class_names(

@@ -45,11 +45,7 @@ def display_path(path: str, root: str) -> str:
 
 
 def list_folder(path: str, root: str | None = None) -> Listing:
-    """List one folder; the paths of what is skipped are relative to `root`.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
+    """List one folder, whose `OSError` is the caller's; the paths of what is skipped are relative to `root`."""
     listing = Listing()
     with os.scandir(path) as entries:
         visible = [entry for entry in entries if not entry.name.startswith((".", "__MACOSX"))]
@@ -60,16 +56,14 @@ def list_folder(path: str, root: str | None = None) -> Listing:
 
 def _sort_in(entry: os.DirEntry[str], listing: Listing, root: str) -> None:
     suffix = os.path.splitext(entry.name)[1].lower()
-    looks_like_image = suffix in IMAGE_SUFFIXES
-    reason = "not a regular file"  # a pipe would block for ever
     try:
         mode = entry.stat().st_mode
+        reason = "a folder, not an image" if stat.S_ISDIR(mode) else "not a regular file"  # a pipe would block for ever
     except OSError as error:
         mode, reason = 0, "broken symbolic link" if entry.is_symlink() else str(error.strerror)
-    if looks_like_image and stat.S_ISREG(mode):
+    if suffix in IMAGE_SUFFIXES and stat.S_ISREG(mode):
         listing.images.append(entry.path)
-    elif looks_like_image:
-        reason = "a folder, not an image" if stat.S_ISDIR(mode) else reason
+    elif suffix in IMAGE_SUFFIXES:
         listing.skipped.append(Skipped(display_path(entry.path, root), reason))
     elif stat.S_ISDIR(mode):
         listing.folders.append(entry.name)
@@ -109,8 +103,8 @@ def find_images(folder: str, root: str, deep: bool = True, elsewhere: Set[tuple[
         try:
             listing = list_folder(path, root)
         except OSError as error:
-            found.skipped.append(Skipped(display_path(path, root), f"cannot read this folder: {error.strerror}"))
-            continue
+            reason = f"cannot read this folder: {error.strerror}"
+            listing = Listing(skipped=[Skipped(display_path(path, root), reason)])
         found.images += listing.images
         found.skipped += listing.skipped
         found.other_suffixes |= listing.other_suffixes
