@@ -73,26 +73,27 @@ def saliency_scores(
     for kind in kinds:
         choose("saliency kind", kind, KINDS)
     chosen = _metrics(metrics, regions, parts)
-    question = {
+    question: dict[str, Any] = {
         "target": targets(model, images, target) if target is not None or isinstance(model, Method) else None,
         "contrast": None if contrast is None else resolve(model, contrast, len(images)),
     }
     scrambled = scrambled_model(model, seed) if "sanity" in chosen else model
     rows: list[pd.DataFrame] = []
     for index in torch.arange(len(images)).split(batch_size):
-        asked = {name: None if column is None else column[index] for name, column in question.items()}
+        asked: dict[str, Any] = {name: None if column is None else column[index] for name, column in question.items()}
         masks = {name: mask[index] for name, mask in (regions or {}).items()}
-        ids = None if parts is None else parts[index]
+        some, ids = images[index], None if parts is None else parts[index]
         for kind in kinds:
             own = (options or {}).get(kind, {})
-            explain = partial(saliency, images=images[index], kind=kind, **(asked if KINDS[kind].asks else {}), **own)
-            given, raw = (model, images[index]), explain(model).raw
+            about = {"images": some, "kind": kind, **(asked if KINDS[kind].asks else {})}
+            explain: Callable[[Model], SaliencyMaps] = partial(saliency, **about, **own)
+            raw = explain(model).raw
             scores = mask_scores(raw.cpu(), masks, ids, chosen)
             model_scores: dict[str, Callable[[], Tensor]] = {
-                "deletion_auc": partial(deletion_auc, *given, raw, **asked),
-                "insertion_auc": partial(insertion_auc, *given, raw, **asked),
-                "infidelity": partial(map_infidelity, *given, raw, seed=seed, **asked),
-                "sensitivity": partial(map_sensitivity, *given, kind, seed=seed, **asked, **own),
+                "deletion_auc": partial(deletion_auc, model, some, raw, **asked),
+                "insertion_auc": partial(insertion_auc, model, some, raw, **asked),
+                "infidelity": partial(map_infidelity, model, some, raw, seed=seed, **asked),
+                "sensitivity": partial(map_sensitivity, model, some, kind, seed=seed, **asked, **own),
                 "sanity": partial(_correlation_with, raw, explain, scrambled),
             }
             scores |= {(name, ""): model_scores[name]().cpu() for name in chosen if name in model_scores}
