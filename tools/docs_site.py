@@ -1,0 +1,128 @@
+"""The documentation site: what mkdocs is told about this repository (`mkdocs.yml` names this file under `hooks`).
+
+Pages are Markdown files and notebooks where they lie, so that a link works on a code host and on the site alike.
+Notebooks become Markdown with their stored outputs, formulas MathML, the help of the command line a page. Nothing
+is executed, and no page asks a network for anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from clipviz.cli.main import build_parser
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.md", "notebooks/README.md", "notebooks/*.ipynb",
+         "clipviz/birds/MODEL_CARD.md")  # fmt: skip
+PICTURES = ("docs/**/*.png", "docs/**/*.webp", "docs/**/*.svg")
+
+#: Code, which is left alone; a formula between two dollar signs, or one.
+_CODE_OR_FORMULA = re.compile(
+    r"(?P<code>^```.*?^```|`[^`\n]+`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.S | re.M
+)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """All pages and their pictures, by their paths in the repository."""
+    own = [file for file in files if file.src_uri == "site.css" or file.src_dir != config.docs_dir]  # and the theme's
+    paths = sorted({path.relative_to(ROOT).as_posix() for pattern in PAGES + PICTURES for path in ROOT.glob(pattern)})
+    own += [File(path, str(ROOT), config.site_dir, config.use_directory_urls) for path in paths]
+    own.append(File.generated(config, "docs/reference/command_line.md", content=command_line()))
+    for path in paths:
+        if path.endswith(".ipynb"):
+            own += [File.generated(config, name, content=data) for name, data in pictures(ROOT / path)]
+    for file in own:
+        if file.src_uri.endswith(".ipynb"):  # mkdocs knows Markdown only
+            file.dest_uri = file.src_uri.removesuffix("ipynb") + "html"
+            file.is_documentation_page = lambda: True  # type: ignore[method-assign]
+    return Files(own)
+
+
+def on_page_read_source(page: Page, config: MkDocsConfig) -> str | None:
+    """A notebook as Markdown; other pages are read as they are."""
+    path = page.file.src_uri
+    return "\n\n".join(markdown(ROOT / path)) if path.endswith(".ipynb") else None
+
+
+def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """What code hosts understand and this Markdown does not: formulas, and a list right after a line of text."""
+    return _CODE_OR_FORMULA.sub(_formula, "\n".join(_with_lists_apart(text)))
+
+
+def _with_lists_apart(text: str) -> Iterator[str]:
+    before, is_code = "", False
+    for line in text.splitlines():
+        is_code ^= line.startswith("```")
+        if not is_code and re.match(r"- |1\. ", line) and re.match(r"[^\s-]", before):
+            yield ""
+        yield line
+        before = line
+
+
+def _formula(match: re.Match[str]) -> str:
+    if match["code"]:
+        return match["code"]
+    if match["block"]:
+        return convert(match["block"], display="block")
+    return f'<span class="formula">{convert(match["inline"])}</span>'
+
+
+def command_line() -> str:
+    """The help of every command, as a page."""
+    os.environ["COLUMNS"] = "100"  # argparse breaks its lines at the width of the terminal
+    parser = build_parser()
+    (commands,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    parts = ["# Command line", f"```text\n{parser.format_help()}```"]
+    parts += [f"## clipviz {name}\n\n```text\n{command.format_help()}```" for name, command in commands.choices.items()]
+    return "\n\n".join(parts)
+
+
+def pictures(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The pictures that are stored in a notebook: their names beside it, and what they hold."""
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        for place, output in enumerate(cell.get("outputs", [])):
+            if kind := _picture(output):
+                yield _picture_name(path, number, place, kind), base64.b64decode(output["data"][kind])
+
+
+def _picture(output: dict[str, Any]) -> str:
+    return next((kind for kind in ("image/png", "image/jpeg") if kind in output.get("data", {})), "")
+
+
+def _picture_name(path: Path, cell: int, place: int, kind: str) -> str:
+    return f"notebooks/{path.stem}_{cell}_{place}.{kind.removeprefix('image/')}"
+
+
+def markdown(path: Path) -> Iterator[str]:
+    """A notebook's cells: text, code, and what the code printed and drew."""
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            yield _with_markdown_inside(source)
+            continue
+        yield f"```python\n{source}\n```"
+        for place, output in enumerate(cell["outputs"]):
+            said = "".join(output.get("text", "") or output["data"].get("text/plain", ""))
+            if kind := _picture(output):
+                alt = re.sub(r"[\[\]\n]", " ", said).strip()
+                shown = f"![{alt}]({Path(_picture_name(path, number, place, kind)).name})"
+            else:
+                shown = f"```text\n{said.rstrip()}\n```"
+            yield f'<div class="output" markdown="1">\n\n{shown}\n\n</div>'
+
+
+def _with_markdown_inside(text: str) -> str:
+    """Folded solutions are HTML; what they fold is Markdown."""
+    return text.replace("<details>", '<details markdown="1">')
