@@ -20,10 +20,9 @@ from torch import Tensor
 from clipviz import METHODS, load_backbone
 from clipviz.backbone import Backbone
 from clipviz.backbone.weights import BUNDLED
-from clipviz.birds.captions import attribute_prompts
 from clipviz.birds.dataset import BirdsDataset
 from clipviz.birds.domains import DOMAINS, VALIDATION_DOMAIN, render_image
-from clipviz.birds.world import ATTRIBUTE_NAMES, CARDINALITIES, MIN_DISTANCE, SPECIES, sample_attributes
+from clipviz.birds.world import ATTRIBUTE_NAMES, SPECIES
 from clipviz.data.base import ViewConfig
 from clipviz.data.batches.loader import ViewLoader
 from clipviz.data.images.views import eval_view
@@ -31,6 +30,7 @@ from clipviz.methods.microclip import PRESETS, MicroCLIP, crop_composite
 from clipviz.ops import class_logits, normalize
 from clipviz.training.evaluate import accuracy, predict
 from tools.pretrain import MODEL_CONFIG
+from tools.pretraining_data import CARDINALITIES, MIN_DISTANCE, attribute_prompts, sample_attributes
 
 CARD = BUNDLED.parent / "MODEL_CARD.md"
 TEMPLATE = Path(__file__).with_suffix(".md")

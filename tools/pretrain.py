@@ -1,6 +1,6 @@
 """Pretrain the bundled CLIP: `python -m tools.pretrain --out DIR`, on a CPU in about an hour, resumable.
 
-Images are random birds (`world.sample_attributes`), texts are captions and attribute prompts. With e the image
+Images are random birds, texts are captions and attribute prompts (`pretraining_data.py`). With e the image
 embedding, t text embeddings, u_i the projected value-path patch tokens (unit norm), c_i the share of patch i that the
 bird covers, m the mean of u weighted by c, and s the learned logit scale:
 
@@ -41,12 +41,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipviz.backbone import Backbone
-from clipviz.birds.captions import attribute_prompts, background_prompt, caption
 from clipviz.birds.domains import SHIFTS, render_image
 from clipviz.birds.render import IMAGE_SIDE
-from clipviz.birds.world import ATTRIBUTE_NAMES, CARDINALITIES, sample_attributes
+from clipviz.birds.world import ATTRIBUTE_NAMES
 from clipviz.ops import normalize
 from tools.losses import attribute_loss, clip_loss, pair_loss, place_loss
+from tools.pretraining_data import CARDINALITIES, attribute_prompts, background_prompt, caption, sample_attributes
 
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 128,

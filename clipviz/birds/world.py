@@ -1,9 +1,8 @@
-"""Which birds exist: attributes, the 24 evaluation species, and the birds that pretraining may see.
+"""Which birds exist: attributes and the 24 evaluation species.
 
 A bird is a vector of attribute values, one per entry of `ATTRIBUTES`. The evaluation species come in six
-groups, one per body plan; the four look-alikes of a group agree everywhere but in two small parts. A species
-and everything that differs from it in fewer than `MIN_DISTANCE` attributes never occurs in pretraining, so
-recognising it takes composition, not memory (`sample_attributes`, proved in `tests/birds/test_world.py`).
+groups, one per body plan; the four look-alikes of a group agree everywhere but in two small parts. Pretraining saw
+no species and nothing near one (`tools/pretraining_data.py`): recognising it takes composition, not memory.
 
 The idea of a procedural bird world with known parts is FunnyBirds (Hesse et al., ICCV 2023); this one is 2-D and
 written from scratch.
@@ -33,11 +32,6 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "legs": ("orange", "black", "pink", "blue"),
 }
 ATTRIBUTE_NAMES = tuple(ATTRIBUTES)
-CARDINALITIES = np.array([len(values) for values in ATTRIBUTES.values()])
-
-MIN_DISTANCE = 3
-"""Pretraining birds differ from every evaluation species in at least this many attributes."""
-
 
 _GROUPS = """
 plan        finch      heron        duck         swallow    pheasant        owl
@@ -111,17 +105,3 @@ def _members(group: int, one: str, two: str) -> list[Species]:
 
 
 SPECIES: tuple[Species, ...] = tuple(species for i, pair in enumerate(_DIFFERING) for species in _members(i, *pair))
-SPECIES_CODES = np.stack([species.code for species in SPECIES])
-
-
-def distance_to_species(codes: np.ndarray) -> np.ndarray:
-    """Smallest number of attributes in which each bird differs from an evaluation species, (n, A) -> (n,) int."""
-    return (codes[:, None, :] != SPECIES_CODES[None]).sum(-1).min(1)
-
-
-def sample_attributes(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw pretraining birds, (n, A) int64: uniform, but for the evaluation species and their near neighbors."""
-    codes = rng.integers(0, CARDINALITIES, size=(n, len(CARDINALITIES)))
-    while (near := distance_to_species(codes) < MIN_DISTANCE).any():
-        codes[near] = rng.integers(0, CARDINALITIES, size=(int(near.sum()), len(CARDINALITIES)))
-    return codes

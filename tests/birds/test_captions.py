@@ -11,13 +11,12 @@ from clipviz.birds.captions import (
     _ABSENT,
     _PHRASES,
     TEMPLATES,
-    attribute_prompts,
-    caption,
     descriptions,
     phrase,
     species_descriptions,
 )
-from clipviz.birds.world import ATTRIBUTE_NAMES, ATTRIBUTES, SPECIES, decode, sample_attributes
+from clipviz.birds.world import ATTRIBUTE_NAMES, ATTRIBUTES, SPECIES, decode
+from tools.pretraining_data import attribute_prompts, caption, sample_attributes
 
 
 def mentions(text):

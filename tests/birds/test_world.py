@@ -5,18 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipviz.birds.world import (
-    ATTRIBUTE_NAMES,
-    ATTRIBUTES,
-    CARDINALITIES,
-    MIN_DISTANCE,
-    SPECIES,
-    SPECIES_CODES,
-    decode,
-    distance_to_species,
-    encode,
-    sample_attributes,
-)
+from clipviz.birds.world import ATTRIBUTE_NAMES, ATTRIBUTES, SPECIES, decode, encode
+from tools.pretraining_data import CARDINALITIES, MIN_DISTANCE, SPECIES_CODES, distance_to_species, sample_attributes
 
 
 def slow_distance(code):

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from clipviz.backbone import load_backbone
 from clipviz.birds.render import IMAGE_SIDE
-from clipviz.birds.world import ATTRIBUTES, CARDINALITIES
+from clipviz.birds.world import ATTRIBUTES
 from tools import pretrain as module
 from tools.losses import attribute_loss, clip_loss, pair_loss, place_loss
 from tools.pretrain import PretrainConfig, make_batch, pretrain, render_pool
+from tools.pretraining_data import CARDINALITIES
 
 CONFIG = PretrainConfig(steps=6, batch_size=8, warmup=2, pool=24)
 SMALL = {
