@@ -127,6 +127,8 @@ def writing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[B
                 yield file
             return
         target = _target(path)
+        if durable:
+            clear_abandoned(target.parent, glob.escape(target.name))
         try:
             nameless = os.open(target.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
         except (AttributeError, OSError):  # not Linux, not this file system, or no permission, which comes up again

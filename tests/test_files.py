@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +96,21 @@ def test_what_was_killed_at_a_name_is_cleared_away_by_the_next_writer_once_it_is
     with replacing(path) as place:
         place.write_bytes(b"whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".a.safetensors.mine", "a.safetensors"]
+
+
+def test_what_was_killed_between_its_two_names_is_cleared_away_by_the_next_writer_once_it_is_old(tmp_path, monkeypatch):
+    """A file is given a hidden name, and from that its own, in two steps."""
+    path = tmp_path / "report.html"
+
+    def block():
+        monkeypatch.setattr(Path, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        write_text(path, "half")
+
+    killed_in(block)
+    (left,) = tmp_path.iterdir()
+    os.utime(left, (0, 0))
+    write_text(path, "whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_where_files_cannot_be_nameless_they_are_whole_all_the_same(tmp_path, monkeypatch, umask):

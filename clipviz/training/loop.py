@@ -290,7 +290,7 @@ class Adaptation:
         """Evaluate and explain the probe; a method that does not train is measured once."""
         metrics = self._total()
         if self._before is not None:
-            return replace(self._before, epoch=epoch, metrics={**self._before.metrics, **metrics})
+            return replace(self._before, epoch=epoch, metrics={**metrics, **self._before.metrics})
         metrics.update(self.method.diagnostics())
         predictions = None
         if self.eval_dataset is not None and (epoch in (-1, self.n_epochs - 1) or len(self.eval_dataset) <= MEASURED):

@@ -202,6 +202,19 @@ def test_a_folder_that_is_being_written_to_is_left_alone(tiny_backbone, tmp_path
     assert not make_run(tmp_path, tiny_backbone).restore()
 
 
+def test_a_method_without_training_resumes_within_its_epoch_to_the_same_rows(tiny_backbone, toy, tmp_path):
+    """It is measured once, before its epoch: taken up in that, it is measured after it."""
+    method = ZeroShot(tiny_backbone, toy.prompts)
+    complete = make_run(tmp_path / "a", tiny_backbone, method=method).fit()
+    killed = make_run(tmp_path / "b", tiny_backbone, method=method, listeners=[interrupt_after(StepFinished, 0, 1)])
+    killed.save_seconds = 0.0
+    with pytest.raises(ConnectionError):
+        killed.fit()
+    resumed = make_run(tmp_path / "b", tiny_backbone, method=method)
+    assert resumed.restore()
+    assert resumed.fit().epochs.equals(complete.epochs)
+
+
 def test_a_baseline_resumes_too(tiny_backbone, toy, tmp_path):
     method = ZeroShot(tiny_backbone, toy.prompts)
     complete = make_run(tmp_path / "a", tiny_backbone, method=method).fit()
