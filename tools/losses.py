@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipviz.birds.world import CARDINALITIES
+from tools.pretraining_data import CARDINALITIES
 
 
 def clip_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
