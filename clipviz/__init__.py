@@ -4,7 +4,8 @@ The map, lowest first; a room imports only from those before it (`tests/test_lay
 
     with torch      ops, ncut | parallel | backbone | prompts | data, birds | methods | saliency | training
     without torch   trace | figures | report, widgets
-    both            training/recorder makes a trace of events; training/results, run_folder, run and cli stand on top
+    both            training/recorder makes a trace of events; training/results, run_folder, run, opened and cli stand
+                    on top
     neither         errors, files, origin, events, instructive
 
 Public names are loaded on first use, so that `import clipviz` costs nothing and never imports torch by itself.
@@ -32,19 +33,21 @@ _HOME = {
     "Trace": "trace",
     "ViewState": "widgets",
     "adapt": "training.loop",
+    "explore": "training.opened",
     "load_backbone": "backbone",
     "load_dataset": "data",
+    "open": "training.opened",
     "record": "training.recorder",
     "saliency": "saliency",  # its own home: the package itself
     "spread_probe": "training.evaluate",
     "write_report": "report",
 }
 
-# The views want an extra: without it, `from clipviz import *` leaves them out.
+# The views want an extra: without it, `from clipviz import *` leaves them out; and Python's own `open` stays, always.
 _HAS_VIEWS = False
 with suppress(ImportError):
     _HAS_VIEWS = all(map(find_spec, ("anywidget", "ipywidgets")))
-__all__ = [name for name, home in _HOME.items() if _HAS_VIEWS or home != "widgets"]
+__all__ = [name for name, home in _HOME.items() if name != "open" and (_HAS_VIEWS or home != "widgets")]
 
 if TYPE_CHECKING:
     from clipviz import saliency
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from clipviz.training.evaluate import spread_probe
     from clipviz.training.loop import adapt
     from clipviz.training.model_probe import ModelProbe
+    from clipviz.training.opened import explore, open
     from clipviz.training.recorder import record
     from clipviz.training.run import Run
     from clipviz.widgets import DKAPlayground, LiveMonitor, PrototypeExplorer, SaliencyExplorer, ViewState

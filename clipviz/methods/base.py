@@ -116,6 +116,7 @@ class Method(nn.Module, ABC):
     adapts_tower: ClassVar[bool] = True  # whether training changes the image tower; if not, the caller's is not copied
     works_on_embeddings: ClassVar[bool] = False  # takes CLS embeddings (B, E) wherever images are asked for
     sized_by_data: ClassVar[tuple[str, ...]] = ()  # buffers and parameters that `prepare` allocates
+    kept_once: ClassVar[tuple[str, ...]] = ()  # buffers not kept for every epoch: no prediction needs those of its own
     presets: ClassVar[Mapping[str, Any]] = {}  # name -> configuration
     adjustable: ClassVar[tuple[str, ...]] = ()  # constants of `config` that may change while the method runs
     epochs: int = 1  # those of the run, which the loop sets

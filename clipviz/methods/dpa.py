@@ -191,7 +191,7 @@ class DPA(Method):
     name = "dpa"
     presets = PRESETS
     works_on_embeddings = True
-    sized_by_data = ("bank_embeddings", "bank_labels")
+    sized_by_data = kept_once = ("bank_embeddings", "bank_labels")
     adjustable = ("a", "reg", "align", "w")
 
     config: DPAConfig

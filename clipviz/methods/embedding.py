@@ -116,6 +116,7 @@ class GatheredMethod(AddingMethod):
 
     trains: ClassVar[bool] = False
     sized_by_data: ClassVar[tuple[str, ...]] = ("embeddings", "index")
+    kept_once: ClassVar[tuple[str, ...]] = ("embeddings", "index")
 
     embeddings: Tensor
     index: Tensor

@@ -218,7 +218,7 @@ class MicroCLIP(Method):
     name = "microclip"
     presets = PRESETS
     adjustable = ("gamma", "rho", "crop_temperature")
-    sized_by_data = ("crop_teacher.bank",)
+    sized_by_data = kept_once = ("crop_teacher.bank",)
 
     config: MicroCLIPConfig
     static_classifier: Tensor

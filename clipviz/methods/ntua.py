@@ -179,6 +179,7 @@ class NtUA(AddingMethod):
     name = "ntua"
     presets = PRESETS
     sized_by_data = ("keys", "labels", "weights", "cache_index", "cache_views", "student", "teacher_probs")
+    kept_once = ("cache_index", "cache_views", "student", "teacher_probs")
     adjustable = ("alpha", "beta")
 
     config: NtUAConfig

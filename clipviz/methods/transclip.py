@@ -260,6 +260,7 @@ class TransCLIP(GatheredMethod):
     labels_are: ClassVar[str | None] = "transductive"
     anchor: ClassVar[bool] = False
     sized_by_data = (*GatheredMethod.sized_by_data, "neighbors", "weights", "assignments", "pulls")
+    kept_once = (*GatheredMethod.kept_once, "neighbors", "weights")
 
     config: TransCLIPConfig
     passes: Tensor

@@ -34,14 +34,7 @@ class Refused(ValueError):
 
 
 def write_folder(directory: Path, files: Mapping[str, bytes]) -> Path:
-    """Write files and their manifest as a folder; an older trace at that place is replaced.
-
-    Args:
-        directory: the trace folder itself; its parents are made.
-        files: name -> content.
-
-    Returns:
-        The folder.
+    """Write files (name -> content) and their manifest as a folder; an older trace at that place is replaced.
 
     Raises:
         ValueError: if the place holds something other than a trace.
@@ -58,14 +51,9 @@ def write_folder(directory: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def read_folder(path: Path, names: Collection[str]) -> tuple[Path, dict[str, bytes]]:
-    """Read a trace folder, all of it from one save: a live run may put another in its place meanwhile.
+    """Read the files of a trace folder, or of the run folder that holds it as `trace/`; all of them from one save.
 
-    Args:
-        path: the folder, or the run folder that holds it as `trace/`.
-        names: the files that it must hold beside its manifest.
-
-    Returns:
-        The folder, and name -> content.
+    A live run may put another in its place meanwhile. Returns the folder, and name -> content.
 
     Raises:
         ValueError: if there is none, or it is incomplete, altered, foreign or from a newer clipviz.
@@ -84,11 +72,7 @@ def read_folder(path: Path, names: Collection[str]) -> tuple[Path, dict[str, byt
 
 
 def parse(path: Path, content: bytes, parser: Callable[[bytes], T]) -> T:
-    """What a parser makes of a file, with one kind of error.
-
-    Raises:
-        ValueError: naming the file, whatever the parser raised.
-    """
+    """What a parser makes of a file; whatever it raises becomes a ValueError that names the file."""
     try:
         return parser(content)
     except Refused as refusal:

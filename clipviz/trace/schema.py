@@ -183,11 +183,7 @@ def image_group(arrays: Mapping[str, np.ndarray], prefix: str) -> ImageGroup:
 
 
 def check_table(name: str, table: pd.DataFrame, n_classes: int) -> pd.DataFrame:
-    """A table with the types that its columns should have.
-
-    Raises:
-        Refused: if a column is missing or holds what it cannot.
-    """
+    """A table in the types of its columns; `Refused` if one is missing or holds what it cannot."""
     columns = [str(column) for column in table.columns]
     kinds = _sample_kinds(columns) if name == "samples" else TABLES[name]
     if missing := [column for column in kinds if column not in columns]:
@@ -207,10 +203,9 @@ def _sample_kinds(columns: list[str]) -> dict[str, str]:
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], n_classes: int) -> dict[str, np.ndarray]:
-    """Arrays with the types that they should have; those that `ARRAYS` does not name are kept as they are.
+    """Arrays in the types they should have; `Refused` if one is missing, or has a shape or numbers that it cannot.
 
-    Raises:
-        Refused: if one is missing, or has a shape or numbers that it cannot have.
+    Those that `ARRAYS` does not name are kept as they are.
     """
     found, sizes, left = dict(arrays), {"C": n_classes} if n_classes else {}, sorted(arrays)
     for group, needed in _NEEDED.items():
@@ -258,11 +253,7 @@ def _checked(what: str, kind: str, values: Any, n_classes: int) -> Any:
 
 
 def check_meta(meta: Any) -> dict[str, Any]:
-    """The metadata.
-
-    Raises:
-        Refused: if a fact that is read has another type than it should.
-    """
+    """The metadata; `Refused` if a fact that is read has another type than it should."""
     if not isinstance(meta, dict):
         raise Refused(f"wanted a JSON object, got {type(meta).__name__}")
     for key, kind in META.items():

@@ -184,11 +184,9 @@ class Trace:
         return under(self.arrays, "snapshot/")
 
     def file_name(self, index: int, part: str = "measured") -> str | None:
-        """The file of an image, relative to the folder of its data; None where the images are no files.
+        """The file of image `index` of a part, relative to the folder of its data; None where the images are no files.
 
-        Args:
-            index: the position of the image, as the tables have it.
-            part: "measured" for evaluation images, "learned" for training images.
+        "measured" are the evaluation images, "learned" the training images.
         """
         files = self.meta.get("files")
         names = files.get(part) if isinstance(files, dict) else None
@@ -210,13 +208,7 @@ class Trace:
         return same_tables and contents(self) == contents(other)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write the trace as a folder, whole or not at all; an older trace at that place is replaced.
-
-        Args:
-            directory: The trace folder itself (`RUN/trace`). Its parents are made.
-
-        Returns:
-            The folder.
+        """Write the trace as a folder (`RUN/trace`), whole or not at all; an older trace at that place is replaced.
 
         Raises:
             ValueError: The place holds something other than a trace, a table lacks a column, an array holds

@@ -33,7 +33,7 @@ def ntua_ablation(
 
     Args:
         backbone: the student.
-        dataset: unlabelled images (their labels, if there are any, are used for the table only).
+        dataset: unlabelled images; their labels, if there are any, are for the table only.
         eval_dataset: labelled images to measure on.
         config: constants of all steps; None: the backbone's preset.
         teacher: a larger model; None: the student itself on averaged views.

@@ -11,11 +11,7 @@ from clipviz.errors import one_line
 
 
 class Change(Future[int]):
-    """Constants that were handed to a run; `result()` is the first step that they hold for.
-
-    Attributes:
-        constants: name -> new value.
-    """
+    """Constants (name -> new value) that were handed to a run; `result()` is the first step that they hold for."""
 
     def __init__(self, constants: Mapping[str, float]) -> None:
         super().__init__()
@@ -29,11 +25,7 @@ class Change(Future[int]):
 
 
 def plain_numbers(values: Mapping[str, object]) -> dict[str, float]:
-    """Numbers as JSON takes them; one of numpy or torch becomes one of Python.
-
-    Raises:
-        ValueError: for anything else.
-    """
+    """Numbers as JSON takes them, those of numpy and torch as Python's; a ValueError for anything else."""
     plain = {}
     for name, value in values.items():
         number = value
@@ -47,11 +39,7 @@ def plain_numbers(values: Mapping[str, object]) -> dict[str, float]:
 
 
 def whole_number(name: str, value: object, least: int) -> int:
-    """A whole number of Python or numpy.
-
-    Raises:
-        ValueError: for anything else, True included, or if it is less than `least`.
-    """
+    """A whole number of Python or numpy; a ValueError for anything else, True included, or less than `least`."""
     try:
         number = least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:

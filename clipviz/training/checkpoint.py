@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -28,6 +28,8 @@ from clipviz.prompts import short_hash
 from clipviz.training.loop import Adaptation, versions
 
 FORMAT = "clipviz-checkpoint-3"
+WEIGHTS = "epochs"
+"""The folder of `save_weights` in a run folder."""
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -61,18 +63,31 @@ class DamagedCheckpoint(ValueError):
 
 
 def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
-    """Write the state of a run between two steps, atomically.
+    """Write the state of a run between two steps, atomically: method, AdamW's moments, totals of the epoch, its place.
 
-    Trainable parameters, the method's buffers, AdamW's moments and the totals of the epoch as tensors; position,
-    identity and versions as JSON. There is no random state to keep: order and views follow from seed, epoch and index.
+    There is no random state to keep: order and views follow from seed, epoch and index.
     """
     method, optimizer = adaptation.method, adaptation.optimizer
-    tensors = {f"method/{name}": tensor.contiguous() for name, tensor in method.trainable_state().items()}
+    tensors = {f"method/{name}": tensor for name, tensor in method.trainable_state().items()}
     names: dict[Tensor, str] = {parameter: name for name, parameter in method.named_parameters()}
     for parameter, state in optimizer.state.items() if optimizer else ():
         for key, value in state.items():
-            tensors[f"optimizer/{key}/{names[parameter]}"] = torch.as_tensor(value).contiguous()
+            tensors[f"optimizer/{key}/{names[parameter]}"] = torch.as_tensor(value)
     tensors.update((f"books/{name}", torch.cat(values)) for name, values in adaptation.epoch_totals.items())
+    _write(path, tensors, adaptation)
+
+
+def save_weights(path: Path, adaptation: Adaptation, at_most: float) -> None:
+    """Write what a method predicts with after an epoch, without `kept_once`, unless it is more than so many bytes."""
+    state = adaptation.method.trainable_state().items()
+    tensors = {f"method/{name}": tensor for name, tensor in state if name not in adaptation.method.kept_once}
+    if sum(tensor.nbytes for tensor in tensors.values()) <= at_most:
+        _write(path, tensors, adaptation, durable=False)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], adaptation: Adaptation, *, durable: bool = True) -> None:
+    method = adaptation.method
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {
         "format": FORMAT,
         "epoch": str(adaptation.epoch),
@@ -82,26 +97,23 @@ def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
         "versions": json.dumps(versions()),
     }
     metadata["digest"] = _digest(tensors, metadata)
-    with replacing(path) as place:
+    with replacing(path, durable=durable) as place:
         save_file(tensors, place, metadata=metadata)
 
 
 def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
-    """Restore what `save_checkpoint` wrote.
+    """Restore what `save_checkpoint` wrote; warns if other versions did, whose numbers may differ in their last digits.
 
     Raises:
         DamagedCheckpoint: if the file is not what was written; what to do depends on whether there is another.
         ValueError: if it belongs to another method, model, class set or schedule, or to other data.
-
-    Warns:
-        UserWarning: if other versions wrote it, whose numbers may differ in their last digits.
     """
     metadata, tensors = _read(path)
     wanted, got = _identity(adaptation), {"precision": "32", **json.loads(metadata["identity"])}
     for key, value in wanted.items():
         if got.get(key) != value:
             raise ValueError(
-                f"checkpoint {path} belongs to another run: {_difference(key, got.get(key), value)}; "
+                f"checkpoint {path} belongs to another run: {difference(key, got.get(key), value)}; "
                 "use the same arguments as when it was written, or another folder"
             )
     now, before = versions(), json.loads(metadata["versions"])
@@ -120,27 +132,46 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
 
 
 def load_weights(path: Path, method: Method) -> None:
-    """Give a method what a run had learned by its last checkpoint, to predict with; the data of the run do not matter.
+    """Give a method what a run had learned, to predict with; the data of the run do not matter.
 
-    Raises:
-        ValueError: if the file is damaged, or of another method, model or class set.
+    What the weights of an epoch leave out (`kept_once`) stays as it is. Raises ValueError if the file is damaged, or of
+    another method, model or class set.
     """
     metadata, tensors = _read(Path(path))
-    got, own = json.loads(metadata["identity"]), method.backbone.fingerprint()
-    wanted = {"method": method.name, "frozen weights": own, "class_names": list(method.class_names)}
+    got, weights = json.loads(metadata["identity"]), method.backbone.fingerprint()
+    wanted = {"method": method.name, "frozen weights": weights, "class_names": list(method.class_names)}
     for key, value in wanted.items():
         if got[key] != value:
-            raise ValueError(f"{path} has other weights than asked for: {_difference(key, got[key], value)}")
+            raise ValueError(f"{path} has other weights than asked for: {difference(key, got[key], value)}")
+    state = _below("method", tensors)
+    own = method.trainable_state()
     with torch.no_grad():
-        method.load_trainable_state(_below("method", tensors))
+        method.load_trainable_state({name: own[name] for name in method.kept_once if name in own} | state)
+    if adjusted := json.loads(metadata["adjusted"]):
+        method.config = method.adjusted(**adjusted)
 
 
-def _difference(key: str, was: Any, now: Any) -> str:
+class CheckpointFacts(NamedTuple):
+    """The last whole epoch that a checkpoint knows, whether it knows nothing of the next one, what it belongs to."""
+
+    epoch: int
+    is_whole: bool
+    identity: dict[str, Any]
+
+
+def facts_of(path: Path) -> CheckpointFacts:
+    """What the header of a checkpoint says."""
+    metadata, _ = _read(path, with_tensors=False)
+    is_whole = metadata["steps_in_epoch"] == "0"
+    return CheckpointFacts(int(metadata["epoch"]) - 1, is_whole, json.loads(metadata["identity"]))
+
+
+def difference(key: str, was: Any, now: Any) -> str:
     """What differs, in words: of a data set every part that does, of other dictionaries the first entry."""
     if isinstance(was, dict) and isinstance(now, dict):
         others = [name for name in dict.fromkeys((*now, *was)) if was.get(name) != now.get(name)]
         if "contents" not in now:
-            return _difference(f"{key}.{others[0]}", was.get(others[0]), now.get(others[0]))
+            return difference(f"{key}.{others[0]}", was.get(others[0]), now.get(others[0]))
         shown = {
             name: f" (was {was.get(name)!r}, now {now.get(name)!r})" for name in ("name", "split", "number of images")
         }
@@ -149,19 +180,19 @@ def _difference(key: str, was: Any, now: Any) -> str:
     return f"{key} was {was}, now it is {now}"
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors, bit by bit those that were written: safetensors alone does not notice a flipped bit."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
     except Exception as error:  # parsers of foreign bytes raise what they like
         raise DamagedCheckpoint(f"cannot read checkpoint {path}: {one_line(error)}") from error
     if not metadata.get("format", "").startswith("clipviz-checkpoint-"):
         raise ValueError(f"{path} is not a clipviz checkpoint; use another folder")
     if metadata["format"] != FORMAT:
         raise ValueError(f"{path} is of another version of clipviz ({metadata['format']}); use another folder")
-    if metadata.pop("digest", None) != _digest(tensors, metadata):
+    if with_tensors and metadata.pop("digest", None) != _digest(tensors, metadata):
         raise DamagedCheckpoint(f"checkpoint {path} is not what was saved")
     return metadata, tensors
 

@@ -63,11 +63,7 @@ class Commanded:
         self._allow(lambda: None)
 
     def step(self, n: int = 1) -> None:
-        """Do n optimizer steps, then rest.
-
-        Raises:
-            ValueError: if n is no whole number, or less than 1.
-        """
+        """Do n optimizer steps, then rest; a ValueError if n is no whole number, or less than 1."""
         more = whole_number("n", n, 1)
         self._allow(lambda: (self._steps_allowed or 0) + more)
 
@@ -79,12 +75,8 @@ class Commanded:
     def set(self, **constants: float) -> Change:
         """Change constants of the method from the next step on, for example `set(gamma=0.3)`.
 
-        Returns:
-            A future of the first step that they hold for; `changes` and the trace's metadata have it, too.
-
-        Raises:
-            ValueError: if the method cannot change such a constant while it runs, or not to this value, if other
-                processes would not know, or if the run is over.
+        The future is the first step that they hold for; `changes` and the trace's metadata have it, too. A ValueError
+        if the method cannot change such a constant, or not to this value, or the run is over or shared by processes.
         """
         if self.ranks.size > 1:
             raise ValueError(f"constants cannot change while {self.ranks.size} processes share a run; use one")
@@ -100,12 +92,8 @@ class Commanded:
     def ask(self, question: Callable[[Method], T]) -> Future[T]:
         """Have a question about the current model answered at the next step boundary, without changing its course.
 
-        Args:
-            question: called with the method in eval mode and without gradient.
-
-        Returns:
-            A future of its answer. The answer comes at once where no other thread drives the run, or where that one
-            waits for the caller, who holds the lock of the model.
+        It is called with the method in eval mode and without gradient; at once where no other thread drives the run,
+        or where that one waits for the caller, who holds the lock of the model.
         """
         future: Future[T] = Future()
 

@@ -47,10 +47,7 @@ def predict(
 ) -> Predictions:
     """Class probabilities of every image of a dataset, on its whole (centre-cropped) view, and of `branches`.
 
-    Several processes share the work, if all of them call this; all get the whole answer.
-
-    Returns:
-        index (n,), probs (n, C) and embeddings (n, E) on the CPU, target (n,), the classes of each branch.
+    All on the CPU; several processes share the work, if all of them call this, and all get the whole answer.
     """
     probs = torch.empty(len(dataset), len(method.class_names))  # a million times a thousand is 4 GB: never twice
     done, embeddings = 0, []
@@ -84,14 +81,9 @@ def branch_accuracies(
     batch_size: int = 256,
     ranks: Ranks = ONE,
 ) -> dict[str, float]:
-    """Accuracy of each part of a method alone, e.g. {"accuracy_cls": 0.5, "accuracy_fg": 0.4}.
+    """Accuracy of each part of a method alone, e.g. {"accuracy_cls": 0.5}; nothing without targets.
 
-    Args:
-        method: whose parts they are.
-        dataset: to measure on; without targets nothing is measured.
-        branches: images -> name -> (B, C) logits; None: `method.baselines`, if it has any.
-        batch_size: images at a time.
-        ranks: the processes that share the work.
+    `branches` are images -> name -> (B, C) logits; None: `method.baselines`, if it has any.
     """
     parts: dict[str, list[Tensor]] = {}
     branches = branches or getattr(method, "baselines", None)
@@ -114,13 +106,7 @@ def accuracy(labels: Tensor, target: Tensor) -> float:
 
 
 def probe_images(dataset: ImageDataset, index: np.ndarray, size: int) -> Probe:
-    """Read images of a dataset as a probe: pixels, targets and, where they exist, part masks.
-
-    Args:
-        dataset: to read from.
-        index: (P,) positions.
-        size: side in pixels.
-    """
+    """Read images at (P,) positions as a probe of some side: pixels, targets and, where they exist, part masks."""
     views = np.stack([eval_view(dataset.image(int(i)), size) for i in index])
     masks = [dataset.parts(int(i)) for i in index]
     parts = None

@@ -27,14 +27,9 @@ def highlights(
     n: int = 12,
     train_dataset: ImageDataset | None = None,
 ) -> Highlights | None:
-    """The instructive images with the final model's saliency; None where there is nothing to show.
+    """At most n instructive images with the final model's saliency; None where there is nothing to show.
 
-    Args:
-        method: the trained one.
-        dataset: the evaluation images.
-        predictions: of all of them.
-        n: at most so many images.
-        train_dataset: where the entries of a cache come from, for their thumbnails.
+    `predictions` are of all images of `dataset`, those measured on; the entries of a cache come from `train_dataset`.
     """
     index = instructive(predictions, n)
     if not dataset.has_pixels or len(index) == 0:
@@ -87,12 +82,7 @@ def _voters(dataset: ImageDataset | None, votes: CacheVotes) -> Tensor | None:
 
 
 def classes_in_question(probs: Tensor, target: Tensor) -> list[list[int]]:
-    """For each image the class it is called, and its true one (the runner-up where that is the same or not known).
-
-    Args:
-        probs: (G, C) float.
-        target: (G,) int64, -1 unlabelled.
-    """
+    """Of (G, C) probs, for each image the class it is called, and its true one (else the runner-up)."""
     top = probs.topk(min(2, probs.shape[1]))[1].tolist()
     return [
         [first, true] if true not in (UNLABELLED, first) else [first, *rest]
@@ -103,15 +93,9 @@ def classes_in_question(probs: Tensor, target: Tensor) -> list[list[int]]:
 def nearest_sentences(
     method: Method, images: Tensor, classes: list[list[int]], n: int = SENTENCES
 ) -> tuple[SentenceSimilarity, ...]:
-    """The n descriptions of some classes that are most like an image, by the cosine of the adapted CLS embedding.
+    """The n descriptions of each image's classes that are most like it, by the cosine of the adapted CLS embedding.
 
-    A classifier is the mean of its sentences, so these are the ones that pull an image to a class the hardest.
-
-    Args:
-        method: its image tower and text tower embed.
-        images: (G, 3, S, S) float in [0, 1].
-        classes: for each image the classes whose sentences are compared.
-        n: sentences of each class.
+    A classifier is the mean of its sentences, so these pull an image (G, 3, S, S) to a class the hardest.
     """
     wanted = sorted({label for labels in classes for label in labels})
     texts = method.sentences
@@ -135,14 +119,10 @@ def instructive(predictions: Predictions, n: int = 12) -> np.ndarray:
 
 
 def surest_examples(predictions: Predictions, index: np.ndarray) -> np.ndarray:
-    """What the model takes for the classes in question: for each of them the other image most surely called so.
+    """What the model takes for the classes in question: of each, the other image most surely called so.
 
-    Args:
-        predictions: of the whole evaluation set.
-        index: (G,) positions of the highlights; their two top classes are in question, and their true ones.
-
-    Returns:
-        Positions in the evaluation set, at most one per class; classes that no other image is called have none.
+    Classes of the highlights, at (G,) positions: their two top ones, and the true one. Returns positions in the
+    evaluation set, at most one for a class.
     """
     confidence, labels = (t.numpy() for t in predictions.probs.max(-1))
     top = predictions.probs[torch.from_numpy(index)].topk(min(2, predictions.probs.shape[1]))[1].numpy()

@@ -26,8 +26,7 @@ def raise_for(signum: int) -> NoReturn:
 def on_signal(handle: Callable[[int], None]) -> Iterator[dict[int, object]]:
     """Call a function for each signal that would end this process; yields the handlers of before.
 
-    SIGTERM and SIGHUP stay ignored where they are (nohup). Outside the main thread, where Python has no signals,
-    nothing is done.
+    SIGTERM and SIGHUP stay ignored where they are (nohup), and outside the main thread Python has no signals.
     """
     before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
     if threading.current_thread() is threading.main_thread():

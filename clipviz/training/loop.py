@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -43,15 +43,17 @@ MEASURED = 200_000
 """Larger evaluation sets are measured before and after training only, smaller ones after every epoch as well."""
 
 
+class Options(TypedDict, total=False):
+    """What a run can be given beside its method, its images and its schedule."""
+
+    eval_dataset: ImageDataset | None  # images to measure on before training and after every epoch; None: none
+    probe: Probe | Tensor | None  # images to follow through the run: a `Probe`, or (P, 3, S, S) in [0, 1]
+    seed: int  # order of the images and all views, from 0
+    ranks: Ranks  # the processes that share each batch (`clipviz.parallel`); all of them get all events
+
+
 def adapt(
-    method: Method,
-    dataset: ImageDataset,
-    config: AdaptConfig | None = None,
-    *,
-    eval_dataset: ImageDataset | None = None,
-    probe: Probe | Tensor | None = None,
-    seed: int = 0,
-    ranks: Ranks = ONE,
+    method: Method, dataset: ImageDataset, config: AdaptConfig | None = None, **options: Unpack[Options]
 ) -> Iterator[Event]:
     """Adapt a method to unlabelled images, as an iterator of events.
 
@@ -62,10 +64,7 @@ def adapt(
         method: from `METHODS`; changed in place. One that was trained goes on from there; only one run at a time.
         dataset: the images to learn from.
         config: the schedule; default: the one the method recommends.
-        eval_dataset: images to measure on before training and after every epoch; None measures nothing.
-        probe: images to follow through the run: a `Probe`, or (P, 3, S, S) in [0, 1].
-        seed: order of the images and all views, from 0.
-        ranks: the processes that share each batch (`clipviz.parallel`); all of them get all events.
+        options: see `Options`.
 
     Yields:
         `RunStarted`, `EpochFinished` for the state before training (epoch -1), then for every epoch its
@@ -75,13 +74,11 @@ def adapt(
         ValueError: at once, for a method or a schedule that is none, or a dataset without images.
         FloatingPointError: if the loss is not finite (the step and its terms are named), or the weights are not.
     """
-    return iter(Adaptation(method, dataset, config, eval_dataset=eval_dataset, probe=probe, seed=seed, ranks=ranks))
+    return iter(Adaptation(method, dataset, config, **options))
 
 
 class Adaptation:
     """One run as an object: what `adapt` iterates over, with the state a checkpoint needs.
-
-    Args: as for `adapt`.
 
     Attributes:
         epoch: the epoch that is being done, or the next one; set it (with the state of method and optimizer) to resume.
@@ -145,11 +142,7 @@ class Adaptation:
         self._evaluated: ImageDataset | None = None
 
     def claim(self) -> None:
-        """Have the method to oneself until `release`, or until this object is gone.
-
-        Raises:
-            ValueError: if another run or iterator is at work on it.
-        """
+        """Have the method to oneself until `release`, or until this object is gone; refused if another run has it."""
         owner = self.method.adapted_by and self.method.adapted_by()
         if owner is not None and owner is not self and owner.method is self.method:  # a copy has the original's owner
             raise ValueError(

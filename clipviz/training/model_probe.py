@@ -1,7 +1,6 @@
 """ModelProbe: questions about images in numpy, answered by the current model.
 
-It stands between the views, which know no torch, and methods, which know nothing else. A run's model_probe asks through
-`Run.ask`, so its answers come between two steps, from a model that nobody else is at, and change nothing.
+It stands between views, which know no torch, and methods. A run's asks between two steps, and changes nothing.
 """
 
 from __future__ import annotations
@@ -27,13 +26,10 @@ Ask = Callable[[Callable[[Method], T]], T]
 
 
 class ModelProbe:
-    """Looks at images with a method.
+    """Looks at images with a method, which it does not change.
 
-    Args:
-        method: any; not changed.
-        dataset: the training images, so that they can be shown; None if only stored pixels are.
-        eval_dataset: likewise the evaluation images.
-        ask: how to reach the method; default: directly.
+    `dataset` are the training images, to be shown (None: only stored pixels are), `eval_dataset` those
+    measured on. `ask` is how to reach the method; default: directly.
     """
 
     def __init__(
@@ -91,27 +87,14 @@ class ModelProbe:
         return dataset is not None and dataset.has_pixels and 0 <= index < len(dataset)
 
     def pixels(self, split: str, index: int) -> np.ndarray:
-        """Image as the model sees it, (S, S, 3) uint8.
-
-        Raises:
-            ValueError: if `has` says no.
-        """
+        """Image as the model sees it, (S, S, 3) uint8; a ValueError if `has` says no."""
         dataset = self._datasets.get(split)
         if dataset is None or not self.has(split, index):
             raise ValueError(f"there is no image {index} of {split!r} to look at")
         return eval_view(dataset.image(index), self.image_size)
 
     def saliency(self, pixels: np.ndarray, kind: str, **options: Any) -> np.ndarray:
-        """A map of the current model.
-
-        Args:
-            pixels: (S, S, 3) uint8, as from `pixels`.
-            kind: one of `kinds`.
-            **options: as for `clipviz.saliency.saliency`: target, contrast, layer, head, tau, ...
-
-        Returns:
-            (h, w) float32 in [0, 1].
-        """
+        """A map (h, w) float32 in [0, 1] of pixels (S, S, 3) uint8, with the options of `clipviz.saliency.saliency`."""
 
         def question(method: Method) -> np.ndarray:
             return saliency(method, self._batch(method, pixels), kind, **options).maps[0].numpy(force=True)

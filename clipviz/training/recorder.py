@@ -38,10 +38,6 @@ def record(events: Iterable[Event], *listeners: Listener) -> Trace:
     """Drain a run into a trace; listeners see every event after it is recorded.
 
     Ctrl-C (or the notebook's stop button) ends the run at a step boundary; what was recorded is returned.
-
-    Args:
-        events: from `adapt`.
-        listeners: called with each event.
     """
     recorder = Recorder()
     try:
@@ -55,14 +51,7 @@ def record(events: Iterable[Event], *listeners: Listener) -> Trace:
 
 
 class Recorder:
-    """A listener that grows a trace.
-
-    Args:
-        trace: what an interrupted run recorded; the run goes on at its end.
-
-    Attributes:
-        meta: metadata of the trace.
-    """
+    """A listener that grows a trace, or goes on at the end of the one that an interrupted run recorded."""
 
     def __init__(self, trace: Trace | None = None) -> None:
         start = trace or Trace()

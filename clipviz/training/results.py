@@ -34,8 +34,8 @@ def measure_zero_shot(meta: dict[str, Any], method: Method, evaluation: ImageDat
 def config_of(trace: Trace, adaptation: Adaptation) -> dict[str, Any]:
     """The object of config.json: all that was chosen, and, as far as it is known, where model and images came from.
 
-    `origins` are arguments of `load_backbone` and `load_dataset`, null for what was made by hand; `prompts` is "data"
-    where the method reads those of its images, else the texts themselves.
+    `origins` are arguments of `load_backbone` and `load_dataset`, null for what was made by hand; `prompts` are the
+    texts that the method reads: where the images are gone, it can still be built.
     """
     method, command = adaptation.method, trace.meta.get("command")
     facts = {key: value for key, value in adaptation.facts().items() if key != "files"}  # the trace lists them
@@ -44,16 +44,15 @@ def config_of(trace: Trace, adaptation: Adaptation) -> dict[str, Any]:
         **facts,
         "class_names": list(method.class_names),
         "n_images": len(adaptation.dataset),
-        "prompts": "data" if method.prompts == adaptation.dataset.prompts else asdict(method.prompts),
+        "prompts": asdict(method.prompts),
     }
 
 
 def results_of(trace: Trace) -> dict[str, Any]:
     """The object of results.json; accuracies and ECEs are fractions, null where there are no labels.
 
-    "before" is what the method says at first, for many of them zero-shot by the same prompts. The accuracy of the
-    labels is also given as transductive_accuracy or online_accuracy where a method labels all images together or one
-    after the other; accuracy is that on the evaluation images.
+    "before" is what the method says at first. Where it labels all images together or one after the other, the accuracy
+    of the labels is also given as transductive_accuracy or online_accuracy; accuracy is that on the evaluation images.
     """
     labels, before = label_accuracy(trace), trace.metric("accuracy").get(-1)
     last = {

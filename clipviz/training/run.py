@@ -1,9 +1,6 @@
 """Run: drives the iterator of events, in the caller or in a thread, and keeps its folder.
 
 One thread owns optimizer and recorder; what others want of them they command (`clipviz.training.commands`).
-
-A run folder holds `config.json`, `trace/`, `checkpoint.safetensors` and, once finished, `results.json`. Each is
-written beside its place and moved there, so that a half-written file is never taken for a whole one.
 """
 
 from __future__ import annotations
@@ -16,19 +13,16 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from clipviz.data.base import ImageDataset
 from clipviz.errors import inert
-from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, RunStarted, StepFinished
+from clipviz.events import EpochFinished, Event, Listener, RunFinished, RunStarted, StepFinished
 from clipviz.methods.base import AdaptConfig, Method
-from clipviz.parallel import ONE, Ranks
 from clipviz.trace import Trace
 from clipviz.training.commands import Commanded
 from clipviz.training.interrupts import StoppedBySignal, raise_for, stopping
-from clipviz.training.loop import Adaptation
+from clipviz.training.loop import Adaptation, Options
 from clipviz.training.recorder import Recorder
 from clipviz.training.results import measure_zero_shot
 from clipviz.training.run_folder import CHECKPOINT, RunFolder
@@ -48,11 +42,12 @@ class Run(Commanded):
     """One adaptation that can be watched, paused, changed and stopped.
 
     Args:
-        method, dataset, config, eval_dataset, probe, seed: as for `clipviz.adapt`.
-        folder: where trace and checkpoint go; None keeps the trace in memory only.
+        method, dataset, config, options: as for `clipviz.adapt`; of several `ranks` the first one alone records and
+            writes, and a stop of one stops all.
+        folder: the run folder; None keeps the trace in memory only.
+        keep_epochs: whether the folder keeps the weights of every epoch; None: if those of one take at most 16 MB.
         save_seconds: also save between two epochs when so much time has passed.
         listeners: called with every event, in the thread that trains.
-        ranks: the processes that share each batch; the first one alone records and writes, and a stop of one stops all.
 
     Attributes:
         recorder: holds the trace so far.
@@ -68,18 +63,15 @@ class Run(Commanded):
         dataset: ImageDataset,
         config: AdaptConfig | None = None,
         *,
-        eval_dataset: ImageDataset | None = None,
-        probe: Probe | Tensor | None = None,
-        seed: int = 0,
         folder: str | os.PathLike[str] | None = None,
+        keep_epochs: bool | None = None,
         save_seconds: float = 300.0,
         listeners: Sequence[Listener] = (),
-        ranks: Ranks = ONE,
+        **options: Unpack[Options],
     ) -> None:
-        options: dict[str, Any] = {"eval_dataset": eval_dataset, "probe": probe, "seed": seed, "ranks": ranks}
         super().__init__(Adaptation(method, dataset, config, **options))
         self.recorder = Recorder()
-        self._disk = folder if isinstance(folder, RunFolder | None) else RunFolder(folder)
+        self._disk = folder if isinstance(folder, RunFolder | None) else RunFolder(folder, keep_epochs)
         self.listeners = list(listeners)
         self.save_seconds = save_seconds
         self.steps_done = 0
@@ -92,7 +84,6 @@ class Run(Commanded):
         self._begun: float | None = None
 
     def __repr__(self) -> str:
-        """Short and the same in every process, so that notebooks can be compared."""
         return inert(f"Run({self.method.name} on {self.adaptation.dataset.name}, {self.status})")
 
     @property
@@ -116,14 +107,14 @@ class Run(Commanded):
         """Answers the views' questions about images by the current model, whether the run is live or not."""
         from clipviz.training.model_probe import ModelProbe
 
-        def wait(question: Callable[[Method], T]) -> T:
-            future = self.ask(question)
-            try:
-                return future.result(30)
-            finally:
-                future.cancel()  # if it was too late: nobody waits for it any more
+        return ModelProbe(self.method, self.adaptation.dataset, self.adaptation.eval_dataset, self._answer)
 
-        return ModelProbe(self.method, self.adaptation.dataset, self.adaptation.eval_dataset, wait)
+    def _answer(self, question: Callable[[Method], T]) -> T:
+        future = self.ask(question)
+        try:
+            return future.result(PATIENCE)
+        finally:
+            future.cancel()  # if it was too late: nobody waits for it any more
 
     @property
     def seconds(self) -> float:
@@ -141,10 +132,7 @@ class Run(Commanded):
     # --------------------------------------------------------------------------------------------- driving
 
     def restore(self) -> bool:
-        """Go on from the folder's checkpoint.
-
-        Returns:
-            False where there is none yet: the run starts at the beginning.
+        """Go on from the folder's checkpoint; says whether there is one: else the run starts at the beginning.
 
         Raises:
             ValueError: if the checkpoint is damaged or belongs to another run, or the method is in another one.
@@ -177,11 +165,7 @@ class Run(Commanded):
         return self.trace
 
     def start(self) -> Run:
-        """Do the run in a thread of its own and return at once; of a run that goes on already, say so and do nothing.
-
-        Raises:
-            RuntimeError: if it is over; a run is done once.
-        """
+        """Do the run in a thread of its own and return at once; of one that goes on already, say so and do nothing."""
         with self._gate:
             if self.status in ("running", "paused"):
                 more = "; resume() lets it go on" if self.status == "paused" else ""
@@ -194,17 +178,9 @@ class Run(Commanded):
         return self
 
     def wait(self, timeout: float | None = None) -> Trace:
-        """Wait for the end of a started run; signals end it as they end `fit`.
+        """Wait for the end of a started run, so many seconds at most; signals end it as they end `fit`.
 
-        Args:
-            timeout: seconds; None waits for as long as it takes.
-
-        Returns:
-            The trace.
-
-        Raises:
-            TimeoutError: if the run is not over in time; it goes on.
-            BaseException: what ended a failed run.
+        Raises what ended a failed run; `TimeoutError` if the run is not over in time: it goes on.
         """
         if self.status == "ready":
             raise RuntimeError("this run was not started; call start(), or fit() to do it in the caller")
@@ -226,19 +202,18 @@ class Run(Commanded):
 
         To interrupt the cell, or to cancel the task, is to stop the run; it is over when the cell is.
         """
-        return self._awaited().__await__()
-
-    async def _awaited(self) -> Trace:
-        """Looks again and again: an interrupt that another thread of a kernel gets does not wake a sleeping loop."""
         try:
-            while self.is_live:
-                await asyncio.sleep(0.05)
+            yield from self._rest().__await__()
         except asyncio.CancelledError:
             self.stop()
-            while self.is_live:
-                await asyncio.sleep(0.05)
+            yield from self._rest().__await__()
             raise
         return self.wait()
+
+    async def _rest(self) -> None:
+        """Looks again and again: an interrupt that another thread of a kernel gets does not wake a sleeping loop."""
+        while self.is_live:
+            await asyncio.sleep(0.05)
 
     # --------------------------------------------------------------------------------------------- the owner's side
 

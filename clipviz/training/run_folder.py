@@ -2,7 +2,8 @@
 
 `config.json` says what was chosen; `results.json` is there once the run is finished, and says how it went.
 `trace/` is written before `checkpoint.safetensors`, so a checkpoint never knows more than the trace beside it. The one
-before the newest is kept as `checkpoint.previous.safetensors`, in case a disk damages the newest.
+before the newest is kept as `checkpoint.previous.safetensors`, in case a disk damages the newest. `epochs/` holds the
+weights after every epoch (-1: before training), from which any map and any prediction can be made afterwards.
 
 Files are written under hidden names and moved to their places. What a killed process left under such names is cleared
 away by the next one that has the folder to itself.
@@ -10,6 +11,7 @@ away by the next one that has the folder to itself.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -21,7 +23,7 @@ import pandas as pd
 
 from clipviz.files import lock_folder, write_json
 from clipviz.trace import TABLES, Trace, is_by_epoch
-from clipviz.training.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
+from clipviz.training.checkpoint import WEIGHTS, DamagedCheckpoint, load_checkpoint, save_checkpoint, save_weights
 from clipviz.training.loop import Adaptation
 from clipviz.training.results import config_of, results_of
 
@@ -29,20 +31,29 @@ CONFIG, RESULTS = "config.json", "results.json"
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 _TRACE = "trace"
+KEPT_BYTES = 16 * 2**20
+"""Weights of every epoch are kept by default where those of one are no larger: LayerNorms and heads of any ViT are."""
 _UNFINISHED = re.compile(
-    r"\.(trace|checkpoint\.safetensors|config\.json|results\.json)\.[0-9a-f]{8}(\.partial|\.older)?"
+    r"\.(trace|checkpoint\.safetensors|-?\d+\.safetensors|config\.json|results\.json)\.[0-9a-f]{8}"
+    r"(\.partial|\.older)?"
 )
 
 
-class RunFolder:
-    """A folder that one run writes to.
+def kept_weights(folder: Path) -> dict[int, Path]:
+    """The files of the weights after each epoch (-1: before training) that are kept in a run folder."""
+    found = [path for path in (folder / WEIGHTS).glob("*.safetensors") if re.fullmatch(r"-1|\d{1,9}", path.stem)]
+    return {int(path.stem): path for path in sorted(found, key=lambda path: int(path.stem))}
 
-    Args:
-        path: made when the first thing is written.
+
+class RunFolder:
+    """A folder that one run writes to, made when the first thing is written.
+
+    `keep_epochs` is whether `epochs/` keeps the weights of every epoch; None: if they are of at most `KEPT_BYTES`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], keep_epochs: bool | None = None) -> None:
         self.path = Path(path).expanduser()
+        self._at_most = math.inf if keep_epochs else KEPT_BYTES * (keep_epochs is None)
         self._lock: int | None = None
         self._is_begun = self._is_restored = False
 
@@ -55,13 +66,9 @@ class RunFolder:
         return any((self.path / part).exists() for part in (CHECKPOINT, RESULTS, _TRACE))
 
     def lock(self) -> bool:
-        """Keep other processes out until `unlock`; a killed process leaves nothing behind.
+        """Keep other processes out until `unlock`, even by being killed; says whether it was open before.
 
-        Returns:
-            Whether it was open before.
-
-        Raises:
-            ValueError: if another run is writing here.
+        Raises ValueError if another run is writing here.
         """
         if self._lock is not None:
             return False
@@ -77,7 +84,7 @@ class RunFolder:
 
     def _tidy(self) -> None:
         """Clear away what a killed process left behind; a trace that it had just moved aside moves back."""
-        for left in sorted(self.path.iterdir()):
+        for left in sorted([*self.path.iterdir(), *(self.path / WEIGHTS).glob(".*")]):
             if not _UNFINISHED.fullmatch(left.name):
                 continue
             if left.suffix == ".older" and not (self.path / _TRACE).exists():
@@ -114,12 +121,17 @@ class RunFolder:
         if not self._is_restored:
             for name in (PREVIOUS, CHECKPOINT):
                 (self.path / name).unlink(missing_ok=True)
+        for epoch, path in kept_weights(self.path).items():
+            if not self._is_restored or epoch >= adaptation.epoch:  # of what a resumed run does again
+                path.unlink(missing_ok=True)
         write_json(self.path / CONFIG, config_of(trace, adaptation))
         self._is_begun = True
 
     def save(self, trace: Trace, adaptation: Adaptation) -> None:
         """Write trace and checkpoint; the checkpoint of before stays as the previous one."""
         self.save_trace(trace, adaptation)
+        if adaptation.evolves and adaptation.steps_in_epoch == 0:
+            save_weights(self.path / WEIGHTS / f"{adaptation.epoch - 1}.safetensors", adaptation, self._at_most)
         newest, previous = self.path / CHECKPOINT, self.path / PREVIOUS
         if newest.is_file():
             previous.unlink(missing_ok=True)
@@ -132,8 +144,7 @@ class RunFolder:
     def restore(self, adaptation: Adaptation) -> Trace | None:
         """Put a run into the state of the newest readable checkpoint, in all of its processes.
 
-        Returns:
-            What the trace knew at that moment, empty before the first step; None where there is no checkpoint.
+        Returns what the trace knew at that moment, empty before the first step; None where there is no checkpoint.
 
         Raises:
             ValueError: if no checkpoint can be read, they belong to another run, another run is writing here, or the

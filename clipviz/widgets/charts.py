@@ -24,16 +24,10 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its labels.
+    """A chart with its labels; `series` are "lines" or stacked "bars", `y_range` None fits the data.
 
-    Attributes:
-        series: what to draw.
-        kind: "lines" or "bars" (stacked).
-        y_range: (low, high); None fits the data.
-        ticks: (value, text) pairs of the x axis; empty for numbers.
-        marks: x positions of dotted vertical lines, with their text.
-        names: whether `ticks` are names, which are set in two rows to have room, with half a step left and right.
-        empty: what to say while there is nothing to draw.
+    `ticks` are (value, text) pairs of the x axis, empty for numbers; as `names` they are set in two rows, to have room,
+    with half a step left and right. `marks` are dotted vertical lines with their text, `empty` what to say instead.
     """
 
     title: str

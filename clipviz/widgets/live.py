@@ -192,8 +192,7 @@ class LiveMonitor(View):
     def _take_trajectories(self, status: str) -> None:
         """Those of the newest epoch; while the run trains, no sooner than costs a fiftieth of the time.
 
-        Their plane is an eigenproblem, which wakes all cores hundreds of times: beside a run on the same cores it can
-        take 200 ms, 1 ms alone.
+        Their plane is an eigenproblem, which wakes all cores: beside a run it can take 200 ms, 1 ms alone.
         """
         if self._projected is self._trace or (status == "running" and self._clock() < self._projection_due):
             return

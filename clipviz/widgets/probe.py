@@ -21,12 +21,9 @@ _MOST_DRAWN = 8
 
 
 class ProbeStrip:
-    """At most twelve of the probe images, spread evenly, and their newest maps.
+    """At most twelve of the probe images (n, S, S, 3) uint8, spread evenly, and their newest maps (n, h, w) in [0, 1].
 
-    Attributes:
-        images: (n, S, S, 3) uint8.
-        captions: true classes, or numbers where these are not known.
-        kind: of the maps (n, h, w) in [0, 1], "" while there are none.
+    `captions` are true classes, or numbers where these are not known; `kind` is "" while there are no maps.
     """
 
     def __init__(self) -> None:

@@ -10,17 +10,11 @@ Clock = Callable[[], float]
 
 
 class Pump:
-    """Draws in a thread of its own, at most so often, and only when something is new.
+    """Draws in a thread of its own, at most `rate` times a second, and only when something is new.
 
-    Whoever trains calls `offer`, which costs nothing but setting a flag; frames in between are dropped. After the last
-    offer there is always one more drawing.
-
-    Args:
-        draw: called without arguments; it reads the newest state itself.
-        rate: drawings per second, at most.
-        has_changed: asked once per interval, for news that nobody offers (a run that came to rest).
-        is_over: when true, the pump draws once more and its thread ends.
-        clock: seconds.
+    Whoever trains calls `offer`, which costs nothing but setting a flag; frames in between are dropped. `has_changed`
+    is asked once per interval, for news that nobody offers (a run that came to rest). When it `is_over` the pump draws
+    once more, so that the last state is shown, and its thread ends.
     """
 
     def __init__(

@@ -172,10 +172,10 @@ def test_a_kill_while_safetensors_writes_leaves_nothing_that_is_not_known_for_ou
     monkeypatch.setattr("clipviz.training.checkpoint.save_file", killed)
     with pytest.raises(ConnectionError):
         make_run(tmp_path / "run", tiny_backbone).fit()
-    hidden = [path.name for path in (tmp_path / "as_it_was").glob(".*")]
+    hidden = [path.name for path in (tmp_path / "as_it_was").rglob(".*")]
     assert hidden
     assert not make_run(tmp_path / "as_it_was", tiny_backbone).restore()
-    assert not list((tmp_path / "as_it_was").glob(".*"))
+    assert not list((tmp_path / "as_it_was").rglob(".*"))
 
 
 def test_a_folder_that_is_deleted_while_a_run_goes_on_is_told_and_made_anew(tiny_backbone, tmp_path):
@@ -253,7 +253,7 @@ def test_without_a_folder_nothing_is_written(tiny_backbone, tmp_path, monkeypatc
 
 def test_the_folder_holds_what_every_run_folder_holds_and_nothing_else(undisturbed, tiny_backbone):
     trace, _, folder = undisturbed
-    assert sorted(os.listdir(folder)) == [PREVIOUS, CHECKPOINT, "config.json", "results.json", "trace"]
+    assert sorted(os.listdir(folder)) == [PREVIOUS, CHECKPOINT, "config.json", "epochs", "results.json", "trace"]
     assert Trace.load(folder).equals(trace)
     results = json.loads((folder / "results.json").read_text())
     assert results.keys() >= {
@@ -268,7 +268,7 @@ def test_the_folder_holds_what_every_run_folder_holds_and_nothing_else(undisturb
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"]["schedule"]["lr"] == 1e-3
     assert config["origins"] == {"model": None, "data": None, "eval_data": None}  # made by hand
-    assert config["prompts"] == "data"
+    assert config["prompts"]["templates"] == ["a photo of a {}.", "a {}."]
     assert "command" not in config
 
 
@@ -285,7 +285,7 @@ def test_a_run_of_a_notebook_says_where_everything_came_from_and_is_compared_and
     again = load_dataset(**config["origins"]["data"])
     assert (again.name, again.split, len(again), again.prompts) == ("birds/fog", "train", 24, data.prompts)
     assert config["origins"]["eval_data"]["split"] == "test"
-    assert config["prompts"] == "data"
+    assert ClassPrompts(**config["prompts"]).digest == data.prompts.digest
     assert other["prompts"]["templates"] == ["a bird, {}."]
     runs = [str(tmp_path / name) for name in "ab"]
     assert cli.main(["compare", *runs]) == 0
@@ -333,7 +333,7 @@ def test_an_older_run_stays_whole_until_the_first_save_and_then_goes_as_a_whole(
     run = make_run(tmp_path, tiny_backbone, seed=7, listeners=[interrupt_after(StepFinished, 0, 0)])
     with pytest.raises(ConnectionError):
         run.fit()
-    assert sorted(os.listdir(tmp_path)) == [CHECKPOINT, "config.json", "trace"]
+    assert sorted(os.listdir(tmp_path)) == [CHECKPOINT, "config.json", "epochs", "trace"]
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == Trace.load(tmp_path).meta["seed"] == 7
 
 

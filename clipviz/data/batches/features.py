@@ -154,7 +154,7 @@ class FeatureBackbone(Backbone):
         model.visual = visual
         model.logit_scale = nn.Parameter(torch.tensor(logit_scale).log(), requires_grad=False)
         super().__init__(model, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), name)
-        self.built = text.built if text is not None else None
+        self.origin, self.built = (None, None) if text is None else (text.origin, text.built)
         self._table = {spoken_name(key): row for key, row in (classifier or {}).items()}
         if len(self._table) < len(classifier or {}):
             raise ValueError(f"{name}: class names differ in underscores and spaces only; make them differ in words")
