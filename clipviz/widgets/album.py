@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from clipviz.figures.image_table import image_table, outcomes
 from clipviz.figures.moments import part_of_epoch
 from clipviz.figures.sources import source_names
 from clipviz.figures.style import apart, class_name
@@ -15,7 +17,8 @@ from clipviz.figures.suspects import disputed_rows
 from clipviz.instructive import confidently_wrong, least_sure
 from clipviz.trace import ImageGroup, Trace
 
-FILTERS = ("all", "confidently wrong", "least sure", "flipped", "sources disagree", "one taken for another")
+PAIR = "one taken for another"
+FILTERS = ("all", "confidently wrong", "least sure", "flipped", "fixed", "broken", "sources disagree", PAIR)
 _GRAY = np.full((1, 1, 3), 200, np.uint8)
 
 
@@ -43,7 +46,7 @@ class Album:
         self.train_split = "eval" if trace.meta.get("accuracy_is") == "transductive" else "train"
         self._probe = _places(trace.probe, self._probe_split())
         self._highlights = _places(trace.highlights, "eval")
-        self._frames: dict[int, pd.DataFrame] = {}
+        self._table = lru_cache(6)(partial(image_table, trace))
         self._measured = [int(epoch) for epoch in trace.predictions["epoch"].unique()]
         self.last, self.part = trace.final_epoch, part_of_epoch(trace)  # of large tables, so once
 
@@ -59,8 +62,7 @@ class Album:
         return "probe"
 
     def _model_has(self, image: str) -> bool:
-        split, index = image.split("/")
-        return self.model_probe is not None and self.model_probe.has(split, int(index))
+        return self.model_probe is not None and self.model_probe.has(*parsed(image))
 
     def has(self, image: str) -> bool:
         """Whether there are pixels."""
@@ -72,8 +74,7 @@ class Album:
             return self.trace.probe.images[self._probe[image]]
         if image in self._highlights:
             return self.trace.highlights.images[self._highlights[image]]
-        split, index = image.split("/")
-        return self.model_probe.pixels(split, int(index)) if self._model_has(image) else _GRAY
+        return self.model_probe.pixels(*parsed(image)) if self._model_has(image) else _GRAY
 
     def stored_kinds(self) -> list[str]:
         """Kinds of maps in the trace."""
@@ -97,34 +98,22 @@ class Album:
         """The last epoch up to this one with predictions: not after every one, and not after a part of one."""
         return max((known for known in self._measured if known <= epoch), default=-1)
 
-    def frame(self, epoch: int) -> pd.DataFrame:
-        """Predictions of the last measurement up to `epoch`, by image: prediction, confidence, target, before."""
-        table, measured = self.trace.predictions, self.measured(epoch)
-        if measured not in self._frames:
-            now, first = (table[table["epoch"] == epoch].drop_duplicates("index").set_index("index")
-                          for epoch in (measured, table["epoch"].min()))  # fmt: skip
-            before = first["prediction"].reindex(now.index)
-            self._frames[measured] = now[["prediction", "confidence", "target"]].assign(before=before)
-        return self._frames[measured]
+    def table(self, epoch: int, split: str = "eval") -> pd.DataFrame:
+        """The `image_table` of a split at an epoch."""
+        return self._table(split, self.measured(epoch) if split == "eval" else self.epoch(epoch))
 
     def verdict(self, image: str, epoch: int) -> Verdict:
         """Prediction of an evaluation image, pseudo-label of a training image."""
-        split, index = image.split("/")[0], int(image.split("/")[1])
+        split, index = parsed(image)
         if split == "probe":
             return Verdict(-1, None, int(self.trace.probe.target[index]))
+        table = self.table(epoch, split)
+        if index in table.index:
+            label, confidence, target = (table.at[index, name] for name in ("label", "confidence", "target"))
+            return Verdict(int(label), float(confidence), int(target))
         samples = self.trace.samples
-        if split == "eval":
-            frame = self.frame(epoch)
-            rows, column = frame.loc[[index]] if index in frame.index else frame[:0], "prediction"
-        else:
-            samples = samples[samples["index"] == index]
-            rows, column = samples[samples["epoch"] == self.epoch(epoch)], "pseudo_label"
-            if not len(rows) and len(samples):
-                return Verdict(-1, None, int(samples["target"].iloc[0]))
-        if not len(rows):
-            return Verdict(-1, None, -1)
-        row = rows.iloc[0]
-        return Verdict(int(row[column]), float(row["confidence"]), int(row["target"]))
+        targets = samples.loc[samples["index"] == index, "target"] if split == "train" else samples["target"][:0]
+        return Verdict(-1, None, int(targets.iloc[0]) if len(targets) else -1)
 
     def caption(self, image: str, epoch: int) -> str:
         """True class, or the predicted one and how sure, in few letters and on one line."""
@@ -141,32 +130,48 @@ class Album:
         """The filters that this trace can answer."""
         predictions = self.trace.predictions
         has_targets, is_followed = bool((predictions["target"] >= 0).any()), predictions["epoch"].nunique() > 1
-        has_sources = len(source_names(self.trace)) > 1
-        answered = (True, has_targets, len(predictions) > 0, is_followed, has_sources, has_targets)
-        return [name for name, is_answered in zip(FILTERS, answered, strict=True) if is_answered]
+        needs = {
+            **dict.fromkeys(("confidently wrong", PAIR), has_targets),
+            **dict.fromkeys(("fixed", "broken"), has_targets and is_followed),
+            "least sure": len(predictions) > 0,
+            "flipped": is_followed,
+            "sources disagree": len(source_names(self.trace)) > 1,
+        }
+        return [name for name in FILTERS if needs.get(name, True)]
 
-    def chosen(self, name: str, epoch: int, pair: tuple[int, int] | None = None) -> list[str]:
-        """Ids of the images that a filter lets through and that can be shown, the most telling first.
+    def chosen(
+        self, name: str, epoch: int, pair: tuple[int, int] | None = None, split: str = "eval"
+    ) -> list[str]:  # fmt: skip
+        """Ids of the images of a split that a filter lets through and that can be shown, the most telling first.
 
-        `pair` is (true class, predicted class), for "one taken for another".
+        `pair` is (true class, predicted class), for "one taken for another"; sources disagree on training images only.
         """
-        frame = self.frame(epoch)
-        prediction, confidence, target = (frame[column].to_numpy() for column in ("prediction", "confidence", "target"))
+        table = self.table(epoch, split)
+        label, confidence, target = (table[column].to_numpy() for column in ("label", "confidence", "target"))
+        if name == "sources disagree":
+            return self.shown(disputed_rows(self.trace, self.epoch(epoch))["index"], self.train_split)
         if name == "all":
-            ids = [*self._highlights, *self._probe, *(f"eval/{index}" for index in frame.index)]
-        elif name == "sources disagree":
-            ids = [f"{self.train_split}/{index}" for index in disputed_rows(self.trace, self.epoch(epoch))["index"]]
-        elif name == "least sure":
-            ids = [f"eval/{index}" for index in frame.index[least_sure(confidence)]]
-        elif name == "confidently wrong":
-            ids = [f"eval/{index}" for index in frame.index[confidently_wrong(prediction, confidence, target)]]
+            followed = [*self._highlights, *self._probe] if split == "eval" else []
+            return list(dict.fromkeys([*filter(self.has, followed), *self.shown(table.index, split)]))
+        if name == "least sure":
+            return self.shown(table.index[least_sure(confidence)], split)
+        if name == "confidently wrong":
+            return self.shown(table.index[confidently_wrong(label, confidence, target)], split)
+        if name == PAIR:
+            passes = (target == pair[0]) & (label == pair[1]) if pair else target < -1
         else:
-            passes = {
-                "flipped": prediction != frame["before"],
-                "one taken for another": (target == pair[0]) & (prediction == pair[1]) if pair else target < -1,
-            }[name]
-            ids = [f"eval/{index}" for index in frame[passes].sort_values("confidence", ascending=False).index]
-        return [image for image in dict.fromkeys(ids) if self.has(image)]
+            passes = outcomes(table)["changed" if name == "flipped" else name]
+        return self.shown(table[passes].sort_values("confidence", ascending=False, kind="stable").index, split)
+
+    def shown(self, index: Iterable[int], split: str) -> list[str]:
+        """Ids of the images at these positions that can be shown."""
+        return [image for image in dict.fromkeys(f"{split}/{number}" for number in index) if self.has(image)]
+
+
+def parsed(image: str) -> tuple[str, int]:
+    """ "eval/12" -> ("eval", 12)."""
+    split, _, index = image.partition("/")
+    return split, int(index)
 
 
 def _places(images: ImageGroup, split: str) -> dict[str, int]:

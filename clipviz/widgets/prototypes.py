@@ -103,8 +103,8 @@ class PrototypeExplorer(View):
         chosen = np.array([i for i in self.scatter.chosen if 0 <= i < len(scene.index)], dtype=np.int64)
         images = scene.index[chosen[scene.is_image[chosen]]]
         if len(images) == 0 and len(chosen):
-            frame = album.frame(epoch)
-            images = frame.index[frame["prediction"].isin(scene.label[chosen])].to_numpy()
+            frame = album.table(epoch)
+            images = frame.index[frame["label"].isin(scene.label[chosen])].to_numpy()
         self._ids = [f"eval/{index}" for index in images if album.has(f"eval/{index}")]
         shown, hidden = self._ids[:PAGE], len(images) - len(self._ids)
         self.gallery.show(album, shown, epoch)

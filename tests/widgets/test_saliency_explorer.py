@@ -62,15 +62,15 @@ def test_a_gallery_image_has_maps_of_the_end_only(trace):
 def test_filters_give_what_their_names_say(run):
     explorer = SaliencyExplorer(run.trace, run)
     album = explorer.inspector.album
-    frame = album.frame(2)
+    frame = album.table(2)
     ids = {name: [int(image.split("/")[1]) for image in album.chosen(name, 2, (0, 1))] for name in album.filters()}
-    wrong = frame[frame["prediction"] != frame["target"]]
+    wrong = frame[frame["label"] != frame["target"]]
     assert sorted(ids["all"]) == list(range(24))
     assert sorted(ids["confidently wrong"]) == sorted(wrong.index)
     assert list(frame.loc[ids["confidently wrong"], "confidence"]) == sorted(wrong["confidence"], reverse=True)
     assert list(frame.loc[ids["least sure"], "confidence"]) == sorted(frame["confidence"])
-    assert sorted(ids["flipped"]) == sorted(frame.index[frame["prediction"] != frame["before"]])
-    assert sorted(ids["one taken for another"]) == sorted(wrong.index[(wrong.target == 0) & (wrong.prediction == 1)])
+    assert sorted(ids["flipped"]) == sorted(frame.index[frame["label"] != frame["before"]])
+    assert sorted(ids["one taken for another"]) == sorted(wrong.index[(wrong.target == 0) & (wrong.label == 1)])
     samples = run.trace.samples.query("epoch == 2 and static_label != dynamic_label")
     assert sorted(ids["sources disagree"]) == sorted(samples["index"])
 
