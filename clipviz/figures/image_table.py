@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -141,7 +141,7 @@ def export_csv(table: pd.DataFrame, class_names: tuple[str, ...], tags: dict[int
     def name(label: int) -> str:
         return class_name(class_names, label) if label >= 0 else ""
 
-    columns = {
+    columns: dict[str, Any] = {
         "position": table.index,
         "file": table["file"],
         "true class": table["target"].map(name),
@@ -153,7 +153,7 @@ def export_csv(table: pd.DataFrame, class_names: tuple[str, ...], tags: dict[int
         "tags": ["; ".join((tags or {}).get(int(index), ())) for index in table.index],
     }
     made = pd.DataFrame({column: list(values) for column, values in columns.items()})
-    text = made.select_dtypes(["object", "string"])
+    text = made.select_dtypes(include=["object", "string"])
     return made.assign(**text.map(_inert_cell)).to_csv(index=False)
 
 

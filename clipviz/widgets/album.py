@@ -109,8 +109,8 @@ class Album:
             return Verdict(-1, None, int(self.trace.probe.target[index]))
         table = self.table(epoch, split)
         if index in table.index:
-            label, confidence, target = (table.at[index, name] for name in ("label", "confidence", "target"))
-            return Verdict(int(label), float(confidence), int(target))
+            row: Any = table.loc[index, ["label", "confidence", "target"]]
+            return Verdict(int(row["label"]), float(row["confidence"]), int(row["target"]))
         samples = self.trace.samples
         targets = samples.loc[samples["index"] == index, "target"] if split == "train" else samples["target"][:0]
         return Verdict(-1, None, int(targets.iloc[0]) if len(targets) else -1)
@@ -139,9 +139,7 @@ class Album:
         }
         return [name for name in FILTERS if needs.get(name, True)]
 
-    def chosen(
-        self, name: str, epoch: int, pair: tuple[int, int] | None = None, split: str = "eval"
-    ) -> list[str]:  # fmt: skip
+    def chosen(self, name: str, epoch: int, pair: Sequence[int] = (), split: str = "eval") -> list[str]:
         """Ids of the images of a split that a filter lets through and that can be shown, the most telling first.
 
         `pair` is (true class, predicted class), for "one taken for another"; sources disagree on training images only.
@@ -158,7 +156,7 @@ class Album:
         if name == "confidently wrong":
             return self.shown(table.index[confidently_wrong(label, confidence, target)], split)
         if name == PAIR:
-            passes = (target == pair[0]) & (label == pair[1]) if pair else target < -1
+            passes = (target == pair[0]) & (label == pair[1]) if len(pair) == 2 else target < -1
         else:
             passes = outcomes(table)["changed" if name == "flipped" else name]
         return self.shown(table[passes].sort_values("confidence", ascending=False, kind="stable").index, split)
@@ -169,7 +167,7 @@ class Album:
 
 
 def parsed(image: str) -> tuple[str, int]:
-    """ "eval/12" -> ("eval", 12)."""
+    """Split and position of an id: "eval/12" -> ("eval", 12)."""
     split, _, index = image.partition("/")
     return split, int(index)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import anywidget
 import numpy as np
 import traitlets
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipviz.figures.style import apart, bare, shorten
@@ -15,20 +16,22 @@ from clipviz.widgets.album import Album
 from clipviz.widgets.images import color_table, jpeg, laid_over, sheet, thumbnail, to_bytes
 from clipviz.widgets.view import ViewState, source
 
-THUMBNAIL, PROBE_SIDE = 72, 96
+THUMBNAIL, PROBE_SIDE, LARGE = 72, 96, 224
 COLUMNS = 10
-ROW_INCHES = 1.9
-"""Of a row of maps in a static picture."""
-
 PLAIN_TEXT: dict[str, Any] = {"va": "top", "parse_math": False}
 _TILE = 128
 
 
-class GalleryCanvas(anywidget.AnyWidget):
-    """Thumbnails in one sheet; `selected` is written by the browser and by Python."""
+class Canvas(anywidget.AnyWidget):
+    """What all of them share."""
+
+    _css = source("widgets.css")
+
+
+class GalleryCanvas(Canvas):
+    """Thumbnails in one sheet; the browser writes what is `selected`, how large they are, and what it points at."""
 
     _esm = source("common.js", "gallery.js")
-    _css = source("widgets.css")
 
     sheet = traitlets.Bytes().tag(sync=True)
     side = traitlets.Int(THUMBNAIL).tag(sync=True)
@@ -38,6 +41,10 @@ class GalleryCanvas(anywidget.AnyWidget):
     label = traitlets.Unicode("").tag(sync=True)
     empty = traitlets.Unicode("No image passes this filter.").tag(sync=True)
     selected: traitlets.List = traitlets.List().tag(sync=True)
+    pointed = traitlets.Unicode("").tag(sync=True)
+    large = traitlets.Bytes().tag(sync=True)
+    large_of = traitlets.Unicode("").tag(sync=True)
+    _images: Mapping[str, np.ndarray] = {}
 
     def link(self, state: ViewState) -> None:
         """Share the selected images with a state, both ways."""
@@ -50,17 +57,26 @@ class GalleryCanvas(anywidget.AnyWidget):
     def fill(self, ids: Sequence[str], captions: Sequence[str], images: Sequence[np.ndarray], label: str = "") -> None:
         """Show other images under a heading, in one message."""
         with self.hold_sync():
+            self._images = dict(zip(ids, images, strict=True))
             self.label, self.ids = label, list(ids)
             self.captions = [shorten(caption, 90) for caption in captions]
-            self.sheet = jpeg(sheet(images, THUMBNAIL, COLUMNS))
+            self._draw_sheet()
+
+    @traitlets.observe("side")
+    def _draw_sheet(self, _: Any = None) -> None:
+        self.sheet = jpeg(sheet([*self._images.values()], min(max(self.side, 16), LARGE), COLUMNS))
+
+    @traitlets.observe("pointed")
+    def _enlarge(self, _: Any) -> None:
+        if (image := self._images.get(self.pointed)) is not None:
+            with self.hold_sync():
+                self.large_of, self.large = self.pointed, jpeg(thumbnail(image, LARGE), 90)
 
 
-class MonitorCanvas(anywidget.AnyWidget):
+class MonitorCanvas(Canvas):
     """What LiveMonitor shows; written by its pump alone."""
 
     _esm = source("common.js", "monitor.js")
-    _css = source("widgets.css")
-
     frame = traitlets.Dict().tag(sync=True)
     losses = traitlets.Dict().tag(sync=True)
     labels = traitlets.Dict().tag(sync=True)
@@ -74,11 +90,10 @@ class MonitorCanvas(anywidget.AnyWidget):
     colors = traitlets.Bytes(color_table()).tag(sync=True)
 
 
-class ScatterCanvas(anywidget.AnyWidget):
+class ScatterCanvas(Canvas):
     """Points by epoch; `chosen` holds the positions of at most 500 of the `n_chosen` points of a lasso or a click."""
 
     _esm = source("common.js", "scatter.js")
-    _css = source("widgets.css")
 
     places = traitlets.Bytes().tag(sync=True)
     group = traitlets.Bytes().tag(sync=True)
@@ -115,11 +130,10 @@ class Row(NamedTuple):
     image: np.ndarray
 
 
-class OverlayCanvas(anywidget.AnyWidget):
+class OverlayCanvas(Canvas):
     """One image with rows of maps over it."""
 
     _esm = source("common.js", "overlay.js")
-    _css = source("widgets.css")
 
     image = traitlets.Bytes().tag(sync=True)
     rows: traitlets.List = traitlets.List().tag(sync=True)
@@ -141,11 +155,10 @@ class OverlayCanvas(anywidget.AnyWidget):
             self.maps = b"".join(map(to_bytes, maps))
 
 
-class MatrixCanvas(anywidget.AnyWidget):
+class MatrixCanvas(Canvas):
     """A confusion matrix of any size; `selected` is [true, predicted] or empty."""
 
     _esm = source("common.js", "matrix.js")
-    _css = source("widgets.css")
 
     counts = traitlets.Bytes().tag(sync=True)
     names: traitlets.List = traitlets.List().tag(sync=True)
@@ -161,35 +174,64 @@ class MatrixCanvas(anywidget.AnyWidget):
             self.title = title
 
 
-class ChartCanvas(anywidget.AnyWidget):
+class ChartCanvas(Canvas):
     """One `clipviz.widgets.charts.Chart`, as wide as there is room."""
 
     _esm = source("common.js", "chart.js")
-    _css = source("widgets.css")
 
     spec = traitlets.Dict().tag(sync=True)
 
 
-def draw_thumbnails(figure: Figure, images: Sequence[np.ndarray], top: float) -> float:
-    """Draw images as in a gallery, ten in a row, below `top` on a figure 7.2 inches wide; returns their lower edge."""
-    pixels = sheet(images, THUMBNAIL, COLUMNS)
-    tall = len(pixels) / 100 / figure.get_figheight()
-    bare(figure.add_axes((0, top - tall, 1, tall))).imshow(pixels, aspect="auto")
-    return top - tall
+class Picture:
+    """What a view leaves where there is no kernel, 7.2 inches wide, filled from the top."""
+
+    def __init__(self, height: float, headline: str = "") -> None:
+        self.figure = Figure(figsize=(7.2, height), dpi=100)
+        self._left = self._height = height  # inches
+        self.skip(0.06)
+        if headline:
+            self.write(shorten(headline, 110), 0.26)
+
+    def skip(self, inches: float) -> None:
+        """Leave room."""
+        self._left -= inches
+
+    def write(self, text: str, inches: float = 0.22) -> None:
+        """A line of bold text."""
+        self.figure.text(0.01, self._left / self._height, text, fontsize=8.5, weight="bold", **PLAIN_TEXT)
+        self.skip(inches)
+
+    def axes(self, left: float, width: float, inches: float) -> Axes:
+        """Axes between two fractions of the width, so high."""
+        self.skip(inches)
+        return self.figure.add_axes((left, self._left / self._height, width, inches / self._height))
+
+    @staticmethod
+    def inches(images: Sequence[Any], rows: Sequence[Any]) -> float:
+        """How high thumbnails and rows of maps will be."""
+        return 0.72 * -(-len(images) // COLUMNS) + 1.9 * len(rows)
+
+    def thumbnails(self, images: Sequence[np.ndarray]) -> None:
+        """Images as in a gallery, ten in a row."""
+        if images:
+            pixels = sheet(images, THUMBNAIL, COLUMNS)
+            bare(self.axes(0, 1, len(pixels) / 100)).imshow(pixels, aspect="auto")
+            self.skip(0.06)
+
+    def rows(self, rows: Sequence[Row], opacity: float = 0.7, contour: bool = False) -> None:
+        """The first panels of rows of maps, each row 1.9 inches high."""
+        for row in rows:
+            self.write(shorten(row.title, 105))
+            tiles = [_tile(row.image, panel, opacity, contour) for panel in row.panels[:5]]
+            strip = np.concatenate([np.pad(tile, ((0, 0), (0, 6), (0, 0)), constant_values=255) for tile in tiles], 1)
+            bare(self.axes(0.01, 0.198 * len(tiles), 1.36)).imshow(strip, aspect="auto", interpolation="bilinear")
+            for i, panel in enumerate(row.panels[:5]):
+                place = 0.01 + 0.198 * i, (self._left - 0.04) / self._height
+                self.figure.text(*place, shorten(panel.title, 26), fontsize=7, **PLAIN_TEXT)
+            self.skip(0.32)
 
 
-def draw_row(figure: Figure, row: Row, top: float, opacity: float = 0.7, contour: bool = False) -> float:
-    """Draw the first panels of a row, 1.9 inches high, below `top` (a fraction); returns its lower edge."""
-    height, plain = figure.get_figheight(), PLAIN_TEXT
-    figure.text(0.01, top, shorten(row.title, 105), fontsize=8.5, weight="bold", **plain)
-    tiles = []
-    for i, (title, values, is_mask) in enumerate(row.panels[:5]):
-        if values is None:
-            tiles.append(thumbnail(row.image, _TILE))
-        else:
-            tiles.append(laid_over(row.image, values, _TILE, is_mask, opacity, contour))
-        figure.text(0.01 + 0.198 * i, top - 1.62 / height, shorten(title, 26), fontsize=7, **plain)
-    strip = np.concatenate([np.pad(tile, ((0, 0), (0, 6), (0, 0)), constant_values=255) for tile in tiles], axis=1)
-    axes = bare(figure.add_axes((0.01, top - 1.58 / height, 0.198 * len(tiles), 1.36 / height)))
-    axes.imshow(strip, aspect="auto", interpolation="bilinear")
-    return top - ROW_INCHES / height
+def _tile(image: np.ndarray, panel: Panel, opacity: float, contour: bool) -> np.ndarray:
+    if panel.values is None:
+        return thumbnail(image, _TILE)
+    return laid_over(image, panel.values, _TILE, panel.is_mask, opacity, contour)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from clipviz.figures import confusion_info
 from clipviz.figures.moments import when
 from clipviz.trace import Trace
-from clipviz.widgets.canvases import COLUMNS, PLAIN_TEXT, ROW_INCHES, GalleryCanvas, MatrixCanvas, draw_thumbnails
+from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, MatrixCanvas, Picture
 from clipviz.widgets.controls import button, dropdown, show_if, wrapped
 from clipviz.widgets.inspector import Inspector
 from clipviz.widgets.view import View, ViewState, follow, one_at_a_time
@@ -115,13 +115,8 @@ class SaliencyExplorer(View):
 
     def draw(self) -> Figure:
         """The first images of the gallery, and the chosen one with its maps."""
-        shown = self.shown[: 2 * COLUMNS]
-        height = 0.5 + 0.72 * max(1, -(-len(shown) // COLUMNS)) + ROW_INCHES * max(1, len(self.inspector.rows))
-        figure = Figure(figsize=(7.2, height), dpi=100)
-        title = f"{self.filter.value}: {self.count.value}"
-        figure.text(0.01, 1 - 0.06 / height, title, fontsize=10, weight="bold", **PLAIN_TEXT)
-        top = 1 - 0.32 / height
-        if shown:
-            top = draw_thumbnails(figure, [self.inspector.album.pixels(image) for image in shown], top)
-        self.inspector.draw(figure, top - 0.08 / height)
-        return figure
+        shown, rows = self.shown[: 2 * COLUMNS], self.inspector.rows
+        picture = Picture(0.5 + Picture.inches(shown or "-", rows or "-"), f"{self.filter.value}: {self.count.value}")
+        picture.thumbnails([self.inspector.album.pixels(image) for image in shown])
+        self.inspector.draw(picture)
+        return picture.figure

@@ -8,7 +8,6 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
-from matplotlib.figure import Figure
 
 from clipviz.figures import trace_labels
 from clipviz.figures.moments import when
@@ -16,7 +15,7 @@ from clipviz.figures.saliency import KIND_NAMES, unit_range
 from clipviz.figures.style import apart, class_name, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album, same_classes
-from clipviz.widgets.canvases import OverlayCanvas, Panel, Row, draw_row
+from clipviz.widgets.canvases import OverlayCanvas, Panel, Picture, Row
 from clipviz.widgets.controls import PLAIN, dropdown, show_if, slider, wrapped
 from clipviz.widgets.view import Newest, ViewState, follow
 
@@ -206,10 +205,9 @@ class Inspector:
                 text += ": " + ", not ".join(apart([class_name(names, int(order[0])), names[other]]))
         return options, text
 
-    def draw(self, figure: Figure, top: float) -> None:
-        """The rows one below the other, from `top` on."""
-        for row in self.rows:
-            top = draw_row(figure, row, top, self.opacity.value, self.contour.value)
+    def draw(self, picture: Picture) -> None:
+        """The rows one below the other."""
+        picture.rows(self.rows, self.opacity.value, self.contour.value)
 
 
 def kind_name(kind: str) -> str:

@@ -11,15 +11,7 @@ from matplotlib.figure import Figure
 from clipviz.figures.style import BLACK, BLUE, VERMILLION, Look, apart, class_name, decider_look, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album
-from clipviz.widgets.canvases import (
-    COLUMNS,
-    PLAIN_TEXT,
-    ROW_INCHES,
-    ChartCanvas,
-    GalleryCanvas,
-    draw_row,
-    draw_thumbnails,
-)
+from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, Picture
 from clipviz.widgets.charts import Chart, Series
 from clipviz.widgets.controls import PLAIN, show_if, slider, wrapped
 from clipviz.widgets.cutting import Cutting
@@ -189,20 +181,16 @@ class DKAPlayground(View):
 
     def draw(self) -> Figure:
         """Both charts, the images that change, and the cut of the chosen one."""
-        shown, row = self._changed[: 2 * COLUMNS], self.cutting.row
-        strips = 0.72 * -(-len(shown) // COLUMNS) + 0.25 * bool(shown)
-        height = 3.7 + strips + ROW_INCHES * bool(row)
-        figure = Figure(figsize=(7.2, height), dpi=100)
-        headline = f"gamma {self.gamma.value:.2f}: {self.result.value}"
-        figure.text(0.01, 1 - 0.06 / height, shorten(headline, 110), weight="bold", fontsize=8.5, **PLAIN_TEXT)
+        shown, rows = self._changed[: 2 * COLUMNS], [self.cutting.row] if self.cutting.row else []
+        height = 3.9 + 0.22 * bool(shown) + Picture.inches(shown, rows)
+        picture = Picture(height, f"gamma {self.gamma.value:.2f}: {self.result.value}")
         grid = {"left": 0.075, "right": 0.955, "top": 1 - 0.6 / height, "bottom": 1 - 2.6 / height, "wspace": 0.2}
-        for axes, name in zip(figure.subplots(1, 2, gridspec_kw=grid), ("what_if", "ballot"), strict=True):
+        for axes, name in zip(picture.figure.subplots(1, 2, gridspec_kw=grid), ("what_if", "ballot"), strict=True):
             nothing = Chart("Pseudo-labels of the last epoch", "gamma", "%", empty=_NO_SOURCES)
             self._charts.get(name, nothing).draw(axes)
-        top = 1 - 3.7 / height
+        picture.skip(3.38)
         if shown:
-            figure.text(0.01, top, self.gallery.label, fontsize=9, weight="bold", va="top")
-            top = draw_thumbnails(figure, [*map(self.album.pixels, shown)], top - 0.22 / height)
-        if row:
-            draw_row(figure, row, top - 0.05 / height)
-        return figure
+            picture.write(self.gallery.label)
+        picture.thumbnails([*map(self.album.pixels, shown)])
+        picture.rows(rows)
+        return picture.figure

@@ -14,7 +14,7 @@ from clipviz.figures.moments import when
 from clipviz.figures.prototypes import finite_snapshots, prototype_plane
 from clipviz.figures.style import BLUE, GRAY, MARKERS, VERMILLION, Look, apart, class_name, prototype_look, shorten
 from clipviz.trace import Trace
-from clipviz.widgets.canvases import COLUMNS, ROW_INCHES, GalleryCanvas, ScatterCanvas, draw_thumbnails
+from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, Picture, ScatterCanvas
 from clipviz.widgets.charts import label_axes, legend_below
 from clipviz.widgets.controls import wrapped
 from clipviz.widgets.explorer import PAGE
@@ -124,15 +124,14 @@ class PrototypeExplorer(View):
 
     def draw(self) -> Figure:
         """The plane at the current epoch, and below it the chosen images."""
-        shown = self._ids[:COLUMNS]
-        height = 4.9 + 0.75 * bool(shown) + ROW_INCHES * len(self.inspector.rows)
-        figure = Figure(figsize=(7.2, height), dpi=100)
-        self._draw_plane(figure.add_axes((0.1, 1 - 4.05 / height, 0.87, 3.65 / height)))
-        top = 1 - 4.9 / height
-        if shown:
-            top = draw_thumbnails(figure, [*map(self.inspector.album.pixels, shown)], top) - 0.03 / height
-        self.inspector.draw(figure, top - 0.06 / height)
-        return figure
+        shown, rows = self._ids[:COLUMNS], self.inspector.rows
+        picture = Picture(5.0 + Picture.inches(shown, rows))
+        picture.skip(0.34)
+        self._draw_plane(picture.axes(0.1, 0.87, 3.65))
+        picture.skip(0.85)
+        picture.thumbnails([*map(self.inspector.album.pixels, shown)])
+        self.inspector.draw(picture)
+        return picture.figure
 
     def _draw_plane(self, axes: Axes) -> None:
         scene = self.scene

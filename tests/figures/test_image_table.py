@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,7 @@ def test_flips_equal_a_slow_loop():
         found = image_table(trace, split)
         for index, row in found.iterrows():
             labels = table[table["index"] == index].sort_values("epoch")[column].tolist()
-            assert row["flips"] == sum(a != b for a, b in zip(labels, labels[1:], strict=False))
+            assert row["flips"] == sum(a != b for a, b in pairwise(labels))
             assert row["before"] == labels[0]
             assert row["label"] == labels[-1]
 
