@@ -14,14 +14,14 @@ function render({ model, el }) {
   let pointed = null; // the id of the image that is shown larger
   let shown = model.get("side");
 
-  // One cell of the sheet, so large.
+  // One cell of the sheet, so large; a page without a kernel says which cells of a larger sheet are meant.
   const piece = (node, i, side) => {
     const columns = model.get("columns");
-    const rows = Math.max(1, Math.ceil(model.get("ids").length / columns));
+    const place = (model.get("places") || [])[i] ?? i;
     node.style.width = node.style.height = `${side}px`;
     node.style.backgroundImage = `url(${url})`;
-    node.style.backgroundSize = `${columns * side}px ${rows * side}px`;
-    node.style.backgroundPosition = `-${(i % columns) * side}px -${Math.floor(i / columns) * side}px`;
+    node.style.backgroundSize = `${columns * side}px auto`;
+    node.style.backgroundPosition = `-${(place % columns) * side}px -${Math.floor(place / columns) * side}px`;
   };
 
   const draw = () => {
@@ -139,7 +139,7 @@ function render({ model, el }) {
 
   draw();
   const stops = [
-    listen(model, ["sheet", "ids", "captions", "label"], later(draw)),
+    listen(model, ["sheet", "ids", "places", "captions", "label"], later(draw)),
     listen(model, ["selected"], mark),
     listen(model, ["large"], later(enlarge)),
   ];
