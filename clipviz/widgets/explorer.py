@@ -86,7 +86,7 @@ class SaliencyExplorer(View):
     def _refill(self) -> None:
         """Other images for another filter, epoch or method."""
         album, epoch, chosen = self.inspector.album, self.state.epoch, self.matrix.selected
-        self._ids = album.chosen(self.filter.value, epoch, (chosen[0], chosen[1]) if len(chosen) == 2 else None)
+        self._ids = album.chosen(self.filter.value, epoch, chosen)
         self._page = 0
         info = confusion_info(album.trace, album.measured(epoch))
         whose = f"{self.inspector.known(self.state.method)}: which" if len(self.inspector.albums) > 1 else "Which"
