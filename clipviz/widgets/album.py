@@ -33,12 +33,8 @@ class Verdict(NamedTuple):
 class Album:
     """Images by id, for one trace.
 
-    An id is "eval/12" or "train/7", the position in the evaluation or the training images, or "probe/3" for a probe
-    image whose place in neither can be told. Where a run is measured on the images it learned from, all are "eval".
-
-    Args:
-        trace: the run.
-        model_probe: a `ModelProbe`, which shows images that the trace does not hold; None: only those it holds.
+    For ids see `ViewState`; where a run is measured on the images it learned from, all are "eval". A `ModelProbe` shows
+    images that the trace does not hold.
     """
 
     def __init__(self, trace: Trace, model_probe: Any = None) -> None:

@@ -58,10 +58,7 @@ def show_if(is_shown: bool, widget: ipywidgets.Widget) -> None:
 class RunControls:
     """Start (or resume), pause, step and stop; for methods that mix, a gamma to try out and to apply, and a text.
 
-    Args:
-        run: that they drive.
-        pressed: called after each press, with what went wrong in a sentence, or "".
-        moved: called when the slider moves.
+    `pressed` is called after each press, with what went wrong in a sentence, or "".
     """
 
     def __init__(self, run: Run, pressed: Callable[[str], None], moved: Callable[[], None]) -> None:

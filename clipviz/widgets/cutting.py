@@ -11,7 +11,7 @@ from clipviz.figures.saliency import unit_range
 from clipviz.figures.style import shorten
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import OverlayCanvas, Panel, Row
-from clipviz.widgets.controls import dropdown, slider, wrapped
+from clipviz.widgets.controls import dropdown, show_if, slider, wrapped
 from clipviz.widgets.inspector import kind_name
 from clipviz.widgets.view import Newest, one_at_a_time
 
@@ -23,10 +23,7 @@ class Cutting:
     """Mask, Fiedler vector and attention of an image, for a tau, an affinity, a rule and a side: the controls.
 
     They begin with the settings of the trace. Without a `ModelProbe`, or with one that cannot cut, all is hidden.
-
-    Attributes:
-        maps: (kind, (h, w) in [0, 1]) pairs of the shown image, empty while none is.
-        row: what is shown, or None.
+    `maps` are (kind, (h, w) in [0, 1]) pairs of the shown image, `row` is what is shown of it.
     """
 
     def __init__(self, trace: Trace, model_probe: Any) -> None:
@@ -51,7 +48,7 @@ class Cutting:
         heading = ipywidgets.HTML("<b>Normalized cut of the chosen image, by the current model</b>")
         controls = wrapped(self.tau, self.affinity, self.rule, self.side)
         self.widget = ipywidgets.VBox([heading, controls, self.canvas])
-        self.widget.layout.display = "none" if self._model_probe is None else "flex"
+        show_if(self._model_probe is not None, self.widget)
 
     def _changed(self) -> None:
         if not self._is_fitting:

@@ -30,12 +30,6 @@ class SaliencyExplorer(View):
         traces: one trace, or several with the same classes.
         models: a `Run` or `ModelProbe` for each trace, or None.
         state: shared with other views.
-
-    Attributes:
-        filter: dropdown of filters.
-        matrix: the confusion matrix; a click chooses "one taken for another".
-        gallery: the images of the page.
-        inspector: the chosen image with its maps.
     """
 
     def __init__(self, traces: Trace | Sequence[Trace], models: Any = None, *, state: ViewState | None = None) -> None:

@@ -23,17 +23,10 @@ NOBODY = "(none)"
 
 
 class Inspector:
-    """Shows the first selected image of a state.
+    """Shows the first selected image of a state, by one of several runs with the same classes or by two of them.
 
-    Args:
-        traces: runs with the same classes; the first is looked at, another may stand beside it.
-        models: for each trace what can answer for it, a `Run` or a `ModelProbe`, or None.
-        state: shared.
-        with_epoch: whether the slider of epochs is among its controls; else its owner shows it.
-
-    Attributes:
-        albums: label -> album, in the order of the traces.
-        rows: what is shown of `image` (H, W, 3) uint8, which is None while none is chosen.
+    `models` has for each trace a `Run`, a `ModelProbe`, or None. The slider of epochs is among its controls unless its
+    owner shows it. `albums` are by label in the order of the traces, `rows` what is shown of `image` (H, W, 3) uint8.
     """
 
     def __init__(

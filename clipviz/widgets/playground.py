@@ -30,19 +30,13 @@ _NO_SOURCES = "This trace does not hold the logits of exactly two sources."
 class DKAPlayground(View):
     """Mixes the stored source logits of the last epoch again, while the sliders move.
 
-    It shows what another gamma or crop temperature would have labelled, not what training with it would have led to.
-    With a model, the normalized cut of the chosen image is computed again for another tau, affinity and rule.
+    It shows what another `gamma` or crop `temperature` would have labelled, not what training with it would have led
+    to; `result` says it in a sentence. With a model, `cutting` computes the normalized cut of the chosen image again.
 
     Args:
         trace: of a method with two sources, such as microCLIP.
         model: a `Run` or `ModelProbe`, to show images and to cut them; or None.
         state: shared with other views; `selected` is the image whose source logits are shown.
-
-    Attributes:
-        gamma: share of the first source.
-        temperature: of the softmax over crops.
-        result: what changes, in a sentence.
-        cutting: the cut of the chosen image, with its controls `tau`, `affinity`, `rule` and `side`.
     """
 
     def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:

@@ -37,11 +37,6 @@ class PrototypeExplorer(View):
         trace: the run.
         model: a `Run` or `ModelProbe`, to show images and kinds that the trace does not hold; or None.
         state: shared with other views.
-
-    Attributes:
-        scatter: the canvas.
-        gallery: the chosen images.
-        inspector: the first of them with its maps.
     """
 
     def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:
@@ -71,11 +66,9 @@ class PrototypeExplorer(View):
         scene = self.scene
         looks = [{"name": shorten(name, 40), **look._asdict()} for name, look in scene.groups.items()]
         shares = [f"{share:.0%} of the variance of the prototypes" for share in scene.explained]
+        arrays = {name: getattr(scene, name).tobytes() for name in ("places", "group", "label", "marks")}
         return ScatterCanvas(
-            places=scene.places.tobytes(),
-            group=scene.group.tobytes(),
-            label=scene.label.tobytes(),
-            marks=scene.marks.tobytes(),
+            **arrays,
             n_epochs=len(scene.places),
             groups=looks,
             names=apart(scene.names, 60),
@@ -115,12 +108,9 @@ class PrototypeExplorer(View):
     @property
     def alt(self) -> str:
         """What is drawn, and what is chosen."""
-        n_images = int(self.scene.is_image.sum())
-        n_prototypes = len(self.scene.index) - n_images
-        return (
-            f"{self!r}: {n_prototypes} prototypes and {n_images} images in one plane, {self.scatter.title}; "
-            f"{self.count.value}."
-        )
+        n, n_images = len(self.scene.index), int(self.scene.is_image.sum())
+        drawn = f"{n - n_images} prototypes and {n_images} images in one plane, {self.scatter.title}"
+        return f"{self!r}: {drawn}; {self.count.value}."
 
     def draw(self) -> Figure:
         """The plane at the current epoch, and below it the chosen images."""
@@ -159,27 +149,16 @@ class PrototypeExplorer(View):
 
 @dataclass(frozen=True)
 class Scene:
-    """Points of all epochs, prototypes first.
+    """Points of all epochs, prototypes first."""
 
-    Attributes:
-        places: (E1, n, 2) float32.
-        groups: name of each group -> its look, `IMAGES` last where there are images.
-        group: (n,) uint8, number of each point's group.
-        label: (n,) int32, class of a prototype; of an image its true class, -1 unknown.
-        index: (n,) int64, position of an image in the evaluation images; -1 for prototypes.
-        marks: (E1, n) uint8, whether the image is predicted right at the epoch.
-        names: class names.
-        explained: (2,) shares of the variance of the prototypes, in [0, 1].
-    """
-
-    places: np.ndarray
-    groups: dict[str, Look]
-    group: np.ndarray
-    label: np.ndarray
-    index: np.ndarray
-    marks: np.ndarray
+    places: np.ndarray  # (E1, n, 2) float32
+    groups: dict[str, Look]  # `IMAGES` last where there are images
+    group: np.ndarray  # (n,) uint8, number of each point's group
+    label: np.ndarray  # (n,) int32, class of a prototype; of an image its true class, -1 unknown
+    index: np.ndarray  # (n,) int64, position of an image in the evaluation images; -1 for prototypes
+    marks: np.ndarray  # (E1, n) uint8, whether the image is predicted right at the epoch
     names: list[str]
-    explained: np.ndarray
+    explained: np.ndarray  # (2,) shares of the variance of the prototypes, in [0, 1]
 
     @property
     def is_image(self) -> np.ndarray:
@@ -204,16 +183,11 @@ class Scene:
             groups[IMAGES] = Look(GRAY, "circle", "none")
         places, labels, indices = zip(*parts, strict=True)
         index = np.concatenate(indices).astype(np.int64)
-        return cls(
-            np.concatenate(places, axis=1).astype(np.float32),
-            groups,
-            np.repeat(np.arange(len(groups)), [len(part) for part in labels]).astype(np.uint8),
-            np.concatenate(labels).astype(np.int32),
-            index,
-            _marks(trace, n_epochs, index),
-            [class_name(trace.class_names, i) for i in range(n_classes)],
-            plane.explained,
-        )
+        group = np.repeat(np.arange(len(groups)), [len(part) for part in labels]).astype(np.uint8)
+        names = [class_name(trace.class_names, i) for i in range(n_classes)]
+        marks, label = _marks(trace, n_epochs, index), np.concatenate(labels).astype(np.int32)
+        places = np.concatenate(places, axis=1).astype(np.float32)
+        return cls(places, groups, group, label, index, marks, names, plane.explained)
 
 
 def _marks(trace: Trace, n_epochs: int, index: np.ndarray) -> np.ndarray:

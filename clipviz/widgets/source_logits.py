@@ -41,15 +41,10 @@ class Crops(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceLogits:
-    """Scaled logits of two sources for n images of one epoch.
+    """Scaled logits (n, C) of two sources for n images of one epoch, by position; targets are diagnostic only.
 
-    Attributes:
-        sources: their names; gamma is the share of the first.
-        first, second: (n, C) float32.
-        index: (n,) positions in the training images.
-        target: (n,) -1 unlabelled; diagnostic only.
-        gamma: of the run at its end, None where it mixes otherwise.
-        crops: what `first` was made from, None where it was not, or was too much to keep.
+    `gamma`, the share of the first, is None where the run mixes otherwise; `crops` are what `first` was made from, None
+    where it was not, or was too much to keep.
     """
 
     sources: tuple[str, str]
@@ -66,8 +61,8 @@ class SourceLogits:
         stored = trace.sources
         if len(stored.logits) != 2:
             return None
-        (one, first), (other, second) = stored.logits.items()
-        first, second = first.astype(np.float32), second.astype(np.float32)
+        first, second = (logits.astype(np.float32) for logits in stored.logits.values())
+        one, other = stored.logits
         return cls((one, other), first, second, stored.index, stored.target, final_gamma(trace), _crops(trace))
 
     @property
@@ -81,8 +76,8 @@ class SourceLogits:
 
     def rows(self, rows: np.ndarray) -> SourceLogits:
         """Those of some images."""
-        first, second, index, target = (a[rows] for a in (self.first, self.second, self.index, self.target))
-        return replace(self, first=first, second=second, index=index, target=target, crops=None)
+        some = {name: getattr(self, name)[rows] for name in ("first", "second", "index", "target")}
+        return replace(self, **some, crops=None)
 
     def mixed(self, gamma: float) -> np.ndarray:
         """(n, C) gamma * first + (1 - gamma) * second."""

@@ -29,18 +29,14 @@ def source(*names: str) -> str:
 class ViewState(HasTraits):
     """The bus between views: hand the same one to several views and a choice in one shows in all.
 
-    Attributes:
-        selected: ids of images, the one in focus first: `"eval/12"` and `"train/7"` are positions in the evaluation and
-            the training images, `"probe/3"` is a probe image whose place in either is not known.
-        epoch: -1 before training.
-        method: label of a trace, as `clipviz.figures.trace_labels` gives it.
-        kind: of saliency, for example `"soap"`.
+    Ids of images: `"eval/12"` and `"train/7"` are positions in the evaluation and the training images, `"probe/3"` is a
+    probe image whose place in either is not known.
     """
 
-    selected = Tuple()
-    epoch = Int(-1)
-    method = Unicode("")
-    kind = Unicode("soap")
+    selected = Tuple()  # ids of images, the one in focus first
+    epoch = Int(-1)  # -1 before training
+    method = Unicode("")  # label of a trace, as `clipviz.figures.trace_labels` gives it
+    kind = Unicode("soap")  # of saliency
 
     def link(self, name: str, widget: HasTraits, trait: str, there: Callable[[Any], Any] = lambda value: value) -> None:
         """Keep a trait of a widget equal to what it can show of a choice (`there`), and take what is chosen in it.

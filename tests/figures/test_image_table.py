@@ -1,8 +1,7 @@
-"""The table of images: known answers, filters, sorting, and cells that no spreadsheet executes."""
+"""The table of images: known answers, filters and sorting."""
 
 from __future__ import annotations
 
-import io
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 import pytest
 from synthetic import synthetic_trace
 
-from clipviz.figures.image_table import OUTCOMES, SORTS, Filter, export_csv, image_table, ordered, outcomes, passing
+from clipviz.figures.image_table import OUTCOMES, SORTS, Filter, image_table, ordered, outcomes, passing
 from clipviz.trace import Trace
 
 NAMES = ("ant", "bee", "cat")
@@ -113,21 +112,9 @@ def test_sorting(by):
         assert list(falling[column]) == sorted(table[column], reverse=True)
 
 
-def test_no_cell_is_a_formula():
-    trace = small(
-        class_names=["@cmd", "bee", "-2"], files={"measured": ["=1+1", "+2", "\tx", 'a "b",\nc'], "learned": []}
-    )
-    read = pd.read_csv(io.StringIO(export_csv(image_table(trace), trace.class_names, {0: ["=odd", "b"]})), dtype=str)
-    assert read["file"].tolist() == ["'=1+1", "'+2", "'\\tx", 'a "b",\\nc']
-    assert read["predicted class"].tolist() == ["'@cmd", "'@cmd", "'-2", "bee"]
-    assert read["tags"].fillna("").tolist() == ["'=odd; b", "", "", ""]
-    assert read["true class"].fillna("").tolist() == ["'@cmd", "bee", "", "bee"]
-
-
 def test_nothing_at_all():
     empty = image_table(Trace())
     assert empty.empty
-    assert export_csv(empty, ()).startswith("position,file,")
     assert passing(empty, Filter(outcome="wrong", text="a", flips=1)).empty
 
 
