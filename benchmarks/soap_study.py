@@ -25,7 +25,7 @@ from clipviz.events import Probe
 from clipviz.methods.microclip import MicroCLIP, saliency_query, soap_pool
 from clipviz.ncut import Side, edge_density, fiedler_vector, foreground_mask, patch_affinity, turn_to_side
 from clipviz.ops import normalize
-from clipviz.saliency import part_mass, pointing_game, saliency
+from clipviz.saliency import part_mass, pointing_game, saliency_maps
 from clipviz.saliency.metrics import coverage
 
 TAUS = {"dot": (0.2, "median"), "cosine": (0.1, 0.2, 0.4, 0.6, "median")}
@@ -57,7 +57,7 @@ def soap_study(method: MicroCLIP, probe: Probe) -> pd.DataFrame:
     rows = []
     with torch.no_grad():
         tokens = method.backbone.tokens(probe.images)
-        attention = saliency(method, probe.images, "cls_attention").raw.flatten(1)
+        attention = saliency_maps(method, probe.images, "cls_attention").raw.flatten(1)
         place_share = float(tokens.patches.mean(0).var(0).sum() / tokens.patches.flatten(0, 1).var(0).sum())
         covered = coverage(bird, tokens.grid).flatten(1) > 0.5
         for variant in variants(tokens.patches, attention, tokens.grid):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# Where each name is defined; of `figures` and `saliency` the room itself is meant.
 _HOME = {
     "METHODS": "methods",
     "AdaptConfig": "methods.base",
@@ -34,11 +35,14 @@ _HOME = {
     "ViewState": "widgets",
     "adapt": "training.loop",
     "explore": "training.opened",
+    "figures": "figures",
     "load_backbone": "backbone",
     "load_dataset": "data",
     "open": "training.opened",
     "record": "training.recorder",
-    "saliency": "saliency",  # its own home: the package itself
+    "saliency": "saliency",
+    "save": "figures.static",
+    "show": "figures.static",
     "spread_probe": "training.evaluate",
     "write_report": "report",
 }
@@ -50,9 +54,10 @@ with suppress(ImportError):
 __all__ = [name for name, home in _HOME.items() if name != "open" and (_HAS_VIEWS or home != "widgets")]
 
 if TYPE_CHECKING:
-    from clipviz import saliency
+    from clipviz import figures, saliency
     from clipviz.backbone import load_backbone
     from clipviz.data import load_dataset
+    from clipviz.figures.static import save, show
     from clipviz.methods import METHODS, AdaptConfig
     from clipviz.prompts import ClassPrompts
     from clipviz.report import write_report

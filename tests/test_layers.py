@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, str] = {
     "training": "errors files events instructive ops parallel backbone prompts data methods saliency",
     # the stem without torch
     "trace": "errors files",
-    "figures": "errors instructive trace",
+    "figures": "errors files instructive trace",
     "report": "errors files trace figures",
     "widgets": "errors events instructive trace figures",
     # where they meet
@@ -180,7 +180,7 @@ def test_the_torch_free_stem_never_imports_torch():
         "import clipviz",
         "import clipviz.trace, clipviz.figures, clipviz.report, clipviz.events, clipviz.errors, clipviz.files",
         "import clipviz.cli.main; clipviz.cli.main.build_parser()",
-        "import clipviz; clipviz.Trace",
+        "import clipviz; clipviz.Trace, clipviz.figures.saliency_grid, clipviz.show, clipviz.save",
     ],
 )
 def test_what_is_free_of_torch_stays_free_of_torch(statement):

@@ -22,7 +22,7 @@ from clipviz.backbone.ownership import _LOCKS, lock_of
 from clipviz.events import StepFinished
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
-from clipviz.saliency import KINDS, available_kinds, capture_attention, saliency
+from clipviz.saliency import KINDS, available_kinds, capture_attention, saliency_maps
 from clipviz.saliency.perturbation import deletion_auc, map_infidelity, map_sensitivity
 from clipviz.saliency.sanity import sanity_check
 from clipviz.training.run import Run
@@ -46,7 +46,8 @@ def questions(model: Any, sentences: dict[str, str] | None = None) -> list[Quest
     """One question for each kind of map, and the measures that look at a model in other ways."""
     asked = sentences or {}
     found: list[Question] = [
-        lambda kind=kind: saliency(model, IMAGES, kind, **(asked if KINDS[kind].asks else {})).raw for kind in KINDS
+        lambda kind=kind: saliency_maps(model, IMAGES, kind, **(asked if KINDS[kind].asks else {})).raw
+        for kind in KINDS
     ]
     maps = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(6))
     contrast = {"target": "a bird", "contrast": "a fish"} if asked else {}
@@ -163,7 +164,7 @@ def test_a_run_that_is_looked_at_past_its_queue_is_the_run_alone_to_the_bit() ->
     def stare(kind: str) -> int:
         looks = 0
         while run.status != "finished" and run.error is None:
-            saliency(run.method, IMAGES, kind)
+            saliency_maps(run.method, IMAGES, kind)
             looks += 1
         return looks
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import dis
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -131,10 +131,16 @@ def _stopped(args: argparse.Namespace) -> str:
 def _is_about_the_input(error: Exception) -> bool:
     """Whether an error was raised by clipviz for its user to read, or by the system (no space, no permission).
 
-    A ValueError from the depths of another library is a mistake of ours: it keeps its traceback and status 1.
+    A ValueError from the depths of another library, or of Python itself in a line of ours, is a mistake of ours: it
+    keeps its traceback and status 1.
     """
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, OSError) or frame.f_globals["__name__"].partition(".")[0] == "clipviz"
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or isinstance(error, OSError):
+        return True
+    is_ours = last.tb_frame.f_globals["__name__"].partition(".")[0] == "clipviz"
+    return is_ours and dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
 
 
 def _fail(message: str, status: int) -> int:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from PIL import Image
 
+from clipviz.errors import choose
 from clipviz.figures.redraw import plain, redraw
+from clipviz.files import writing
 
 
 def show(figure: go.Figure | Figure) -> None:
@@ -31,6 +35,28 @@ def show(figure: go.Figure | Figure) -> None:
         mime, content, title = "image/jpeg", jpeg(figure), _title(figure)
     data = {mime: base64.b64encode(content).decode(), "text/plain": f"[picture: {title}]"}
     display(data, metadata={mime: {"alt": title}}, raw=True)
+
+
+def save(figure: go.Figure | Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure to a file of the kind that its ending says: .png, .jpg, .svg, .pdf, or .html for a chart.
+
+    Args:
+        figure: from `clipviz.figures`, or any other matplotlib figure.
+        path: an older file is replaced when the new one is whole.
+
+    Raises:
+        ValueError: an ending of no such kind, or a place that cannot be written.
+    """
+    path, chart = Path(path).expanduser(), figure if isinstance(figure, go.Figure) else None
+    kinds = (".png", ".jpg", ".svg", ".pdf", *([".html"] if chart else []))
+    kind = choose("ending of a picture", path.suffix.lower(), kinds)
+    with writing(path) as file:
+        if chart and kind == ".html":
+            file.write(chart.to_html().encode())
+        else:
+            drawn = redraw(chart) if chart else figure
+            drawn.savefig(file, format=kind[1:], facecolor="white", dpi=2 * drawn.dpi)
+    return path
 
 
 def png(figure: Figure) -> bytes:

@@ -50,7 +50,7 @@ class SaliencyMaps(NamedTuple):
     raw: Tensor  # (B, h, w) float, in the units of the kind; signed where evidence can speak against the class
 
 
-def saliency(
+def saliency_maps(
     model: Model,
     images: Tensor,
     kind: str,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clipviz.backbone.ownership import lock_of
 from clipviz.methods.base import Method
-from clipviz.saliency.maps import KINDS, saliency
+from clipviz.saliency.maps import KINDS, saliency_maps
 from clipviz.saliency.question import Asked, Model, backbone_of, predicted_classes
 
 
@@ -40,13 +40,13 @@ def sanity_check(
     with lock_of(model):  # the map and the copy are of the same weights
         if target is None and KINDS[kind].asks and isinstance(model, Method):
             target = predicted_classes(model, images)
-        original = saliency(model, images, kind, target=target, contrast=contrast, **options).raw
+        original = saliency_maps(model, images, kind, target=target, contrast=contrast, **options).raw
         scrambled = _own_tower(model)
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for count, (name, parameters) in enumerate(_cascade(backbone_of(scrambled).visual), start=1):
         _permute(parameters, generator)
-        maps = saliency(scrambled, images, kind, target=target, contrast=contrast, **options).raw
+        maps = saliency_maps(scrambled, images, kind, target=target, contrast=contrast, **options).raw
         rows.append((name, float(rank_correlation(original, maps).mean()), count))
     return pd.DataFrame(rows, columns=["scrambled", "correlation", "parts"])
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipviz.errors import choose
 from clipviz.methods.base import Method
-from clipviz.saliency.maps import KINDS, SaliencyMaps, available_kinds, saliency
+from clipviz.saliency.maps import KINDS, SaliencyMaps, available_kinds, saliency_maps
 from clipviz.saliency.metrics import part_mass, part_rank, pointing_game
 from clipviz.saliency.perturbation import deletion_auc, insertion_auc, map_infidelity, map_sensitivity
 from clipviz.saliency.question import Asked, Model, resolve, targets
@@ -86,7 +86,7 @@ def saliency_scores(
         for kind in kinds:
             own = (options or {}).get(kind, {})
             about = {"images": some, "kind": kind, **(asked if KINDS[kind].asks else {})}
-            explain: Callable[[Model], SaliencyMaps] = partial(saliency, **about, **own)
+            explain: Callable[[Model], SaliencyMaps] = partial(saliency_maps, **about, **own)
             raw = explain(model).raw
             scores = mask_scores(raw.cpu(), masks, ids, chosen)
             model_scores: dict[str, Callable[[], Tensor]] = {

@@ -59,11 +59,11 @@ def highlights(
 
 def _maps(method: Method, images: Tensor) -> dict[str, Tensor]:
     """The method's own maps, and where its CLS looks, on every ViT: what a map of the foreground is compared with."""
-    from clipviz.saliency import available_kinds, saliency  # captum is half a second that only a run's end needs
+    from clipviz.saliency import available_kinds, saliency_maps  # captum is half a second that only a run's end needs
 
     own = method.explain(images)
     if "cls_attention" in available_kinds(method):
-        own["cls_attention"] = saliency(method, images, "cls_attention").raw
+        own["cls_attention"] = saliency_maps(method, images, "cls_attention").raw
     return own
 
 

@@ -17,7 +17,7 @@ from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.data.base import ImageDataset
 from clipviz.data.images.views import eval_view
 from clipviz.methods.base import Method
-from clipviz.saliency import KINDS, available_kinds, saliency
+from clipviz.saliency import KINDS, available_kinds, saliency_maps
 from clipviz.saliency.attention import attention_modules
 from clipviz.saliency.maps import option_names
 
@@ -94,10 +94,10 @@ class ModelProbe:
         return eval_view(dataset.image(index), self.image_size)
 
     def saliency(self, pixels: np.ndarray, kind: str, **options: Any) -> np.ndarray:
-        """A map (h, w) float32 in [0, 1] of pixels (S, S, 3) uint8, with the options of `clipviz.saliency.saliency`."""
+        """A map (h, w) float32 in [0, 1] of pixels (S, S, 3) uint8, with the options of `clipviz.saliency.saliency_maps`."""
 
         def question(method: Method) -> np.ndarray:
-            return saliency(method, self._batch(method, pixels), kind, **options).maps[0].numpy(force=True)
+            return saliency_maps(method, self._batch(method, pixels), kind, **options).maps[0].numpy(force=True)
 
         return self._ask(question)
 

@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -369,6 +370,14 @@ def test_an_error_that_is_nobodys_mistake_but_ours_keeps_its_traceback(photos, t
     monkeypatch.setattr("clipviz.cli.adapt.spread_probe", lambda *_: json.loads("no json"))
     with pytest.raises(json.JSONDecodeError):
         cli.main(adapt(data=photos, out=tmp_path / "run"))
+
+
+@pytest.mark.parametrize("broken", [int, np.dtype(float).type, "{".format], ids=["python", "numpy", "text"])
+def test_an_error_that_a_line_of_ours_meets_without_raising_it_is_ours(broken, tmp_path, monkeypatch):
+    """What is written in C has no frame of its own: the last one is ours, but it says no `raise`."""
+    monkeypatch.setattr("clipviz.cli.report.Trace", types.SimpleNamespace(load=broken))
+    with pytest.raises(ValueError, match=r"invalid literal|could not convert|expected '}'|Single '{'"):
+        cli.main(["report", "no run", "--out", str(tmp_path / "x.html")])
 
 
 def test_a_full_disk_is_no_mistake_of_ours(photos, tmp_path, monkeypatch, capfd):

@@ -12,6 +12,7 @@ from PIL import Image
 from plotly.subplots import make_subplots
 from synthetic import synthetic_comparison, synthetic_trace
 
+import clipviz
 from clipviz import figures
 from clipviz.figures.redraw import plain, redraw
 from clipviz.figures.static import jpeg, png, show
@@ -102,3 +103,17 @@ def test_show_puts_a_picture_and_a_line_of_text_into_the_cell(capsys, monkeypatc
     assert sorted(pictures) == ["image/jpeg", "text/plain"]
     assert kwargs["metadata"]["image/jpeg"]["alt"]
     assert len(jpeg(figures.saliency_grid(TRACE))) < 300_000
+
+
+def test_save_writes_the_kind_that_the_ending_says(tmp_path):
+    chart, grid = figures.confidence_evolution(TRACE), figures.saliency_grid(TRACE)
+    begins = {".png": b"\x89PNG", ".jpg": b"\xff\xd8", ".svg": b"<?xml", ".pdf": b"%PDF"}
+    for figure in (chart, grid):
+        for ending, start in begins.items():
+            assert clipviz.save(figure, tmp_path / f"deep/a{ending}").read_bytes().startswith(start)
+        assert Image.open(tmp_path / "deep/a.png").width >= 1200
+    assert "Plotly.newPlot" in clipviz.save(chart, str(tmp_path / "a.HTML")).read_text()
+    for figure, ending in ((grid, ".html"), (chart, ".gif"), (chart, "")):
+        with pytest.raises(ValueError, match="unknown ending of a picture"):
+            clipviz.save(figure, tmp_path / f"b{ending}")
+    assert [path.name for path in tmp_path.glob("b*")] == []

@@ -10,7 +10,7 @@ from torch import Tensor
 from towers import Known
 
 from clipviz.backbone import Backbone
-from clipviz.saliency import deletion_auc, insertion_auc, map_infidelity, map_sensitivity, saliency
+from clipviz.saliency import deletion_auc, insertion_auc, map_infidelity, map_sensitivity, saliency_maps
 from clipviz.saliency.attribution import baseline_image
 from clipviz.saliency.perturbation import removal_masks
 
@@ -83,7 +83,7 @@ def test_a_backbone_needs_something_to_compare_with(tiny_backbone: Backbone, ima
 
 def test_infidelity_of_a_perfect_a_scaled_and_a_wrong_map(known: Callable[..., Known], images: Tensor) -> None:
     model = known(additive)
-    perfect = saliency(model, images, "occlusion", target=0).raw
+    perfect = saliency_maps(model, images, "occlusion", target=0).raw
     zero = torch.zeros(3)
     torch.testing.assert_close(map_infidelity(model, images, perfect, target=0), zero, atol=1e-6, rtol=0)
     torch.testing.assert_close(map_infidelity(model, images, 30 * perfect, target=0), zero, atol=1e-6, rtol=0)

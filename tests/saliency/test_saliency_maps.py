@@ -16,7 +16,7 @@ from clipviz.data.batches.features import FeatureBackbone
 from clipviz.methods import METHODS
 from clipviz.methods.base import Method
 from clipviz.prompts import ClassPrompts
-from clipviz.saliency import KINDS, available_kinds, capture_attention, runner_up, saliency, unit_maps
+from clipviz.saliency import KINDS, available_kinds, capture_attention, runner_up, saliency_maps, unit_maps
 
 ASKING = [kind for kind in KINDS if KINDS[kind].asks]
 FAST = {"integrated_gradients": {"steps": 3}}
@@ -27,7 +27,7 @@ def test_every_kind_once(kind: str, microclip: Method, images: Tensor) -> None:
     microclip.train()
     modes = [module.training for module in microclip.modules()]
     hooks, random = hook_count(microclip), torch.get_rng_state()
-    maps, raw = saliency(microclip, images, kind, **FAST.get(kind, {}))
+    maps, raw = saliency_maps(microclip, images, kind, **FAST.get(kind, {}))
     assert maps.shape == raw.shape == (3, 4, 4)
     assert maps.min() >= 0
     assert maps.max() <= 1
@@ -45,9 +45,9 @@ def test_an_image_does_not_see_its_batch(kind: str, microclip: Method, images: T
     options = FAST.get(kind, {})
     target = {"target": [0, 1, 2]} if KINDS[kind].asks else {}
     alone = {"target": 1} if KINDS[kind].asks else {}
-    batch = saliency(microclip, images, kind, **target, **options).raw[1]
+    batch = saliency_maps(microclip, images, kind, **target, **options).raw[1]
     torch.testing.assert_close(
-        saliency(microclip, images[1:2], kind, **alone, **options).raw[0], batch, atol=1e-5, rtol=1e-3
+        saliency_maps(microclip, images[1:2], kind, **alone, **options).raw[0], batch, atol=1e-5, rtol=1e-3
     )
 
 
@@ -55,14 +55,14 @@ def test_foreground_kinds_are_the_methods_own(microclip: Method, images: Tensor)
     microclip.w_query.data.add_(0.1 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
     own = microclip.explain(images)
     for kind in ("soap", "ncut", "fiedler"):
-        torch.testing.assert_close(saliency(microclip, images, kind).raw, own[kind])
-    assert not torch.equal(saliency(microclip.backbone, images, "soap").raw, own["soap"])
-    assert not torch.equal(saliency(microclip, images, "ncut", mask_rule="mean").raw, own["ncut"])
+        torch.testing.assert_close(saliency_maps(microclip, images, kind).raw, own[kind])
+    assert not torch.equal(saliency_maps(microclip.backbone, images, "soap").raw, own["soap"])
+    assert not torch.equal(saliency_maps(microclip, images, "ncut", mask_rule="mean").raw, own["ncut"])
 
 
 def test_foreground_kinds_take_the_side_asked_for(microclip: Method) -> None:
     images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    raw = {side: saliency(microclip, images, "fiedler", side=side).raw for side in ("peak", "border")}
+    raw = {side: saliency_maps(microclip, images, "fiedler", side=side).raw for side in ("peak", "border")}
     outer = torch.ones(4, 4, dtype=torch.bool)
     outer[1:3, 1:3] = False
     on_border = (raw["peak"][:, outer] > 0).sum(1)
@@ -72,16 +72,16 @@ def test_foreground_kinds_take_the_side_asked_for(microclip: Method) -> None:
     config = replace(microclip.config, side="border")
     own = METHODS["microclip"](microclip.backbone, microclip.prompts, config).explain(images)
     for kind in ("soap", "ncut", "fiedler"):
-        torch.testing.assert_close(saliency(microclip, images, kind, side="border").raw, own[kind])
+        torch.testing.assert_close(saliency_maps(microclip, images, kind, side="border").raw, own[kind])
 
 
 def test_cls_attention_reads_one_row_of_one_head(tiny_backbone: Backbone, images: Tensor) -> None:
     with capture_attention(tiny_backbone) as attention:
         tiny_backbone.embed(images)
-    raw = saliency(tiny_backbone, images, "cls_attention", layer=0, head=2).raw
+    raw = saliency_maps(tiny_backbone, images, "cls_attention", layer=0, head=2).raw
     for patch in range(16):
         torch.testing.assert_close(raw[:, patch // 4, patch % 4], attention[0][:, 2, 0, 1 + patch])
-    mean = saliency(tiny_backbone, images, "cls_attention").raw
+    mean = saliency_maps(tiny_backbone, images, "cls_attention").raw
     torch.testing.assert_close(mean.flatten(1), attention[1][:, :, 0, 1:].mean(1))
 
 
@@ -89,7 +89,7 @@ def test_cls_attention_reads_one_row_of_one_head(tiny_backbone: Backbone, images
 def test_rollout_against_a_slow_loop(tiny_backbone: Backbone, images: Tensor, start: int) -> None:
     with capture_attention(tiny_backbone) as attention:
         tiny_backbone.embed(images)
-    raw = saliency(tiny_backbone, images, "rollout", start_layer=start).raw
+    raw = saliency_maps(tiny_backbone, images, "rollout", start_layer=start).raw
     for b in range(3):
         flow = torch.eye(17)
         for layer in range(start % 2, 2):
@@ -106,7 +106,7 @@ def test_rollout_against_a_slow_loop(tiny_backbone: Backbone, images: Tensor, st
 def test_relevance_against_a_slow_loop(
     microclip: Method, images: Tensor, start: int, contrast: str | int | None
 ) -> None:
-    raw = saliency(microclip, images, "relevance", target=0, contrast=contrast, start_layer=start).raw
+    raw = saliency_maps(microclip, images, "relevance", target=0, contrast=contrast, start_layer=start).raw
     for b in range(3):
         with capture_attention(microclip) as attention:
             logits = microclip.logits(images[b : b + 1].clone().requires_grad_(True))[0]
@@ -127,7 +127,7 @@ def test_relevance_against_a_slow_loop(
 
 def test_integrated_gradients_are_complete(tiny_backbone: Backbone, prompts: ClassPrompts, images: Tensor) -> None:
     method = METHODS["zero_shot"](tiny_backbone, prompts)
-    maps = saliency(method, images, "integrated_gradients", target=1, contrast=0, steps=100, baseline="black")
+    maps = saliency_maps(method, images, "integrated_gradients", target=1, contrast=0, steps=100, baseline="black")
     with torch.no_grad():
         logits = method.logits(images) - method.logits(torch.zeros_like(images))
     torch.testing.assert_close(maps.raw.sum((1, 2)), logits[:, 1] - logits[:, 0], atol=1e-3, rtol=1e-3)
@@ -145,19 +145,21 @@ def test_known_answer_of_a_linear_model(kind: str, known: Callable[..., Known], 
     model = known(linear_rule)
     expected = torch.zeros(3, 4, 4)
     expected[:, 1, 2] = 4 * (images[:, 0, 8:16, 16:24].mean((1, 2)) - 0.5)
-    torch.testing.assert_close(saliency(model, images, kind, target=0).raw, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(saliency_maps(model, images, kind, target=0).raw, expected, atol=1e-5, rtol=0)
     expected[:, 3, 0] = 2 * (images[:, 1, 24:32, 0:8].mean((1, 2)) - 0.5)
-    torch.testing.assert_close(saliency(model, images, kind, target=0, contrast=1).raw, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        saliency_maps(model, images, kind, target=0, contrast=1).raw, expected, atol=1e-5, rtol=0
+    )
 
 
 def test_occlusion_window_and_grid(known: Callable[..., Known], images: Tensor) -> None:
     model = known(linear_rule)
-    raw = saliency(model, images, "occlusion", target=0, baseline="white", window=16, stride=16, grid=(2, 2)).raw
+    raw = saliency_maps(model, images, "occlusion", target=0, baseline="white", window=16, stride=16, grid=(2, 2)).raw
     expected = torch.zeros(3, 2, 2)
     expected[:, 0, 1] = 4 * (images[:, 0, 8:16, 16:24].mean((1, 2)) - 1)
     torch.testing.assert_close(raw, expected, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="1 <= stride <= window <= 32"):
-        saliency(model, images, "occlusion", window=64)
+        saliency_maps(model, images, "occlusion", window=64)
 
 
 def test_layer_gradcam_is_gradient_times_activation(microclip: Method, images: Tensor) -> None:
@@ -170,15 +172,15 @@ def test_layer_gradcam_is_gradient_times_activation(microclip: Method, images: T
     block, value_path = torch.autograd.grad(score, outputs)
     expected = (block * outputs[0]).sum(-1)[:, 1:] + (value_path * outputs[1]).sum(-1)
     expected = expected.unflatten(1, (4, 4)).detach()
-    torch.testing.assert_close(saliency(microclip, images, "layer_gradcam", target=1).raw, expected)
+    torch.testing.assert_close(saliency_maps(microclip, images, "layer_gradcam", target=1).raw, expected)
 
 
 @pytest.mark.parametrize("kind", ASKING)
 def test_contrast_is_the_difference_and_turns_round(kind: str, microclip: Method, images: Tensor) -> None:
     options = FAST.get(kind, {})
-    plain = saliency(microclip, images, kind, target=0, **options).raw
-    there = saliency(microclip, images, kind, target=0, contrast=1, **options).raw
-    back = saliency(microclip, images, kind, target="green square", contrast="red square", **options).raw
+    plain = saliency_maps(microclip, images, kind, target=0, **options).raw
+    there = saliency_maps(microclip, images, kind, target=0, contrast=1, **options).raw
+    back = saliency_maps(microclip, images, kind, target="green square", contrast="red square", **options).raw
     assert not torch.allclose(plain, there)
     if kind == "relevance":  # keeps positive evidence only, so the two directions are two maps
         assert not torch.allclose(there, back)
@@ -191,31 +193,35 @@ def test_sentences_for_a_backbone(kind: str, tiny_backbone: Backbone, prompts: C
     options = FAST.get(kind, {})
     sentence = "a photo of a red square."
     zero_shot = METHODS["zero_shot"](tiny_backbone, ClassPrompts(NAMES, ("a photo of a {}.",), {}))
-    by_sentence = saliency(tiny_backbone, images, kind, target=sentence, **options).raw
-    by_class = saliency(zero_shot, images, kind, target="red square", **options).raw
+    by_sentence = saliency_maps(tiny_backbone, images, kind, target=sentence, **options).raw
+    by_class = saliency_maps(zero_shot, images, kind, target="red square", **options).raw
     torch.testing.assert_close(by_sentence, by_class, atol=1e-4, rtol=1e-3)
     embeddings = tiny_backbone.embed_text([sentence] * 3)
-    torch.testing.assert_close(saliency(tiny_backbone, images, kind, target=embeddings, **options).raw, by_sentence)
-    against = saliency(tiny_backbone, images, kind, target=sentence, contrast="a photo of a blue square.", **options)
-    by_classes = saliency(zero_shot, images, kind, target=0, contrast=2, **options)
+    torch.testing.assert_close(
+        saliency_maps(tiny_backbone, images, kind, target=embeddings, **options).raw, by_sentence
+    )
+    against = saliency_maps(
+        tiny_backbone, images, kind, target=sentence, contrast="a photo of a blue square.", **options
+    )
+    by_classes = saliency_maps(zero_shot, images, kind, target=0, contrast=2, **options)
     torch.testing.assert_close(against.raw, by_classes.raw, atol=1e-4, rtol=1e-3)
 
 
 def test_the_default_target_is_the_prediction(microclip: Method, images: Tensor) -> None:
     with torch.no_grad():
         order = microclip.logits(images).argsort(1, descending=True)
-    default = saliency(microclip, images, "relevance").raw
-    torch.testing.assert_close(default, saliency(microclip, images, "relevance", target=order[:, 0]).raw)
+    default = saliency_maps(microclip, images, "relevance").raw
+    torch.testing.assert_close(default, saliency_maps(microclip, images, "relevance", target=order[:, 0]).raw)
     assert torch.equal(runner_up(microclip, images), order[:, 1])
     assert torch.equal(runner_up(microclip, images, target=order[:, 1]), order[:, 0])
 
 
 def test_works_where_gradients_are_off(microclip: Method, images: Tensor) -> None:
-    expected = saliency(microclip, images, "relevance", target=0).raw
+    expected = saliency_maps(microclip, images, "relevance", target=0).raw
     with torch.no_grad():
-        torch.testing.assert_close(saliency(microclip, images, "relevance", target=0).raw, expected)
+        torch.testing.assert_close(saliency_maps(microclip, images, "relevance", target=0).raw, expected)
     with torch.inference_mode():
-        inside = saliency(microclip, images + 0, "relevance", target=0).raw
+        inside = saliency_maps(microclip, images + 0, "relevance", target=0).raw
     torch.testing.assert_close(inside, expected)
 
 
@@ -228,7 +234,7 @@ def test_gradcam_of_a_convolution_averages_the_gradient(resnet: Backbone, prompt
     handle.remove()
     (gradient,) = torch.autograd.grad(score, outputs)
     expected = (gradient.mean((2, 3), keepdim=True) * outputs[0]).sum(1).detach()
-    raw = saliency(method, images, "layer_gradcam", target=1, layer=resnet.visual.layer3).raw
+    raw = saliency_maps(method, images, "layer_gradcam", target=1, layer=resnet.visual.layer3).raw
     assert raw.shape == (2, 4, 4)
     torch.testing.assert_close(raw, expected)
 
@@ -238,28 +244,28 @@ def test_resnet_does_what_it_can(resnet: Backbone, prompts: ClassPrompts) -> Non
     method = METHODS["zero_shot"](resnet, prompts)
     assert available_kinds(method) == ("integrated_gradients", "occlusion", "layer_gradcam")
     for kind in available_kinds(method):
-        raw = saliency(method, images, kind, target=0, contrast=1, **FAST.get(kind, {})).raw
+        raw = saliency_maps(method, images, kind, target=0, contrast=1, **FAST.get(kind, {})).raw
         assert raw.shape == (2, 2, 2)
         assert raw.abs().max() > 0
     for kind in ("soap", "relevance"):
         with pytest.raises(ValueError, match=f"{kind} needs .* ModifiedResNet.*these kinds work with it: integrated_g"):
-            saliency(method, images, kind, target=0)
+            saliency_maps(method, images, kind, target=0)
 
 
 def test_towers_without_cls(images: Tensor) -> None:
     backbone = make_backbone("pooled", pool_type="avg")
     assert available_kinds(backbone) == ("integrated_gradients", "occlusion", "layer_gradcam")
-    assert saliency(backbone, images, "layer_gradcam", target="a square").raw.shape == (3, 4, 4)
+    assert saliency_maps(backbone, images, "layer_gradcam", target="a square").raw.shape == (3, 4, 4)
     with pytest.raises(ValueError, match="ends in its CLS token"):
-        saliency(backbone, images, "rollout")
+        saliency_maps(backbone, images, "rollout")
 
 
 def test_custom_blocks_have_attention_but_no_value_path(images: Tensor) -> None:
     backbone = make_backbone("custom", qk_norm=True)
     assert "soap" not in available_kinds(backbone)
-    assert saliency(backbone, images, "relevance", target="a square").raw.shape == (3, 4, 4)
+    assert saliency_maps(backbone, images, "relevance", target="a square").raw.shape == (3, 4, 4)
     with pytest.raises(ValueError, match=r"soap needs .*these kinds work with it: cls_attention"):
-        saliency(backbone, images, "soap")
+        saliency_maps(backbone, images, "soap")
 
 
 def test_timm_tower() -> None:
@@ -268,7 +274,7 @@ def test_timm_tower() -> None:
     backbone = Backbone(model, open_clip.SimpleTokenizer(context_length=24), (0.5,) * 3, (0.25,) * 3, "timm").eval()
     images = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     assert available_kinds(backbone) == ("integrated_gradients", "occlusion", "layer_gradcam")
-    raw = saliency(backbone, images, "layer_gradcam", target="a square").raw
+    raw = saliency_maps(backbone, images, "layer_gradcam", target="a square").raw
     assert raw.shape == (2, 10, 10)
     assert raw.abs().max() > 0
 
@@ -297,31 +303,31 @@ def test_unit_maps() -> None:
 )
 def test_bad_input(kind: str, arguments: dict[str, object], message: str, microclip: Method, images: Tensor) -> None:
     with pytest.raises(ValueError, match=message):
-        saliency(microclip, images, kind, **arguments)
+        saliency_maps(microclip, images, kind, **arguments)
 
 
 def test_bad_models_and_images(tiny_backbone: Backbone, microclip: Method, images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"wants a Backbone .* got CLIP"):
-        saliency(tiny_backbone.model, images, "soap")
+        saliency_maps(tiny_backbone.model, images, "soap")
     with pytest.raises(ValueError, match="'bank' holds their embeddings only"):
-        saliency(FeatureBackbone(8, 100.0, "bank"), images, "soap")
+        saliency_maps(FeatureBackbone(8, 100.0, "bank"), images, "soap")
     with pytest.raises(ValueError, match=r"wants images \(B, 3, 32, 32\)"):
-        saliency(microclip, images[0], "soap")
+        saliency_maps(microclip, images[0], "soap")
     with pytest.raises(ValueError, match="B >= 1"):
-        saliency(microclip, images[:0], "soap")
+        saliency_maps(microclip, images[:0], "soap")
     with pytest.raises(ValueError, match="a backbone has no classes"):
-        saliency(tiny_backbone, images, "relevance")
+        saliency_maps(tiny_backbone, images, "relevance")
     with pytest.raises(ValueError, match="class indices need a method"):
-        saliency(tiny_backbone, images, "relevance", target=3)
+        saliency_maps(tiny_backbone, images, "relevance", target=3)
     with pytest.raises(ValueError, match="the same for image 0"):
-        saliency(tiny_backbone, images, "relevance", target="a bird", contrast="a bird")
+        saliency_maps(tiny_backbone, images, "relevance", target="a bird", contrast="a bird")
     with pytest.raises(ValueError, match="not finite"):
-        saliency(microclip, images * torch.nan, "cls_attention")
+        saliency_maps(microclip, images * torch.nan, "cls_attention")
 
 
 def test_a_model_without_gradient_is_refused(known: Callable[..., Known], images: Tensor) -> None:
     model = known(lambda pixels: linear_rule(pixels).detach())
     with pytest.raises(ValueError, match="without gradient"):
-        saliency(model, images, "integrated_gradients")
+        saliency_maps(model, images, "integrated_gradients")
     with pytest.raises(ValueError, match="takes no part"):
-        saliency(known(linear_rule), images, "layer_gradcam")
+        saliency_maps(known(linear_rule), images, "layer_gradcam")

@@ -15,7 +15,7 @@ from clipviz.saliency import (
     KINDS,
     deletion_auc,
     part_mass,
-    saliency,
+    saliency_maps,
     saliency_scores,
     saliency_table,
     summarize_scores,
@@ -64,10 +64,10 @@ def test_values_are_those_of_the_functions(microclip: Method, images: Tensor, re
         options={"rollout": {"start_layer": 1}},
         batch_size=2,
     )
-    raw = saliency(microclip, images, "relevance", target=[0, 1, 2], contrast=[1, 2, 0]).raw
+    raw = saliency_maps(microclip, images, "relevance", target=[0, 1, 2], contrast=[1, 2, 0]).raw
     pick = scores[(scores["kind"] == "relevance") & (scores["metric"] == "part_mass")]
     np.testing.assert_allclose(pick["value"], part_mass(raw, regions["object"]), rtol=1e-4)
-    raw = saliency(microclip, images, "rollout", start_layer=1).raw
+    raw = saliency_maps(microclip, images, "rollout", start_layer=1).raw
     pick = scores[(scores["kind"] == "rollout") & (scores["metric"] == "deletion_auc")]
     np.testing.assert_allclose(
         pick["value"], deletion_auc(microclip, images, raw, target=[0, 1, 2], contrast=[1, 2, 0]), rtol=1e-4

@@ -9,7 +9,7 @@ from tiny import ToyDataset
 
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
-from clipviz.saliency import KINDS, saliency
+from clipviz.saliency import KINDS, saliency_maps
 from clipviz.training import recorder as recorder_module
 from clipviz.training.evaluate import predict
 from clipviz.training.run import Run
@@ -58,7 +58,7 @@ def test_the_gallery_has_the_attention_of_cls_beside_the_maps_of_the_method(tiny
     method = METHODS[name](tiny_backbone, data.prompts)
     arrays = Run(method, data, AdaptConfig(epochs=1, batch_size=8, lr=1e-3), eval_dataset=data).fit().arrays
     images = torch.from_numpy(arrays["gallery/images"]).permute(0, 3, 1, 2) / 255
-    expected = saliency(method, images, "cls_attention").raw
+    expected = saliency_maps(method, images, "cls_attention").raw
     np.testing.assert_allclose(arrays["gallery/cls_attention"], expected, atol=1e-5)
     own = {"soap", "ncut", "fiedler"} if name == "microclip" else set()
     assert {kind for kind in KINDS if f"gallery/{kind}" in arrays} == own | {"cls_attention"}
