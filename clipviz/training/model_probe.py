@@ -94,7 +94,7 @@ class ModelProbe:
         return eval_view(dataset.image(index), self.image_size)
 
     def saliency(self, pixels: np.ndarray, kind: str, **options: Any) -> np.ndarray:
-        """A map (h, w) float32 in [0, 1] of pixels (S, S, 3) uint8, with the options of `clipviz.saliency.saliency_maps`."""
+        """A map (h, w) float32 in [0, 1] of pixels (S, S, 3) uint8; options: see `clipviz.saliency.saliency_maps`."""
 
         def question(method: Method) -> np.ndarray:
             return saliency_maps(method, self._batch(method, pixels), kind, **options).maps[0].numpy(force=True)
