@@ -62,11 +62,7 @@ def one_line(error: object, limit: int | None = 200) -> str:
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """What a file of others holds: JSON of finite numbers, at most 64 deep, so that whoever walks it comes back.
-
-    Raises:
-        ValueError: if it is anything else.
-    """
+    """What a file of others holds: JSON of finite numbers, at most 64 deep, so that whoever walks it comes back."""
     try:
         content = json.loads(text, parse_int=_number, parse_float=_number, parse_constant=_number, **options)
     except RecursionError:

@@ -34,11 +34,7 @@ class CannotWrite(OSError, ValueError):
 
 
 def prepare_folder(path: str | os.PathLike[str]) -> Path:
-    """Make a folder and make sure that it can be written to; `~` is the user's home.
-
-    Raises:
-        ValueError: with the reason, before any work was done.
-    """
+    """Make a folder and make sure that it can be written to, before any work is done; `~` is the user's home."""
     if not os.fspath(path):
         raise ValueError("wanted a folder to write to, got an empty name; give one, or . for this folder")
     folder = Path(os.path.expanduser(path))
@@ -57,11 +53,7 @@ def prepare_folder(path: str | os.PathLike[str]) -> Path:
 def lock_folder(folder: Path, *, shared: bool = False) -> int | None:
     """Keep others out of a folder until the descriptor is closed, by the system if this process dies.
 
-    Returns:
-        The descriptor; None where a system or a file system has no locks.
-
-    Raises:
-        BlockingIOError: if somebody else has locked it.
+    None where a system or a file system has no locks; a BlockingIOError if somebody else has locked it.
     """
     try:
         import fcntl
@@ -116,9 +108,6 @@ def writing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[B
     Args:
         path: links are followed, folders on the way are made; a stream or device is written to as it is.
         durable: whether the content must outlive a power failure; a cache need not.
-
-    Raises:
-        CannotWrite: with the reason.
     """
     with _told_by_name(path):
         if is_stream(path):
@@ -242,11 +231,7 @@ def _told_by_name(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def read_text(path: str | os.PathLike[str], source: str, advice: str = "") -> str:
-    """The text of a UTF-8 file.
-
-    Raises:
-        ValueError: If it cannot be read; the message begins with `source` and ends with `advice`.
-    """
+    """The text of a UTF-8 file; the error of one that cannot be read begins with `source` and ends with `advice`."""
     try:
         return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except OSError as error:

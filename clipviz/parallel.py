@@ -125,9 +125,7 @@ class Ranks:
     def together(self, work: Callable[[], T]) -> T:
         """Do something that may be refused in every process; if one refuses, none goes on.
 
-        Raises:
-            ValueError: in the first process, with the reason of whoever refused.
-            SystemExit: in the others, which have nothing to add.
+        The first process raises the ValueError of whoever refused; the others, with nothing to add, a SystemExit.
         """
         if self.size == 1:
             return work()

@@ -27,17 +27,11 @@ Precision = Literal["32", "bf16-mixed"]
 
 
 class ImageTokens(NamedTuple):
-    """What the image tower says about a batch.
+    """What the image tower says about a batch."""
 
-    Attributes:
-        cls: (B, E) float, unit norm, in the joint embedding space.
-        patches: (B, N, W) float, value-path tokens of the last block after ln_post, in tower width.
-        grid: (h, w) with h * w = N, row-major.
-    """
-
-    cls: Tensor
-    patches: Tensor
-    grid: tuple[int, int]
+    cls: Tensor  # (B, E) float, unit norm, in the joint embedding space
+    patches: Tensor  # (B, N, W) float, value-path tokens of the last block after ln_post, in tower width
+    grid: tuple[int, int]  # (h, w) with h * w = N, row-major
 
 
 class Backbone(nn.Module):
@@ -207,11 +201,7 @@ class Backbone(nn.Module):
         return own
 
     def fingerprint(self) -> str:
-        """Short hash of the frozen weights, to tell two models of one architecture apart.
-
-        It reads a sample of every tensor: all of a ViT-L would take seconds, and differently trained models differ
-        everywhere.
-        """
+        """Short hash of a sample of every frozen weight, to tell two models of one architecture apart."""
         digest = hashlib.sha256()
         for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad:

@@ -30,15 +30,10 @@ _RETURNS_ITS_ARGUMENT = re.compile(r"torch\.jit\._pickle\.(restore_type_tag|buil
 
 
 class Archive(NamedTuple):
-    """What a TorchScript archive says of a model.
+    """What a TorchScript archive says of a model."""
 
-    Attributes:
-        tensors: by the names that they have in a state_dict; attributes that are tensors are among them.
-        quick_gelu: whether its activation is QuickGELU; None if its modules do not say.
-    """
-
-    tensors: dict[str, Tensor]
-    quick_gelu: bool | None
+    tensors: dict[str, Tensor]  # by their names in a state_dict; attributes that are tensors are among them
+    quick_gelu: bool | None  # whether its activation is QuickGELU; None if its modules do not say
 
 
 class _Named(str):
@@ -63,11 +58,7 @@ def is_script_archive(path: str) -> bool:
 
 
 def read_archive(path: str) -> Archive:
-    """Read the tensors of a TorchScript archive, and run nothing.
-
-    Raises:
-        ValueError: if it is damaged, or holds anything but modules with tensors and plain values.
-    """
+    """Read the tensors of a TorchScript archive, and run nothing; anything but modules and plain values is refused."""
     try:
         with zipfile.ZipFile(path) as file:
             root = next(n.removesuffix("constants.pkl") for n in file.namelist() if n.endswith("constants.pkl"))

@@ -37,28 +37,17 @@ _TOKENIZER_OPTIONS = {
 
 
 class Plan(NamedTuple):
-    """What open_clip is to build for a model and its weights.
+    """What open_clip is to build for a model and its weights."""
 
-    Attributes:
-        source: what open_clip calls the model.
-        quick_gelu: set in its configuration; None leaves that as it is.
-        archive: the weights, where the file is a TorchScript archive, which open_clip would run.
-        notice: a line on an activation that is not that of the architecture that was named; else None.
-    """
-
-    source: str
-    quick_gelu: bool | None = None
-    archive: Archive | None = None
-    notice: str | None = None
+    source: str  # what open_clip calls the model
+    quick_gelu: bool | None = None  # set in its configuration; None leaves that as it is
+    archive: Archive | None = None  # the weights, where the file is a TorchScript archive, which open_clip would run
+    notice: str | None = None  # a line on an activation that is not that of the architecture that was named
 
 
 @contextmanager
 def loading(what: str, source: str, pretrained: str | None = None) -> Iterator[None]:
-    """Load with open_clip, quietly and without waiting for a network that is not there; errors become one line.
-
-    Raises:
-        ValueError: with the reason, and what to do.
-    """
+    """Load with open_clip, quietly and without waiting for a network that is not there; errors become one line."""
     try:
         with _quietly(), _at_once(source, pretrained):
             yield
@@ -236,13 +225,9 @@ def _explained(error: Exception) -> str:
 
 
 def refuse_code(source: str) -> dict[str, bool]:
-    """Refuse a model whose files ask for code to be run: transformers would run it for them.
+    """Refuse a model whose files ask for code, which transformers would run for them, naming the file and the key.
 
-    Returns:
-        Options for its tokenizer, so that transformers neither runs code nor asks whether it may.
-
-    Raises:
-        ValueError: naming the file and the key.
+    Returns options for its tokenizer, so that transformers neither runs code nor asks whether it may.
     """
     kind, _, place = source.partition(":")  # an architecture of open_clip's own has no place
     path = _file_of(place, _CONFIG_FILE) if place else None
@@ -354,12 +339,9 @@ def _asks_hub(source: str, pretrained: str | None) -> bool:
 @contextmanager
 def _at_once(source: str, pretrained: str | None = None) -> Iterator[None]:
     """Without a network, take what is in the cache: the hub would try each file for half a minute first."""
-    if not _asks_hub(source, pretrained):
-        yield
-        return
     constants = huggingface_hub.constants
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _is_reachable(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = before or (_asks_hub(source, pretrained) and not _is_reachable(constants.ENDPOINT))
     try:
         yield
     finally:

@@ -26,15 +26,8 @@ CACHE_BYTES = 2**28
 class BirdsDataset(ImageDataset):
     """Rendered birds of the 24 evaluation species, evenly spread over them, with part masks.
 
-    Args:
-        domain: one of `DOMAINS`, or the validation domain.
-        split: "train", "val" or "test"; splits never share an image.
-        seed: of the images; other seeds give other birds of the same species.
-        n: number of images.
-        severity: strength of the domain's shift, 0 = source.
-        descriptions: class name -> sentences, or a CuPL JSON file; default: those that follow from the attributes.
-        templates: one or more patterns with "{}"; default: four.
-        cache_bytes: rendered images are kept up to this size, those that came first; the rest is rendered at each use.
+    `severity` is the strength of the domain's shift, 0 = source; rendered images are kept up to `cache_bytes`, those
+    that came first. Splits never share an image, and other seeds give other birds of the same species.
     """
 
     def __init__(

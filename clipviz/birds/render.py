@@ -63,25 +63,15 @@ PLANS: dict[str, Plan] = {
 
 
 class Pose(NamedTuple):
-    """How a bird sits in the image.
+    """How a bird sits in the image."""
 
-    Attributes:
-        center: where the middle of the bird is, as a fraction of the side, (x, y) with y down.
-        size: length of one bird unit as a fraction of the side.
-        angle: tilt in radians.
-        mirror: looks to the left.
-        proportions: (4,) factors near 1 on body width, body height, head radius and tail length.
-        tint: (3,) factors near 1 on every color of the bird.
-        light: darkening towards the belly, as a fraction per unit.
-    """
-
-    center: tuple[float, float]
-    size: float
-    angle: float
-    mirror: bool
-    proportions: np.ndarray
-    tint: np.ndarray
-    light: float
+    center: tuple[float, float]  # of the bird, as a fraction of the side, (x, y) with y down
+    size: float  # length of one bird unit as a fraction of the side
+    angle: float  # tilt in radians
+    mirror: bool  # looks to the left
+    proportions: np.ndarray  # (4,) factors near 1 on body width, body height, head radius and tail length
+    tint: np.ndarray  # (3,) factors near 1 on every color of the bird
+    light: float  # darkening towards the belly, as a fraction per unit
 
 
 def sample_pose(rng: np.random.Generator, size: float = 1.0) -> Pose:

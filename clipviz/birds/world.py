@@ -55,19 +55,12 @@ _DIFFERING = (
 
 
 class Species(NamedTuple):
-    """One evaluation class.
+    """One evaluation class."""
 
-    Attributes:
-        name: it tells one of the two parts that set it apart, as real bird names do.
-        values: attribute -> value, in the order of `ATTRIBUTES`.
-        group: index of its look-alike group, 0..5.
-        discriminative: the two attributes in which the group differs.
-    """
-
-    name: str
-    values: dict[str, str]
-    group: int
-    discriminative: tuple[str, str]
+    name: str  # it tells one of the two parts that set it apart, as real bird names do
+    values: dict[str, str]  # attribute -> value, in the order of `ATTRIBUTES`
+    group: int  # index of its look-alike group, 0..5
+    discriminative: tuple[str, str]  # the two attributes in which the group differs
 
     @property
     def code(self) -> np.ndarray:

@@ -87,11 +87,7 @@ def data_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def refuse_among_images(folder: str | Path, *specs: str | None) -> None:
-    """Refuse to make a folder in a folder of images: from then on it would be taken for one of their classes.
-
-    Raises:
-        ValueError: naming both.
-    """
+    """Refuse to make a folder in a folder of images: from then on it would be taken for one of their classes."""
     place = Path(folder).resolve()
     for spec in filter(None, specs):
         images = Path(spec).expanduser()

@@ -18,12 +18,7 @@ _NEEDED = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget")
 
 
 def lab(args: argparse.Namespace) -> None:
-    """`clipviz lab`: copy the notebooks that are not there yet, then run JupyterLab until it is stopped.
-
-    Raises:
-        ValueError: if JupyterLab or the notebooks are not installed, the folder cannot be written to, or JupyterLab
-            fails.
-    """
+    """`clipviz lab`: copy the notebooks that are not there yet, then run JupyterLab until it is stopped."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise ValueError(f"clipviz lab needs {', '.join(missing)}, not installed here; pip install clipviz[lab]")
@@ -42,11 +37,7 @@ def lab(args: argparse.Namespace) -> None:
 
 
 def notebooks_folder() -> Path:
-    """Where the notebooks are: in the installed package, or beside it in a clone.
-
-    Raises:
-        ValueError: if they are in neither.
-    """
+    """Where the notebooks are: in the installed package, or beside it in a clone."""
     package = Path(__file__).parents[1]
     for folder in (package / "notebooks", package.parent / "notebooks"):
         if any(folder.glob("*.ipynb")):

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    return _whole_number(text, 1)
-
-
-def natural(text: str) -> int:
+def natural(text: str, least: int = 0) -> int:
     """A whole number of at least 0."""
-    return _whole_number(text, 0)
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"wanted a whole number of at least {least}, got {text!r}")
+    return int(text)
+
+
+positive = partial(natural, least=1)
 
 
 def gigabytes(text: str) -> float:
@@ -29,12 +30,6 @@ def gigabytes(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"wanted a number of gigabytes above 0, got {text!r}")
     return value
-
-
-def _whole_number(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"wanted a whole number of at least {least}, got {text!r}")
-    return int(text)
 
 
 def _option(help: str, **how: Any) -> dict[str, Any]:

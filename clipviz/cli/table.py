@@ -21,11 +21,7 @@ _SHOWN = {
 
 
 def read_results(run: Path) -> dict[str, Any]:
-    """The results of a run folder.
-
-    Raises:
-        ValueError: if there are none, or they are none of clipviz's.
-    """
+    """The results of a run folder, refused if they are none of clipviz's."""
     path = run / "results.json"
     if not path.is_file():
         raise ValueError(f"{run} {_lack(run)}; give the folder of a finished run")
@@ -64,11 +60,7 @@ def measured_on(row: dict[str, Any]) -> str:
 
 
 def check_same_images(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    """Refuse results on different images or splits: their accuracies say nothing about each other.
-
-    Raises:
-        ValueError: with the runs on each.
-    """
+    """Refuse results on different images or splits: their accuracies say nothing about each other."""
     groups: dict[str, list[str]] = {}
     for name, row in zip(names, rows, strict=True):
         groups.setdefault(row.get("embeddings") or measured_on(row), []).append(name)

@@ -1,8 +1,6 @@
 """What is to be said about a file of descriptions: everything that is wrong with it at once, and what is merely odd.
 
-A file in CuPL's format can be read by a text tower only if every class has its sentences. Beyond that, sentences that
-are longer than the tower reads are cut without notice, and a sentence that does not name its class is often the
-beginning of an answer that was split in the wrong place.
+A text tower cuts sentences that are too long without notice; one that does not name its class was often split wrongly.
 """
 
 from __future__ import annotations
@@ -57,11 +55,7 @@ class DescriptionCheck(NamedTuple):
         return f"{self.source}: {'; '.join([*problems, self.counts(), *self.notices()])}"
 
     def require(self) -> DescriptionCheck:
-        """Return itself.
-
-        Raises:
-            ValueError: If there are problems, with the whole report in one line.
-        """
+        """Return itself; problems are refused with the whole report in one line."""
         if self.problems:
             raise ValueError(f"{self.report()}; mend the file, then `clipviz describe --check` looks at it again")
         return self

@@ -1,8 +1,6 @@
 """Class names, templates and descriptions as text; `Backbone` turns the sentences into a classifier.
 
-Descriptions come in the format of CuPL: one JSON object, class name -> list of full sentences. Keys are
-matched to classes by name and never by position, because the order of a file says nothing about the order of
-the classes.
+Descriptions come in the format of CuPL, a JSON object of class name -> sentences, and are matched to classes by name.
 """
 
 from __future__ import annotations
@@ -34,10 +32,7 @@ DEFAULT_TEMPLATES = (
 
 
 def normalize_name(name: str) -> str:
-    """Reduce a class name to what two spellings of it share: lower case, one space for "_", "-" and spaces.
-
-    Unicode is composed (NFC), since some file systems hand out decomposed folder names.
-    """
+    """What two spellings of a class name share: lower case, composed (NFC), one space for "_", "-" and spaces."""
     return " ".join(unicodedata.normalize("NFC", name).lower().replace("_", " ").replace("-", " ").split())
 
 
@@ -98,11 +93,7 @@ class ClassPrompts:
         return frozenset(self.names)
 
     def template_sentences(self, name: str) -> tuple[str, ...]:
-        """Return the class name in every template, in the order of `templates`.
-
-        Raises:
-            ValueError: If there is no class of that name.
-        """
+        """Return the class name in every template, in the order of `templates`."""
         if name not in self._known:
             raise unknown("class", name, self.names)
         return tuple(fill_template(template, name) for template in self.templates)
@@ -115,13 +106,7 @@ class ClassPrompts:
 def make_prompts(
     class_names: tuple[str, ...], templates: str | Sequence[str] | None, descriptions: Descriptions | None
 ) -> ClassPrompts:
-    """Put the texts of a data set together.
-
-    Args:
-        class_names: empty: the descriptions name the classes.
-        templates: one or more patterns; None: `DEFAULT_TEMPLATES`.
-        descriptions: None: nobody wrote any.
-    """
+    """Put the texts of a data set together; without class names those of the descriptions count."""
     described = {} if descriptions is None else read_descriptions(descriptions, class_names or None)
     patterns = (templates,) if isinstance(templates, str) else tuple(templates or DEFAULT_TEMPLATES)
     source = Path(descriptions).name if isinstance(descriptions, str | os.PathLike) else ""
@@ -129,11 +114,7 @@ def make_prompts(
 
 
 def check_class_names(names: Sequence[str], source: str = "class names") -> None:
-    """Check that every class has a name of its own.
-
-    Raises:
-        ValueError: If names are blank or occur twice; of many the first are listed. `source` says where they came from.
-    """
+    """Check that every class has a name of its own; `source` says where the names came from."""
     blank = [index for index, name in enumerate(names) if not spoken_name(name)]
     twice = sorted(name for name, n in Counter(names).items() if n > 1)
     problems = [f"blank at position {index}" for index in blank] + [f"{name!r} occurs twice" for name in twice]
@@ -186,14 +167,8 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object as its pairs in order: a dict would silently drop all but the last of equal keys."""
 
 
-def description_pairs(
-    descriptions: str | os.PathLike[str] | Mapping[str, Any],
-) -> tuple[str, list[tuple[str, Any]]]:
-    """Return the name of a source of descriptions and its entries in order, unchecked.
-
-    Raises:
-        ValueError: If a file cannot be read or is no JSON object.
-    """
+def description_pairs(descriptions: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, list[tuple[str, Any]]]:
+    """Return the name of a source of descriptions and its entries in order, unchecked."""
     if isinstance(descriptions, Mapping):
         return "descriptions", list(descriptions.items())
     source = f"descriptions file {os.fsdecode(descriptions)!r}"

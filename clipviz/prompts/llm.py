@@ -76,14 +76,7 @@ class _Refused(Unanswered):
 
 
 def open_skeleton(path: Path, class_names: Sequence[str]) -> dict[str, list[str]]:
-    """Read a description file that may be filled in part, and bring it to the classes.
-
-    Returns:
-        Class name -> its sentences, an empty list where there are none, as for all where there is no file.
-
-    Raises:
-        ValueError: If there is a file that is not such a one, or describes other classes.
-    """
+    """Read a description file that may be filled in part, or is not there: class name -> its sentences, or none."""
     if not path.exists():
         return {name: [] for name in class_names}
     source, pairs = description_pairs(path)
@@ -107,18 +100,11 @@ def fill(
     kind: str | None = None,
     progress: Callable[[str, int], None] = lambda name, n: None,
 ) -> dict[str, list[str]]:
-    """Ask for the sentences of every class that has none, and write the file after every answer.
+    """Ask for n sentences of every class that has none, and write the file after every answer.
 
-    Args:
-        path: Where the file goes.
-        filled: What is known already, as of `open_skeleton`.
-        endpoint: Whom to ask.
-        n: Sentences to ask for.
-        kind: What the classes are kinds of, such as "bird".
-        progress: Called with the class and the number of its sentences.
-
-    Raises:
-        ValueError: If the endpoint refuses (at once), or classes stay without sentences (at the end).
+    `filled` is what is known already, as of `open_skeleton`; `kind` is what the classes are kinds of, such as "bird";
+    `progress` is called with a class and the number of its sentences. An endpoint that refuses is an error at once,
+    classes that stay without sentences at the end.
     """
     result = {name: list(sentences) for name, sentences in filled.items()}
     failed: dict[str, str] = {}
@@ -141,11 +127,7 @@ def fill(
 
 
 def ask(endpoint: Endpoint, name: str, n: int, kind: str | None) -> list[str]:
-    """Ask for the sentences of one class, again after a failure that may pass.
-
-    Raises:
-        Unanswered: If no try gave any sentence.
-    """
+    """Ask for the sentences of one class, again after a failure that may pass; `Unanswered` if no try gave any."""
     spoken = spoken_name(name)
     question = QUESTION.format(n=n, name=spoken, kind=f"{spoken!r}, a kind of {kind}," if kind else repr(spoken))
     for attempt in range(endpoint.tries):
