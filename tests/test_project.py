@@ -208,3 +208,31 @@ def test_a_commit_is_checked_by_the_tools_of_ci():
 
 def test_types_are_there_for_users():
     assert (ROOT / "clipviz" / "py.typed").is_file()
+
+
+# ------------------------------------------------------------------------------------------------- walks
+
+
+def defined(path):
+    """Names that a file defines: those at its top, and Class.name of methods and fields."""
+    names = set()
+    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+        for inner, before in [(node, "")] + [
+            (part, f"{node.name}.") for part in getattr(node, "body", ()) if isinstance(node, ast.ClassDef)
+        ]:
+            targets = inner.targets if isinstance(inner, ast.Assign) else [getattr(inner, "target", inner)]
+            names |= {before + (getattr(target, "id", None) or getattr(target, "name", "")) for target in targets}
+    return names
+
+
+def test_three_walks_of_ten_lines_lead_through_files_and_names_that_exist():
+    walks = re.findall(r"^\*\*(.+)\*\*\n\n((?:\d+\. .+\n)+)", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M)
+    assert [title.partition(",")[0] for title, _ in walks] == ["A batch", "Gamma", "A pseudo-label"]
+    for title, lines in walks:
+        steps = lines.splitlines()
+        assert [step.partition(".")[0] for step in steps] == [str(n) for n in range(1, 11)], title
+        for step in steps:
+            found = re.findall(r"`(clipviz/[^`]+\.py)`((?: `[\w.]+`)+)", step)
+            assert found, step
+            for path, names in found:
+                assert set(re.findall(r"[\w.]+", names)) <= defined(path), step
