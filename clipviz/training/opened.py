@@ -77,7 +77,7 @@ def explore(*folders: str | os.PathLike[str], **given: Any) -> Explorers:
     from clipviz.widgets.explore import Explorers
 
     runs = [open(folder, **given) for folder in folders]
-    return Explorers([run.trace for run in runs], [_or_none(run, "model_probe") for run in runs])
+    return Explorers([run.trace for run in runs], [_or_none(run, "model_probe") and run for run in runs])
 
 
 def _or_none(run: OpenedRun, part: str) -> Any:

@@ -11,7 +11,7 @@ import traitlets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipviz.figures.style import apart, bare, shorten
+from clipviz.figures.style import CHANGE_COLORS, apart, bare, shorten
 from clipviz.widgets.album import Album
 from clipviz.widgets.images import color_table, jpeg, laid_over, sheet, thumbnail, to_bytes
 from clipviz.widgets.view import ViewState, source
@@ -110,16 +110,21 @@ class ScatterCanvas(Canvas):
 
 
 class Panel(NamedTuple):
-    """One map (h, w) in [0, 1]; without values the image itself, or why there is no map."""
+    """One map (h, w) in [0, 1]; without values the image itself, or why there is no map.
+
+    Of a change, one half is none.
+    """
 
     title: str
     values: np.ndarray | None = None
     is_mask: bool = False
+    is_change: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For the browser, without the values."""
         shape = [0, 0] if self.values is None else list(self.values.shape)
-        return {"title": self.title, "label": f"{self.title} of the chosen image", "shape": shape, "mask": self.is_mask}
+        label = f"{self.title} of the chosen image"
+        return {"title": self.title, "label": label, "shape": shape, "mask": self.is_mask, "change": self.is_change}
 
 
 class Row(NamedTuple):
@@ -142,6 +147,7 @@ class OverlayCanvas(Canvas):
     opacity = traitlets.Float(0.7).tag(sync=True)
     contour = traitlets.Bool(False).tag(sync=True)
     colors = traitlets.Bytes(color_table()).tag(sync=True)
+    changes = traitlets.Bytes(color_table(CHANGE_COLORS)).tag(sync=True)
     empty = traitlets.Unicode("Choose an image above to see where the model looked.").tag(sync=True)
 
     def fill(self, rows: Sequence[Row]) -> None:
@@ -234,4 +240,5 @@ class Picture:
 def _tile(image: np.ndarray, panel: Panel, opacity: float, contour: bool) -> np.ndarray:
     if panel.values is None:
         return thumbnail(image, _TILE)
-    return laid_over(image, panel.values, _TILE, panel.is_mask, opacity, contour)
+    how = {"is_mask": panel.is_mask, "is_change": panel.is_change}
+    return laid_over(image, panel.values, _TILE, **how, opacity=opacity, contour=contour)

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from clipviz.figures.style import SALIENCY_COLORS
+from clipviz.figures.style import CHANGE_COLORS, SALIENCY_COLORS
 
 MOST_BYTES = 60_000
 """Of a static picture: a notebook with every view stays well below a megabyte."""
@@ -76,21 +76,25 @@ def to_bytes(maps: np.ndarray) -> bytes:
 
 
 def laid_over(
-    image: np.ndarray, saliency: np.ndarray, side: int, is_mask: bool, opacity: float = 0.7, contour: bool = False
-) -> np.ndarray:
+    image: np.ndarray, saliency: np.ndarray, side: int, is_mask: bool, opacity: float = 0.7, contour: bool = False,
+    is_change: bool = False,
+) -> np.ndarray:  # fmt: skip
     """A map (h, w) in [0, 1] over a gray copy of an image (H, W, 3), as the browser draws it: (side, side, 3) uint8.
 
-    The patches of a mask stay sharp; a contour is a white line where the map crosses one half.
+    The patches of a mask stay sharp; a contour is a white line where the map crosses one half; of a change, one half
+    is none and is not drawn.
     """
     how = Image.Resampling.NEAREST if is_mask else Image.Resampling.BILINEAR
     values = np.asarray(Image.fromarray(np.nan_to_num(saliency).astype(np.float32)).resize((side, side), how))
     values = np.clip(values, 0, 1)
     resized = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((side, side)), np.float32)
     gray = 64 + 0.75 * (resized @ np.array([0.299, 0.587, 0.114], np.float32))
-    colors = np.frombuffer(color_table(), np.uint8).reshape(256, 3)[(values * 255 + 0.5).astype(int)]
-    share = (opacity * (0.25 + 0.75 * values))[..., None]
+    colors = np.frombuffer(color_table(CHANGE_COLORS if is_change else SALIENCY_COLORS), np.uint8).reshape(256, 3)[
+        (values * 255 + 0.5).astype(int)
+    ]
+    share = (opacity * (np.abs(2 * values - 1) ** 0.5 if is_change else 0.25 + 0.75 * values))[..., None]
     pixels = (gray[..., None] * (1 - share) + colors * share).astype(np.uint8)
-    if contour:
+    if contour and not is_change:
         inside = np.pad(values >= 0.5, ((0, 1), (0, 1)), mode="edge")
         edge = (inside[:-1, :-1] != inside[:-1, 1:]) | (inside[:-1, :-1] != inside[1:, :-1])
         pixels[np.roll(edge, 1, 1)] = 0

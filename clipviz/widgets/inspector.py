@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as TooLate
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
+from clipviz.errors import one_line
 from clipviz.figures import trace_labels
 from clipviz.figures.moments import when
 from clipviz.figures.saliency import KIND_NAMES, unit_range
@@ -25,8 +27,9 @@ NOBODY = "(none)"
 class Inspector:
     """Shows the first selected image of a state, by one of several runs with the same classes or by two of them.
 
-    `models` has for each trace a `Run`, a `ModelProbe`, or None. The slider of epochs is among its controls unless its
-    owner shows it. `albums` are by label in the order of the traces, `rows` what is shown of `image` (H, W, 3) uint8.
+    `models` has for each trace a `Run`, a `ModelProbe`, what `clipviz.open` opened, or None. The slider of epochs is
+    among its controls unless its owner shows it. `albums` are by label in the order of the traces, `rows` what is shown
+    of `image` (H, W, 3) uint8.
     """
 
     def __init__(
@@ -34,12 +37,14 @@ class Inspector:
     ) -> None:
         same_classes(traces)
         self.state = state
-        model_probes = [getattr(model, "model_probe", model) for model in models]
+        labels = trace_labels(traces)
+        self._models = dict(zip(labels, models, strict=True))
         self.albums = {
-            label: Album(trace, model_probe)
-            for label, trace, model_probe in zip(trace_labels(traces), traces, model_probes, strict=True)
-        }
+            label: Album(trace, _probe_of(model))
+            for label, trace, model in zip(labels, traces, models, strict=True)
+        }  # fmt: skip
         state.method = state.method or next(iter(self.albums))
+        self._at: dict[tuple[str, int], Any] = {}
         self.rows: list[Row] = []
         self.image: np.ndarray | None = None
         self._newest = Newest()
@@ -72,7 +77,7 @@ class Inspector:
         self._make_kinds(model_probes)
         looks = self._make_looks(final_epoch)
         self._asking = ipywidgets.HBox(self._make_questions(model_probes))
-        controls = [self.epoch, *looks] if with_epoch else looks
+        controls = [self.play, self.epoch, *looks] if with_epoch else looks
         self.widget = ipywidgets.VBox([wrapped(*self.kinds.values()), wrapped(*controls), self._asking, self.canvas])
 
     def _make_kinds(self, model_probes: Sequence[Any]) -> None:
@@ -96,6 +101,12 @@ class Inspector:
         """Epoch, opacity, contour and the method beside it: how maps are shown, not what they are."""
         self.epoch = ipywidgets.IntSlider(min=-1, max=max(-1, final_epoch), description="epoch", style=PLAIN)
         self.state.link("epoch", self.epoch, "value", self.at_most)
+        self.play = ipywidgets.Play(min=-1, max=self.epoch.max, interval=700)
+        self.state.link("epoch", self.play, "value", self.at_most)
+        self.change = ipywidgets.ToggleButton(False, description="before | after", layout={"width": "auto"},
+                                              tooltip="maps before training, at the epoch, and the change")  # fmt: skip
+        self.change.observe(lambda _: self.show(), "value")
+        show_if(final_epoch >= 0, self.change)
         self.opacity = slider("opacity", 0.7, 0, 1, 0.05)
         self.contour = ipywidgets.Checkbox(False, description="contour at half", indent=False)
         self.contour.layout = {"width": "auto", "margin": "2px 16px 2px 2px"}
@@ -104,7 +115,7 @@ class Inspector:
         ipywidgets.jslink((self.contour, "value"), (self.canvas, "contour"))
         self.beside = dropdown("beside it", [NOBODY, *self.albums], self.show)
         show_if(len(self.albums) > 1, self.beside)
-        return [self.opacity, self.contour, self.beside]
+        return [self.opacity, self.contour, self.change, self.beside]
 
     def _make_questions(self, model_probes: Sequence[Any]) -> list[ipywidgets.Widget]:
         """Contrast, layer and head, for kinds that are computed."""
@@ -139,8 +150,9 @@ class Inspector:
         question = self._newest.ask()
         image = self.state.selected[0] if self.state.selected else None
         pixels, rows = None, []
-        if image is not None and self.album.has(image):
-            pixels = self.album.pixels(image)
+        having = [album for album in (self.album, *self.albums.values()) if image and album.has(image)]
+        if image is not None and (having or self.album.verdict(image, self.state.epoch).confidence is not None):
+            pixels = (having or [self.album])[0].pixels(image)
             beside = [self.beside.value] if self.beside.value in self.albums else []
             rows = [
                 self._row(label, image, pixels) for label in dict.fromkeys([self.known(self.state.method), *beside])
@@ -158,16 +170,39 @@ class Inspector:
         said, measured = album.caption(image, epoch), album.measured(epoch)
         if image.startswith("eval/") and measured != epoch and len(album.trace.predictions):
             said += f" (measured {when(measured)})"
-        panels = [Panel(shorten(image, 30)), *(self._panel(album, image, kind) for kind in self.chosen_kinds)]
+        panels = [Panel(shorten(image, 30) + ": the run has its pixels, the trace has not" * (pixels.size == 3))]
+        for kind in self.chosen_kinds:
+            panels += self._panels(label, image, kind, epoch)
         return Row(f"{label}, {when(epoch, album.part)}: {said}", panels, pixels)
 
-    def _panel(self, album: Album, image: str, kind: str) -> Panel:
-        name, model_probe, epoch = kind_name(kind), album.model_probe, album.epoch(self.state.epoch)
-        is_now = model_probe is not None and epoch == album.last
-        values = None if is_now and _asks(model_probe, kind) else album.stored_map(image, kind, epoch)
+    def _panels(self, label: str, image: str, kind: str, epoch: int) -> list[Panel]:
+        """The map of an epoch; if that is wanted, before it the one from before training, and after it the change."""
+        if not self.change.value:
+            return [self._panel(label, image, kind, epoch)]
+        before, after = (self._panel(label, image, kind, at) for at in (-1, epoch))
+        if before.values is None or after.values is None:
+            return [before, after]
+        change, said = 0.5 + (after.values - before.values) / 2, after.title.removesuffix(", now")
+        return [
+            before._replace(title=f"{before.title}, {when(-1)}"),
+            after._replace(title=f"{said}, {when(epoch)}"),
+            Panel(f"{said}: more (purple) or less (orange) than before", change, is_change=True),
+        ]
+
+    def _probe(self, label: str, epoch: int) -> Any:
+        """What answers for the model of an epoch; None where that is not kept."""
+        model, album = self._models[label], self.albums[label]
+        if hasattr(model, "at") and album.model_probe is not None and epoch in model.epochs:
+            return self._at.setdefault((label, epoch), model.at(epoch).model_probe)
+        return album.model_probe if epoch == album.last else None
+
+    def _panel(self, label: str, image: str, kind: str, epoch: int) -> Panel:
+        album, name = self.albums[label], kind_name(kind)
+        model_probe = self._probe(label, epoch)
+        values = None if _asks(model_probe, kind) else album.stored_map(image, kind, epoch)
         if values is not None:
             return Panel(name, unit_range(values[None])[0], kind == "ncut")
-        if model_probe is not None and not is_now:
+        if model_probe is None and album.model_probe is not None:
             return Panel(f"{name}: not kept {when(epoch)}; the model at hand is that of {when(album.last)}")
         if model_probe is None or kind not in model_probe.kinds:
             return Panel(f"{name}: not in this trace")
@@ -176,7 +211,8 @@ class Inspector:
             return Panel(f"{name}: these pixels are not the model's")
         try:
             options, asked = self._options(model_probe, pixels, kind)
-            return Panel(f"{name}{asked}, now", model_probe.saliency(pixels, kind, **options), kind == "ncut")
+            now = ", now" if epoch == album.last else ""
+            return Panel(f"{name}{asked}{now}", model_probe.saliency(pixels, kind, **options), kind == "ncut")
         except (ValueError, TooLate) as error:
             return Panel(f"{name}: {shorten(str(error) or 'no answer in time', 120)}")
 
@@ -201,6 +237,15 @@ class Inspector:
     def draw(self, picture: Picture) -> None:
         """The rows one below the other."""
         picture.rows(self.rows, self.opacity.value, self.contour.value)
+
+
+def _probe_of(model: Any) -> Any:
+    """What answers for the newest model; None if there is none, or its weights or images cannot be had."""
+    try:
+        return getattr(model, "model_probe", model)
+    except (OSError, ValueError) as error:
+        warnings.warn(one_line(error, 600), stacklevel=3)
+        return None
 
 
 def kind_name(kind: str) -> str:

@@ -49,8 +49,7 @@ class PrototypeExplorer(View):
         )
         self._ids: list[str] = []
         self.scatter = self._make_scatter()
-        self.play = ipywidgets.Play(min=-1, max=self.inspector.epoch.max, interval=700)
-        self.state.link("epoch", self.play, "value", self.inspector.at_most)
+        self.play = self.inspector.play
         self.count = ipywidgets.Label("no images chosen")
         bar = wrapped(self.play, self.inspector.epoch, self.count)
         self.widget = ipywidgets.VBox([bar, wrapped(self.scatter, self.gallery), self.inspector.widget])

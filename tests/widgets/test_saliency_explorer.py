@@ -14,6 +14,7 @@ import torch
 from synthetic import synthetic_trace
 from widget_helpers import HOSTILE
 
+import clipviz
 from clipviz.events import Probe
 from clipviz.figures.saliency import unit_range
 from clipviz.training.model_probe import ModelProbe
@@ -139,6 +140,34 @@ def test_no_map_of_the_trained_model_is_shown_as_another_epochs(run):
             assert f"not kept {then}; the model at hand is that of epoch {last}" in panel.title
     explorer.state.epoch = last
     assert all(panel.values is not None for panel in explorer.inspector.rows[0].panels[1:])
+
+
+def test_an_opened_run_shows_every_image_at_every_kept_epoch(make_run, tiny_backbone, tmp_path):
+    run = make_run(n=12, folder=tmp_path)
+    run.fit()
+    data = run.adaptation.eval_dataset
+    opened = clipviz.open(tmp_path, model=tiny_backbone, data=data, eval_data=data)
+    explorer = SaliencyExplorer(opened.trace, opened)
+    explorer.state.selected, explorer.state.kind = ("eval/7",), "relevance"
+    explorer.inspector.kinds["soap"].value = False
+    shown = {}
+    for epoch in (-1, 0, 2):
+        explorer.state.epoch = epoch
+        (row,) = explorer.inspector.rows
+        assert [panel.title for panel in row.panels] == ["eval/7", "relevance, now" if epoch == 2 else "relevance"]
+        shown[epoch] = row.panels[1].values
+        probe = opened.at(epoch).model_probe
+        np.testing.assert_array_equal(shown[epoch], probe.saliency(probe.pixels("eval", 7), "relevance"))
+    assert not np.array_equal(shown[-1], shown[2])
+    explorer.inspector.change.value = True
+    (row,) = explorer.inspector.rows
+    titles = ["relevance, before training", "relevance, epoch 2"]
+    assert [panel.title for panel in row.panels[1:3]] == titles
+    assert row.panels[3].title == "relevance: more (purple) or less (orange) than before"
+    np.testing.assert_allclose(2 * row.panels[3].values - 1, shown[2] - shown[-1], atol=1e-6)
+    assert explorer.inspector.canvas.rows[0]["panels"][3]["change"] is True
+    explorer.inspector.play.value = 0
+    assert (explorer.state.epoch, explorer.inspector.epoch.value) == (0, 0)
 
 
 def test_what_is_said_is_of_the_epoch_that_is_named(make_run):

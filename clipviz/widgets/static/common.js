@@ -95,8 +95,8 @@ function enlarged(map, h, w, size, smooth) {
   return values;
 }
 
-// Lay a map over a grey copy of a piece [x, y, width, height] of a bitmap.
-function overlay(canvas, bitmap, piece, map, h, w, colors, { opacity = 0.7, contour = false, mask = false } = {}) {
+// Lay a map over a grey copy of a piece [x, y, width, height] of a bitmap; of a change, one half is none.
+function overlay(canvas, bitmap, piece, map, h, w, colors, { opacity = 0.7, contour = false, mask = false, change = false } = {}) {
   const size = canvas.width;
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.imageSmoothingEnabled = size < 4 * piece[2];
@@ -108,10 +108,10 @@ function overlay(canvas, bitmap, piece, map, h, w, colors, { opacity = 0.7, cont
   for (let i = 0; i < values.length; i++) {
     const gray = 64 + 0.75 * (0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2]);
     const color = 3 * Math.round(255 * values[i]);
-    const share = opacity * (0.25 + 0.75 * values[i]);
+    const share = opacity * (change ? Math.sqrt(Math.abs(2 * values[i] - 1)) : 0.25 + 0.75 * values[i]);
     for (let c = 0; c < 3; c++) data[4 * i + c] = gray * (1 - share) + colors[color + c] * share;
   }
-  if (contour) drawContour(data, values, size);
+  if (contour && !change) drawContour(data, values, size);
   context.putImageData(pixels, 0, 0);
 }
 
