@@ -59,11 +59,13 @@ def saliency_sections() -> dict[str, str]:
     """The tables of docs/saliency.md."""
     scores = pd.read_csv(saliency.RESULTS / "saliency.csv", keep_default_na=False)
     study = pd.read_csv(saliency.RESULTS / "saliency_soap.csv", dtype={"tau": str})
+    scrambled = pd.read_csv(saliency.RESULTS / "saliency_sanity.csv")
     is_paired = scores["kind"] == "soap - cls_attention"
     return {
         "kinds": saliency_tables.by_kind(scores[~is_paired]),
         "attention": saliency_tables.against_attention(scores[is_paired]),
         "sides": saliency_tables.by_side(study),
+        "sanity": saliency_tables.by_sanity(scrambled),
     }
 
 

@@ -8,6 +8,9 @@ is where that part is). "uniform" is what chance gets, "center" a blob in the mi
 Two more tables: whether SOAP beats the CLS attention of the last block, image by image; and what SOAP would see with
 other graphs, thresholds and signs of the Fiedler vector (`--no-study` leaves it out). These are rendered birds and a
 small CLIP of our own: a test bed with a known answer, not a claim about photographs.
+
+With `--kinds` only these are scored, and their rows take the place of theirs in the file; all others stay. With
+`--sanity` nothing is adapted: every kind of map is compared with that of the same model with scrambled weights.
 """
 
 from __future__ import annotations
@@ -23,7 +26,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks.saliency_tables import STAGES, against_attention, best_settings, by_kind, by_side, mean_over_seeds
+from benchmarks.saliency_tables import (
+    STAGES,
+    against_attention,
+    best_settings,
+    by_kind,
+    by_sanity,
+    by_side,
+    mean_over_seeds,
+)
 from benchmarks.soap_study import soap_study
 from clipviz import METHODS, adapt, load_backbone, load_dataset
 from clipviz.events import Probe
@@ -33,7 +44,8 @@ from clipviz.saliency.table import mask_scores
 from clipviz.training.evaluate import accuracy, predict, probe_images
 
 RESULTS = Path(__file__).parent / "results"
-CONTRASTED = ("relevance", "integrated_gradients", "layer_gradcam")  # occlusion twice would be half of the time
+# occlusion twice would be half of the time
+CONTRASTED = ("relevance", "integrated_gradients", "layer_gradcam", "class_map", "legrad", "grad_eclip")
 
 
 def look_alike(target: Tensor) -> Tensor:
@@ -41,7 +53,9 @@ def look_alike(target: Tensor) -> Tensor:
     return target ^ 1
 
 
-def score(method: Method, probe: Probe, options: dict[str, dict], deletion: int) -> pd.DataFrame:
+def score(
+    method: Method, probe: Probe, kinds: Sequence[str] | None, options: dict[str, dict], deletion: int
+) -> pd.DataFrame:
     """Per-image scores of all kinds, of the contrasts, and of two maps that no model made."""
     images, target, parts = probe.images, probe.target, probe.parts
     other = look_alike(target)
@@ -49,13 +63,14 @@ def score(method: Method, probe: Probe, options: dict[str, dict], deletion: int)
     regions["pair"] = bird_regions(parts, target, other)["discriminative"]
     metrics = ["pointing_game", "part_mass", "part_rank"]
     common = {"target": target, "regions": regions, "parts": parts, "options": options}
-    tables = [saliency_scores(method, images, metrics=metrics, **common)]
-    contrast = saliency_scores(method, images, CONTRASTED, contrast=other, metrics=metrics, **common)
-    tables.append(contrast.assign(kind=contrast["kind"] + " contrast"))
+    tables = [saliency_scores(method, images, kinds, metrics=metrics, **common)]
+    if contrasted := [kind for kind in CONTRASTED if kinds is None or kind in kinds]:
+        contrast = saliency_scores(method, images, contrasted, contrast=other, metrics=metrics, **common)
+        tables.append(contrast.assign(kind=contrast["kind"] + " contrast"))
     few = slice(0, deletion)
     if deletion:
         tables.append(
-            saliency_scores(method, images[few], target=target[few], metrics=["deletion_auc"], options=options)
+            saliency_scores(method, images[few], kinds, target=target[few], metrics=["deletion_auc"], options=options)
         )
     for kind, maps in reference_maps(len(images)).items():
         for (metric, region), values in mask_scores(maps, regions, parts).items():
@@ -87,8 +102,8 @@ def run(domain: str, seed: int, args: argparse.Namespace) -> tuple[pd.DataFrame,
                 pass
         predictions = predict(method, test)
         accuracies[stage] = accuracy(predictions.probs.argmax(-1), predictions.target)
-        scores.append(score(method, probe, options, args.deletion).assign(stage=stage))
-        if args.study:
+        scores.append(score(method, probe, args.kinds, options, args.deletion).assign(stage=stage))
+        if args.study and not args.kinds:
             studies.append(soap_study(method, probe).assign(stage=stage))
     place = {"domain": domain, "seed": seed}
     study = pd.concat(studies).assign(**place) if studies else pd.DataFrame()
@@ -119,10 +134,35 @@ def tidy(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def merged(before: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Rows measured now in place of those of the same kind, domain, seed and stage; in the order of the file."""
+    keys = ["kind", "domain", "seed", "stage"]
+    both = pd.concat([before, new]).astype({"seed": str})
+    is_new = np.arange(len(both)) >= len(before)
+    is_old = both[keys].apply(tuple, axis=1).isin(set(map(tuple, both[is_new][keys].to_numpy())))
+    both = both[is_new | ~is_old]
+    last = {"uniform": 2, "center": 2, "soap - cls_attention": 3}
+    place = both["kind"].map(lambda kind: last.get(kind, int(kind.endswith(" contrast"))))
+    return both.assign(place=place).sort_values("place", kind="stable").drop(columns="place")
+
+
+def sanity(args: argparse.Namespace) -> pd.DataFrame:
+    """Rank correlation of maps before adaptation with those of a scrambled image tower, mean and interval, by kind."""
+    backbone = load_backbone("birds")
+    test = load_dataset("birds", split="test", n=args.test, seed=0)
+    probe = probe_images(test, np.random.default_rng(0).permutation(len(test)), backbone.image_size)
+    method = METHODS["microclip"](backbone, test.prompts)
+    options = {"integrated_gradients": {"steps": args.steps}}
+    scores = saliency_scores(method, probe.images, target=probe.target, metrics=["sanity"], options=options)
+    return summarize_scores(scores)[["kind", "mean", "low", "high", "n"]]
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--domains", nargs="+", default=["source", "clutter", "night", "fog"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--kinds", nargs="+", help="only these kinds of maps; the other rows of the file stay")
+    parser.add_argument("--sanity", action="store_true", help="maps against those of scrambled weights, nothing else")
     parser.add_argument("--train", type=int, default=480, help="images to adapt to")
     parser.add_argument("--test", type=int, default=96, help="images to score")
     parser.add_argument("--deletion", type=int, default=32, help="images of them for the deletion AUC, 0 for none")
@@ -136,6 +176,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run everything, write FILE.csv and FILE_soap.csv, print the tables."""
     args = parse(argv)
+    if args.sanity:
+        measured = sanity(args)
+        measured.round(5).to_csv(args.out.with_name(f"{args.out.stem}_sanity.csv"), index=False)
+        print(by_sanity(measured))
+        return
     scores, studies = [], []
     for domain in args.domains:
         for seed in args.seeds:
@@ -146,6 +191,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{domain} seed {seed}: accuracy {accuracies['before']:.3f} > {accuracies['after']:.3f}, "
                   f"{time.perf_counter() - begun:.0f} s", flush=True)  # fmt: skip
     everything = pd.concat(scores, ignore_index=True)
+    if args.kinds:
+        summary = merged(pd.read_csv(args.out).fillna({"region": ""}), tidy(everything))
+        summary.round(5).to_csv(args.out, index=False)
+        print(f"\nmean of all domains\n{by_kind(summary[summary['seed'] != 'all'])}")
+        return
     summary, paired = tidy(everything), soap_against_attention(everything)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     pd.concat([summary, paired.assign(seed="all")]).round(5).to_csv(args.out, index=False)

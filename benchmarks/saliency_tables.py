@@ -42,6 +42,12 @@ def by_kind(scores: pd.DataFrame) -> str:
     return table(["map", *COLUMNS.values()], rows)
 
 
+def by_sanity(scores: pd.DataFrame) -> str:
+    """Kind x rank correlation with the map of a scrambled model, with its interval over images."""
+    rows = [(row.kind, f"{row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]") for row in scores.itertuples()]
+    return table(["map", "rank correlation with the scrambled model's"], rows)
+
+
 def _before_after(means: pd.Series, key: tuple[str, ...]) -> str:
     found = [means.get((*key, stage)) for stage in STAGES]
     return "" if None in found else " → ".join(f"{value:.2f}" for value in found)

@@ -151,9 +151,10 @@ class Backbone(nn.Module):
             embeddings, inputs = encode(self.visual, pixels)
         else:
             embeddings = self.model.encode_image(pixels)  # type: ignore[operator]
+        unit = normalize(self._float(embeddings))
         if self._collected is not None:
-            self._collected.append(embeddings)
-        return normalize(self._float(embeddings)), inputs
+            self._collected.append(unit)
+        return unit, inputs
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.precision == "32" else torch.autocast(self.device.type, torch.bfloat16)
@@ -164,7 +165,7 @@ class Backbone(nn.Module):
 
     @contextmanager
     def collected(self) -> Iterator[list[Tensor]]:
-        """What the image tower puts out inside the `with` statement, (B, E) for each pass: no second look is needed."""
+        """The unit embeddings of each pass of the image tower inside the `with` statement, (B, E), in its graph."""
         with lock_of(self):
             seen: list[Tensor] = []
             self._collected = seen

@@ -24,7 +24,14 @@ KIND_NAMES = {
     "cls_attention": "CLS attention",
     "fiedler": "Fiedler vector",
     "layer_gradcam": "layer GradCAM",
+    "legrad": "LeGrad",
+    "grad_eclip": "Grad-ECLIP",
+    **{
+        kind: kind.replace("_", " ")
+        for kind in ("rollout", "relevance", "integrated_gradients", "occlusion", "class_map")
+    },
 }
+"""All kinds of maps that come with clipviz; others are a user's own."""
 
 _LEFT = 130  # pixels for the names of the rows
 # Okabe and Ito's colours, then lighter and darker ones of the same hues, for up to fifteen parts.
@@ -54,7 +61,7 @@ class SaliencyGrid(NamedTuple):
 
 def saliency_grid_info(
     trace: Trace,
-    kinds: Sequence[str] = ("ncut", "soap"),
+    kinds: Sequence[str] | None = None,
     epochs: Sequence[str | int] = ("before", "after"),
     max_images: int = 12,
 ) -> SaliencyGrid:
@@ -62,11 +69,12 @@ def saliency_grid_info(
 
     Args:
         trace: The run.
-        kinds: Kinds of the probe's maps; absent ones are left out.
+        kinds: Kinds of the probe's maps; absent ones are left out. None for the NCut mask, SOAP, and the user's own.
         epochs: "before" (training), "after" (the last one) or epoch numbers, -1 for before.
         max_images: At most so many images, the first ones.
     """
     probe = trace.probe
+    kinds = ("ncut", "soap", *(kind for kind in probe.maps if kind not in KIND_NAMES)) if kinds is None else kinds
     titles = [
         style.class_name(trace.class_names, int(label)) if label >= 0 else f"image {int(number)}"
         for label, number in zip(probe.target[:max_images], probe.index[:max_images], strict=True)
@@ -81,7 +89,7 @@ def _columns(trace: Trace, kind: str, epochs: Sequence[str | int], n_images: int
     maps = trace.probe.maps.get(kind)
     if maps is None or not len(maps):
         return []
-    name = KIND_NAMES.get(kind, kind)
+    name = KIND_NAMES.get(kind, kind.replace("_", " "))
     is_mask = bool(np.isin(maps, (0, 1)).all())
     chosen: dict[int, str] = {}
     for epoch in epochs:

@@ -4,11 +4,12 @@ maps = saliency_maps(method, images, "soap")                             (B, h, 
 maps = saliency_maps(method, images, "relevance", target=3, contrast=5)  why class 3 and not class 5
 with capture_attention(backbone) as attention: backbone.embed(images)    layer -> (B, heads, L, L), with gradient
 table = saliency_table(method, images, regions=bird_regions(parts, target), parts=parts)     kind x metric
+register("mine", function, needs="pixels")                               a kind of your own
 sanity_check(method, images, "relevance")                                does the map depend on the weights?
 """
 
 from clipviz.saliency.attention import capture_attention
-from clipviz.saliency.maps import KINDS, SaliencyMaps, available_kinds, saliency_maps, unit_maps
+from clipviz.saliency.maps import KINDS, SaliencyMaps, available_kinds, register, saliency_maps, unit_maps
 from clipviz.saliency.metrics import bird_regions, part_mass, part_rank, pointing_game
 from clipviz.saliency.perturbation import deletion_auc, insertion_auc, map_infidelity, map_sensitivity
 from clipviz.saliency.question import runner_up

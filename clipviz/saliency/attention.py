@@ -48,9 +48,8 @@ def capture_attention(
         was. Each forward pass replaces what the one before left, which stays readable after the `with` statement.
 
     Raises:
-        ValueError: if the tower has no attention that can be computed explicitly (ResNet, timm, scaled cosine), if
-            gradient checkpointing or patch dropout is on, if another tool has already replaced a `forward`, or if a
-            layer does not exist.
+        ValueError: if the tower has no attention that can be computed explicitly (ResNet, timm, scaled cosine, gradient
+            checkpointing, patch dropout, a `forward` that another tool has replaced), or if a layer does not exist.
     """
     captured: dict[int, Tensor] = {}
     part = _tower(model, tower)  # models that train on copies of one image tower share a text tower
@@ -151,21 +150,18 @@ def _attend(module: Any, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor
     """Self-attention of (B, L, W): output (B, L, W), weights (B, heads, L, L)."""
     qkv = F.linear(x, module.in_proj_weight, module.in_proj_bias).chunk(3, dim=-1)
     q, k, v = (part.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for part in qkv)
-    if isinstance(module, nn.MultiheadAttention):
-        weights = _weights(q, k, mask)
-        mixed = F.dropout(weights, module.dropout, module.training) @ v
-        return module.out_proj(mixed.transpose(1, 2).flatten(2)), weights
-    weights = _weights(module.ln_q(q), module.ln_k(k), mask)  # open_clip's own, with its optional normalizations
-    mixed = module.attn_drop(weights) @ v
-    if module.head_scale is not None:
-        mixed = mixed * module.head_scale
-    return module.out_drop(module.out_proj(module.ln_inner(mixed.transpose(1, 2).flatten(2)))), weights
-
-
-def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    is_plain = isinstance(module, nn.MultiheadAttention)  # or open_clip's own, with its optional normalizations
+    q, k = (q, k) if is_plain else (module.ln_q(q), module.ln_k(k))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         if mask.ndim == 3:  # (B * heads, L, L)
             mask = mask.unflatten(0, scores.shape[:2])
         scores = scores.masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1)
+    weights = scores.softmax(-1)
+    if is_plain:
+        mixed = F.dropout(weights, module.dropout, module.training) @ v
+        return module.out_proj(mixed.transpose(1, 2).flatten(2)), weights
+    mixed = module.attn_drop(weights) @ v
+    if module.head_scale is not None:
+        mixed = mixed * module.head_scale
+    return module.out_drop(module.out_proj(module.ln_inner(mixed.transpose(1, 2).flatten(2)))), weights

@@ -22,27 +22,17 @@ from clipviz.saliency.attention import attention_modules, capture_attention, lay
 from clipviz.saliency.question import Model, Question, backbone_of
 
 
-def cls_attention(
-    model: Model, images: Tensor, question: Question | None, *, layer: int = -1, head: int | None = None
-) -> Tensor:
-    """Attention from CLS to the patches in one block, of one head or the mean; what CLS pays to itself is left out.
-
-    Raises:
-        ValueError: if the layer or the head does not exist.
-    """
+def cls_attention(model: Model, images: Tensor, *, layer: int = -1, head: int | None = None) -> Tensor:
+    """Attention from CLS to the patches in one block, of one head or the mean; what CLS pays to itself is left out."""
     with torch.no_grad(), capture_attention(model, [layer]) as captured:
         backbone_of(model).embed(images)
     (attention,) = captured.values()
-    if head is None:
-        weights = attention.mean(1)
-    else:
-        if not -attention.shape[1] <= head < attention.shape[1]:
-            raise ValueError(f"head {head} does not exist: layer {layer} has {attention.shape[1]}, from 0")
-        weights = attention[:, head]
-    return _patch_grid(model, weights[:, 0])
+    if head is not None and not -attention.shape[1] <= head < attention.shape[1]:
+        raise ValueError(f"head {head} does not exist: layer {layer} has {attention.shape[1]}, from 0")
+    return _patch_grid(model, (attention.mean(1) if head is None else attention[:, head])[:, 0])
 
 
-def rollout(model: Model, images: Tensor, question: Question | None, *, start_layer: int = 0) -> Tensor:
+def rollout(model: Model, images: Tensor, *, start_layer: int = 0) -> Tensor:
     """Attention rollout from CLS back to the patches."""
     layers = _layers_from(model, start_layer)
     with torch.no_grad(), capture_attention(model, layers) as captured:
@@ -60,11 +50,7 @@ def roll(attention: list[Tensor]) -> Tensor:
 
 
 def relevance(model: Model, images: Tensor, question: Question, *, start_layer: int = -1) -> Tensor:
-    """Gradient-weighted attention relevance of the patches for a question.
-
-    Raises:
-        ValueError: if the layer does not exist, or no gradient reaches the attention.
-    """
+    """Gradient-weighted attention relevance of the patches for a question."""
     layers = _layers_from(model, start_layer)
     with capture_attention(model, layers) as captured:
         _, score = question.differentiable(images)

@@ -93,9 +93,6 @@ def layer_gradcam(model: Model, images: Tensor, question: Question, *, layer: nn
 
     The layer is a module of the image tower with output (B, C, h, w) or (B, L, W), on whose grid the map is; None for
     the last one that still has a grid: `layer4` of a ResNet, the first LayerNorm of a ViT's last block.
-
-    Raises:
-        ValueError: if the tower's last layer is not known, or its output has no grid.
     """
     layer = layer or grid_layer(backbone_of(model))
     outputs: list[Tensor] = []  # one for each time the layer runs

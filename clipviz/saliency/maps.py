@@ -1,10 +1,10 @@
-"""One signature for every kind of saliency map, and the table of kinds."""
+"""One signature for every kind of saliency map, and the table of kinds, which takes your own as well."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from clipviz.errors import choose
 from clipviz.saliency.attention import attention_modules
 from clipviz.saliency.attention_maps import cls_attention, relevance, rollout
 from clipviz.saliency.attribution import integrated_gradients, layer_gradcam, occlusion
+from clipviz.saliency.class_maps import class_map, grad_eclip, legrad
 from clipviz.saliency.foreground import fiedler, ncut, soap
 from clipviz.saliency.question import Asked, Model, Question, ask, backbone_of
 
@@ -23,11 +24,11 @@ Needs = Literal["patches", "attention", "pixels"]
 class Kind(NamedTuple):
     """A way to make a map."""
 
-    function: Callable[..., Tensor]  # function(model, images, question, **options) -> (B, h, w) raw values
+    function: Callable[..., Tensor]  # function(model, images[, question], **options) -> (B, h, w) raw values
     # of the image tower. "patches": value-path tokens (`Backbone.tokens`); "attention": open_clip blocks that end in a
     # CLS token; "pixels": nothing, any tower
     needs: Needs
-    asks: bool  # whether it answers a question, so that `target` and `contrast` matter
+    asks: bool  # whether it takes a question, so that `target` and `contrast` matter
 
 
 KINDS: dict[str, Kind] = {
@@ -40,7 +41,44 @@ KINDS: dict[str, Kind] = {
     "integrated_gradients": Kind(integrated_gradients, "pixels", asks=True),
     "occlusion": Kind(occlusion, "pixels", asks=True),
     "layer_gradcam": Kind(layer_gradcam, "pixels", asks=True),
+    "class_map": Kind(class_map, "patches", asks=True),
+    "legrad": Kind(legrad, "attention", asks=True),
+    "grad_eclip": Kind(grad_eclip, "patches", asks=True),
 }
+BUILT_IN = tuple(KINDS)
+_OTHER_ARRAYS = ("images", "index", "target", "parts", "probs", "prediction", "confidence")  # beside maps in a trace
+
+
+def register(name: str, function: Callable[..., Tensor], needs: Needs = "pixels") -> None:
+    """Add a kind of map of your own to `KINDS`, for `saliency_maps`, the tables, and runs and explorers begun later.
+
+    Args:
+        name: letters, digits and underscores; one that is taken is refused.
+        function: function(model, images) or function(model, images, question) -> (B, h, w) finite. It gets a method or
+            a backbone in eval mode that nobody else uses meanwhile, images (B, 3, S, S) in [0, 1] on its device, and
+            a `Question`, the score that is to be explained. Gradients are on. Keyword-only parameters are options.
+        needs: of the image tower, see `Kind`.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or name in _OTHER_ARRAYS:
+        taken = " (a trace holds other things by that name)" if name in _OTHER_ARRAYS else ""
+        raise ValueError(f"a kind of map wants a name of letters, digits and _, got {name!r}{taken}; take another")
+    if name in KINDS:
+        remove = "" if name in BUILT_IN else f", or first: del clipviz.saliency.KINDS[{name!r}]"
+        raise ValueError(f"there is a kind of map {name!r} already; take another name{remove}")
+    choose("need of a kind of map", needs, get_args(Needs))
+    given = list(inspect.signature(function).parameters.values()) if callable(function) else []
+    places = [p for p in given if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+    if len(places) not in (2, 3) or any(p.kind is p.VAR_POSITIONAL for p in places):
+        raise ValueError(
+            "a kind of map wants function(model, images) or function(model, images, question), with options after a *, "
+            f"got {getattr(function, '__name__', function)!r} of {', '.join(p.name for p in given) or 'nothing'}"
+        )
+    KINDS[name] = Kind(function, needs, asks=len(places) == 3)
+
+
+def registered_maps(model: Model, images: Tensor) -> dict[str, Tensor]:
+    """Raw maps (B, h, w) of all registered kinds that work with the tower of a method, of the classes it predicts."""
+    return {kind: saliency_maps(model, images, kind).raw for kind in available_kinds(model) if kind not in BUILT_IN}
 
 
 class SaliencyMaps(NamedTuple):
@@ -95,11 +133,16 @@ def saliency_maps(
 
 
 def raw_map(model: Model, images: Tensor, kind: str, question: Question | None, **options: Any) -> Tensor:
-    """The raw values of `saliency` for a question that has been asked already, (B, h, w) float."""
+    """The raw values of `saliency_maps` for a question that has been asked already, (B, h, w) float."""
     for name in options:
         choose(f"option of {kind}", name, option_names(kind))
     with preserved_state(model, gradients=True):
-        raw = KINDS[kind].function(model, images, question, **options).detach().float()
+        function, _, asks = KINDS[kind]
+        raw = function(model, images, question, **options) if asks else function(model, images, **options)
+    if not isinstance(raw, Tensor) or raw.ndim != 3 or len(raw) != len(images) or not raw.numel():
+        got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
+        raise ValueError(f"{kind} must give a tensor (B, h, w) with a map for each of {len(images)} images, got {got}")
+    raw = raw.detach().to(images.device, torch.float32)
     if not torch.isfinite(raw).all():
         raise ValueError(f"{kind} is not finite; the images or the model's weights hold NaN or infinity")
     return raw

@@ -46,7 +46,7 @@ def deletion_auc(
         model: a method, or a backbone with a target and a contrast.
         images: (B, 3, S, S) float in [0, 1].
         maps: (B, h, w) float, raw values: only their order counts.
-        target: as for `saliency`, like `contrast`.
+        target: as for `saliency_maps`, like `contrast`.
         contrast: class or sentence that the target is set against.
         baseline: what a deleted cell shows.
         steps: of the curve, each of h * w / steps cells.
@@ -54,9 +54,6 @@ def deletion_auc(
 
     Returns:
         (B,) float in [0, 1], by the trapezoid rule.
-
-    Raises:
-        ValueError: if the shapes do not fit, or there is nothing to compare the target with.
     """
     _require_maps(images, maps)
     device = backbone_of(model).device
@@ -160,7 +157,7 @@ def map_sensitivity(
 ) -> Tensor:
     """How much a map changes, relative to its norm, when the image hardly does (captum's max-sensitivity): (B,) >= 0.
 
-    Args and errors are those of `saliency`; without a target the class predicted on the unchanged image is kept.
+    Args and errors are those of `saliency_maps`; without a target the class predicted on the unchanged image is kept.
     `samples` copies of each image are changed, no pixel by more than `radius`.
     """
     images = images.to(backbone_of(model).device)

@@ -26,16 +26,10 @@ Asked: TypeAlias = int | str | Sequence[int] | Sequence[str] | Tensor
 
 
 class Question(NamedTuple):
-    """A scalar question per image.
+    """A scalar question per image."""
 
-    Attributes:
-        score: score(images, *args) -> (B,) float, differentiable in the images.
-        args: tensors with one row per image (class indices, or directions in the embedding space), so that they can be
-            repeated when the images are.
-    """
-
-    score: Callable[..., Tensor]
-    args: tuple[Tensor, ...]
+    score: Callable[..., Tensor]  # score(images, *args) -> (B,) float, differentiable in the images
+    args: tuple[Tensor, ...]  # with one row per image: class indices, or directions in the embedding space
 
     def __call__(self, images: Tensor) -> Tensor:
         """The score of the images the question was asked about, (B,)."""
@@ -73,15 +67,8 @@ def backbone_of(model: Model) -> Backbone:
 def ask(model: Model, images: Tensor, target: Asked | None = None, contrast: Asked | None = None) -> Question:
     """Turn classes (of a method) or sentences (for a backbone) into a question.
 
-    Args:
-        model: a method, or a backbone.
-        images: (B, 3, S, S) float in [0, 1].
-        target: one for all images or one each: for a method a class, by index or name, None for the one it predicts;
-            for a backbone a sentence or an embedding (E,).
-        contrast: likewise, the class or sentence to set it against; None for the plain logit.
-
-    Raises:
-        ValueError: for a missing or unknown target, or a contrast equal to it.
+    Target and contrast are one for all images (B, 3, S, S) or one each: of a method a class, by index or name, by
+    default the one it predicts; of a backbone a sentence or an embedding (E,). No contrast means the plain logit.
     """
     if target is None and not isinstance(model, Method):
         raise ValueError(

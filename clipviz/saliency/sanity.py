@@ -31,7 +31,7 @@ def sanity_check(
 ) -> pd.DataFrame:
     """Rank correlation of a kind of map with itself as more and more of a copy's image tower is scrambled.
 
-    Args are those of `saliency`; without a target the class that the intact model predicts is kept.
+    Args are those of `saliency_maps`; without a target the class that the intact model predicts is kept.
 
     Returns:
         One row per stage, from the output to the input: `scrambled` (the last part that was), `correlation` (mean over

@@ -53,7 +53,7 @@ def saliency_scores(
         model: a method or a backbone.
         images: (n, 3, S, S) float in [0, 1].
         kinds: keys of `KINDS`; None for all that the tower can do.
-        target: as for `saliency`, like `contrast`; kinds that do not ask are scored without them.
+        target: as for `saliency_maps`, like `contrast`; kinds that do not ask are scored without them.
         contrast: class or sentence to set the target against.
         regions: name -> (n, S, S) bool, what a map should point at (`bird_regions`).
         parts: (n, S, S) part ids, for part_rank.

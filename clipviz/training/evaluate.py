@@ -60,10 +60,10 @@ def predict(
                 parts.setdefault(name, []).append(views.gather(rows.argmax(-1)).cpu())
             probs[done : done + len(guesses)] = guesses
             done += len(guesses)
-            outputs = [views.weak] if isinstance(dataset, FeatureDataset) else seen
+            outputs = [normalize(views.weak.float())] if isinstance(dataset, FeatureDataset) else seen
             # A tower may also have looked at crops; those of the images come in as many rows as there are images.
             for rows in [rows for rows in outputs if len(rows) == len(views.weak)][:1]:
-                embeddings.append(views.gather(normalize(rows.float())).half().cpu())
+                embeddings.append(views.gather(rows).half().cpu())
     complete = sum(len(rows) for rows in embeddings) == len(dataset)
     return Predictions(
         torch.arange(len(dataset)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,11 +58,17 @@ def highlights(
     )
 
 
+def explained(method: Method, images: Tensor) -> dict[str, Tensor]:
+    """The method's own maps, and those of the kinds that a user has registered: kind -> (B, h, w)."""
+    own, kinds = method.explain(images), sys.modules.get("clipviz.saliency.maps")
+    return own if kinds is None else own | kinds.registered_maps(method, images)  # not loaded: nobody registered any
+
+
 def _maps(method: Method, images: Tensor) -> dict[str, Tensor]:
     """The method's own maps, and where its CLS looks, on every ViT: what a map of the foreground is compared with."""
     from clipviz.saliency import available_kinds, saliency_maps  # captum is half a second that only a run's end needs
 
-    own = method.explain(images)
+    own = explained(method, images)
     if "cls_attention" in available_kinds(method):
         own["cls_attention"] = saliency_maps(method, images, "cls_attention").raw
     return own

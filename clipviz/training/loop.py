@@ -36,7 +36,7 @@ from clipviz.methods.base import AdaptConfig, Batches, Method, ViewNeeds
 from clipviz.parallel import ONE, Ranks
 from clipviz.training.changes import whole_number
 from clipviz.training.evaluate import accuracy, branch_accuracies, evaluation_inputs, predict
-from clipviz.training.highlights import highlights
+from clipviz.training.highlights import explained, highlights
 from clipviz.training.refusals import check_labels, check_shares, check_storable
 
 MEASURED = 200_000
@@ -296,8 +296,8 @@ class Adaptation:
         maps: dict[str, Tensor] = {}
         with preserved_state(self.method):
             if self.probe is not None:
-                explained = self.method.explain(self.probe.images.to(self.method.backbone.device))
-                maps = {kind: value.cpu() for kind, value in explained.items()}
+                images = self.probe.images.to(self.method.backbone.device)
+                maps = {kind: value.cpu() for kind, value in explained(self.method, images).items()}
             snapshot = {name: value.detach().cpu().clone() for name, value in self.method.snapshot().items()}
         event = EpochFinished(epoch, metrics, predictions, snapshot, maps)
         self._before = None if self.evolves else event

@@ -62,6 +62,8 @@ class Recorder:
         }
         fixed = dict(start.arrays)
         self._growing = {name: list(fixed.pop(name)) for name in start.arrays if is_by_epoch(name)}
+        begun = bool(self._growing) or len(start.epochs) > 0
+        self._kinds = {name for name in self._growing if name.startswith("probe/")} if begun else None
         self._sources = {name: [fixed.pop(f"sources/{name}")] for name in under(start.arrays, "sources/")}
         self._fixed = fixed
         # What steps told since the last flush, still on the device: reading it at every step would wait for every step.
@@ -154,8 +156,14 @@ class Recorder:
             rows = {"index": said.index, "prediction": labels, "confidence": confidence, "target": said.target}
             self._add("predictions", event.epoch, {name: _numpy(values) for name, values in rows.items()})
             self._keep_embeddings(said)
-        for kind, maps in event.explanation.items():
-            self._growing.setdefault(f"probe/{kind}", []).append(_numpy(maps).astype(np.float32))
+        maps = {f"probe/{kind}": _numpy(maps).astype(np.float32) for kind, maps in event.explanation.items()}
+        known = maps.keys() if self._kinds is None else self._kinds
+        self._kinds = known & maps.keys()  # a kind that was registered, or forgotten, midway lacks epochs
+        for name in known - self._kinds:
+            del self._growing[name]
+        for name, array in maps.items():
+            if name in self._kinds:
+                self._growing.setdefault(name, []).append(array)
         for name, classifier in event.snapshot.items():
             self._growing.setdefault(f"snapshot/{name}", []).append(_numpy(classifier).astype(np.float32))
 

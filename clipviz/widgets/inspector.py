@@ -118,7 +118,7 @@ class Inspector:
         return [self.opacity, self.contour, self.change, self.beside]
 
     def _make_questions(self, model_probes: Sequence[Any]) -> list[ipywidgets.Widget]:
-        """Contrast, layer and head, for kinds that are computed."""
+        """For computed maps: contrast, layer and head of the attention, layer of the kinds that add up several."""
         names = apart(self.album.trace.class_names, 60)
         options = [(NOBODY, -1), ("the runner-up", -2), *((name, i) for i, name in enumerate(names))]
         self.contrast = dropdown("contrast class", options, self.show, width=320)
@@ -129,7 +129,9 @@ class Inspector:
         self.layer = dropdown("layer", range(n_layers), self.show, n_layers - 1 if n_layers else None, width=120)
         heads = [("mean", -1), *((str(i), i) for i in range(n_heads))]
         self.head = dropdown("head", heads, self.show, width=120)
-        return [self.contrast, self.layer, self.head]
+        layers = [("as published", -1), *((str(i), i) for i in range(n_layers))]
+        self.layers = dropdown("layers added up", layers, self.show, width=220)
+        return [self.contrast, self.layer, self.head, self.layers]
 
     def _toggled(self, kind: str, is_on: bool) -> None:
         if is_on:
@@ -225,6 +227,9 @@ class Inspector:
         if "head" in possible and self.head.value >= 0:
             options["head"] = self.head.value
         text = "".join(f", {name} {value}" for name, value in options.items())
+        if "layers" in possible and self.layers.value >= 0:
+            options["layers"] = [self.layers.value]
+            text += f", layer {self.layers.value}"
         if model_probe.contrasts(kind) and self.contrast.value != -1:
             order = np.argsort(-model_probe.probs(pixels), kind="stable")
             other = int(order[1]) if self.contrast.value == -2 and len(order) > 1 else int(self.contrast.value)

@@ -191,3 +191,22 @@ def test_an_interrupt_returns_what_was_recorded(tiny_backbone, toy):
     trace = record(adapt(microclip(tiny_backbone), toy, CONFIG), interrupt)
     assert trace.meta["status"] == "stopped"
     assert len(trace.samples) == 16
+
+
+def test_a_kind_that_was_registered_midway_is_not_half_a_record():
+    """A resumed run has the kinds of maps that every epoch has: a grid of the others would show wrong epochs."""
+    maps = {"soap": torch.rand(2, 4, 4), "mine": torch.rand(2, 4, 4)}
+    first = Recorder()
+    first(EpochFinished(-1, {}, None, {}, {"soap": maps["soap"]}))
+    first(EpochFinished(0, {}, None, {}, {"soap": maps["soap"]}))
+    later = Recorder(first.trace())
+    later(EpochFinished(1, {}, None, {}, maps))
+    assert {kind: len(array) for kind, array in later.trace().arrays.items()} == {"probe/soap": 3}
+    forgotten = Recorder(later.trace())
+    forgotten(EpochFinished(2, {}, None, {}, {"mine": maps["mine"]}))
+    assert not forgotten.trace().arrays
+    without_maps = Recorder()
+    without_maps(EpochFinished(-1, {"accuracy": 0.5}, None, {}, {}))
+    later = Recorder(without_maps.trace())
+    later(EpochFinished(0, {"accuracy": 0.6}, None, {}, {"mine": maps["mine"]}))
+    assert not later.trace().arrays

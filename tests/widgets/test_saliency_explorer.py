@@ -111,6 +111,23 @@ def test_other_kinds_come_from_the_model_and_change_nothing(run):
     assert all(torch.equal(tensor, before[name]) for name, tensor in run.method.state_dict().items())
 
 
+def test_maps_that_add_up_layers_can_show_one(run):
+    explorer = SaliencyExplorer(run.trace, run)
+    for kind in ("class_map", "legrad", "grad_eclip"):
+        explorer.inspector.kinds[kind].value = True
+
+    def drawn():
+        return {panel.title: panel.values for panel in explorer.inspector.rows[0].panels[2:]}
+
+    published = drawn()
+    assert list(published) == ["class map, now", "LeGrad, now", "Grad-ECLIP, now"]
+    explorer.inspector.layers.value = 1  # the last of two
+    last = drawn()
+    assert list(last) == ["class map, now", "LeGrad, layer 1, now", "Grad-ECLIP, layer 1, now"]
+    assert not np.array_equal(published["LeGrad, now"], last["LeGrad, layer 1, now"])  # it adds up both
+    np.testing.assert_array_equal(published["Grad-ECLIP, now"], last["Grad-ECLIP, layer 1, now"])
+
+
 def test_on_demand_maps_are_those_of_the_method(run):
     explorer = SaliencyExplorer(run.trace, ModelProbe(run.method, eval_dataset=run.adaptation.eval_dataset))
     explorer.state.selected = ("eval/5",)

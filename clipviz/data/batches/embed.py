@@ -20,11 +20,9 @@ def embed_dataset(
     batch_size: int = 256,
     ranks: Ranks = ONE,
 ) -> FeatureDataset:
-    """Embed the whole (center-cropped) view of every image.
+    """Embeddings (n, E) float32, on the CPU, of the whole (center-cropped) views, with all that `dataset` says of them.
 
-    Returns:
-        Embeddings (n, E) float32 on the CPU, with the name, split, classes and targets of `dataset`, and a classifier
-        (C, E) if one is given. All processes of `ranks` share the work and get all embeddings.
+    A classifier (C, E) is kept beside them. All processes of `ranks` share the work and get all embeddings.
     """
     rows = []
     for views in eval_views(dataset, ViewConfig(backbone.image_size), batch_size, backbone.device, ranks):

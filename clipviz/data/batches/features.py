@@ -27,6 +27,7 @@ from clipviz.prompts import ClassPrompts, Descriptions, make_prompts, short_hash
 DEFAULT_LOGIT_SCALE = 100.0
 """What CLIP's learned scale is clipped to, and where OpenAI's models ended."""
 
+Table = Mapping[str, Tensor]
 _CHECKED_ROWS = 65_536
 _MOST_CLASSES = 1_000_000
 
@@ -39,8 +40,7 @@ class FeatureDataset(ImageDataset):
         targets: (n,) integers in [-1, C); None: all unlabelled.
         class_names: C names; None: "class 0", "class 1", ... as many as `classifier` has rows, or as targets tell.
         classifier: (C, E) float, finite; None if a text tower will make one (`backbone(text)`).
-        logit_scale: multiplier of cosines.
-        model: name of the model that made the embeddings.
+        model: name of the model that made the embeddings; `logit_scale` multiplies its cosines.
         descriptions: class name -> sentences, or a CuPL JSON file, for a text tower in place of the classifier.
         templates: patterns for a text tower, where there is no classifier.
     """
@@ -141,12 +141,7 @@ class FeatureBackbone(Backbone):
     """
 
     def __init__(
-        self,
-        width: int,
-        logit_scale: float,
-        name: str,
-        classifier: Mapping[str, Tensor] | None = None,
-        text: Backbone | None = None,
+        self, width: int, logit_scale: float, name: str, classifier: Table | None = None, text: Backbone | None = None
     ) -> None:
         model = nn.Module()
         visual: Any = nn.Module()  # nothing to train, no patches, and nothing is ever drawn

@@ -19,6 +19,7 @@ from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
 from clipviz.data.images.views import crop_views, eval_view, make_views
 from clipviz.parallel import ONE, Ranks
 
+Device = torch.device | str
 _PixelBatch = Sequence[torch.Tensor | None]
 """Weak, strong and crops on their way out of a worker: (B, ..., S, S, 3) uint8, None where not asked for."""
 
@@ -26,12 +27,8 @@ _PixelBatch = Sequence[torch.Tensor | None]
 class ViewLoader:
     """Shuffled batches of training views, the same for any number of workers; the last of an epoch may be smaller.
 
-    The order depends on (seed, epoch), a view on (seed, epoch, index); no global random state is read or changed.
-
-    Args:
-        workers: Processes that make views; 0 makes them in this one.
-        device: Where the batch ends up; to a GPU the pixels travel as uint8.
-        ranks: The processes that share each batch: this one makes the views of its share, see `Views`.
+    The order depends on (seed, epoch), a view on (seed, epoch, index); no global random state is read or changed. Views
+    are made by worker processes, or by this one, for the images of its share of a batch, see `Views`.
     """
 
     def __init__(
@@ -98,11 +95,7 @@ class ViewLoader:
 
 
 def eval_batches(
-    dataset: ImageDataset,
-    size: int,
-    batch_size: int,
-    index: Sequence[int] | None = None,
-    device: torch.device | str = "cpu",
+    dataset: ImageDataset, size: int, batch_size: int, index: Sequence[int] | None = None, device: Device = "cpu"
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The evaluation views of all images, or of those at `index`: (B, 3, S, S) in [0, 1], and their positions (B,)."""
     positions = torch.arange(len(dataset)) if index is None else torch.as_tensor(index, dtype=torch.int64)
@@ -113,11 +106,7 @@ def eval_batches(
 
 
 def eval_views(
-    dataset: ImageDataset,
-    config: ViewConfig,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-    ranks: Ranks = ONE,
+    dataset: ImageDataset, config: ViewConfig, batch_size: int, device: Device = "cpu", ranks: Ranks = ONE
 ) -> Iterator[Views]:
     """The evaluation view of every image, in order, with `config.crops` crops, which depend on its position alone.
 

@@ -10,15 +10,10 @@ from clipviz.data.base import ImageDataset
 
 
 def balanced_index(dataset: ImageDataset, shots: int, seed: int = 1, *, allow_labels: bool = False) -> Tensor:
-    """Positions of `shots` random images per true class, as few-shot papers sample; fewer where a class is short.
+    """Ascending positions (M,) of `shots` random images per true class, as few-shot papers sample, or fewer.
 
-    What is chosen this way is not label-free: every class is there, equally often. For reproduction only.
-
-    Returns:
-        (M,) int64, ascending.
-
-    Raises:
-        ValueError: without `allow_labels`, which says that the use of labels is meant, or without labels.
+    What is chosen this way is not label-free: every class is there, equally often. For reproduction only, and refused
+    without `allow_labels`, which says that the use of labels is meant.
     """
     if not allow_labels:
         raise ValueError("a balanced choice uses the true labels; say allow_labels=True if that is meant")

@@ -40,9 +40,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """Decode a file: RGB, upright, at the original resolution; those larger than `LARGEST` come smaller.
 
     Animations give their first frame, transparency is laid over white, wider numbers are scaled to 8 bits.
-
-    Raises:
-        UnreadableImage: Whatever is wrong with the file; another ValueError if the memory does not suffice.
+    Whatever is wrong with the file is an UnreadableImage; memory that does not suffice is another ValueError.
     """
     try:
         found = os.stat(path)

@@ -65,11 +65,7 @@ class DiskCache:
     An entry is known by the file's real path, time of change and size, by `side` and by the version of Pillow; a
     damaged one is made again. When the folder is full, entries that this process has not used give way, the oldest
     first; if all are in use, further images are decoded at each use. A process may exceed the limit by a sixty-fourth.
-
-    Args:
-        folder: made if need be; one that holds other things, too, is safe.
-        gigabytes: at most so many 10^9 bytes.
-        side: of the stored images, in pixels.
+    The folder is made if need be; one that holds other things, too, is safe.
     """
 
     def __init__(self, folder: str | os.PathLike[str], gigabytes: float = 10.0, side: int = CACHE_SIDE) -> None:

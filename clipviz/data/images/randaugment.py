@@ -24,10 +24,6 @@ Color = tuple[int, int, int]
 Arguments = Callable[[float, float], tuple[float, ...]]
 
 
-def _nothing(level: float, sign: float) -> tuple[()]:
-    return ()
-
-
 def _up_to(most: float) -> Arguments:
     return lambda level, sign: (sign * level * most,)
 
@@ -37,17 +33,12 @@ def _factor(level: float, sign: float) -> tuple[float]:
 
 
 INCREASING_OPS: dict[str, Arguments] = {
-    "AutoContrast": _nothing,
-    "Equalize": _nothing,
-    "Invert": _nothing,
+    **dict.fromkeys(("AutoContrast", "Equalize", "Invert"), lambda level, sign: ()),
     "Rotate": _up_to(30.0),  # degrees
     "PosterizeIncreasing": lambda level, sign: (4 - int(4 * level),),  # bits that are kept
     "SolarizeIncreasing": lambda level, sign: (256 - min(256, int(256 * level)),),  # values from here on are inverted
     "SolarizeAdd": lambda level, sign: (min(128, int(110 * level)),),
-    "ColorIncreasing": _factor,
-    "ContrastIncreasing": _factor,
-    "BrightnessIncreasing": _factor,
-    "SharpnessIncreasing": _factor,
+    **dict.fromkeys([f"{what}Increasing" for what in ("Color", "Contrast", "Brightness", "Sharpness")], _factor),
     "ShearX": _up_to(0.3),  # shear factor
     "ShearY": _up_to(0.3),
     "TranslateXRel": _up_to(0.45),  # share of the side
@@ -57,11 +48,7 @@ INCREASING_OPS: dict[str, Arguments] = {
 
 
 def apply_op(name: str, image: Image.Image, magnitude: float, sign: float, fill: Color) -> Image.Image:
-    """Apply one of `INCREASING_OPS` to an RGB image.
-
-    The magnitude is in [0, 10], the sign (1 or -1) is the direction of operations that have two, and `fill` is the
-    RGB in 0..255 of what geometric operations uncover.
-    """
+    """Apply one of `INCREASING_OPS` to an RGB image: magnitude in [0, 10], sign 1 or -1; `fill` as in `ViewConfig`."""
     arguments = INCREASING_OPS[name](magnitude / MAX_MAGNITUDE, sign)
     if name == "PosterizeIncreasing" and arguments == (0,):  # Pillow >= 13 refuses to keep no bit; before: black
         return Image.new(image.mode, image.size)
@@ -70,10 +57,7 @@ def apply_op(name: str, image: Image.Image, magnitude: float, sign: float, fill:
 
 
 def rand_augment(image: Image.Image, rng: np.random.Generator, fill: Color) -> Image.Image:
-    """Apply two operations, drawn with replacement, each with probability 1/2 and magnitude ~ N(9, 0.5).
-
-    All random numbers come from `rng`; for `fill` see `apply_op`.
-    """
+    """Apply two operations, drawn with replacement, each with probability 1/2 and magnitude ~ N(9, 0.5)."""
     names = list(INCREASING_OPS)
     for op_index in rng.integers(len(names), size=OPS_PER_IMAGE):
         if rng.random() < OP_PROBABILITY:

@@ -118,25 +118,12 @@ def benchmark_of_split_file(path: str) -> Benchmark | None:
 
 
 def load_benchmark(
-    benchmark: Benchmark,
-    split: str,
-    *,
-    root: str | None = None,
-    download: bool = False,
-    **options: Unpack[FileOptions],
+    benchmark: Benchmark, split: str, *, root: str | None = None, download: bool = False, **options: Unpack[FileOptions]
 ) -> ImageDataset:
-    """Load a benchmark from torchvision's layout of its files.
+    """Load a benchmark from torchvision's layout of its files in `root`, else $CLIPVIZ_DATA, else data/.
 
-    Args:
-        benchmark: What is known of it.
-        split: "train", "val" or "test"; the data set's is "official train" and so on, by torchvision's name of it, or
-            "all" if the benchmark has no official split.
-        root: The folder that holds `benchmark.files`; None takes $CLIPVIZ_DATA, else data/.
-        download: Whether torchvision may download what is missing.
-        options: As for `ImageFileDataset`; templates are the benchmark's own unless others are given.
-
-    Raises:
-        NoSuchSplit: If the benchmark has no such official split.
+    The split of the data set is "official train" and so on, by torchvision's name of it, or "all" of benchmarks without
+    official splits; templates are the benchmark's own unless others are given. Raises NoSuchSplit.
     """
     choose("split", split, (*SPLITS, ALL))
     if benchmark.reader == "split file":
@@ -198,9 +185,8 @@ def _read(benchmark: Benchmark, root: str, split: str) -> Any:
         return _construct(benchmark, root, split)
     except ImportError as error:
         package = error.name or benchmark.needs
-        raise ValueError(
-            f"{benchmark.title} needs the package {package} to read its lists: pip install {package}"
-        ) from error
+        what = f"the package {package} to read its lists: pip install {package}"
+        raise ValueError(f"{benchmark.title} needs {what}") from error
     except Exception as error:  # damaged lists make it raise KeyError, IndexError, UnpicklingError, ...
         raise _damaged(benchmark, root, f"{type(error).__name__}: {one_line(error)}") from error
 

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipviz.data.batches.features import DEFAULT_LOGIT_SCALE, FeatureDataset
-from clipviz.data.sources.image_files import Classes, DataOptions, drawn, given_classes
+from clipviz.data.sources.image_files import Classes, FileOptions, drawn, given_classes
 from clipviz.data.sources.scan import data_name
 from clipviz.errors import listed, one_line
 from clipviz.files import replacing, writing
@@ -40,15 +40,9 @@ _LEAST_USUAL_SCALE = 10.0
 
 
 def read_features(
-    path: str | os.PathLike[str], *, classes: Classes | None = None, **options: Unpack[DataOptions]
+    path: str | os.PathLike[str], *, classes: Classes | None = None, **options: Unpack[FileOptions]
 ) -> FeatureDataset:
-    """Read a file of embeddings; see the module's docstring for what is in it.
-
-    Args:
-        path: .npz or .safetensors.
-        classes: names to use instead of the file's, or a text file with one on each line.
-        options: descriptions and templates, as for `FeatureDataset`; n, at most so many rows, drawn at random by seed.
-    """
+    """Read a .npz or .safetensors file of embeddings; `classes` and `options` are as for `load_dataset`."""
     file, name = os.fspath(path), data_name(os.fspath(path))
     arrays = _read(file)
     if "embeddings" not in arrays:

@@ -30,18 +30,13 @@ _SAMPLE = 4096
 """Bytes at either end of a file by which it is known again."""
 
 
-class DataOptions(TypedDict, total=False):
-    """What any data set can be given; see `ImageFileDataset`."""
+class FileOptions(TypedDict, total=False):
+    """What a data set of image files can be given; see `ImageFileDataset`."""
 
     descriptions: Descriptions | None
     templates: str | Sequence[str] | None
     n: int | None
     seed: int
-
-
-class FileOptions(DataOptions, total=False):
-    """What a data set of image files can be given; see there."""
-
     cache_bytes: int
     disk_cache: DiskCache | None
     progress: Progress | None

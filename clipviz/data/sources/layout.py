@@ -59,14 +59,9 @@ class Layout:
 def read_layout(root: str, split: str, classes: Sequence[str] | None = None) -> Layout:
     """Find the images of one split of a folder, and their classes.
 
-    Args:
-        root: The folder.
-        split: "train", "val" or "test". If there is no test/, val/ stands in; a folder without splits gives all images.
-        classes: In their order; None takes the class folders (of all splits together, so that class indices agree
-            between splits), else classes.txt in the folder.
-
-    Raises:
-        NoSuchSplit: If the folder has splits, but not this one.
+    If there is no test/, val/ stands in; a folder without splits gives all images, one without this split raises
+    NoSuchSplit. Classes are the given ones in their order, else the class folders (of all splits together, so that
+    class indices agree between splits), else those of classes.txt in the folder.
     """
     choose("split", split, (*SPLITS, ALL))
     bases = _split_folders(root) or {ALL: root}

@@ -6,20 +6,13 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from clipviz.data.base import ImageDataset
 from clipviz.data.images.pixel_cache import DiskCache
 from clipviz.data.sources.benchmarks import benchmark_of_split_file, benchmarks, find_benchmark, load_benchmark
 from clipviz.data.sources.feature_files import FEATURE_SUFFIXES, read_features
-from clipviz.data.sources.image_files import (
-    Classes,
-    DataOptions,
-    FileOptions,
-    ImageFileDataset,
-    ImageFolderDataset,
-    Progress,
-    given_classes,
-)
+from clipviz.data.sources.image_files import Classes, ImageFileDataset, ImageFolderDataset, Progress, given_classes
 from clipviz.data.sources.lists import is_coop_split, read_coop_split
 from clipviz.data.sources.manifest import MANIFEST_SUFFIXES, read_manifest
 from clipviz.data.sources.scan import data_name, display_name, list_folder
@@ -70,8 +63,8 @@ def load_dataset(
         ValueError: With one line that says what was wanted, what came and what to do.
     """
     text = os.fsdecode(spec)
-    texts: DataOptions = {"descriptions": descriptions, "templates": templates, "n": n, "seed": seed}
-    options: FileOptions = {**texts, "disk_cache": disk_cache, "progress": progress}
+    texts: dict[str, Any] = {"descriptions": descriptions, "templates": templates, "n": n, "seed": seed}
+    options = texts | {"disk_cache": disk_cache, "progress": progress}
     if text == _BIRDS or text.startswith(_BIRDS + "/"):
         _refuse_classes(classes, "birds bring their")
         from clipviz.birds.dataset import BirdsDataset  # here, so that a folder of images needs no renderer

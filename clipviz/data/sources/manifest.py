@@ -32,13 +32,10 @@ MANIFEST_SUFFIXES = (".csv", ".parquet")
 def read_manifest(
     path: str, split: str, classes: Sequence[str] | None = None, *, allow_outside: bool = False
 ) -> Layout:
-    """Read which images a manifest lists.
+    """Read which images a manifest lists; without a column `split` all of them.
 
-    Args:
-        path: The .csv (UTF-8) or .parquet file.
-        split: "train", "val" or "test"; without a column `split` all images are given.
-        classes: Names and order of the classes; None takes the labels, sorted, of all splits together.
-        allow_outside: Whether images may lie outside the manifest's folder: a foreign one could name any file of yours.
+    Classes are the given ones in their order, else the labels of all splits, sorted. Images outside the manifest's
+    folder need leave: one made by somebody else could name any file of yours.
     """
     choose("split", split, (*SPLITS, ALL))
     source = f"manifest {display_name(path)!r}"

@@ -82,13 +82,10 @@ def folder_keys(folders: Iterable[str]) -> set[tuple[int, int]]:
 
 
 def find_images(folder: str, root: str, deep: bool = True, elsewhere: Set[tuple[int, int]] = frozenset()) -> Listing:
-    """Find all images below a folder, folder by folder, through symbolic links, each real folder once.
+    """Find all images in a folder and, if `deep`, below it, through symbolic links, each real folder once.
 
-    Args:
-        folder: Where to look.
-        root: The data set's folder, for the paths of what is skipped.
-        deep: Whether to enter sub-folders.
-        elsewhere: `folder_keys` of those that are read on their own, so that a link to one of them adds nothing here.
+    Paths of what is skipped are relative to `root`. A link to a folder that is read on its own, of which `elsewhere`
+    has the `folder_keys`, adds nothing here.
     """
     found = Listing()
     seen: set[tuple[int, int]] = set()
