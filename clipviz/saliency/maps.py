@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -77,8 +78,14 @@ def register(name: str, function: Callable[..., Tensor], needs: Needs = "pixels"
 
 
 def registered_maps(model: Model, images: Tensor) -> dict[str, Tensor]:
-    """Raw maps (B, h, w) of all registered kinds that work with the tower of a method, of the classes it predicts."""
-    return {kind: saliency_maps(model, images, kind).raw for kind in available_kinds(model) if kind not in BUILT_IN}
+    """Raw maps (B, h, w) of the registered kinds, for the predicted classes; a run goes on without those that fail."""
+    made: dict[str, Tensor] = {}
+    for kind in [kind for kind in available_kinds(model) if kind not in BUILT_IN]:
+        try:
+            made[kind] = saliency_maps(model, images, kind).raw
+        except ValueError as error:
+            warnings.warn(f"no map of the kind {kind} is recorded: {error}", stacklevel=2)
+    return made
 
 
 class SaliencyMaps(NamedTuple):

@@ -130,7 +130,7 @@ class Inspector:
         heads = [("mean", -1), *((str(i), i) for i in range(n_heads))]
         self.head = dropdown("head", heads, self.show, width=120)
         layers = [("as published", -1), *((str(i), i) for i in range(n_layers))]
-        self.layers = dropdown("layers added up", layers, self.show, width=220)
+        self.layers = dropdown("layers added up", layers, self.show, width=250)
         return [self.contrast, self.layer, self.head, self.layers]
 
     def _toggled(self, kind: str, is_on: bool) -> None:

@@ -173,3 +173,12 @@ def test_maps_that_are_none_are_refused(
 def test_masks_and_whole_numbers_are_maps(microclip: Method, images: Tensor) -> None:
     register("mask", lambda model, images: images[:, 0] > 0.5)
     assert saliency_maps(microclip, images, "mask").raw.dtype == torch.float32
+
+
+def test_a_run_goes_on_without_a_map_that_fails(tiny_backbone: Backbone) -> None:
+    register("half", lambda model, images: images[:1, 0])
+    run = toy_run(tiny_backbone)
+    with pytest.warns(UserWarning, match=r"no map of the kind half is recorded: half must give a tensor \(B, h, w\)"):
+        trace = run.fit()
+    assert "half" not in trace.probe.maps
+    assert trace.final_epoch == 1
