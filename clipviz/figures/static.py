@@ -1,4 +1,4 @@
-"""Figures as pictures: what a notebook keeps, so that it can be read without a kernel, a browser or a network."""
+"""Figures as pictures: in a notebook that is read without a kernel or a network, and in files for papers and slides."""
 
 from __future__ import annotations
 
@@ -6,16 +6,39 @@ import base64
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import plotly.graph_objects as go
+from fontTools.subset import Options, Subsetter
+from fontTools.ttLib import TTFont
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from matplotlib.text import Text
 from PIL import Image
 
 from clipviz.errors import choose
 from clipviz.figures.redraw import plain, redraw
 from clipviz.files import writing
+
+#: What a format calls the time, which would make two files of one figure differ.
+_TIMES = {".pdf": "CreationDate", ".svg": "Date", ".png": "Creation Time"}
+#: Text stays text, in TrueType letters, where the formats would else make outlines or bitmaps of it.
+_AS_TEXT = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "clipviz"}
+
+
+@runtime_checkable
+class HasPicture(Protocol):
+    """A view of `clipviz.widgets`."""
+
+    def draw(self) -> Figure:
+        """Its current state."""
+
+    def picture(self) -> bytes:
+        """The same as JPEG."""
 
 
 def show(figure: go.Figure | Figure) -> None:
@@ -37,26 +60,66 @@ def show(figure: go.Figure | Figure) -> None:
     display(data, metadata={mime: {"alt": title}}, raw=True)
 
 
-def save(figure: go.Figure | Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure to a file of the kind that its ending says: .png, .jpg, .svg, .pdf, or .html for a chart.
+def save(figure: go.Figure | Figure | HasPicture, path: str | os.PathLike[str], *, dpi: float = 200) -> Path:
+    """Write a figure to a file, for a paper or a slide.
+
+    In a PDF or SVG text is text, with the letters of its fonts in the file; the same figure gives the same bytes.
 
     Args:
-        figure: from `clipviz.figures`, or any other matplotlib figure.
-        path: an older file is replaced when the new one is whole.
+        figure: from `clipviz.figures`, any matplotlib figure, or a view, in its current state.
+        path: ends in .pdf, .svg, .png or .jpg, or in .html for a chart that answers the mouse. Folders on the way are
+            made; an older file is replaced when the new one is whole.
+        dpi: dots per inch of a PNG or JPEG; a figure is nine inches wide.
+
+    Returns:
+        The file.
 
     Raises:
-        ValueError: an ending of no such kind, or a place that cannot be written.
+        ValueError: if it is no figure, has another ending or cannot be written.
     """
-    path, chart = Path(path).expanduser(), figure if isinstance(figure, go.Figure) else None
-    kinds = (".png", ".jpg", ".svg", ".pdf", *([".html"] if chart else []))
-    kind = choose("ending of a picture", path.suffix.lower(), kinds)
-    with writing(path) as file:
-        if chart and kind == ".html":
-            file.write(chart.to_html().encode())
-        else:
-            drawn = redraw(chart) if chart else figure
-            drawn.savefig(file, format=kind[1:], facecolor="white", dpi=2 * drawn.dpi)
-    return path
+    target, chart = Path(path).expanduser(), figure if isinstance(figure, go.Figure) else None
+    kind = choose("ending of a picture", target.suffix.lower(), (*_TIMES, ".jpg", *([".html"] if chart else [])))
+    if chart and kind == ".html":
+        content = chart.to_html().encode()
+    elif chart:
+        content = _rendered(redraw(chart), kind, dpi)
+    elif isinstance(figure, Figure):
+        content = _rendered(figure, kind, dpi)
+    elif isinstance(figure, HasPicture):
+        content = _rendered(figure.draw(), kind, dpi)
+    else:
+        raise ValueError(f"wanted a figure of clipviz.figures, of matplotlib, or a view, got {type(figure).__name__}")
+    with writing(target) as file:
+        file.write(content)
+    return target
+
+
+def _rendered(figure: Figure, kind: str, dpi: float) -> bytes:
+    metadata, buffer = {"Title": _title(figure), _TIMES[kind]: None} if kind in _TIMES else None, io.BytesIO()
+    with _letters_as_boxes(), rc_context(_AS_TEXT):
+        figure.savefig(buffer, format=kind[1:], facecolor="white", dpi=dpi, metadata=metadata)
+    content = buffer.getvalue()
+    return content.replace(b"</style>", _faces(figure) + b"</style>", 1) if kind == ".svg" else content
+
+
+def _faces(figure: Figure) -> bytes:
+    """Style sheet of the fonts of a figure, each with the letters that it needs."""
+    letters: dict[str, set[str]] = {}
+    for text in figure.findobj(Text):
+        letters.setdefault(findfont(text.get_fontproperties()), set()).update(text.get_text())
+    faces = ""
+    for path, used in letters.items():
+        font, buffer = TTFont(path, fontNumber=0, recalcTimestamp=False), io.BytesIO()
+        subsetter = Subsetter(Options(drop_tables=[*Options().drop_tables, "FFTM", "GSUB", "GPOS", "GDEF"]))
+        subsetter.populate(text="".join(used))
+        subsetter.subset(font)
+        font.flavor = "woff"
+        font.save(buffer)
+        source = f"data:font/woff;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        name, slant = font["name"].getDebugName(1), "italic" if font["post"].italicAngle else "normal"
+        look = f"font-family:'{name}';font-weight:{font['OS/2'].usWeightClass};font-style:{slant}"
+        faces += f"\n@font-face{{{look};src:url({source})}}"
+    return faces.encode()
 
 
 def png(figure: Figure) -> bytes:
@@ -69,14 +132,19 @@ def jpeg(figure: Figure) -> bytes:
     return encoded(pixels(figure), "JPEG", quality=80, subsampling=0)
 
 
+@contextmanager
+def _letters_as_boxes() -> Iterator[None]:
+    """Letters that the font lacks become boxes, which says as much as a warning on a terminal would."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def pixels(figure: Figure, dpi: float | None = None) -> Image.Image:
     """The figure as RGB."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Letters that the font lacks become boxes, which says as much as a warning on a terminal would.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        options = {"compress_level": 1}  # it is read at once
-        figure.savefig(buffer, format="png", facecolor="white", dpi=dpi or figure.dpi, pil_kwargs=options)
+    buffer, quick = io.BytesIO(), {"compress_level": 1}  # it is read at once
+    with _letters_as_boxes():
+        figure.savefig(buffer, format="png", facecolor="white", dpi=dpi or figure.dpi, pil_kwargs=quick)
     return Image.open(buffer).convert("RGB")
 
 

@@ -1,0 +1,107 @@
+"""A figure as a file: every figure in every format, with its fonts, its text as text, whole or not at all."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from xml.etree import ElementTree
+
+import plotly.graph_objects as go
+import pytest
+from fontTools.ttLib import TTFont
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+from synthetic import synthetic_trace
+
+import clipviz
+from clipviz import figures
+from clipviz.figures.redraw import redraw
+from clipviz.widgets import SaliencyExplorer
+
+NAMES = [name for name in figures.__all__ if f"draw_{name}" in figures.__all__]
+CLASSES = ["<script>alert(1)</script>", "a & b \"q\" 'r'", "$\\frac{1}{2}$", "]]>", "été"]
+
+
+@pytest.fixture(scope="module")
+def trace():
+    return synthetic_trace(class_names=CLASSES, epochs=3, n_images=60, n_eval=40, n_probe=2, skill=0.5)
+
+
+def texts_of(svg):
+    """What is written in an SVG, and the fonts in it by family and weight; it is well-formed and runs nothing."""
+    root = ElementTree.fromstring(svg)
+    names = {element.tag.split("}")[1] for element in root.iter()}
+    assert not names & {"script", "foreignObject"}
+    style = "".join(element.text or "" for element in root.iter() if element.tag.endswith("}style"))
+    faces = re.findall(r"font-family:'([^']+)';font-weight:(\w+);[^}]*base64,([^)]+)\)", style)
+    written = [element for element in root.iter() if element.tag.endswith("}text")]
+    return written, {(family, weight): TTFont(io.BytesIO(base64.b64decode(data))) for family, weight, data in faces}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_is_saved_in_every_format(name, trace, tmp_path):
+    figure = getattr(figures, name)(trace)
+    drawn = figure if isinstance(figure, Figure) else redraw(figure)
+    for suffix in ("pdf", "svg", "png"):
+        clipviz.save(figure, tmp_path / f"a.{suffix}", dpi=100)
+    fonts = re.findall(rb"/Subtype /(Type0|Type3|CIDFontType2|TrueType|Type1)\b", (tmp_path / "a.pdf").read_bytes())
+    assert fonts
+    assert not {b"Type1", b"Type3"} & set(fonts), "letters as bitmaps or programs, or not in the file"
+    assert (tmp_path / "a.pdf").read_bytes().count(b"/FontFile2") >= 1
+    assert Image.open(tmp_path / "a.png").size == tuple(round(100 * inches) for inches in drawn.get_size_inches())
+    written, faces = texts_of((tmp_path / "a.svg").read_text("utf-8"))
+    lines = {line.strip() for text in drawn.findobj(Text) for line in text.get_text().split("\n")} - {""}
+    shown = {(element.text or "").strip() for element in written}
+    assert shown - {""} <= lines
+    assert len(shown) > 3
+    for element in written:
+        weight = "700" if "font-weight: 700" in element.attrib["style"] else "400"
+        assert set(map(ord, (element.text or "").strip())) <= set(faces["DejaVu Sans", weight].getBestCmap())
+
+
+def test_names_are_the_same_letters_in_an_svg(trace, tmp_path):
+    written, _ = texts_of(clipviz.save(figures.per_class_accuracy(trace), tmp_path / "a.svg").read_text("utf-8"))
+    assert set(CLASSES) <= {element.text for element in written}
+
+
+def test_a_view_is_saved_as_it_stands(trace, tmp_path):
+    view = SaliencyExplorer(trace)
+    assert clipviz.save(view, str(tmp_path / "new" / "a.PDF")).read_bytes().startswith(b"%PDF")
+
+
+def test_the_same_figure_gives_the_same_file(trace, tmp_path):
+    for suffix in ("pdf", "svg", "png"):
+        one, other = (clipviz.save(figures.loss_terms(trace), tmp_path / f"{i}.{suffix}", dpi=50) for i in "ab")
+        assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a", ".pdf", "a.pdf.bak", "a.html"])
+def test_another_suffix_is_one_sentence(name, trace, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^unknown ending of a picture '.*\. Choose from '\.pdf', '\.svg', '\.png', '\.jpg'$"
+    ):
+        clipviz.save(figures.suspects(trace), tmp_path / name)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_no_figure_is_said(tmp_path):
+    with pytest.raises(ValueError, match=r"wanted a figure .* got Trace"):
+        clipviz.save(synthetic_trace(n_classes=2, epochs=1, n_images=4, n_eval=4, n_probe=1), tmp_path / "a.pdf")
+    with pytest.raises(ValueError, match="got pie"):
+        clipviz.save(go.Figure(go.Pie(values=[1])), tmp_path / "a.pdf")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_left_as_it_was(trace, tmp_path, monkeypatch):
+    place = tmp_path / "a.svg"
+    place.write_text("old")
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(ValueError, match=r"^cannot write .*a\.svg: No space left"):
+            clipviz.save(figures.loss_terms(trace), place)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.svg"]
+    assert place.read_text() == "old"
+    with pytest.raises(ValueError, match="cannot write"):
+        clipviz.save(figures.loss_terms(trace), place / "b.svg")
