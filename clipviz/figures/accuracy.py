@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from clipviz.figures import style
 from clipviz.figures.labels import trace_labels
-from clipviz.figures.moments import Moments, draw_epochs, marks
+from clipviz.figures.moments import Mark, Moments, draw_epochs, marks
 from clipviz.trace import Trace
 
 _PER_CLASS_ROWS = 40
@@ -37,20 +37,14 @@ class AccuracyOverEpochs(NamedTuple):
 def accuracy_over_epochs_info(traces: Trace | Sequence[Trace]) -> AccuracyOverEpochs:
     """Test accuracy and pseudo-label accuracy by epoch for each trace, or for the only one."""
     traces = [traces] if isinstance(traces, Trace) else traces
-    styles, labels = style.trace_styles(traces), trace_labels(traces)
-    names = [look.name for look in styles]
-    whose = [f"{label if names.count(name) > 1 else name}: " for name, label in zip(names, labels, strict=True)]
-    changed = [
-        mark._replace(text=mark.text if len(traces) == 1 else prefix + mark.text)
-        for prefix, trace in zip(whose, traces, strict=True)
-        for mark in marks(trace)
-    ]
-    series = [
-        AccuracySeries(
-            label, look, style.is_trained(trace), _pair(trace, "accuracy"), _pair(trace, "pseudo_label_accuracy")
-        )
-        for label, look, trace in zip(labels, styles, traces, strict=True)
-    ]
+    looks, labels, changed = style.trace_styles(traces), trace_labels(traces), list[Mark]()
+    names = [look.name for look in looks]
+    for name, label, trace in zip(names, labels, traces, strict=True):
+        whose = f"{label if names.count(name) > 1 else name}: " if len(traces) > 1 else ""
+        changed += [mark._replace(text=whose + mark.text) for mark in marks(trace)]
+    accuracies = [(_pair(trace, "accuracy"), _pair(trace, "pseudo_label_accuracy")) for trace in traces]
+    of_traces = zip(labels, looks, map(style.is_trained, traces), accuracies, strict=True)
+    series = [AccuracySeries(label, look, is_trained, *pairs) for label, look, is_trained, pairs in of_traces]
     return AccuracyOverEpochs(series, Moments(marks=changed))
 
 
@@ -65,28 +59,27 @@ def draw_accuracy_over_epochs(info: AccuracyOverEpochs) -> go.Figure:
     pairs = [pair for series in info.series for pair in (series.test, series.pseudo_label)]
     if not any(len(values) for _, values in pairs):
         return style.empty_chart(title, "No image came with its true label: accuracy cannot be measured.", "epoch", "%")
-    titles = ("evaluation images", "pseudo-labels")
-    grid = {"cols": 2, "shared_yaxes": True, "horizontal_spacing": 0.04, "subplot_titles": titles}
-    figure = style.new_chart(title, 440, grid=grid)
+    panels = ("evaluation images", "pseudo-labels")
+    figure = style.new_chart(title, 440, panels=panels, shared_yaxes=True, horizontal_spacing=0.04)
     epochs = sorted({int(epoch) for pair in pairs for epoch in pair[0]})
     for series in info.series:
         _add_series(figure, series, epochs)
-    draw_epochs(figure, epochs, info.moments, [(1, 1), (1, 2)])
+    draw_epochs(figure, epochs, info.moments, style.LEFT, style.RIGHT)
     figure.update_yaxes(title_text="accuracy (%)", col=1)
     return figure
 
 
 def _add_series(figure: go.Figure, series: AccuracySeries, epochs: list[int]) -> None:
-    label, look, hover = style.escape(series.label), series.style, "%{fullData.name}: %{y:.1f} %"
-    for column, (x, y) in enumerate((series.test, series.pseudo_label), start=1):
+    label, hover = style.escape(series.label), "%{fullData.name}: %{y:.1f} %"
+    for at, (x, y) in zip(style.PANELS, (series.test, series.pseudo_label), strict=False):
         if not len(y):
             continue
-        more = {"legendgroup": label, "showlegend": column == 1 or not len(series.test[1]), "row": 1, "col": column}
+        more = {"legendgroup": label, "showlegend": at == style.LEFT or not len(series.test[1]), **at}
         if series.is_trained:
-            style.add_line(figure, x, style.percent(y), label, look, f"{hover}, epoch %{{x}}", **more)
+            style.add_line(figure, x, style.percent(y), label, series.style, f"{hover}, epoch %{{x}}", **more)
         else:
-            span = [epochs[0] - 0.5, epochs[-1] + 0.5]
-            style.add_line(figure, span, style.percent(np.repeat(y[-1], 2)), label, look, hover, mode="lines", **more)
+            ends, twice = [epochs[0] - 0.5, epochs[-1] + 0.5], style.percent(y[[-1, -1]])
+            style.add_line(figure, ends, twice, label, series.style, hover, mode="lines", **more)
 
 
 accuracy_over_epochs = style.figure_of(accuracy_over_epochs_info, draw_accuracy_over_epochs)
@@ -109,7 +102,7 @@ def per_class_accuracy_info(trace: Trace) -> PerClassAccuracy:
     """Per-class accuracy on the evaluation images before training and after the last epoch."""
     rows = trace.predictions[trace.predictions["target"] >= 0]
     if not len(rows):
-        return PerClassAccuracy([], np.zeros(0, int), np.zeros(0), np.zeros(0), None)
+        return PerClassAccuracy([], np.zeros(0), np.zeros(0), np.zeros(0), None)
     first, last = int(rows["epoch"].min()), int(rows["epoch"].max())
     is_right = (rows["prediction"] == rows["target"]).groupby([rows["target"], rows["epoch"]])
     table = pd.DataFrame({"mean": is_right.mean(), "size": is_right.size()}).unstack()
@@ -129,25 +122,19 @@ def draw_per_class_accuracy(info: PerClassAccuracy) -> go.Figure:
     shown = np.arange(n) if n <= _PER_CLASS_ROWS else np.r_[:half, n - half : n]
     if n > len(shown):
         title += f" ({n - len(shown)} classes between are left out)"
-    figure = style.new_chart(title, max(240, 150 + 20 * len(shown)))
-    rows = np.arange(len(shown))
-    before, after = style.percent(info.before[shown]), style.percent(info.after[shown])
-    for name, chosen, color, dash in (
-        ("gained", after > before, style.BLUE, "solid"),
-        ("lost", after < before, style.VERMILLION, "dot"),
-    ):
+    figure = style.new_chart(title, max(240, 150 + 20 * len(shown)), x="accuracy (%)")
+    rows, before, after = np.arange(len(shown)), style.percent(info.before[shown]), style.percent(info.after[shown])
+    gained, lost = style.Look(style.BLUE, "", "solid"), style.Look(style.VERMILLION, "", "dot")
+    for name, chosen, look in (("gained", after > before, gained), ("lost", after < before, lost)):
         gap = np.full(int(chosen.sum()), np.nan)
         x, y = (np.stack([*ends, gap], 1).ravel() for ends in ((before[chosen], after[chosen]), (rows[chosen],) * 2))
-        style.add_line(figure, x, y, name, style.Look(color, "", dash), "", hoverinfo="skip")
+        style.add_line(figure, x, y, name, look, "", hoverinfo="skip")
     names = style.short_names([info.names[i] for i in shown], 34)
-    for name, x, look in (
-        ("before", before, style.Look(style.GRAY, "circle-open", "solid")),
-        ("after", after, style.Look(style.BLUE, "circle", "solid")),
-    ):
+    for name, x, look in (("before", before, style.BEFORE), ("after", after, style.AFTER)):
         counts = zip(names, x, info.n_images[shown], strict=True)
         text = [f"{label}: {value:.0f} % of {n}" for label, value, n in counts]
         style.add_line(figure, x, rows, name, look, "%{text}, " + name, mode="markers", text=text, marker={"size": 10})
-    figure.update_xaxes(title_text="accuracy (%)", range=[-3, 103])
+    figure.update_xaxes(range=[-3, 103])
     figure.update_yaxes(tickvals=rows, ticktext=names, range=[len(shown) - 0.4, -0.6])
     return figure
 

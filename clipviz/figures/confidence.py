@@ -1,7 +1,8 @@
-"""The guesses that training learned from: how sure they were, and how far that could be trusted."""
+"""The pseudo-labels: how confident they were, and how far that could be trusted."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -60,40 +61,38 @@ def draw_confidence_evolution(info: ConfidenceEvolution) -> go.Figure:
         return style.empty_chart(title, _NO_PSEUDO_LABELS, "epoch", "confidence")
     panels = {"all pseudo-labels": [("all: median", info.all, style.Look(style.GRAY, "circle", "solid"))]}
     if info.right is not None and info.wrong is not None:
-        panels["right and wrong ones apart"] = [
-            ("right: median", info.right, style.Look(style.RIGHT, "circle", "solid")),
-            ("wrong: median", info.wrong, style.Look(style.WRONG, "x", "dash")),
-        ]
-    grid = {"cols": len(panels), "shared_yaxes": True, "horizontal_spacing": 0.05, "subplot_titles": list(panels)}
-    figure = style.new_chart(title, 430, grid=grid)
-    for column, bands in enumerate(panels.values(), start=1):
+        apart = [("right: median", info.right, style.CORRECT), ("wrong: median", info.wrong, style.INCORRECT)]
+        panels["right and wrong pseudo-labels"] = apart
+    figure = style.new_chart(title, 430, panels=list(panels), shared_yaxes=True, horizontal_spacing=0.05)
+    places = style.PANELS[: len(panels)]
+    for at, bands in zip(places, panels.values(), strict=True):
         for band in bands:
-            add_bands(figure, column, info.epochs, *band)
+            add_bands(figure, at, info.epochs, *band)
     if info.accuracy is not None:
-        name, hover = "accuracy of the pseudo-labels", "%{y:.0%} of the pseudo-labels are right, epoch %{x}"
-        style.add_line(
-            figure, info.epochs, info.accuracy, name, style.Look(style.BLACK, "diamond", "dashdot"), hover, row=1, col=1
-        )
-    draw_epochs(figure, info.epochs, info.moments, [(1, 1 + i) for i in range(len(panels))])
+        name, look = "accuracy of the pseudo-labels", style.Look(style.BLACK, "diamond", "dashdot")
+        hover = "%{y:.0%} of the pseudo-labels are right, epoch %{x}"
+        style.add_line(figure, info.epochs, info.accuracy, name, look, hover, **style.LEFT)
+    draw_epochs(figure, info.epochs, info.moments, *places)
     figure.update_yaxes(range=[0, 1.02])
     figure.update_yaxes(title_text="confidence, accuracy" if info.accuracy is not None else "confidence", col=1)
     return figure
 
 
 def add_bands(
-    figure: go.Figure, column: int, epochs: np.ndarray, name: str, quantiles: np.ndarray, look: style.Look
+    figure: go.Figure, at: Mapping[str, int], epochs: np.ndarray, name: str, quantiles: np.ndarray, look: style.Look
 ) -> None:
     """Median line and bands of the middle half and the middle 90 %; a single epoch becomes an error bar."""
-    at = {"row": 1, "col": column, "legendgroup": name}
+    group = {"legendgroup": name, **at}
     red, green, blue = (int(look.color[i : i + 2], 16) for i in (1, 3, 5))
     for low, high, opacity in ((0, 4, 0.15), (1, 3, 0.3)):
-        shared = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "mode": "lines", **at}
-        figure.add_scatter(x=epochs, y=quantiles[:, low], **shared)
+        shared = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "mode": "lines", **group}
         shade = f"rgba({red},{green},{blue},{opacity})"
+        figure.add_scatter(x=epochs, y=quantiles[:, low], **shared)
         figure.add_scatter(x=epochs, y=quantiles[:, high], fill="tonexty", fillcolor=shade, **shared)
     above, below = np.abs(quantiles[:, [3, 1]] - quantiles[:, [2]]).T
     error = {"array": above, "arrayminus": below, "visible": len(epochs) == 1, "symmetric": False}
-    style.add_line(figure, epochs, quantiles[:, 2], name, look, f"{name} %{{y:.2f}}, epoch %{{x}}", error_y=error, **at)
+    hover = f"{name} %{{y:.2f}}, epoch %{{x}}"
+    style.add_line(figure, epochs, quantiles[:, 2], name, look, hover, error_y=error, **group)
 
 
 confidence_evolution = style.figure_of(confidence_evolution_info, draw_confidence_evolution)
@@ -122,13 +121,12 @@ def reliability_info(trace: Trace, epoch: int | None = None, n_bins: int = 10) -
     known = trace.samples[trace.samples["target"] >= 0]
     epochs = epochs_of(known)
     bins = {int(e): calibration_bins(known[known["epoch"] == e], "pseudo_label", n_bins) for e in epochs}
-    if epoch is None:
-        epoch = int(max(epochs, default=-1))
-    nothing = (*np.full((2, n_bins), np.nan), np.zeros(n_bins, int), np.nan)
-    confidence, accuracy, counts, ece = bins.get(epoch, nothing)
-    shown, edges = epoch if epoch in bins else None, np.linspace(0, 1, n_bins + 1)
-    all_ece = np.array([value for *_, value in bins.values()])
-    return Reliability(shown, edges, confidence, accuracy, counts, ece, epochs, all_ece, moments(trace))
+    epoch = int(max(epochs, default=-1)) if epoch is None else epoch
+    unknown = np.full(n_bins, np.nan)
+    confidence, accuracy, counts, ece = bins.get(epoch, (unknown, unknown, np.zeros(n_bins, int), np.nan))
+    by_epoch, edges = np.array([value for *_, value in bins.values()]), np.linspace(0, 1, n_bins + 1)
+    shown = epoch if epoch in bins else None
+    return Reliability(shown, edges, confidence, accuracy, counts, ece, epochs, by_epoch, moments(trace))
 
 
 def draw_reliability(info: Reliability) -> go.Figure:
@@ -136,40 +134,24 @@ def draw_reliability(info: Reliability) -> go.Figure:
     title = "Reliability: is a confidence of 80 % right in 80 % of cases?"
     if info.epoch is None:
         return style.empty_chart(title, "No pseudo-labels with known targets at this epoch.", "confidence", "accuracy")
-    titles = (f"{when(info.epoch, info.moments.part)}: ECE {100 * info.ece:.1f} %", "ECE over epochs")
-    grid = {"cols": 2, "column_widths": [0.6, 0.4], "horizontal_spacing": 0.12, "subplot_titles": titles}
-    figure = style.new_chart(title, 440, grid=grid)
-    left, right = {"row": 1, "col": 1}, {"row": 1, "col": 2}
-    centers = (info.edges[:-1] + info.edges[1:]) / 2
-    figure.add_bar(
-        x=centers,
-        y=info.accuracy,
-        width=1 / len(centers),
-        name="accuracy in the bin (numbers: images)",
-        marker={"color": style.SKY, "line": {"color": "white", "width": 1}},
-        customdata=info.counts,
-        hovertemplate="right in %{y:.0%} of %{customdata} images<extra></extra>",
-        **left,
-    )
-    counts = {
-        "mode": "text",
-        "text": [str(n) if n else "" for n in info.counts],
-        "textfont": {"size": 12, "color": style.BLACK},
-    }
-    figure.add_scatter(x=centers, y=np.full(len(centers), 0.035), **counts, showlegend=False, hoverinfo="skip", **left)
-    style.add_line(
-        figure, [0, 1], [0, 1], "perfectly calibrated", style.Look(style.BLACK, "", "dot"), "%{y:.0%}", **left
-    )
-    ece, look, hover = (
-        style.percent(info.ece_by_epoch),
-        style.Look(style.VERMILLION, "circle", "solid"),
-        "epoch %{x}: %{y:.1f} %",
-    )
-    style.add_line(figure, info.epochs, ece, "ECE", look, hover, showlegend=False, **right)
-    draw_epochs(figure, info.epochs, info.moments, [(1, 2)])
-    figure.update_xaxes(title_text="confidence", range=[0, 1], dtick=0.2, **left)
-    figure.update_yaxes(title_text="accuracy", range=[0, 1.02], dtick=0.2, **left)
-    figure.update_yaxes(title_text="expected calibration error (%)", rangemode="tozero", **right)
+    panels = (f"{when(info.epoch, info.moments.part)}: ECE {100 * info.ece:.1f} %", "ECE over epochs")
+    figure = style.new_chart(title, 440, panels=panels, column_widths=[0.6, 0.4], horizontal_spacing=0.12)
+    centers, look = (info.edges[:-1] + info.edges[1:]) / 2, style.Look(style.SKY, "", "")
+    bars = {"width": 1 / len(centers), "marker": {"line": {"color": "white", "width": 1}}, "customdata": info.counts}
+    name, hover = "accuracy in the bin (numbers: images)", "right in %{y:.0%} of %{customdata} images"
+    style.add_bars(figure, centers, info.accuracy, name, look, hover, **bars, **style.LEFT)
+    text = [str(n) if n else "" for n in info.counts]
+    counts = {"mode": "text", "text": text, "textfont": {"size": 12, "color": style.BLACK}, "hoverinfo": "skip"}
+    figure.add_scatter(x=centers, y=np.full(len(centers), 0.035), showlegend=False, **counts, **style.LEFT)
+    ideal = style.Look(style.BLACK, "", "dot")
+    style.add_line(figure, [0, 1], [0, 1], "perfectly calibrated", ideal, "%{y:.0%}", **style.LEFT)
+    ece, look = style.percent(info.ece_by_epoch), style.Look(style.VERMILLION, "circle", "solid")
+    hover = "epoch %{x}: %{y:.1f} %"
+    style.add_line(figure, info.epochs, ece, "ECE", look, hover, showlegend=False, **style.RIGHT)
+    draw_epochs(figure, info.epochs, info.moments, style.RIGHT)
+    figure.update_xaxes(title_text="confidence", range=[0, 1], dtick=0.2, **style.LEFT)
+    figure.update_yaxes(title_text="accuracy", range=[0, 1.02], dtick=0.2, **style.LEFT)
+    figure.update_yaxes(title_text="expected calibration error (%)", rangemode="tozero", **style.RIGHT)
     return figure
 
 

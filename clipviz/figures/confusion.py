@@ -1,8 +1,8 @@
-"""Which classes are taken for which."""
+"""The confusion matrix: which classes are predicted for which."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,7 +14,7 @@ _MAX_HOVER = 50
 
 
 class ConfusedPair(NamedTuple):
-    """`n` images of class `target` were called `prediction`."""
+    """For `n` images of class `target` the class `prediction` was predicted."""
 
     target: str
     prediction: str
@@ -60,47 +60,37 @@ def _worst_pairs(names: list[str], counts: np.ndarray, n_pairs: int) -> list[Con
 
 def draw_confusion(info: Confusion) -> go.Figure:
     """The matrix in percent of each true class, and below it the pairs that are confused most."""
-    title = "Confusion: which class is taken for which"
+    title = "Confusion matrix"
     if info.epoch is None:
         return style.empty_chart(title, "No evaluation image came with its true label.", "predicted", "true class")
-    bars = 26 * max(len(info.pairs), 4)
-    grid = {
-        "rows": 2,
-        "row_heights": [500, bars],
-        "vertical_spacing": 180 / (680 + bars),
-        "subplot_titles": ("row: true class, column: prediction", "most confused pairs (true → predicted)"),
-    }
-    figure = style.new_chart(title, 790 + bars, 0, grid)
-    top, below = {"row": 1, "col": 1}, {"row": 2, "col": 1}
+    top, below, height = {"row": 1, "col": 1}, {"row": 2, "col": 1}, 26 * max(len(info.pairs), 4)
+    panels = ("row: true class, column: predicted class", "most confused pairs (true → predicted)")
+    grid: dict[str, Any] = {"row_heights": [500, height], "vertical_spacing": 180 / (680 + height)}
+    figure = style.new_chart(title, 790 + height, 0, panels=panels, rows=2, cols=1, **grid)
+    shares, is_small = info.counts / np.maximum(info.counts.sum(1, keepdims=True), 1), len(info.names) <= _MAX_HOVER
     figure.add_heatmap(
-        z=style.percent(info.counts / np.maximum(info.counts.sum(1, keepdims=True), 1)).round().astype(np.uint8),
-        colorscale=style.COUNT_COLORS,
-        zmin=0,
-        zmax=100,
+        z=style.percent(shares).round().astype(np.uint8), zmin=0, zmax=100, colorscale=style.COUNT_COLORS,
         colorbar={"title": {"text": "% of the<br>true class"}, "len": 0.4, "y": 1, "yanchor": "top"},
-        customdata=_hover(info),
-        hovertemplate="%{customdata}<extra></extra>" if len(info.names) <= _MAX_HOVER else "%{z:.0f} %<extra></extra>",
-        **top,
-    )
+        customdata=_hover(info) if is_small else None,  # names in every cell of a large matrix would cost megabytes
+        hovertemplate=("%{customdata}" if is_small else "%{z:.0f} %") + "<extra></extra>", **top,
+    )  # fmt: skip
     figure.update_xaxes(tickangle=-60, **style.thinned(info.names, width=20), **top)
     figure.update_yaxes(autorange="reversed", **style.thinned(info.names), **top)
     counts, places = [pair.n for pair in info.pairs], list(range(len(info.pairs)))
     labels = [" → ".join(style.short_names([pair.target, pair.prediction], 34)) for pair in info.pairs]
     numbers = {"text": list(map(str, counts)), "textposition": "auto", "textangle": 0, "hoverinfo": "skip"}
-    look = {"orientation": "h", "marker_color": style.VERMILLION, "showlegend": False}
-    figure.add_bar(x=counts, y=places, **look, **numbers, **below)
+    bars: dict[str, Any] = {"orientation": "h", "showlegend": False, **numbers, **below}
+    style.add_bars(figure, counts, places, None, style.INCORRECT, **bars)
     figure.update_xaxes(title_text="images", rangemode="tozero", showticklabels=False, ticks="", **below)
     figure.update_yaxes(tickvals=places, ticktext=labels, range=[max(len(labels), 4) - 0.4, -0.6], **below)
     return figure
 
 
-def _hover(info: Confusion) -> list[list[str]] | None:
-    """What to say about each cell; names in every cell of a large matrix would cost megabytes."""
-    if len(info.names) > _MAX_HOVER:
-        return None
+def _hover(info: Confusion) -> list[list[str]]:
+    """What to say about each cell."""
     names = style.short_names(info.names, 40)
     return [
-        [f"{n} of {total} {true} called {guess}" for n, guess in zip(row, names, strict=True)]
+        [f"{n} of {total} {true} predicted as {guess}" for n, guess in zip(row, names, strict=True)]
         for row, total, true in zip(info.counts, info.counts.sum(1), names, strict=True)
     ]
 

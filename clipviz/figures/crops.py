@@ -1,4 +1,4 @@
-"""How much the crops differ in weight: whether the composite listens to some of them or to all alike."""
+"""How the crops are weighted: whether a few of them make the composite or all count alike."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
+from clipviz.figures import style
 from clipviz.figures.confidence import add_bands, quantiles_by_epoch
 from clipviz.figures.moments import Moments, draw_epochs, epochs_of, moments
-from clipviz.figures.style import BLACK, BLUE, GRAY, ORANGE, Look, add_line, empty_chart, figure_of, new_chart, percent
 from clipviz.trace import Trace
 
 _BINS = 30
@@ -32,11 +32,9 @@ class CropWeights(NamedTuple):
 
 def crop_weights_info(trace: Trace) -> CropWeights:
     """Spread of the crop weights over the training images, by epoch."""
-    samples = trace.samples
-    n_crops = trace.meta.get("n_crops")
-    if "crop_effective" in samples:
-        samples = samples.dropna(subset=["crop_effective", "crop_weight_max"])
-    if "crop_effective" not in samples or not len(samples):
+    samples, n_crops, needed = trace.samples, trace.meta.get("n_crops"), ["crop_effective", "crop_weight_max"]
+    samples = samples.dropna(subset=needed) if needed[0] in samples else samples[:0]
+    if not len(samples):
         return CropWeights(np.zeros(0, int), np.zeros((0, 5)), np.zeros(1), np.zeros(0), np.zeros(0), n_crops)
     epochs = epochs_of(samples)
     largest = samples["crop_weight_max"].to_numpy(float)
@@ -51,31 +49,30 @@ def draw_crop_weights(info: CropWeights) -> go.Figure:
     """Effective number of crops over the epochs, beside the largest weight in the first and the last epoch."""
     title = "Crop weights: how many crops count"
     if not len(info.epochs):
-        return empty_chart(title, "This method has no crops, or their weights were not recorded.", "epoch", "crops")
-    titles = ("effective number of crops", "largest weight of an image")
-    figure = new_chart(title, 430, grid={"cols": 2, "horizontal_spacing": 0.12, "subplot_titles": titles})
-    left, right = {"row": 1, "col": 1}, {"row": 1, "col": 2}
-    look = Look(BLUE, "circle", "solid")
-    add_bands(figure, 1, info.epochs, "median (bands: middle 50 % and 90 %)", info.effective, look)
+        why = "This method has no crops, or their weights were not recorded."
+        return style.empty_chart(title, why, "epoch", "crops")
+    panels = ("effective number of crops", "largest weight of an image")
+    figure = style.new_chart(title, 430, panels=panels, horizontal_spacing=0.12)
+    look = style.Look(style.BLUE, "circle", "solid")
+    add_bands(figure, style.LEFT, info.epochs, "median (bands: middle 50 % and 90 %)", info.effective, look)
     ends = [
-        ("first epoch", info.largest_first, Look(GRAY, "", "dot")),
-        ("last epoch", info.largest_last, Look(ORANGE, "", "solid")),
+        ("first epoch", info.largest_first, style.Look(style.GRAY, "", "dot")),
+        ("last epoch", info.largest_last, style.Look(style.ORANGE, "", "solid")),
     ]
     centers = (info.largest_edges[:-1] + info.largest_edges[1:]) / 2
     for name, shares, look in ends[-1:] if len(info.epochs) == 1 else ends:
         hover = name + ": %{y:.1f} % of the images at %{x:.3f}"
-        add_line(figure, centers, percent(shares), name, look, hover, line={"shape": "hvh"}, **right)
+        style.add_line(figure, centers, style.percent(shares), name, look, hover, line={"shape": "hvh"}, **style.RIGHT)
     if info.n_crops:
-        equal = Look(BLACK, "", "dot")
-        add_line(figure, [None], [None], "all alike", equal, "", line={"width": 1.5})
-        line = {"color": equal.color, "dash": equal.dash, "width": 1.5}
-        figure.add_hline(y=info.n_crops, line=line, **left)
-        figure.add_vline(x=1 / info.n_crops, line=line, **right)
-    draw_epochs(figure, info.epochs, info.moments, [(1, 1)])
-    figure.update_yaxes(title_text="crops", **left)
-    figure.update_xaxes(title_text="largest crop weight", **right)
-    figure.update_yaxes(title_text="% of the images", rangemode="tozero", **right)
+        line = {"color": style.BLACK, "dash": "dot", "width": 1.5}
+        style.add_line(figure, [None], [None], "all alike", style.Look(style.BLACK, "", "dot"), "", line=line)
+        figure.add_hline(y=info.n_crops, line=line, **style.LEFT)
+        figure.add_vline(x=1 / info.n_crops, line=line, **style.RIGHT)
+    draw_epochs(figure, info.epochs, info.moments, style.LEFT)
+    figure.update_yaxes(title_text="crops", **style.LEFT)
+    figure.update_xaxes(title_text="largest crop weight", **style.RIGHT)
+    figure.update_yaxes(title_text="% of the images", rangemode="tozero", **style.RIGHT)
     return figure
 
 
-crop_weights = figure_of(crop_weights_info, draw_crop_weights)
+crop_weights = style.figure_of(crop_weights_info, draw_crop_weights)

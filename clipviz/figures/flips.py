@@ -1,4 +1,4 @@
-"""When pseudo-labels changed: from right to wrong and back, and which classes traded them."""
+"""When pseudo-labels changed: from right to wrong and back, and which classes exchanged them."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class LabelFlips(NamedTuple):
     moments: Moments = Moments()
 
 
-#: Colour and hatching of each outcome, with targets and without.
+#: Looks of each outcome, with targets and without.
 _WITH_TARGET = {
-    "right → right": (style.BLUE, ""),
-    "wrong → right": (style.SKY, "/"),
-    "wrong → same wrong": ("#BBBBBB", ""),
-    "wrong → other wrong": (style.ORANGE, "x"),
-    "right → wrong": (style.VERMILLION, "\\"),
+    "right → right": style.Look(style.BLUE, "", ""),
+    "wrong → right": style.Look(style.SKY, "", "", "/"),
+    "wrong → same wrong": style.Look(style.SILVER, "", ""),
+    "wrong → other wrong": style.Look(style.ORANGE, "", "", "x"),
+    "right → wrong": style.Look(style.VERMILLION, "", "", "\\"),
 }
-_WITHOUT_TARGET = {"unchanged": ("#BBBBBB", ""), "changed": (style.PURPLE, "/")}
+_WITHOUT_TARGET = {"unchanged": style.Look(style.SILVER, "", ""), "changed": style.Look(style.PURPLE, "", "", "/")}
 _LOOKS = _WITH_TARGET | _WITHOUT_TARGET
 
 
@@ -63,8 +63,7 @@ def _labels_by_epoch(trace: Trace, first: int | None, last: int | None) -> tuple
 
 
 def _flip_shares(start: pd.Series, end: pd.Series, target: pd.Series) -> dict[str, float]:
-    rows = start.notna() & end.notna()  # an image may be missing from an epoch (last, incomplete batch)
-    names = _WITHOUT_TARGET
+    rows, names = start.notna() & end.notna(), _WITHOUT_TARGET  # an image may be missing from an epoch
     if (known := rows & (target >= 0)).any():
         rows, names = known, _WITH_TARGET
     outcomes = _outcomes(start[rows], end[rows], target[rows])
@@ -87,23 +86,21 @@ def _outcomes(start: pd.Series, end: pd.Series, target: pd.Series) -> np.ndarray
 
 def draw_label_flips(info: LabelFlips) -> go.Figure:
     """Stacked bars, one per step between epochs."""
-    title = "Label flips: what the pseudo-labels did from epoch to epoch"
+    title = "Label flips: how pseudo-labels changed from epoch to epoch"
+    x, y = "from epoch → to epoch", "% of the images"
     if not info.steps:
-        return style.empty_chart(title, _NEED_TWO, "from epoch → to epoch", "% of the images")
-    figure = style.new_chart(title, legend_rows=2)
-    figure.update_layout(barmode="stack")
+        return style.empty_chart(title, _NEED_TWO, x, y)
+    n = len(info.steps)
+    figure = style.new_chart(title, legend_rows=2, x=x, y=y).update_layout(barmode="stack")
     for name, shares in info.shares.items():
-        bars = {"width": 0.7, "marker": style.pattern(*_LOOKS[name])}
-        hover = name + ": %{y:.1f} %<extra></extra>"
-        figure.add_bar(x=list(range(len(info.steps))), y=style.percent(shares), name=name, hovertemplate=hover, **bars)
-    ticks = list(range(0, len(info.steps), max(1, -(-len(info.steps) // 10))))
-    ends = [(*info.steps[tick], info.moments.part.below(info.steps[tick][1])) for tick in ticks]
-    text = [f"{start} → {end}{part}" for start, end, part in ends]
-    bounds = [-0.6, max(len(info.steps) - 0.4, 2)]
-    figure.update_xaxes(title_text="from epoch → to epoch", tickvals=ticks, ticktext=text, range=bounds)
-    figure.update_yaxes(title_text="% of the images", range=[0, 100])
-    places = [(mark.epoch - info.steps[0][0] - 0.5, mark.text) for mark in info.moments.marks]
-    add_marks(figure, places, len(info.steps))
+        hover = name + ": %{y:.1f} %"
+        style.add_bars(figure, list(range(n)), style.percent(shares), name, _LOOKS[name], hover, width=0.7)
+    ticks = list(range(0, n, max(1, -(-n // 10))))
+    ends = (info.steps[tick] for tick in ticks)
+    text = [f"{start} → {end}{info.moments.part.below(end)}" for start, end in ends]
+    figure.update_xaxes(tickvals=ticks, ticktext=text, range=[-0.6, max(n - 0.4, 2)])
+    figure.update_yaxes(range=[0, 100])
+    add_marks(figure, [(mark.epoch - info.steps[0][0] - 0.5, mark.text) for mark in info.moments.marks], n)
     return figure
 
 
@@ -120,7 +117,7 @@ class Flow(NamedTuple):
 
 
 class LabelFlow(NamedTuple):
-    """Which classes traded labels between two epochs: the largest flows, and how many images moved in all.
+    """Which classes exchanged labels between two epochs: the largest flows, and how many images moved in all.
 
     Outcomes are "wrong → right", "wrong → other wrong", "right → wrong", or "changed" without a target.
     """
@@ -153,12 +150,12 @@ def label_flow_info(
 def draw_label_flow(info: LabelFlow) -> go.Figure:
     """Classes at the first epoch on the left, at the last on the right, and between them the labels that moved."""
     if info.epochs is None or not info.flows:
-        why = _NEED_TWO if info.epochs is None else "No pseudo-label moved between these epochs."
-        return style.empty_chart("Label flow: which classes traded labels", why)
+        why = _NEED_TWO if info.epochs is None else "No pseudo-label changed between these epochs."
+        return style.empty_chart("Label flow: which classes exchanged labels", why)
     start, end = info.epochs
     shown = sum(flow.n for flow in info.flows)
-    done = info.part.said(end, ", ")
-    title = f"Label flow, epoch {start} → {end}{done}: {info.n_moved} of {info.n_images} labels moved"
+    title = f"Label flow, epoch {start} → {end}{info.part.said(end, ', ')}: "
+    title += f"{info.n_moved} of {info.n_images} labels changed"
     title += "" if shown == info.n_moved else f"; drawn are the {shown} in the largest flows"
     left = list(dict.fromkeys(flow.start for flow in info.flows))
     # On the right in the order of where their labels come from, so that few bands cross.
@@ -174,50 +171,37 @@ def draw_label_flow(info: LabelFlow) -> go.Figure:
         lowest = max(lowest, middles[-1])
         for name, y in zip(style.short_names(names), middles, strict=True):
             figure.add_annotation(x=side, y=y, text=name, showarrow=False, xanchor=anchor, xshift=shift)
-    seen: set[str] = set()
-    for flow, start_y, end_y in zip(info.flows, *edges, strict=True):
-        _add_band(figure, flow, start_y, end_y, flow.outcome not in seen)
-        seen.add(flow.outcome)
+    first = {flow.outcome: place for place, flow in reversed(list(enumerate(info.flows)))}
+    for place, (flow, start_y, end_y) in enumerate(zip(info.flows, *edges, strict=True)):
+        _add_band(figure, flow, start_y, end_y, first[flow.outcome] == place)
     figure.update_xaxes(visible=False, range=[-0.45, 1.45])
-    figure.update_yaxes(visible=False, range=[lowest + 1.5, -1])
-    return figure
+    return figure.update_yaxes(visible=False, range=[lowest + 1.5, -1])
 
 
 def _stacked(flows: list[Flow], side: int, names: list[str]) -> tuple[list[float], list[float]]:
     """The upper edge of every flow on one side, and the middle of every name, one below the other with gaps."""
-    gap = sum(flow.n for flow in flows) / len(flows)
-    free = gap * (len(flows) - len(names))  # the side with fewer names is spread as far as the other one
-    tops, middles, y = [0.0] * len(flows), [], 0.0
-    for name in names:
-        top = y
-        for i, flow in enumerate(flows):
-            if flow[side] == name:
-                tops[i] = y
-                y += flow.n
-        middles.append((top + y) / 2)
-        y += gap + free / max(len(names) - 1, 1)
-    return tops, middles
+    sizes = np.array([flow.n for flow in flows], float)
+    place = np.array([names.index((flow.start, flow.end)[side]) for flow in flows])
+    order = np.argsort(place, kind="stable")
+    # The side with fewer names is spread as far as the other one.
+    gap = sizes.mean() * (1 + (len(flows) - len(names)) / max(len(names) - 1, 1))
+    tops = np.empty(len(flows))
+    tops[order] = np.cumsum(sizes[order]) - sizes[order]
+    tops += gap * place
+    middles = [(tops[place == i].min() + (tops + sizes)[place == i].max()) / 2 for i in range(len(names))]
+    return tops.tolist(), middles
 
 
 def _add_band(figure: go.Figure, flow: Flow, left: float, right: float, in_legend: bool) -> None:
     x = np.linspace(0, 1, 24)
     upper = left + (right - left) * (3 * x**2 - 2 * x**3)
     text = f"{flow.n} × {' → '.join(style.short_names([flow.start, flow.end]))}<br>{flow.outcome}"
+    x, y = np.concatenate([x, x[::-1]]), np.concatenate([upper, upper[::-1] + flow.n])
+    look = {"fillcolor": _LOOKS[flow.outcome].color, "line": {"color": "white", "width": 1}, "opacity": 0.75}
     figure.add_scatter(
-        x=np.concatenate([x, x[::-1]]).astype(np.float32),
-        y=np.concatenate([upper, upper[::-1] + flow.n]).astype(np.float32),
-        mode="lines",
-        fill="toself",
-        fillcolor=_LOOKS[flow.outcome][0],
-        line={"color": "white", "width": 1},
-        opacity=0.75,
-        name=flow.outcome,
-        legendgroup=flow.outcome,
-        showlegend=in_legend,
-        hoveron="fills",
-        text=text,
-        hoverinfo="text",
-    )
+        x=x.astype(np.float32), y=y.astype(np.float32), mode="lines", fill="toself", hoveron="fills", text=text,
+        hoverinfo="text", name=flow.outcome, legendgroup=flow.outcome, showlegend=in_legend, **look,
+    )  # fmt: skip
 
 
 label_flow = style.figure_of(label_flow_info, draw_label_flow)

@@ -1,4 +1,4 @@
-"""The terms of the objective, step by step."""
+"""The loss terms, step by step."""
 
 from __future__ import annotations
 
@@ -44,21 +44,17 @@ def draw_loss_terms(info: LossTerms) -> go.Figure:
     title = "Loss terms (weighted, as they are summed)"
     if not info.terms:
         return empty_chart(title, "Nothing was trained.", "step", "loss")
-    figure = new_chart(title, 400)
+    figure = new_chart(title, 400, x="step (faint vertical lines: a new epoch)", y="loss")
     for place, (name, (steps, values)) in enumerate(info.terms.items()):
-        label, hover = (
-            "loss = their sum" if name == "loss" else escape(name),
-            "%{fullData.name}: %{y:.3f}, step %{x:.0f}",
-        )
-        add_line(figure, steps, values, label, term_look(place), hover, mode="lines" if len(steps) > 1 else "markers")
+        label, mode = "loss = their sum" if name == "loss" else escape(name), "lines" if len(steps) > 1 else "markers"
+        hover = "%{fullData.name}: %{y:.3f}, step %{x:.0f}"
+        add_line(figure, steps, values, label, term_look(place), hover, mode=mode)
     if len(info.epoch_starts) <= 60:
         for start in info.epoch_starts[1:]:
             figure.add_vline(x=int(start), line={"color": "#cfcfcf", "width": 1}, layer="below")
     last = float(next(iter(info.terms.values()))[0][-1])
     add_marks(figure, [(mark.step, mark.text) for mark in info.moments.marks], last)
-    figure.update_xaxes(title_text="step (faint vertical lines: a new epoch)", showgrid=False)
-    figure.update_yaxes(title_text="loss")
-    return figure
+    return figure.update_xaxes(showgrid=False)
 
 
 loss_terms = figure_of(loss_terms_info, draw_loss_terms)

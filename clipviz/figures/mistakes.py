@@ -1,15 +1,15 @@
-"""The instructive mistakes: the image, where the model looked, and what it took it for."""
+"""The instructive mistakes: the image, where the model looked, and what it predicted."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipviz.figures import style
-from clipviz.figures.saliency import KIND_NAMES, show_image, show_saliency, unit_range
+from clipviz.figures.saliency import KIND_NAMES, SaliencyMaps, show_row, unit_range
 from clipviz.trace import Trace
 
 
@@ -50,16 +50,12 @@ def prediction_mistakes_info(trace: Trace, kind: str = "soap", max_images: int =
     n = min(len(shown.images), max_images)
     kind = kind if kind in shown.maps else "cls_attention"
     maps = shown.maps.get(kind)
-    saliency = None if maps is None else unit_range(maps[:n])
-    mistakes = [
-        Mistake(
-            int(shown.index[i]),
-            shown.images[i],
-            None if saliency is None else saliency[i],
-            [] if shown.probs is None else _guesses(shown.probs[i], int(shown.target[i]), trace.class_names),
-        )
+    saliency = [None] * n if maps is None else list(unit_range(maps[:n]))
+    guesses = [
+        [] if shown.probs is None else _guesses(shown.probs[i], int(shown.target[i]), trace.class_names)
         for i in range(n)
     ]
+    mistakes = [Mistake(*row) for row in zip(shown.index.tolist(), shown.images, saliency, guesses, strict=False)]
     name = "where the model looked" if maps is None else KIND_NAMES.get(kind, kind)
     return PredictionMistakes(mistakes, bool((shown.target[:n] >= 0).any()), name)
 
@@ -71,7 +67,7 @@ def _guesses(probs: np.ndarray, target: int, names: tuple[str, ...]) -> list[Gue
 
 def draw_prediction_mistakes(info: PredictionMistakes) -> Figure:
     """Two mistakes beside each other: image, overlay, and bars of the top classes, the true one marked."""
-    title = "Confidently wrong" if info.is_labelled else "Least sure (no true labels are known)"
+    title = "Confidently wrong" if info.is_labelled else "Least confident (no true labels are known)"
     if not info.mistakes:
         return style.empty_picture(title, "This trace holds no instructive images.")
     head, row, side = 40, 124, 106
@@ -80,12 +76,10 @@ def draw_prediction_mistakes(info: PredictionMistakes) -> Figure:
     page.write(892, 12, legend, color="#555", ha="right")
     for i, mistake in enumerate(info.mistakes):
         left, top = 8 + 450 * (i % 2), head + 8 + i // 2 * row
-        show_image(page.axes(left, top, side, side), mistake.image)
-        looked = page.axes(left + 110, top, side, side)
-        if mistake.saliency is None:
-            style.no_image(looked, "no map")
-        else:
-            show_saliency(looked, mistake.image, mistake.saliency)
+        maps = [] if mistake.saliency is None else [SaliencyMaps(info.map_name, mistake.saliency, False)]
+        show_row(page, left, top, side, mistake.image, None, maps)
+        if not maps:
+            style.no_image(page.axes(left + 110, top, side, side), "no map")
         _draw_guesses(page.axes(left + 226, top, 208, side), mistake.guesses)
     return page.figure
 
@@ -95,9 +89,10 @@ def _draw_guesses(axis: Axes, guesses: list[Guess]) -> None:
     axis.set_ylim(3.9, -0.1)
     names = style.apart([guess.name for guess in guesses], 27)
     for row, (guess, name) in enumerate(zip(guesses, names, strict=True)):
-        color = style.BLUE if guess.is_target else style.VERMILLION if row == 0 else "#9a9a9a"
-        hatch = "///" if guess.is_target else None
-        axis.barh(row + 0.68, guess.prob, height=0.3, color=color, hatch=hatch, edgecolor="white", linewidth=0)
+        look: dict[str, Any] = {"color": "#9a9a9a" if row else style.INCORRECT.color}
+        if guess.is_target:
+            look = {"color": style.CORRECT.color, "hatch": "///"}
+        axis.barh(row + 0.68, guess.prob, height=0.3, edgecolor="white", linewidth=0, **look)
         text, weight = style.true_marked(name, guess.is_target)
         size = style.fitting(text, 170, weight)
         axis.text(0, row + 0.28, text, fontsize=size, weight=weight, va="center", parse_math=False)

@@ -102,35 +102,25 @@ def marks_of(changes: Iterable[Mapping[str, Any]], each: int) -> list[Mark]:
     return [Mark(int(change["step"]), change["step"] / each - 0.5, change_text(change)) for change in known]
 
 
-def epoch_axis(epochs: Iterable[int], part: Part = WHOLE) -> dict:
-    """X axis with whole epochs only, thinned, -1 written as "before", and of a part how much was done."""
+def draw_epochs(figure: go.Figure, epochs: Iterable[int], moments: Moments, *panels: Mapping[str, int]) -> None:
+    """X axis of whole epochs, thinned, -1 written as "before", and of a part how much was done; and the marks.
+
+    In these panels of `style.PANELS`, or in the only one.
+    """
     ordered = sorted({int(epoch) for epoch in epochs})
-    every = max(1, -(-len(ordered) // 10))
-    ticks = [epoch for i, epoch in enumerate(ordered) if i % every == 0 or epoch == part.epoch]
-    pad = 0.5 if len(ordered) > 1 else 1.0
-    axis: dict = {
-        "title_text": "epoch",
-        "tickangle": 0,
-        "tickvals": ticks,
-        "ticktext": [epoch_name(epoch) + part.below(epoch) for epoch in ticks],
-    }
-    return {**axis, "range": [ordered[0] - pad, ordered[-1] + pad]} if ordered else axis
+    every, pad = max(1, -(-len(ordered) // 10)), 0.5 if len(ordered) > 1 else 1.0
+    ticks = [epoch for i, epoch in enumerate(ordered) if i % every == 0 or epoch == moments.part.epoch]
+    text = [epoch_name(epoch) + moments.part.below(epoch) for epoch in ticks]
+    for at in panels or ({},):
+        figure.update_xaxes(title_text="epoch", tickangle=0, tickvals=ticks, ticktext=text, **at)
+        if ordered:
+            figure.update_xaxes(range=[ordered[0] - pad, ordered[-1] + pad], **at)
+    add_marks(figure, [(mark.epoch, mark.text) for mark in moments.marks], max(ordered, default=0), *panels)
 
 
-def draw_epochs(
-    figure: go.Figure, epochs: Iterable[int], moments: Moments, columns: Sequence[tuple[int, int]] = ()
-) -> None:
-    """The axis of the epochs and the marks, in these (row, column) panels, or in the only one."""
-    for at in [{"row": row, "col": column} for row, column in columns] or [{}]:
-        figure.update_xaxes(**epoch_axis(epochs, moments.part), **at)
-    add_marks(figure, [(mark.epoch, mark.text) for mark in moments.marks], max(epochs, default=0), columns)
-
-
-def add_marks(
-    figure: go.Figure, places: Sequence[tuple[float, str]], end: float, columns: Sequence[tuple[int, int]] = ()
-) -> None:
-    """A dotted line with its text at each place, in these (row, column) panels or the only one; x goes up to `end`."""
-    for at in [{"row": row, "col": column} for row, column in columns] or [{}]:
+def add_marks(figure: go.Figure, places: Sequence[tuple[float, str]], end: float, *panels: Mapping[str, int]) -> None:
+    """A dotted line with its text at each place, in these panels or the only one; x goes up to `end`."""
+    for at in panels or ({},):
         for i, (x, text) in enumerate(places):
             figure.add_vline(x=x, line={"color": BLACK, "dash": "dot", "width": 1.5}, **at)
             side, lines = "right" if x > 0.7 * end else "left", "<br>".join(map(escape, textwrap.wrap(text, 26)))

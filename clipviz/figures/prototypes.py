@@ -1,8 +1,8 @@
-"""How the class vectors moved: their paths in one fixed plane, and how far each turned."""
+"""How the class prototypes moved: their trajectories in one fixed plane, and how far each turned."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,7 +13,7 @@ from clipviz.trace import Trace
 
 _NAMED_CLASSES = 10
 _DRIFT_ROWS = 30
-NO_SNAPSHOTS = "This trace holds no snapshots of class vectors."
+NO_SNAPSHOTS = "This trace holds no class prototypes."
 
 
 def finite_snapshots(trace: Trace) -> dict[str, np.ndarray]:
@@ -23,16 +23,9 @@ def finite_snapshots(trace: Trace) -> dict[str, np.ndarray]:
     return {name: array.astype(np.float64) for name, array in found.items() if array.shape[1:] == shape}
 
 
-class PrototypePaths(NamedTuple):
-    """Paths {snapshot: (E1,C,2)} in the plane of the two main directions of all snapshots and epochs.
-
-    The projection is one and the same for every epoch; each direction's largest loading is positive, so
-    that two computations agree. `explained` (2,) is each direction's share of the variance in [0, 1].
-    """
-
-    names: list[str]
-    paths: dict[str, np.ndarray]
-    explained: np.ndarray
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (..., D) scaled to unit length; zero stays zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 class Plane(NamedTuple):
@@ -45,56 +38,62 @@ class Plane(NamedTuple):
     directions: np.ndarray
     explained: np.ndarray
 
+    @classmethod
+    def through(cls, points: np.ndarray) -> Plane:
+        """The main plane of points (n,D); each direction's largest loading is positive, so that two runs agree."""
+        center = points.mean(0)
+        # The (D,D) covariance is far smaller than the points of many epochs: exact, and fast enough to be live.
+        variances, vectors = np.linalg.eigh((points - center).T @ (points - center))
+        missing = max(0, 2 - len(variances))  # one-dimensional embeddings still get a plane
+        directions = np.pad(vectors[:, ::-1][:, :2], ((0, 0), (0, missing)))
+        shares = np.pad(variances[::-1][:2], (0, missing)) / max(float(variances.sum()), np.finfo(float).tiny)
+        largest = directions[np.abs(directions).argmax(0), [0, 1]]
+        return cls(center, directions * np.where(largest < 0, -1.0, 1.0), np.clip(shares, 0, 1))
+
     def place(self, points: np.ndarray) -> np.ndarray:
         """Points (...,D) in the plane, (...,2)."""
         return (points - self.center) @ self.directions
 
 
-def prototype_plane(trace: Trace) -> Plane | None:
-    """The main plane of the stored class vectors of all epochs; None without any."""
-    snapshots = finite_snapshots(trace)
-    if not snapshots:
-        return None
-    points = np.concatenate([array.reshape(-1, array.shape[-1]) for array in snapshots.values()])
-    center = points.mean(0)
-    return Plane(center, *_main_directions(points - center))
+class PrototypePaths(NamedTuple):
+    """Trajectories {snapshot: (E1,C,2)} in the main plane of all snapshots and epochs, the same for every epoch.
+
+    Without snapshots there is no plane, and `explained` (2,) is 0.
+    """
+
+    names: list[str]
+    paths: dict[str, np.ndarray]
+    explained: np.ndarray
+    plane: Plane | None = None
 
 
 def prototype_paths_info(trace: Trace) -> PrototypePaths:
-    """Joint PCA of the stored class vectors over all epochs."""
-    snapshots, plane = finite_snapshots(trace), prototype_plane(trace)
-    if plane is None:
+    """Joint PCA of the stored prototypes over all epochs."""
+    snapshots = finite_snapshots(trace)
+    if not snapshots:
         return PrototypePaths([], {}, np.zeros(2))
+    plane = Plane.through(np.concatenate([array.reshape(-1, array.shape[-1]) for array in snapshots.values()]))
     paths = {name: plane.place(array) for name, array in snapshots.items()}
-    n_classes = next(iter(snapshots.values())).shape[1]
-    return PrototypePaths([style.class_name(trace.class_names, i) for i in range(n_classes)], paths, plane.explained)
+    return PrototypePaths(_names(trace, paths), paths, plane.explained, plane)
 
 
-def _main_directions(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two main directions (D,2) of centred points (n,D), signs fixed, and their variance shares (2,)."""
-    # The (D,D) covariance is far smaller than the points of many epochs: exact, and fast enough to be live.
-    variances, vectors = np.linalg.eigh(points.T @ points)
-    directions = vectors[:, ::-1][:, :2]
-    shares = variances[::-1][:2] / max(float(variances.sum()), np.finfo(float).tiny)
-    if directions.shape[1] < 2:  # one-dimensional embeddings still get a plane
-        directions = np.pad(directions, ((0, 0), (0, 1)))
-        shares = np.pad(shares, (0, 1))
-    largest = directions[np.abs(directions).argmax(0), [0, 1]]
-    return directions * np.where(largest < 0, -1.0, 1.0), np.clip(shares, 0, 1)
+def _names(trace: Trace, by_class: dict[str, np.ndarray]) -> list[str]:
+    """Names of the classes of arrays (E1,C,...)."""
+    return [style.class_name(trace.class_names, i) for i in range(next(iter(by_class.values())).shape[1])]
 
 
 def draw_prototype_paths(info: PrototypePaths) -> go.Figure:
-    """A path per class from an open marker (before) to a filled one (now); the farthest are named."""
-    title = "Paths of the class vectors (one fixed projection for all epochs)"
+    """A trajectory per class from an open marker (before) to a filled one (now); the farthest are named."""
+    title = "Trajectories of the class prototypes (one fixed projection for all epochs)"
+    axes: dict[str, Any] = {"x": "first direction", "y": "second direction"}
     if not info.paths:
-        return style.empty_chart(title, NO_SNAPSHOTS, "first direction", "second direction")
-    figure = style.new_chart(title, 620, legend_rows=2)
+        return style.empty_chart(title, NO_SNAPSHOTS, **axes)
+    shares = zip(axes.items(), info.explained, strict=True)
+    axes = {side: f"{name} ({share:.0%} of the variance)" for (side, name), share in shares}
+    figure = style.new_chart(title, 620, 2, **axes)
     for i, (name, path) in enumerate(info.paths.items()):
         _add_paths(figure, info.names, style.escape(name), path, style.prototype_look(i))
     _name_farthest(figure, info)
-    labels = [f"{share:.0%} of the variance" for share in info.explained]
-    figure.update_xaxes(title_text=f"first direction ({labels[0]})")
-    figure.update_yaxes(title_text=f"second direction ({labels[1]})")
     return figure
 
 
@@ -102,42 +101,39 @@ def _add_paths(figure: go.Figure, names: list[str], label: str, path: np.ndarray
     path = path.astype(np.float32)  # more digits than pixels only make a page heavier
     gap = np.full((1, path.shape[1], 2), np.nan, np.float32)
     x, y = np.concatenate([path, gap]).transpose(2, 1, 0).reshape(2, -1)
-    opacity = 0.6 if path.shape[1] <= 40 else 0.25  # many paths would hide their ends
+    opacity = 0.6 if path.shape[1] <= 40 else 0.25  # many trajectories would hide their ends
     hidden = {"showlegend": False, "hoverinfo": "skip", "legendgroup": label, "opacity": opacity}
     style.add_line(figure, x, y, label, look, "", mode="lines", line={"width": 1.3}, **hidden)
-    hover = style.short_names(names, 40)
     ends = [("before", 0, f"{look.symbol}-open"), ("last epoch", -1, look.symbol)]
     if np.array_equal(path[0], path[-1]):
         ends = [("never moves", 0, look.symbol)]
+    more: dict[str, Any] = {"mode": "markers", "legendgroup": label, "text": style.short_names(names, 40)}
     for when, at, symbol in ends:
         name, shown = f"{label}, {when}", look._replace(symbol=symbol)
-        x, y = path[at].T
-        style.add_line(figure, x, y, name, shown, "%{text}, " + name, mode="markers", legendgroup=label, text=hover)
+        style.add_line(figure, path[at, :, 0], path[at, :, 1], name, shown, "%{text}, " + name, **more)
 
 
 def _name_farthest(figure: go.Figure, info: PrototypePaths) -> None:
-    """Names beside the ends that travelled farthest and do not sit on a name already written."""
+    """Names beside the ends that moved farthest and do not sit on a name already written."""
     path = max(info.paths.values(), key=lambda p: float(np.linalg.norm(p[-1] - p[0], axis=-1).max()))
-    distance = np.linalg.norm(path[-1] - path[0], axis=-1)
     everything = np.concatenate([p.reshape(-1, 2) for p in info.paths.values()])
     span = np.maximum(np.ptp(everything, axis=0), 1e-12)
     written, names = list[np.ndarray](), style.short_names(info.names, 22)
-    for label in np.argsort(-distance, kind="stable"):
+    look = {"showarrow": False, "yshift": 13, "font_size": 12, "bgcolor": "rgba(255,255,255,0.6)", "borderpad": 0}
+    for label in np.argsort(-np.linalg.norm(path[-1] - path[0], axis=-1), kind="stable"):
         place = path[-1, label] / span
         # A name is about a fifth of the width and a thirtieth of the height.
-        if len(written) == _NAMED_CLASSES or any((abs(place - other) < (0.24, 0.045)).all() for other in written):
-            continue
-        written.append(place)
-        x, y = path[-1, label]
-        look = {"showarrow": False, "yshift": 13, "font": {"size": 12}, "bgcolor": "rgba(255,255,255,0.6)"}
-        figure.add_annotation(x=x, y=y, text=names[label], **look, borderpad=0)
+        if len(written) < _NAMED_CLASSES and all((abs(place - other) >= (0.24, 0.045)).any() for other in written):
+            written.append(place)
+            x, y = path[-1, label]
+            figure.add_annotation(x=x, y=y, text=names[label], **look)
 
 
 prototype_paths = style.figure_of(prototype_paths_info, draw_prototype_paths)
 
 
 class PrototypeDrift(NamedTuple):
-    """Degrees between each class vector before training and at epochs (E1,), {snapshot: (E1,C)}."""
+    """Degrees between each prototype before training and at epochs (E1,), {snapshot: (E1,C)}."""
 
     names: list[str]
     epochs: np.ndarray
@@ -146,23 +142,15 @@ class PrototypeDrift(NamedTuple):
 
 
 def prototype_drift_info(trace: Trace) -> PrototypeDrift:
-    """How far every class vector turned since before training."""
-    snapshots = finite_snapshots(trace)
-    if not snapshots:
+    """How far every prototype turned since before training."""
+    angles = {name: _angles(unit(array)) for name, array in finite_snapshots(trace).items()}
+    if not angles:
         return PrototypeDrift([], np.zeros(0, int), {})
-    angles = {name: _angles(array) for name, array in snapshots.items()}
-    n_epochs, n_classes = next(iter(angles.values())).shape
-    names = [style.class_name(trace.class_names, i) for i in range(n_classes)]
-    return PrototypeDrift(names, np.arange(n_epochs) - 1, angles, moments(trace))
+    epochs = np.arange(len(next(iter(angles.values())))) - 1
+    return PrototypeDrift(_names(trace, angles), epochs, angles, moments(trace))
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (..., D) scaled to unit length; zero stays zero."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
-
-def _angles(vectors: np.ndarray) -> np.ndarray:
-    directions = unit(vectors)
+def _angles(directions: np.ndarray) -> np.ndarray:
     # 2 atan2(|a-b|, |a+b|) keeps its digits near zero, where arccos of a rounded cosine has none left.
     apart, together = (np.linalg.norm(directions + sign * directions[:1], axis=-1) for sign in (-1, 1))
     return np.degrees(2 * np.arctan2(apart, together))
@@ -170,29 +158,27 @@ def _angles(vectors: np.ndarray) -> np.ndarray:
 
 def draw_prototype_drift(info: PrototypeDrift) -> go.Figure:
     """Median and middle 90 % over the epochs, beside the classes that turned most."""
-    title = "Drift: how far the class vectors turned"
+    title, axis = "Drift: how far the class prototypes turned", "angle (degrees)"
     if not info.angles:
-        return style.empty_chart(title, NO_SNAPSHOTS, "epoch", "angle (degrees)")
+        return style.empty_chart(title, NO_SNAPSHOTS, "epoch", axis)
     moving = max(info.angles, key=lambda name: float(info.angles[name][-1].mean()))
     order = np.argsort(-info.angles[moving][-1], kind="stable")[:_DRIFT_ROWS]
-    titles = ("over the epochs", f"{style.escape(moving)}: turned most")
-    grid = {"cols": 2, "column_widths": [0.46, 0.54], "horizontal_spacing": 0.28, "subplot_titles": titles}
-    figure = style.new_chart(title, max(420, 180 + 20 * len(order)), grid=grid)
-    left, right = {"row": 1, "col": 1}, {"row": 1, "col": 2}
+    panels = ("over the epochs", f"{style.escape(moving)}: turned most")
+    grid: dict[str, Any] = {"column_widths": [0.46, 0.54], "horizontal_spacing": 0.28}
+    figure = style.new_chart(title, max(420, 180 + 20 * len(order)), x=axis, panels=panels, **grid)
     for i, (name, angles) in enumerate(info.angles.items()):
         low, median, high = np.quantile(angles, [0.05, 0.5, 0.95], axis=1)
         error = {"array": high - median, "arrayminus": median - low, "symmetric": False, "thickness": 1.2}
         label, hover = f"{style.escape(name)} (median, middle 90 %)", "epoch %{x}: %{y:.1f} degrees"
-        style.add_line(figure, info.epochs, median, label, style.prototype_look(i), hover, error_y=error, **left)
+        style.add_line(figure, info.epochs, median, label, style.prototype_look(i), hover, error_y=error, **style.LEFT)
     rows, names = list(range(len(order))), style.short_names([info.names[label] for label in order])
-    look = {"orientation": "h", "marker_color": style.GRAY, "showlegend": False}
-    hover = "%{x:.1f} degrees<extra></extra>"
-    figure.add_bar(x=info.angles[moving][-1][order], y=rows, hovertemplate=hover, **look, **right)
-    draw_epochs(figure, info.epochs, info.moments, [(1, 1)])
-    figure.update_yaxes(title_text="angle (degrees)", rangemode="tozero", **left)
-    figure.update_xaxes(title_text="angle (degrees)", rangemode="tozero", **right)
-    figure.update_yaxes(tickvals=rows, ticktext=names, autorange="reversed", **right)
-    return figure
+    bars, look = {"orientation": "h", "showlegend": False}, style.Look(style.GRAY, "", "")
+    x, hover = info.angles[moving][-1][order], "%{x:.1f} degrees"
+    style.add_bars(figure, x, rows, None, look, hover, **bars, **style.RIGHT)
+    draw_epochs(figure, info.epochs, info.moments, style.LEFT)
+    figure.update_yaxes(title_text=axis, rangemode="tozero", **style.LEFT)
+    figure.update_xaxes(rangemode="tozero", **style.RIGHT)
+    return figure.update_yaxes(tickvals=rows, ticktext=names, autorange="reversed", **style.RIGHT)
 
 
 prototype_drift = style.figure_of(prototype_drift_info, draw_prototype_drift)

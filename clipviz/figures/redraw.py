@@ -18,6 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import MultipleLocator
 
 from clipviz.figures.style import DASHES, MARKERS, WIDTH
@@ -41,6 +42,11 @@ def redraw(figure: go.Figure) -> Figure:
     Raises:
         ValueError: if it has traces of another type.
     """
+    if kinds := {trace.type for trace in figure.data} - {"scatter", "scattergl", "bar", "heatmap"}:
+        raise ValueError(
+            f"a static picture can hold scatter, bar and heatmap traces, got {', '.join(sorted(kinds))}; "
+            "show this figure in a live notebook or in the report"
+        )
     return _Redrawing(figure).figure
 
 
@@ -48,12 +54,6 @@ class _Redrawing:
     """One translation: axes by (x, y) name, then traces, lines, texts and legend."""
 
     def __init__(self, source: go.Figure) -> None:
-        kinds = {trace.type for trace in source.data} - {"scatter", "scattergl", "bar", "heatmap"}
-        if kinds:
-            raise ValueError(
-                f"a static picture can hold scatter, bar and heatmap traces, got {', '.join(sorted(kinds))}; "
-                "show this figure in a live notebook or in the report"
-            )
         self.source, self.layout = source, source.layout
         self.size = (self.layout.width or WIDTH, self.layout.height or 450)
         margin = self.layout.margin
@@ -75,19 +75,21 @@ class _Redrawing:
         self._make_room()
         self._lines()
         self._texts()
+        for text in self.figure.findobj(Text):
+            text.set_parse_math(False)  # names of others are letters, whatever is in them
 
     def _axis_layout(self, name: str) -> Any:
         return self.layout[f"{name[0]}axis{name[1:]}"]
 
+    def _with(self, name: str) -> Axes:
+        """The axes that have this x or y axis, "x2" or "y2 domain"."""
+        return next(axes for names, axes in self.axes.items() if name.split()[0] in names)
+
     def _at(self, trace: Any) -> tuple[tuple[str, str], Axes]:
         name = (trace.xaxis or "x", trace.yaxis or "y")
         if name not in self.axes:
-            matches = zip(("sharex", "sharey"), (self._axis_layout(axis).matches for axis in name), strict=True)
-            shared: dict[str, Any] = {
-                key: next(axes for names, axes in self.axes.items() if other in names)
-                for key, other in matches
-                if other
-            }
+            others = [self._axis_layout(axis).matches for axis in name]
+            shared: dict[str, Any] = {f"share{other[0]}": self._with(other) for other in others if other}
             axes = self.figure.add_axes((0.1, 0.1, 0.8, 0.8), label=str(name), **shared)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
@@ -103,13 +105,11 @@ class _Redrawing:
             axes.set_axis_off()
             self._range(axes, layout, which)
             return
-        font = (self.layout.font.size or 12) * _POINT
         if layout.tickvals is not None:
-            labels = layout.ticktext if layout.ticktext is not None else [f"{value:g}" for value in layout.tickvals]
-            axis.set_ticks(list(layout.tickvals), [plain(str(label)) for label in labels], parse_math=False)
+            axis.set_ticks(*_ticks(layout))
         elif layout.dtick:
             axis.set_major_locator(MultipleLocator(layout.dtick))
-        axes.tick_params(side, labelsize=font, length=4 * _POINT, color="#555555")
+        axes.tick_params(side, labelsize=(self.layout.font.size or 12) * _POINT, length=4 * _POINT, color="#555555")
         if layout.showticklabels is False:
             axes.tick_params(side, length=0, **{("labelbottom", "labelleft")[which]: False})
         if layout.tickangle:
@@ -127,7 +127,8 @@ class _Redrawing:
         if layout.range is not None:
             put(*layout.range)
         elif layout.rangemode == "tozero":
-            put(min(0.0, get()[0]), get()[1])
+            low, high = min(0.0, get()[0]), get()[1]
+            put(low, high + 0.04 * (high - low))  # with room for a marker
         if layout.autorange == "reversed" and get()[0] < get()[1]:
             put(*reversed(get()))
 
@@ -178,8 +179,8 @@ class _Redrawing:
             axes.scatter(x, y, **_marker_look(trace), zorder=3, alpha=trace.opacity)
         if "text" in mode:
             for place in zip(x, y, trace.text, strict=True):
-                axes.text(*place[:2], plain(place[2]), ha="center", va="center", parse_math=False,
-                          fontsize=(trace.textfont.size or 12) * _POINT)  # fmt: skip
+                size = (trace.textfont.size or 12) * _POINT
+                axes.text(*place[:2], plain(place[2]), ha="center", va="center", fontsize=size)
 
     def _bar(self, trace: Any, name: tuple[str, str], axes: Axes) -> None:
         flat = trace.orientation == "h"
@@ -219,8 +220,7 @@ class _Redrawing:
             cax.set_position((x + 14 / self.size[0], y, thick / self.size[0], height))
         cax.tick_params(labelsize=11 * _POINT)
         if layout.tickvals is not None:
-            axis = cax.xaxis if flat else cax.yaxis
-            axis.set_ticks(list(layout.tickvals), list(layout.ticktext or [f"{v:g}" for v in layout.tickvals]))
+            (cax.xaxis if flat else cax.yaxis).set_ticks(*_ticks(layout))
         if layout.title.text:
             cax.set_title(plain(layout.title.text), fontsize=11 * _POINT, loc="left")
 
@@ -228,22 +228,23 @@ class _Redrawing:
         for shape in self.layout.shapes:
             if shape.type != "line":
                 continue
-            axes = next(a for n, a in self.axes.items() if (shape.xref or "x").split()[0] in n
-                        or (shape.yref or "y").split()[0] in n)  # fmt: skip
             look = {"color": color(shape.line.color), "linewidth": (shape.line.width or 2) * _POINT, "zorder": 1.5,
                     "linestyle": DASHES.get(shape.line.dash, "-")}  # fmt: skip
-            axes.axvline(shape.x0, **look) if "domain" in (shape.yref or "") else axes.axhline(shape.y0, **look)
+            if "domain" in (shape.yref or ""):
+                self._with(shape.xref or "x").axvline(shape.x0, **look)
+            else:
+                self._with(shape.yref or "y").axhline(shape.y0, **look)
 
     def _texts(self) -> None:
         width, height = self.size
         title = self.layout.title
         if title.text:
-            self.figure.text(10 / width, 1 - 12 / height, plain(title.text), va="top", parse_math=False,
-                             fontsize=(title.font.size or 16) * _POINT, weight="bold")  # fmt: skip
+            size = (title.font.size or 16) * _POINT
+            self.figure.text(10 / width, 1 - 12 / height, plain(title.text), va="top", fontsize=size, weight="bold")
         for note in self.layout.annotations:
             x, y = self._where(note)
             self.figure.text(
-                x + (note.xshift or 0) / width, y + (note.yshift or 0) / height, plain(note.text), parse_math=False,
+                x + (note.xshift or 0) / width, y + (note.yshift or 0) / height, plain(note.text),
                 ha=note.xanchor if note.xanchor in ("left", "right") else "center",
                 va=note.yanchor if note.yanchor in ("top", "bottom") else "center",
                 fontsize=(note.font.size or 13) * _POINT, color=color(note.font.color or "#222222"),
@@ -256,15 +257,18 @@ class _Redrawing:
         for which, ref, value in ((0, note.xref or "x", note.x), (1, note.yref or "y", note.y)):
             point: Any = self._paper(value, value)
             if ref != "paper":
-                axes = next(a for names, a in self.axes.items() if ref.split()[0] in names)
+                axes = self._with(ref)
                 shown = (axes.transAxes if "domain" in ref else axes.transData).transform((value, value))
                 point = self.figure.transFigure.inverted().transform(shown)
             place.append(float(point[which]))
         return place[0], place[1]
 
     def _legend(self) -> None:
-        named = [trace for trace in self.source.data if trace.name and trace.showlegend is not False]
-        shown = [trace for trace in named if trace.type != "heatmap"]
+        shown = [
+            trace
+            for trace in self.source.data
+            if trace.name and trace.showlegend is not False and trace.type != "heatmap"
+        ]
         if self.layout.showlegend is False or not shown:
             return
         labels = [plain(trace.name) for trace in shown]
@@ -276,6 +280,12 @@ class _Redrawing:
             bbox_to_anchor=(self.margin[0] / self.size[0], 1 - 34 / self.size[1]), fontsize=12 * _POINT, borderpad=0,
             columnspacing=1.2, handlelength=2.6,
         )  # fmt: skip
+
+
+def _ticks(layout: Any) -> tuple[list[float], list[str]]:
+    """Places and labels of the ticks of an axis or a colour bar that has its own."""
+    labels = layout.ticktext if layout.ticktext is not None else [f"{value:g}" for value in layout.tickvals]
+    return list(layout.tickvals), [plain(str(label)) for label in labels]
 
 
 def color(value: Any) -> Any:

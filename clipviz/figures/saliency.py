@@ -33,7 +33,7 @@ KIND_NAMES = {
 }
 """All kinds of maps that come with clipviz; others are a user's own."""
 
-_LEFT = 130  # pixels for the names of the rows
+_LEFT, _HEAD = 130, 46  # pixels for the names of the rows and of the columns
 # Okabe and Ito's colours, then lighter and darker ones of the same hues, for up to fifteen parts.
 _PART_COLORS = [
     "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF",
@@ -41,12 +41,19 @@ _PART_COLORS = [
 ]  # fmt: skip
 
 
-class SaliencyColumn(NamedTuple):
-    """Maps (P,h,w) in [0, 1] of one kind at one epoch; `is_mask` when they are 0 or 1 throughout."""
+class SaliencyMaps(NamedTuple):
+    """Maps (P,h,w) in [0, 1] of one kind at one epoch, or one (h,w) of these; `is_mask`: 0 or 1 throughout."""
 
     title: str
-    maps: np.ndarray
+    values: np.ndarray
     is_mask: bool
+
+    @classmethod
+    def of(cls, kind: str, maps: np.ndarray, when: str = "") -> SaliencyMaps:
+        """Raw maps (P,h,w), each stretched to [0, 1]."""
+        return cls(
+            KIND_NAMES.get(kind, kind.replace("_", " ")) + when, unit_range(maps), bool(np.isin(maps, (0, 1)).all())
+        )
 
 
 class SaliencyGrid(NamedTuple):
@@ -56,7 +63,7 @@ class SaliencyGrid(NamedTuple):
     titles: list[str]
     parts: np.ndarray | None
     part_names: list[str]
-    columns: list[SaliencyColumn]
+    columns: list[SaliencyMaps]
 
 
 def saliency_grid_info(
@@ -75,9 +82,10 @@ def saliency_grid_info(
     """
     probe = trace.probe
     kinds = ("ncut", "soap", *(kind for kind in probe.maps if kind not in KIND_NAMES)) if kinds is None else kinds
+    labels = zip(probe.target[:max_images], probe.index[:max_images], strict=True)
     titles = [
         style.class_name(trace.class_names, int(label)) if label >= 0 else f"image {int(number)}"
-        for label, number in zip(probe.target[:max_images], probe.index[:max_images], strict=True)
+        for label, number in labels
     ]
     columns = [column for kind in kinds for column in _columns(trace, kind, epochs, max_images)]
     part_names = [str(name) for name in trace.meta.get("part_names") or ()]
@@ -85,13 +93,8 @@ def saliency_grid_info(
     return SaliencyGrid(probe.images[:max_images], titles, parts, part_names, columns)
 
 
-def _columns(trace: Trace, kind: str, epochs: Sequence[str | int], n_images: int) -> list[SaliencyColumn]:
-    maps = trace.probe.maps.get(kind)
-    if maps is None or not len(maps):
-        return []
-    name = KIND_NAMES.get(kind, kind.replace("_", " "))
-    is_mask = bool(np.isin(maps, (0, 1)).all())
-    chosen: dict[int, str] = {}
+def _columns(trace: Trace, kind: str, epochs: Sequence[str | int], n_images: int) -> list[SaliencyMaps]:
+    maps, chosen = trace.probe.maps.get(kind, ()), dict[int, str]()
     for epoch in epochs:
         place = {"before": 0, "after": len(maps) - 1}.get(str(epoch))
         place = int(epoch) + 1 if place is None else place
@@ -100,9 +103,8 @@ def _columns(trace: Trace, kind: str, epochs: Sequence[str | int], n_images: int
             when = f"after epoch {place - 1}" if place else "before"
         if 0 <= place < len(maps):
             chosen.setdefault(place, when)
-    return [
-        SaliencyColumn(f"{name}\n{when}", unit_range(maps[place][:n_images]), is_mask) for place, when in chosen.items()
-    ]
+    columns = [SaliencyMaps.of(kind, maps[at][:n_images], f"\n{when}") for at, when in chosen.items()]
+    return [column._replace(is_mask=bool(np.isin(maps, (0, 1)).all())) for column in columns]
 
 
 def unit_range(maps: np.ndarray) -> np.ndarray:
@@ -121,40 +123,36 @@ def draw_saliency_grid(info: SaliencyGrid) -> Figure:
         return style.empty_picture(title, "No saliency was recorded: this method has no patch-level maps.")
     titles = ["image", *["true parts"] * (info.parts is not None), *(column.title for column in info.columns)]
     used = [] if info.parts is None else [int(part) for part in np.unique(info.parts) if part]
-    has_heat = any(not column.is_mask for column in info.columns)
-    cell, head, foot = (
-        min(150, (style.WIDTH - 8 - _LEFT) / len(titles)),
-        46,
-        14 + 24 * -(-len(used) // 7) + 46 * has_heat,
-    )
-    height = head + len(info.images) * cell + foot
-    page = style.Page(height, "")
-    edges = {"left": _LEFT / style.WIDTH, "right": (_LEFT + cell * len(titles)) / style.WIDTH}
-    edges |= {"top": 1 - head / height, "bottom": foot / height, "wspace": 0.04, "hspace": 0.04}
-    grid = page.figure.subplots(len(info.images), len(titles), squeeze=False, gridspec_kw=edges)
-    labels = [textwrap.fill(name, 14) for name in style.apart(info.titles, 56)]
-    for row, (axes, image) in enumerate(zip(grid, info.images, strict=True)):
-        show_image(axes[0], image)
-        look: dict[str, Any] = {
-            "rotation": 0,
-            "ha": "right",
-            "va": "center",
-            "fontsize": style.FONT,
-            "labelpad": 6,
-            "parse_math": False,
-        }
-        axes[0].set_ylabel(labels[row], **look)
-        if info.parts is not None:
-            show_parts(axes[1], image, info.parts[row])
-        for axis, column in zip(axes[-len(info.columns) :], info.columns, strict=True):
-            show_saliency(axis, image, column.maps[row], column.is_mask)
-    for axis, name in zip(grid[0], titles, strict=True):
-        axis.set_title(name, fontsize=style.FONT, parse_math=False)
+    has_heat = not all(column.is_mask for column in info.columns)
+    cell = min(150.0, (style.WIDTH - 8 - _LEFT) / len(titles))
+    foot = 14 + 24 * -(-len(used) // 7) + 46 * has_heat
+    page = style.Page(_HEAD + len(info.images) * cell + foot, "")
+    for i, title in enumerate(titles):
+        page.write(_LEFT + (i + 0.5) * cell - 2, _HEAD - 6, title, ha="center", va="bottom", ma="center")
+    for row, name in enumerate(style.apart(info.titles, 56)):
+        top, parts = _HEAD + row * cell, None if info.parts is None else info.parts[row]
+        page.write(_LEFT - 8, top + cell / 2, textwrap.fill(name, 14), ha="right", va="center", ma="center")
+        maps = [column._replace(values=column.values[row]) for column in info.columns]
+        show_row(page, _LEFT, top, cell - 4, info.images[row], parts, maps)
     if used:
-        _part_legend(page.figure, info.part_names, used, y=(foot - 8) / height)
+        _part_legend(page.figure, info.part_names, used, y=(foot - 8) / page.height)
     if has_heat:
         _color_bar(page)
     return page.figure
+
+
+def show_row(
+    page: style.Page, left: float, top: float, side: float, image: np.ndarray, parts: np.ndarray | None,
+    maps: Sequence[SaliencyMaps], gap: float = 4,
+) -> None:  # fmt: skip
+    """An image, its true parts where they are known, and its maps (h,w), beside each other."""
+    n = 1 + (parts is not None) + len(maps)
+    first, *others = (page.axes(left + i * (side + gap), top, side, side) for i in range(n))
+    show_image(first, image)
+    if parts is not None:
+        show_parts(others.pop(0), image, parts)
+    for axes, one in zip(others, maps, strict=True):
+        show_saliency(axes, image, one.values, one.is_mask)
 
 
 def _backdrop(axis: Axes, image: np.ndarray) -> tuple[float, float, float, float]:
@@ -193,19 +191,19 @@ def show_parts(axis: Axes, image: np.ndarray, parts: np.ndarray) -> None:
     """Colour each part of the mask (H,W) over a grey copy of the image; 0 is background."""
     extent = _backdrop(axis, image)
     shown = (np.ma.masked_equal(parts, 0) - 1) % len(_PART_COLORS)
-    look: dict[str, Any] = {
-        "cmap": ListedColormap(_PART_COLORS),
-        "vmin": -0.5,
-        "vmax": len(_PART_COLORS) - 0.5,
-        "alpha": 0.85,
-    }
-    axis.imshow(shown, extent=extent, interpolation="nearest", **look)
+    look: dict[str, Any] = {"vmin": -0.5, "vmax": len(_PART_COLORS) - 0.5, "alpha": 0.85}
+    axis.imshow(shown, ListedColormap(_PART_COLORS), extent=extent, interpolation="nearest", **look)
 
 
 def _part_legend(figure: Figure, names: list[str], used: list[int], y: float) -> None:
-    labels = [style.shorten(names[part] if part < len(names) else f"part {part}", 16) for part in used]
-    colors = [_PART_COLORS[(part - 1) % len(_PART_COLORS)] for part in used]
-    handles = [Patch(facecolor=c, edgecolor="#555", label=label) for c, label in zip(colors, labels, strict=True)]
+    handles = [
+        Patch(
+            facecolor=_PART_COLORS[(part - 1) % len(_PART_COLORS)],
+            edgecolor="#555",
+            label=style.shorten(names[part] if part < len(names) else f"part {part}", 16),
+        )
+        for part in used
+    ]
     legend = figure.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(_LEFT / style.WIDTH, y), ncol=7, fontsize=style.FONT,
         frameon=False, handlelength=1, handleheight=1, columnspacing=1.2, borderpad=0, borderaxespad=0,
@@ -216,10 +214,8 @@ def _part_legend(figure: Figure, names: list[str], used: list[int], y: float) ->
 
 def _color_bar(page: style.Page) -> None:
     axis = page.axes(_LEFT, page.height - 36, 330, 10)
-    bar = page.figure.colorbar(
-        ScalarMappable(cmap=colormaps[style.SALIENCY_COLORS]), cax=axis, orientation="horizontal"
-    )
-    bar.set_ticks([])
+    scale = ScalarMappable(cmap=colormaps[style.SALIENCY_COLORS])
+    page.figure.colorbar(scale, cax=axis, orientation="horizontal").set_ticks([])
     for x, side, text in ((0, "left", "least attention"), (1, "right", "most, in each map")):
         axis.text(x, -0.5, text, fontsize=style.FONT, ha=side, va="top", transform=axis.transAxes)
 

@@ -1,7 +1,8 @@
-"""How alike the class vectors are: cosines between all pairs, and what adaptation did to them."""
+"""How similar the class prototypes are: cosines between all pairs, and what adaptation did to them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ _MAX_NAMES = 24
 
 
 class PrototypeSimilarity(NamedTuple):
-    """Cosines (C,C) in [-1, 1] of every row vector with every column vector, before training and after.
+    """Cosines (C,C) in [-1, 1] of every row prototype with every column prototype, before training and after.
 
     `rows` and `columns` name the snapshots; where they are one and the same, the diagonal is 1. `rows` is None
     without snapshots.
@@ -29,7 +30,7 @@ class PrototypeSimilarity(NamedTuple):
 
 
 def prototype_similarity_info(trace: Trace, rows: str | None = None, columns: str | None = None) -> PrototypeSimilarity:
-    """Cosines between the stored class vectors.
+    """Cosines between the stored prototypes.
 
     Args:
         trace: The run.
@@ -41,7 +42,7 @@ def prototype_similarity_info(trace: Trace, rows: str | None = None, columns: st
     """
     snapshots = finite_snapshots(trace)
     if not snapshots:
-        return PrototypeSimilarity([], None, None, np.zeros((0, 0)), np.zeros((0, 0)))
+        return PrototypeSimilarity([], None, None, *np.zeros((2, 0, 0)))
     # Last in the alphabet first, so that text prototypes are the rows and image prototypes the columns.
     moved = [name for name in reversed(snapshots) if not np.array_equal(snapshots[name][0], snapshots[name][-1])]
     rows = rows or (moved or list(snapshots))[0]
@@ -57,26 +58,26 @@ def prototype_similarity_info(trace: Trace, rows: str | None = None, columns: st
 
 def draw_prototype_similarity(info: PrototypeSimilarity) -> go.Figure:
     """Two heat maps: the cosines after the last epoch, and how they changed since before training."""
-    title = "Geometry: how alike the class vectors are"
+    title = "Geometry: how similar the class prototypes are"
     if info.rows is None:
         return style.empty_chart(title, NO_SNAPSHOTS, "class", "class")
-    titles = ("cosine, last epoch", "change of it")
-    grid = {"cols": 2, "shared_yaxes": True, "horizontal_spacing": 0.03, "subplot_titles": titles}
-    figure = style.new_chart(title, 660, 0, grid)
-    own = info.rows == info.columns
-    change = info.after - info.before
+    figure = style.new_chart(
+        title,
+        660,
+        0,
+        panels=("cosine, last epoch", "change since before training"),
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+    )
+    own, change = info.rows == info.columns, info.after - info.before
     others = ~np.eye(len(info.after), dtype=bool) if own and len(info.after) > 1 else np.ones_like(change, bool)
     largest = max(float(np.abs(change[others]).max()), 0.01)
     low, high = float(info.after[others].min()), float(info.after[others].max())
-    bar = {"len": 0.46, "y": 0.01, "yref": "container", "yanchor": "bottom"}
-    left, right = {**bar, "x": 0.0, "xanchor": "left"}, {**bar, "x": 1.0, "xanchor": "right"}
-    _add_heatmap(figure, info.after, style.SIMILARITY_COLORS, (low, max(high, low + 0.01)), left, 1)
-    _add_heatmap(figure, change, style.CHANGE_COLORS, (-largest, largest), right, 2)
+    _add_heatmap(figure, info.after, style.SIMILARITY_COLORS, (low, max(high, low + 0.01)), 0, style.LEFT)
+    _add_heatmap(figure, change, style.CHANGE_COLORS, (-largest, largest), 1, style.RIGHT)
     ticks = style.thinned(info.names, _MAX_NAMES, 20)
-    figure.update_xaxes(tickangle=-60, **ticks)
-    figure.update_layout(margin_b=210)
-    figure.update_yaxes(**ticks, autorange="reversed", col=1)
-    figure.update_yaxes(autorange="reversed", ticks="", col=2)
+    figure.update_layout(margin_b=210).update_xaxes(tickangle=-60, **ticks)
+    figure.update_yaxes(autorange="reversed", **ticks, col=1).update_yaxes(autorange="reversed", ticks="", col=2)
     if not own:
         figure.update_yaxes(title_text=style.escape(info.rows), col=1)
         figure.update_xaxes(title_text=style.escape(info.columns))
@@ -84,20 +85,17 @@ def draw_prototype_similarity(info: PrototypeSimilarity) -> go.Figure:
 
 
 def _add_heatmap(
-    figure: go.Figure, values: np.ndarray, colors: str, bounds: tuple[float, float], bar: dict, column: int
+    figure: go.Figure, values: np.ndarray, colors: str, bounds: tuple[float, float], side: int, at: Mapping[str, int]
 ) -> None:
+    """A matrix with its colour bar at the lower left (`side` 0) or right (1)."""
     # Hundredths as bytes: a matrix of 200 classes then weighs 50 kB in a page instead of 400.
-    ticks = np.linspace(100 * bounds[0], 100 * bounds[1], 5)
+    ticks, edge = np.linspace(100 * bounds[0], 100 * bounds[1], 5), ("left", "right")[side]
     figure.add_heatmap(
-        z=np.clip((100 * values).round(), -127, 127).astype(np.int8),
-        colorscale=colors,
-        zmin=ticks[0],
-        zmax=ticks[-1],
-        colorbar={"orientation": "h", "thickness": 12, "tickvals": ticks,
-                  "ticktext": [f"{tick / 100:z.2f}" for tick in ticks], **bar},
-        hovertemplate="%{z} hundredths<extra></extra>",
-        row=1,
-        col=column,
+        z=np.clip((100 * values).round(), -127, 127).astype(np.int8), zmin=ticks[0], zmax=ticks[-1], colorscale=colors,
+        colorbar={"orientation": "h", "thickness": 12, "len": 0.46, "x": float(side), "xanchor": edge, "y": 0.01,
+                  "yref": "container", "yanchor": "bottom", "tickvals": ticks,
+                  "ticktext": [f"{tick / 100:z.2f}" for tick in ticks]},
+        hovertemplate="cosine %{z}/100<extra></extra>", **at,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from clipviz.files import writing
 #: What a format calls the time, which would make two files of one figure differ.
 _TIMES = {".pdf": "CreationDate", ".svg": "Date", ".png": "Creation Time"}
 #: Text stays text, in TrueType letters, where the formats would else make outlines or bitmaps of it.
-_AS_TEXT = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "clipviz"}
+_AS_TEXT: dict[Any, Any] = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "clipviz"}
 
 
 @runtime_checkable

@@ -11,8 +11,8 @@ import functools
 import html
 import inspect
 import textwrap
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -25,10 +25,8 @@ from clipviz.errors import inert
 from clipviz.trace import Trace
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILLION, PURPLE, GRAY = "#0072B2", "#D55E00", "#CC79A7", "#767676"
+BLUE, VERMILLION, PURPLE, GRAY, SILVER = "#0072B2", "#D55E00", "#CC79A7", "#767676", "#BBBBBB"
 
-#: Right and wrong, wherever they are told apart (with a pattern or a dash beside the colour).
-RIGHT, WRONG = BLUE, VERMILLION
 #: Continuous colour maps: monotone in lightness (or diverging from white), never jet.
 SALIENCY_COLORS, COUNT_COLORS = "magma", "Blues"
 SIMILARITY_COLORS, CHANGE_COLORS = "Cividis", "PuOr"
@@ -42,9 +40,10 @@ DASHES: dict[str | None, Any] = {
     "solid": "-", "dot": ":", "dash": "--", "dashdot": "-.", "longdash": (0, (8, 3)),
     "longdashdot": (0, (8, 3, 2, 3)), "none": "",
 }  # fmt: skip
-MARKERS = {
+MARKERS: dict[str, Any] = {
     "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "x": "X", "star": "*",
-    "hexagon": "h", "cross": "P", "": "",
+    "hexagon": "h", "cross": "P", "pentagon": "p", "hourglass": [(-1, 1), (1, 1), (-1, -1), (1, -1), (-1, 1)],
+    "bowtie": [(-1, 1), (-1, -1), (1, 1), (1, -1), (-1, 1)], "": "",
 }  # fmt: skip
 
 
@@ -57,17 +56,21 @@ class Look(NamedTuple):
     hatch: str = ""
 
 
+#: Images by whether their class is right, with a marker beside the colour, wherever these are told apart.
+CORRECT, INCORRECT = Look(BLUE, "circle", "solid"), Look(VERMILLION, "x", "dash")
+UNKNOWN = Look(GRAY, "square", "solid")
+#: A class before and after training.
+BEFORE, AFTER = Look(GRAY, "circle-open", "solid"), Look(BLUE, "circle", "solid")
+#: What another mixture of the sources does to the pseudo-labels.
+MIXED_ACCURACY, MIXED_CHANGES = Look(BLUE, "", "solid"), Look(VERMILLION, "", "dash")
 #: Sources of pseudo-labels, the first to the last; then what else may have decided one.
 _SOURCES = (
     Look(ORANGE, "square", "dash", "/"), Look(BLUE, "diamond", "dot", "\\"),
-    Look(PURPLE, "triangle-up", "longdash", "|"),
+    Look(PURPLE, "triangle-up", "longdash", "|"), Look(SKY, "triangle-down", "longdashdot"),
 )  # fmt: skip
-_DECIDERS = {
-    "all agree": Look(GRAY, "circle", "solid"),
-    "several": Look(GREEN, "star", "dashdot", "."),
-    "neither": Look(VERMILLION, "x", "dot", "x"),
-}
-#: Class vectors, one snapshot after another; blue and vermillion are right and wrong images beside them.
+_DECIDERS = {"all agree": Look(GRAY, "circle", "solid"), "several": Look(GREEN, "star", "dashdot", "."),
+             "neither": Look(VERMILLION, "x", "dot", "x")}  # fmt: skip
+#: Class prototypes, one snapshot after another; blue and vermillion are right and wrong images beside them.
 _PROTOTYPES = (
     Look(ORANGE, "diamond", "solid"), Look(GREEN, "square", "dash"), Look(PURPLE, "triangle-up", "dot"),
     Look(SKY, "diamond", "dashdot"),
@@ -78,13 +81,18 @@ _TERMS = (
 )  # fmt: skip
 
 
+def source_look(place: int) -> Look:
+    """That of a source, by its place among the sources."""
+    return _SOURCES[place % len(_SOURCES)]
+
+
 def decider_look(name: str, sources: Sequence[str]) -> Look:
     """That of a source, or of "all agree", "several", "neither"."""
-    return _SOURCES[list(sources).index(name) % len(_SOURCES)] if name in sources else _DECIDERS[name]
+    return source_look(list(sources).index(name)) if name in sources else _DECIDERS[name]
 
 
 def prototype_look(place: int) -> Look:
-    """That of a snapshot's class vectors, by its place among the snapshots."""
+    """That of a snapshot's prototypes, by its place among the snapshots."""
     return _PROTOTYPES[place % len(_PROTOTYPES)]
 
 
@@ -150,8 +158,7 @@ def escape(text: object) -> str:
 
 def shorten(text: object, width: int = 26) -> str:
     """`text` on one line, cut in the middle so that both of its ends can be read."""
-    plain = inert(" ".join(str(text).split()))
-    keep = width - 1
+    plain, keep = inert(" ".join(str(text).split())), width - 1
     return plain if len(plain) <= width else f"{plain[: keep - keep // 2]}…{plain[-(keep // 2) :]}"
 
 
@@ -163,18 +170,16 @@ def apart(names: Sequence[str], width: int = 26) -> list[str]:
     plain = [shorten(name, 400) for name in names]
     found = [shorten(name, width) for name in plain]
     for mend in (lambda name, alike: _cut(name, alike, width), lambda name, alike: shorten(name, 60)):
-        alike: dict[str, set[str]] = {}
-        for cut, name in zip(found, plain, strict=True):
-            alike.setdefault(cut, set()).add(name)
-        pairs = zip(found, plain, strict=True)
+        pairs, alike = list(zip(found, plain, strict=True)), defaultdict[str, set[str]](set)
+        for cut, name in pairs:
+            alike[cut].add(name)
         found = [mend(name, alike[cut]) if len(alike[cut]) > 1 else cut for cut, name in pairs]
     return found
 
 
-def _cut(name: str, alike: Iterable[str], width: int) -> str:
+def _cut(name: str, alike: set[str], width: int) -> str:
     """The beginning of a name, and it from where the first of those that are alike has another letter."""
-    others = [other for other in alike if other != name]
-    start = next(i for i in range(len(name) + 1) if any(other[i : i + 1] != name[i : i + 1] for other in others))
+    start = next(i for i in range(len(name) + 1) if len({other[i : i + 1] for other in alike}) > 1)
     word = name.rfind(" ", 0, start) + 1
     start = word if start - word <= width // 3 else start
     head = max(width // 3, width - 1 - (len(name) - start))
@@ -207,37 +212,52 @@ def thinned(names: Sequence[str], limit: int = MAX_LABELS, width: int = 26) -> d
     return {"tickvals": ticks, "ticktext": short_names([names[tick] for tick in ticks], width)}
 
 
-def new_chart(title: str, height: int = 420, legend_rows: int = 1, grid: Mapping[str, Any] | None = None) -> go.Figure:
+#: Where the panels of a chart are, two in a row.
+PANELS: list[dict[str, Any]] = [{"row": 1 + place // 2, "col": 1 + place % 2} for place in range(4)]
+LEFT, RIGHT = PANELS[:2]
+
+
+def new_chart(
+    title: str,
+    height: int = 420,
+    legend_rows: int = 1,
+    *,
+    x: str = "",
+    y: str = "",
+    panels: Sequence[str] = (),
+    **grid: Any,
+) -> go.Figure:
     """A chart in the shared fonts, grid and margins; title, legend and panel titles stack from the top.
 
     Args:
         title: The headline, ours (never data).
         height: In pixels.
         legend_rows: Rows of legend at 900 pixels to leave room for.
-        grid: Of several panels, as for `make_subplots`; they all have titles.
+        x: What the x axes are called.
+        y: What the y axes are called.
+        panels: Titles of several panels, side by side unless `grid` has rows.
+        grid: More about these, as for `make_subplots`.
     """
-    figure = make_subplots(**grid) if grid else go.Figure()
-    ticks = {"ticks": "outside", "ticklen": 4, "tickcolor": "#555", "automargin": True}
+    figure = make_subplots(**{"cols": len(panels), "subplot_titles": panels, **grid}) if panels else go.Figure()
     lines = {"showline": True, "linecolor": "#555", "gridcolor": "#e4e4e4", "zeroline": False}
-    axis = {**ticks, **lines, "title": {"font": {"size": 13}, "standoff": 8}}
-    legend = {"yref": "container", "y": 1 - 38 / height, "yanchor": "top"}
+    from_top = {"yref": "container", "y": 1 - 38 / height, "yanchor": "top"}
+    axis = {"ticks": "outside", "ticklen": 4, "tickcolor": "#555", "automargin": True, **lines}
     figure.update_layout(
         template="none",
         title={"text": title, "x": 0.01, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 12}},
         font={"family": "DejaVu Sans, Verdana, Arial, sans-serif", "size": 13, "color": "#222"},
         title_font_size=16,
         height=height,
-        margin={"l": 64, "r": 24, "t": 44 + 22 * legend_rows + 28 * (grid is not None), "b": 56},
+        margin={"l": 64, "r": 24, "t": 44 + 22 * legend_rows + 28 * bool(panels), "b": 56},
         paper_bgcolor="white",
         plot_bgcolor="white",
         hovermode="closest",
         showlegend=True,
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "traceorder": "normal", **legend},
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "traceorder": "normal", **from_top},
     )
-    figure.update_xaxes(**axis)
-    figure.update_yaxes(**axis)
-    figure.update_annotations(font_size=14)
-    return figure
+    for update, text in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
+        update(title={"text": text or None, "font": {"size": 13}, "standoff": 8}, **axis)
+    return figure.update_annotations(font_size=14)
 
 
 def add_line(figure: go.Figure, x: Any, y: Any, name: str, look: Look | MethodStyle, hover: str, **more: Any) -> None:
@@ -249,10 +269,12 @@ def add_line(figure: go.Figure, x: Any, y: Any, name: str, look: Look | MethodSt
     figure.add_scatter(x=x, y=y, name=name, line=line, marker=marker, hovertemplate=said, **settings)
 
 
-def pattern(color: str, shape: str) -> dict:
-    """A bar's marker in `color` with white hatching, the second channel beside colour ("" for none)."""
-    hatching = {"shape": shape, "bgcolor": color, "fgcolor": "white", "size": 7, "solidity": 0.25}
-    return {"color": color, "pattern": hatching if shape else {}}
+def add_bars(figure: go.Figure, x: Any, y: Any, name: str | None, look: Look, hover: str = "", **more: Any) -> None:
+    """Bars with white hatching if their look has it, the second channel beside colour; `more` as for `add_line`."""
+    hatching = {"shape": look.hatch, "bgcolor": look.color, "fgcolor": "white", "size": 7, "solidity": 0.25}
+    marker = {"color": look.color, "pattern": hatching if look.hatch else {}} | more.pop("marker", {})
+    said = f"{hover}<extra></extra>" if hover else None
+    figure.add_bar(x=x, y=y, name=name, marker=marker, hovertemplate=said, **more)
 
 
 #: What the label of a figure without data is.
@@ -261,12 +283,11 @@ _EMPTY = "empty"
 
 def empty_chart(title: str, why: str, x: str = "", y: str = "", height: int = 300) -> go.Figure:
     """A labelled chart without data that says why (in our words, never data) it is empty."""
-    figure = new_chart(title, height)
-    figure.update_xaxes(title_text=x, showticklabels=False, range=[0, 1])
-    figure.update_yaxes(title_text=y, showticklabels=False, range=[0, 1])
-    middle = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper", "showarrow": False}
-    text = "<br>".join(textwrap.wrap(why, 70))
-    figure.add_annotation(text=text, font={"size": 15, "color": "#555"}, **middle)
+    figure = new_chart(title, height, x=x, y=y)
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(showticklabels=False, range=[0, 1])
+    text = {"text": "<br>".join(textwrap.wrap(why, 70)), "font": {"size": 15, "color": "#555"}, "showarrow": False}
+    figure.add_annotation(x=0.5, y=0.5, xref="paper", yref="paper", **text)
     return figure.update_layout(meta=_EMPTY)
 
 

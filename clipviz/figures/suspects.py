@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
@@ -18,12 +18,10 @@ from clipviz.instructive import confidently_wrong, disputed
 from clipviz.trace import Trace
 
 _ROW, _SIDE, _LETTERS = 90, 76, 54
-#: What an image is called, what is said of it, and its pixels (H,W,3) uint8 where they are known.
-Card = tuple[str, list[str], np.ndarray | None]
 
 
 class WronglyCalled(NamedTuple):
-    """An evaluation image of class `target` that is called `prediction`; `number` is its position in the data."""
+    """An evaluation image of class `target` for which `prediction` is predicted; `number` is its position."""
 
     number: int
     target: str
@@ -45,7 +43,7 @@ class Disputed(NamedTuple):
 
     number: int
     target: str | None
-    votes: dict[str, tuple[str, float]]
+    sources: dict[str, tuple[str, float]]
     pseudo_label: str
 
 
@@ -66,18 +64,14 @@ class Suspects(NamedTuple):
 
 def suspects_info(trace: Trace, n: int = 8) -> Suspects:
     """Find at most `n` images for each list."""
-    table, names = trace.predictions, trace.class_names
-    rows = table[table["epoch"] == table["epoch"].max()]
-    columns = [rows[name].to_numpy() for name in ("prediction", "confidence", "target")]
-    wrong = [
-        WronglyCalled(
-            row["index"], class_name(names, row["target"]), class_name(names, row["prediction"]), row["confidence"]
-        )
-        for row in rows.iloc[confidently_wrong(*columns)[:n]].to_dict("records")
-    ]
-    flipped, in_dispute = _flipped(trace, n), _disputed(trace, n)
-    files = _files(trace, "measured", wrong), _files(trace, "learned", [*flipped, *in_dispute])
-    return Suspects(wrong, flipped, in_dispute, *files, _images(trace))
+    wrong, flipped, in_dispute = _wrong(trace, n), _flipped(trace, n), _disputed(trace, n)
+    numbers = {"measured": [item.number for item in wrong]}
+    numbers["learned"] = [*(item.number for item in flipped), *(item.number for item in in_dispute)]
+    measured, learned = (
+        {number: name for number in chosen if (name := trace.file_name(number, part)) is not None}
+        for part, chosen in numbers.items()
+    )
+    return Suspects(wrong, flipped, in_dispute, measured, learned, _images(trace))
 
 
 def _images(trace: Trace) -> dict[tuple[str, int], np.ndarray]:
@@ -93,8 +87,15 @@ def _images(trace: Trace) -> dict[tuple[str, int], np.ndarray]:
     }
 
 
-def _files(trace: Trace, part: str, items: Sequence[WronglyCalled | Flipped | Disputed]) -> dict[int, str]:
-    return {item.number: name for item in items if (name := trace.file_name(item.number, part)) is not None}
+def _wrong(trace: Trace, n: int) -> list[WronglyCalled]:
+    rows = trace.predictions[trace.predictions["epoch"] == trace.predictions["epoch"].max()]
+    columns = [rows[name].to_numpy() for name in ("index", "target", "prediction", "confidence")]
+    chosen = confidently_wrong(*(columns[i] for i in (2, 3, 1)))[:n]
+    names = trace.class_names
+    return [
+        WronglyCalled(number, class_name(names, target), class_name(names, prediction), confidence)
+        for number, target, prediction, confidence in zip(*(column[chosen].tolist() for column in columns), strict=True)
+    ]
 
 
 def _flipped(trace: Trace, n: int) -> list[Flipped]:
@@ -102,8 +103,8 @@ def _flipped(trace: Trace, n: int) -> list[Flipped]:
     number, label = samples["index"], samples["pseudo_label"]
     is_flip = (number == number.shift()) & (label != label.shift())
     flips = is_flip.groupby(number).sum().sort_values(ascending=False, kind="stable")
-    flips = flips[flips > 0].head(n)
     found = []
+    flips = flips[flips > 0].head(n)
     for index, n_flips in zip(flips.index.tolist(), flips.tolist(), strict=True):
         rows = samples[number == index]
         labels = [class_name(trace.class_names, one) for one, _ in groupby(rows["pseudo_label"].tolist())]
@@ -122,19 +123,13 @@ def disputed_rows(trace: Trace, epoch: int) -> pd.DataFrame:
 
 
 def _disputed(trace: Trace, n: int) -> list[Disputed]:
-    rows, names = disputed_rows(trace, trace.samples["epoch"].max()).head(n).to_dict("records"), trace.class_names
-    return [
-        Disputed(
-            int(row["index"]),
-            _target(trace, row["target"]),
-            {
-                name: (class_name(names, int(row[f"{name}_label"])), row[f"{name}_confidence"])
-                for name in source_names(trace)
-            },
-            class_name(names, row["pseudo_label"]),
-        )
-        for row in rows
-    ]
+    names, sources = trace.class_names, source_names(trace)
+    found = []
+    for row in disputed_rows(trace, trace.samples["epoch"].max()).head(n).to_dict("records"):
+        said = {one: (class_name(names, int(row[f"{one}_label"])), row[f"{one}_confidence"]) for one in sources}
+        label = class_name(names, row["pseudo_label"])
+        found.append(Disputed(int(row["index"]), _target(trace, row["target"]), said, label))
+    return found
 
 
 def _target(trace: Trace, label: int) -> str | None:
@@ -145,18 +140,20 @@ def draw_suspects(info: Suspects) -> Figure:
     """For each list that is not empty the images, two beside each other, with what is said of them."""
     title = "Images worth a look"
     lists = {
-        "confidently wrong (evaluation images)": list(_wrong_cards(info)),
-        "flipped most often (training images)": list(_flipped_cards(info)),
-        "sources disagree, and are sure (training images)": list(_disputed_cards(info)),
+        "confidently wrong (evaluation images)": ("measured", info.measured, list(_said_of_wrong(info))),
+        "flipped most often (training images)": ("learned", info.learned, list(_said_of_flipped(info))),
+        "sources disagree, and are sure (training images)": ("learned", info.learned, list(_said_of_disputed(info))),
     }
-    heights = {name: 34 + _ROW * -(-len(cards) // 2) for name, cards in lists.items() if cards}
+    heights = {name: 34 + _ROW * -(-len(cards) // 2) for name, (*_, cards) in lists.items() if cards}
     if not heights:
         return empty_picture(title, "No image is wrong, flipped or disputed: nothing to look at, or nothing recorded.")
     page, top = Page(40 + sum(heights.values()), title), 40
-    for name, height in heights.items():
-        page.write(8, top, name, 10, weight="bold")
-        for i, card in enumerate(lists[name]):
-            _draw_card(page, *card, 8 + 450 * (i % 2), top + 24 + _ROW * (i // 2))
+    for heading, height in heights.items():
+        page.write(8, top, heading, 10, weight="bold")
+        part, files, cards = lists[heading]
+        for i, (number, said) in enumerate(cards):
+            left, image = 8 + 450 * (i % 2), info.images.get((part, number))
+            _draw_card(page, files.get(number, f"image {number}"), said, image, left, top + 24 + _ROW * (i // 2))
         top += height
     return page.figure
 
@@ -172,37 +169,28 @@ def _draw_card(page: Page, name: str, said: list[str], image: np.ndarray | None,
     page.write(left + _SIDE + 8, top + 15, "\n".join(lines[:7]), 8.5 if len(lines) <= 5 else 7, linespacing=1.15)
 
 
-# Names of one image are shortened together, so that they stay apart.
+# What is said of images, by their numbers. Names of one image are shortened together, so that they stay apart.
 
 
-def _wrong_cards(info: Suspects) -> Iterator[Card]:
+def _said_of_wrong(info: Suspects) -> Iterator[tuple[int, list[str]]]:
     for number, target, prediction, confidence in info.wrong:
         true, called = apart([target, prediction], 60)
-        said = [f"true class: {true}", f"called: {called}, {confidence:.0%}"]
-        yield _card(info, "measured", number, said)
+        yield number, [f"true class: {true}", f"predicted: {called}, {confidence:.0%}"]
 
 
-def _flipped_cards(info: Suspects) -> Iterator[Card]:
+def _said_of_flipped(info: Suspects) -> Iterator[tuple[int, list[str]]]:
     for number, target, names, n_flips in info.flipped:
         true, *labels = apart([target or "not known", *names], 40)
         labels = labels if len(labels) <= 3 else [labels[0], "…", labels[-1]]
-        said = [f"true class: {true}", f"flips: {n_flips}", " → ".join(labels)]
-        yield _card(info, "learned", number, said)
+        yield number, [f"true class: {true}", f"flips: {n_flips}", " → ".join(labels)]
 
 
-def _disputed_cards(info: Suspects) -> Iterator[Card]:
-    for number, target, votes, pseudo_label in info.disputed:
-        names = [target or "not known", *(name for name, _ in votes.values()), pseudo_label]
-        true, *called, label = apart(names, 40)
-        sources = zip(votes, called, votes.values(), strict=True)
-        each = [f"{source}: {name}, {confidence:.0%}" for source, name, (_, confidence) in sources]
-        yield _card(info, "learned", number, [f"true class: {true}", *each, f"pseudo-label: {label}"])
-
-
-def _card(info: Suspects, part: str, number: int, said: list[str]) -> Card:
-    """The file of an image and its pixels, or what there is instead of them."""
-    files = info.measured if part == "measured" else info.learned
-    return files.get(number, f"image {number}"), said, info.images.get((part, number))
+def _said_of_disputed(info: Suspects) -> Iterator[tuple[int, list[str]]]:
+    for number, target, sources, pseudo_label in info.disputed:
+        true, label, *called = apart([target or "not known", pseudo_label, *(name for name, _ in sources.values())], 40)
+        of_sources = zip(sources.items(), called, strict=True)
+        each = [f"{source}: {name}, {confidence:.0%}" for (source, (_, confidence)), name in of_sources]
+        yield number, [f"true class: {true}", *each, f"pseudo-label: {label}"]
 
 
 suspects = figure_of(suspects_info, draw_suspects)

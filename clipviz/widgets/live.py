@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from clipviz.events import EpochFinished, Event, RunFinished
 from clipviz.figures.moments import when
 from clipviz.figures.saliency import KIND_NAMES
+from clipviz.figures.source_logits import SourceLogits
 from clipviz.figures.style import shorten
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import PLAIN_TEXT, MonitorCanvas
@@ -25,7 +26,6 @@ from clipviz.widgets.controls import OVER, RunControls
 from clipviz.widgets.images import to_bytes
 from clipviz.widgets.probe import ProbeStrip
 from clipviz.widgets.pump import Clock, Pump
-from clipviz.widgets.source_logits import SourceLogits
 from clipviz.widgets.view import View, ViewState, follow
 from clipviz.widgets.watch import Watch, progress_line, pseudo_label_chart, trajectory_chart
 

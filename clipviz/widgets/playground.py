@@ -8,14 +8,14 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from clipviz.figures.style import BLACK, BLUE, VERMILLION, Look, apart, class_name, decider_look, shorten
+from clipviz.figures.source_logits import DIAGNOSTIC, SourceLogits, softmax
+from clipviz.figures.style import BLACK, MIXED_ACCURACY, MIXED_CHANGES, Look, apart, class_name, decider_look, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album
 from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, Picture
 from clipviz.widgets.charts import Chart, Series
 from clipviz.widgets.controls import PLAIN, show_if, slider, wrapped
 from clipviz.widgets.cutting import Cutting
-from clipviz.widgets.source_logits import DIAGNOSTIC, SourceLogits, softmax
 from clipviz.widgets.view import View, ViewState, follow, one_at_a_time
 
 _SHOWN = 30
@@ -101,9 +101,9 @@ class DKAPlayground(View):
         labels = [some.labels(gamma) for gamma in gammas]
         changed = [100 * (row != self._reference[rows]).mean() for row in labels]
         right = [100 * accuracy for row in labels if (accuracy := some.accuracy(row)) is not None]
-        series = [Series("labels that differ from the run's", Look(VERMILLION, "", "dash"), gammas, changed)]
+        series = [Series("labels that differ from the run's", MIXED_CHANGES, gammas, changed)]
         if right:
-            series.append(Series(f"right {DIAGNOSTIC}", Look(BLUE, "", "solid"), gammas, right))
+            series.append(Series(f"right {DIAGNOSTIC}", MIXED_ACCURACY, gammas, right))
         marks = [(now.reference, "this run" if now.gamma is not None else "reference")]
         if abs(self.gamma.value - now.reference) > 0.005:
             marks.append((self.gamma.value, "slider"))
@@ -119,7 +119,7 @@ class DKAPlayground(View):
             self._show("ballot", Chart(title, "class", "probability", empty="Choose an image that was learned from."))
             return
         gamma, one = self.gamma.value, now.rows(np.array([row]))
-        probs = [softmax(logits[0]) for logits in (one.first, one.second, one.mixed(gamma))]
+        probs = [softmax(logits[0]) for logits in (one.first, one.second, one.mix(gamma))]
         top = np.argsort(-np.max(probs, 0))[:_TOP]
         looks = {name: decider_look(name, now.sources) for name in now.sources}
         looks[f"mixed, gamma {gamma:.2f}"] = Look(BLACK, "x", "none")

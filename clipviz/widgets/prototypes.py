@@ -11,19 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipviz.figures.moments import when
-from clipviz.figures.prototypes import finite_snapshots, prototype_plane
-from clipviz.figures.style import BLUE, GRAY, MARKERS, VERMILLION, Look, apart, class_name, prototype_look, shorten
+from clipviz.figures.prototypes import prototype_paths_info
+from clipviz.figures.source_logits import DIAGNOSTIC
+from clipviz.figures.style import CORRECT, GRAY, INCORRECT, MARKERS, Look, apart, prototype_look, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, Picture, ScatterCanvas
 from clipviz.widgets.charts import label_axes, legend_below
 from clipviz.widgets.controls import wrapped
 from clipviz.widgets.explorer import PAGE
 from clipviz.widgets.inspector import Inspector
-from clipviz.widgets.source_logits import DIAGNOSTIC
 from clipviz.widgets.view import View, ViewState, follow, one_at_a_time
 
 UNKNOWN, RIGHT, WRONG = 0, 1, 2
-MARKS = (("images", GRAY), (f"images, right {DIAGNOSTIC}", BLUE), (f"images, wrong {DIAGNOSTIC}", VERMILLION))
+MARKS = (("images", GRAY), (f"images, right {DIAGNOSTIC}", CORRECT.color),
+         (f"images, wrong {DIAGNOSTIC}", INCORRECT.color))  # fmt: skip
 IMAGES = "images"
 
 
@@ -167,13 +168,13 @@ class Scene:
     @classmethod
     def of(cls, trace: Trace) -> Scene:
         """What a trace holds: no points where it holds no prototypes."""
-        snapshots, plane = finite_snapshots(trace), prototype_plane(trace)
-        if plane is None:
+        info = prototype_paths_info(trace)
+        if (plane := info.plane) is None:
             none = np.zeros(0, np.uint8)
             return cls(np.zeros((1, 0, 2), np.float32), {}, none, none, none, none[None], [], np.zeros(2))
-        n_epochs, n_classes = next(iter(snapshots.values())).shape[:2]
-        parts = [(plane.place(array), np.arange(n_classes), np.full(n_classes, -1)) for array in snapshots.values()]
-        groups = {name: prototype_look(i) for i, name in enumerate(snapshots)}
+        n_epochs, n_classes = next(iter(info.paths.values())).shape[:2]
+        parts = [(path, np.arange(n_classes), np.full(n_classes, -1)) for path in info.paths.values()]
+        groups = {name: prototype_look(i) for i, name in enumerate(info.paths)}
         images = trace.embeddings
         if images is not None and images.images.shape[-1] == len(plane.center):
             # A tower that stands still may have been recorded less often.
@@ -183,10 +184,9 @@ class Scene:
         places, labels, indices = zip(*parts, strict=True)
         index = np.concatenate(indices).astype(np.int64)
         group = np.repeat(np.arange(len(groups)), [len(part) for part in labels]).astype(np.uint8)
-        names = [class_name(trace.class_names, i) for i in range(n_classes)]
         marks, label = _marks(trace, n_epochs, index), np.concatenate(labels).astype(np.int32)
         places = np.concatenate(places, axis=1).astype(np.float32)
-        return cls(places, groups, group, label, index, marks, names, plane.explained)
+        return cls(places, groups, group, label, index, marks, info.names, info.explained)
 
 
 def _marks(trace: Trace, n_epochs: int, index: np.ndarray) -> np.ndarray:

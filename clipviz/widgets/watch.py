@@ -12,12 +12,12 @@ import pandas as pd
 from clipviz import figures
 from clipviz.events import EpochFinished, Event, RunFinished, RunStarted, StepFinished
 from clipviz.figures.moments import change_text, marks_of
+from clipviz.figures.source_logits import DIAGNOSTIC
 from clipviz.figures.sources import deciders, decision_name, kinds_of_decision, named_classes
 from clipviz.figures.style import BLACK, BLUE, VERMILLION, Look, decider_look, prototype_look, term_look
 from clipviz.trace import Trace
 from clipviz.widgets.charts import Chart, Series
 from clipviz.widgets.pump import Clock
-from clipviz.widgets.source_logits import DIAGNOSTIC
 
 _MOST_POINTS = 300
 _MOST_TRAJECTORIES = 60

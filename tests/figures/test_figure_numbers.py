@@ -394,8 +394,8 @@ def test_saliency_grid_takes_the_first_and_last_epoch_and_scales_each_map():
         "SOAP attention\nbefore", "SOAP attention\nafter", "NCut mask\nbefore", "NCut mask\nafter"
     ]  # fmt: skip
     assert [c.is_mask for c in info.columns] == [False, False, True, True]
-    np.testing.assert_allclose(info.columns[0].maps[0], [[0, 1 / 3], [2 / 3, 1]], rtol=1e-6)
-    np.testing.assert_allclose(info.columns[2].maps, 1)
+    np.testing.assert_allclose(info.columns[0].values[0], [[0, 1 / 3], [2 / 3, 1]], rtol=1e-6)
+    np.testing.assert_allclose(info.columns[2].values, 1)
 
 
 def test_why_wrong_gathers_votes_examples_and_history():
@@ -417,7 +417,7 @@ def test_why_wrong_gathers_votes_examples_and_history():
     meta = {**trace().meta, "gallery_sentences": said}
     full = Trace(predictions=rows, arrays=arrays, meta=meta)
     info = figures.why_wrong_info(full, position=1, n_classes=2)
-    assert [(voter.name, voter.vote, voter.image) for voter in info.voters] == [
+    assert [(entry.name, entry.contribution, entry.image) for entry in info.cache] == [
         ("cat", 0.75, None),
         ("bee", 0.25, None),
     ]
@@ -427,9 +427,9 @@ def test_why_wrong_gathers_votes_examples_and_history():
     drawn = {text.get_text() for text in figures.draw_why_wrong(info).texts}
     assert {"cat +0.75", "0.40  It hums.", "✓ cat"} <= drawn
     assert (info.number, info.target) == (8, "cat")
-    assert [vote.name for vote in info.votes] == ["bee", "ant", "cat"]
-    assert info.votes[2].probs == {"method": 0.1, "cls": 0.4}
-    assert [vote.is_target for vote in info.votes] == [False, False, True]
+    assert [one.name for one in info.classes] == ["bee", "ant", "cat"]
+    assert info.classes[2].probs == {"method": 0.1, "cls": 0.4}
+    assert [one.is_target for one in info.classes] == [False, False, True]
     assert [item.title for item in info.maps] == ["SOAP attention", "NCut mask"]
     assert [item.is_mask for item in info.maps] == [False, True]
     assert [(e.name, None if e.image is None else int(e.image.max())) for e in info.examples] == [
@@ -446,13 +446,13 @@ def test_why_wrong_of_a_sum_shows_its_addends():
     arrays = {"gallery/images": np.zeros((1, 4, 4, 3), np.uint8), "gallery/probs": softmax.pop("sum")}
     arrays |= {f"gallery/branch/{name}": probs for name, probs in softmax.items()}
     meta = {"class_names": ["ant", "bee", "cat"], "labels_are": "transductive"}
-    votes = figures.why_wrong_info(Trace(arrays=arrays, meta=meta), n_classes=2).votes
-    assert [vote.name for vote in votes] == ["bee", "ant"]
+    classes = figures.why_wrong_info(Trace(arrays=arrays, meta=meta), n_classes=2).classes
+    assert [one.name for one in classes] == ["bee", "ant"]
     for name, wanted in {"text": -1.0, "neighbors": 1.5, "method": 0.5}.items():
-        assert votes[0].addends[name] == pytest.approx(wanted)
-        assert votes[1].addends[name] == pytest.approx(-wanted)
+        assert classes[0].addends[name] == pytest.approx(wanted)
+        assert classes[1].addends[name] == pytest.approx(-wanted)
     meta.pop("labels_are")
-    assert figures.why_wrong_info(Trace(arrays=arrays, meta=meta)).votes[0].addends is None
+    assert figures.why_wrong_info(Trace(arrays=arrays, meta=meta)).classes[0].addends is None
 
 
 def test_why_wrong_follows_a_probe_through_the_epochs_and_asks_the_sources_of_a_transductive_run(run):
@@ -465,10 +465,10 @@ def test_why_wrong_follows_a_probe_through_the_epochs_and_asks_the_sources_of_a_
     info = figures.why_wrong_info(transductive, position=1, group="probe", n_classes=6)
     row = np.flatnonzero(run.arrays["sources/index"] == 5)[0]
     exp = np.exp(run.arrays["sources/static"][row].astype(float))
-    votes = {vote.name: vote.probs["static"] for vote in info.votes}
-    assert votes == pytest.approx(dict(zip(run.class_names, exp / exp.sum(), strict=True)))
+    probs = {one.name: one.probs["static"] for one in info.classes}
+    assert probs == pytest.approx(dict(zip(run.class_names, exp / exp.sum(), strict=True)))
     assert [epoch for epoch, _ in info.strip] == [-1, 0, 1, 2]
-    assert figures.why_wrong_info(run, position=1, group="probe").votes == []
+    assert figures.why_wrong_info(run, position=1, group="probe").classes == []
 
 
 def test_why_wrong_of_an_absent_image_is_empty(run):
@@ -534,5 +534,5 @@ def test_figure_and_explorer_list_the_same_images_in_one_order(run):
     assert found.disputed
     assert album.chosen("confidently wrong", 2) == [f"eval/{item.number}" for item in found.wrong]
     assert album.chosen("sources disagree", 2) == [f"train/{item.number}" for item in found.disputed]
-    least = [min(confidence for _, confidence in item.votes.values()) for item in found.disputed]
+    least = [min(confidence for _, confidence in item.sources.values()) for item in found.disputed]
     assert least == sorted(least, reverse=True)

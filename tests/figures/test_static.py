@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from PIL import Image
 from plotly.subplots import make_subplots
 from synthetic import synthetic_comparison, synthetic_trace
@@ -16,8 +18,24 @@ import clipviz
 from clipviz import figures
 from clipviz.figures.redraw import plain, redraw
 from clipviz.figures.static import jpeg, png, show
+from clipviz.figures.style import DASHES, MARKERS, method_style
+from clipviz.trace import Trace
 
 TRACE = synthetic_trace()
+METHODS = (
+    "zero_shot",
+    "descriptions",
+    "wca",
+    "tip_adapter",
+    "transclip",
+    "stata",
+    "tda",
+    "oga",
+    "ntua",
+    "dpa",
+    "microclip",
+)
+EPOCHS = pd.DataFrame({"epoch": [0, 1], "metric": "accuracy", "value": [0.5, 0.6]})
 CHARTS = (
     "confidence_evolution", "confusion", "gamma_what_if", "label_flips", "loss_terms", "per_class_accuracy",
     "prototype_drift", "prototype_paths", "reliability", "source_decisions",
@@ -117,3 +135,24 @@ def test_save_writes_the_kind_that_the_ending_says(tmp_path):
         with pytest.raises(ValueError, match="unknown ending of a picture"):
             clipviz.save(figure, tmp_path / f"b{ending}")
     assert [path.name for path in tmp_path.glob("b*")] == []
+
+
+def test_mathematics_in_a_name_stays_letters_everywhere():
+    figure = go.Figure(go.Scatter(x=[0, 1], y=[0, 1], name="$\\frac{1}{2}$"))
+    figure.update_layout(title_text="$a$", xaxis_title_text="only $x^2$", showlegend=True)
+    figure.update_xaxes(tickvals=[0], ticktext=["$y$"])
+    figure.add_annotation(x=0, y=0, text="$z$")
+    written = [text for text in redraw(figure).findobj(Text) if "$" in text.get_text()]
+    assert len(written) >= 5
+    assert not any(text.get_parse_math() for text in written)
+
+
+def test_every_marker_and_dash_of_a_method_is_one_of_matplotlib():
+    """Else three methods would be one in a picture, and only there."""
+    looks = [method_style(name) for name in METHODS]
+    assert len({str(MARKERS[look.symbol]) for look in looks}) == len(looks)
+    assert all(DASHES[look.dash] for look in looks)
+    runs = [Trace(meta={"method": name, "labels_are": "transductive"}, epochs=EPOCHS) for name in METHODS]
+    drawn = redraw(figures.accuracy_over_epochs(runs))
+    assert len(drawn.axes[0].collections) == len(looks)
+    assert png(drawn)

@@ -61,4 +61,4 @@ def test_the_scripts_know_the_looks_of_the_figures():
         assert re.search(rf'"?{symbol}"?: `|"{symbol}"\) return', script), "a key without its mark"
     for look in prototypes:
         assert re.search(rf'"?{look.symbol}"?: `|"{look.symbol}"', script)
-        assert look.color not in (style.RIGHT, style.WRONG), "right and wrong images lie beside them"
+        assert look.color not in (style.CORRECT.color, style.INCORRECT.color), "right and wrong images lie beside them"

@@ -1,4 +1,4 @@
-"""SourceLogits: what the sources said at the end of a run, mixed again by another rule than the run's."""
+"""SourceLogits: what each source said at the end of a run, mixed again by another rule than the run's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipviz.figures.sources import final_constant, final_gamma
 from clipviz.trace import Trace
 
 DIAGNOSTIC = "(diagnostic only)"
+
+
+def final_constant(trace: Trace, name: str) -> float | None:
+    """A constant of the method at the end of the run, during which it can be changed; None where there is none."""
+    settings = (trace.meta.get("settings") or {}).get("method") or {}
+    changed = [change[name] for change in trace.meta.get("changes") or () if name in change]
+    value = changed[-1] if changed else trace.meta.get(name, settings.get(name))
+    return float(value) if isinstance(value, int | float) else None
+
+
+def final_gamma(trace: Trace) -> float | None:
+    """The run's mixing weight at its end; None where it has none."""
+    gamma = final_constant(trace, "gamma")
+    return gamma if gamma is not None and 0 <= gamma <= 1 else None
 
 
 class Crops(NamedTuple):
@@ -79,13 +92,13 @@ class SourceLogits:
         some = {name: getattr(self, name)[rows] for name in ("first", "second", "index", "target")}
         return replace(self, **some, crops=None)
 
-    def mixed(self, gamma: float) -> np.ndarray:
+    def mix(self, gamma: float) -> np.ndarray:
         """(n, C) gamma * first + (1 - gamma) * second."""
         return gamma * self.first + (1 - gamma) * self.second
 
     def labels(self, gamma: float) -> np.ndarray:
         """(n,) argmax of the mixture."""
-        return self.mixed(gamma).argmax(1)
+        return self.mix(gamma).argmax(1)
 
     def accuracy(self, labels: np.ndarray) -> float | None:
         """Share of the labelled images whose label is right; None without targets."""
