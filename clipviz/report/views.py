@@ -44,9 +44,9 @@ def gamma_what_if(trace: Trace) -> go.Figure:
 VIEWS = (
     View(
         "Confidence of the pseudo-labels",
-        "How sure the method was of its guesses, and where true labels are known how often they were right: "
-        "confidence that climbs above accuracy has become blind. On the right, right and wrong guesses are drawn "
-        "apart: the farther apart they are, the better confidence tells them from each other.",
+        "How confident the pseudo-labels were, and where true labels are known how often they were right: "
+        "where confidence rises above accuracy, the method is overconfident. The second panel separates right from "
+        "wrong pseudo-labels: the farther apart they are, the better confidence tells them from each other.",
         figures.confidence_evolution,
     ),
     View(
@@ -57,38 +57,38 @@ VIEWS = (
     ),
     View(
         "Which source decided",
-        "A pseudo-label mixes the votes of several sources. Hatched bars are images where the label of "
+        "A pseudo-label mixes the logits of several sources. Hatched bars are images where the label of "
         'one source won against another; "neither" is a class that was no source\'s first choice. The margin '
         "says how clear the decision was; where true labels are known, the lower row says who was right to win.",
         figures.source_decisions,
     ),
     View(
-        "What if they had been mixed otherwise",
-        "The pseudo-labels of the last epoch, recomputed from the stored votes for every mixing weight. It shows "
-        "what another gamma would have labelled, not what training with it would have led to.",
+        "What if gamma had been different?",
+        "The pseudo-labels of the last epoch, recomputed from the stored source logits for every mixing weight. It "
+        "shows what another gamma would have labelled, not what training with it would have led to.",
         gamma_what_if,
     ),
     View(
         "Crop weights",
-        "Static votes come from crops, weighted by how much each resembles the whole image. Near the dotted lines "
+        "Static logits come from crops, weighted by how much each resembles the whole image. Near the dotted lines "
         "all crops count alike and the weighting does nothing; far from them a few decide.",
         figures.crop_weights,
     ),
     View(
-        "Where it looked",
+        "Where the model looked",
         "The same images before and after adaptation, beside the true parts where they are known. Look whether "
         "attention leaves the background and gathers on the parts that tell look-alike classes apart.",
         figures.saliency_grid,
     ),
     View(
         "Label flips",
-        "Which share of the guesses was corrected and which was spoilt from one epoch to the next. Training has "
-        "settled when little moves any more.",
+        "How many pseudo-labels were corrected and how many were spoilt from one epoch to the next. Training has "
+        "settled when few change any more.",
         figures.label_flips,
     ),
     View(
         "Label flow",
-        "The classes that traded most labels between the first and the last epoch. Look for a class that takes from "
+        "The classes that exchanged most labels between the first and the last epoch. Look for a class that takes from "
         "many others: it may be swallowing them.",
         figures.label_flow,
     ),
@@ -119,9 +119,9 @@ VIEWS = (
         figures.suspects,
     ),
     View(
-        "Confusion",
-        "Each row is a true class, and its colours say what its images were called. Blocks beside the diagonal are "
-        "look-alikes; a dark column is a class that swallows others.",
+        "Confusion matrix",
+        "Each row is a true class, and its colours say which classes were predicted for its images. Blocks beside the "
+        "diagonal are look-alikes; a dark column is a class that swallows others.",
         figures.confusion,
     ),
     View(
@@ -131,20 +131,20 @@ VIEWS = (
         figures.per_class_accuracy,
     ),
     View(
-        "Paths of the class vectors",
-        "Every class vector from before training to the last epoch, in one plane that stays the same. Vectors that "
-        "move together, or meet, are classes that become harder to tell apart.",
+        "Trajectories of the class prototypes",
+        "Every class prototype from before training to the last epoch, in one plane that stays the same. Prototypes "
+        "that move together, or meet, are classes that become harder to tell apart.",
         figures.prototype_paths,
     ),
     View(
-        "Geometry of the class vectors",
-        "Left, how alike the vectors of each pair of classes are in the end; right, what adaptation did to that. "
+        "Geometry of the class prototypes",
+        "Left, how similar the prototypes of each pair of classes are in the end; right, what adaptation did to that. "
         "Look-alikes that moved apart are easier to tell from each other, pairs that moved together are merging.",
         figures.prototype_similarity,
     ),
     View(
-        "Drift of the class vectors",
-        "How far each class vector turned. A few that turned much farther than the rest may have been captured by "
+        "Drift of the class prototypes",
+        "How far each class prototype turned. A few that turned much farther than the rest may have been captured by "
         "wrong pseudo-labels.",
         figures.prototype_drift,
     ),
