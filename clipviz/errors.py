@@ -65,17 +65,17 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
     """What a file of others holds: JSON of finite numbers, at most 64 deep, so that whoever walks it comes back."""
     try:
         content = json.loads(text, parse_int=_number, parse_float=_number, parse_constant=_number, **options)
+        is_deep = _depth(content) > _DEEPEST
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    level = [content]
-    for _ in range(_DEEPEST):
-        inside = (
-            item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list | tuple)
-        )
-        level = [item for items in inside for item in items]
-    if level:
+        is_deep = True
+    if is_deep:
         raise ValueError("it is nested too deeply")
     return content
+
+
+def _depth(value: Any) -> int:
+    items = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(_depth, items), default=0) if isinstance(value, dict | list | tuple) else 1
 
 
 def _number(text: str) -> float:

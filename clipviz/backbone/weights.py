@@ -175,26 +175,18 @@ def _missing(name: str, pretrained: str | None, error: Exception) -> str | None:
         )
     if not any(sign in text for sign in ("Failed to download", "offline mode", "couldn't connect", "Hub")):
         return None
+    absent = "not on this machine and could not be downloaded"
+    folder = f"{_CONFIG_FILE} and open_clip_model.safetensors into a folder and give that folder as the model"
     if name.startswith("hf-hub:"):
-        return (
-            "it is not on this machine and could not be downloaded; put its open_clip_config.json and "
-            "open_clip_model.safetensors into a folder and give that folder as the model"
-        )
+        return f"it is {absent}; put its {folder}"
     if pretrained is None or Path(pretrained).is_file():
         texts = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
         repository = texts.get("hf_tokenizer_name") or texts.get("hf_model_name")
         files = f"the files of the hub's {repository}" if repository else "its files"
-        return (
-            f"its tokenizer is not on this machine and could not be downloaded; put {files} (tokenizer.json, "
-            "tokenizer_config.json) with open_clip_config.json and open_clip_model.safetensors into a folder and give "
-            "that folder as the model"
-        )
+        return f"its tokenizer is {absent}; put {files} (tokenizer.json, tokenizer_config.json) with {folder}"
     repository = (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("hf_hub", "").strip("/")
     where = f" (open_clip_model.safetensors of the hub's {repository})" if repository else ""
-    return (
-        f"the weights are not on this machine and could not be downloaded; get their file{where} and give its path "
-        "instead of the tag"
-    )
+    return f"the weights are {absent}; get their file{where} and give its path instead of the tag"
 
 
 def _explained(error: Exception) -> str:
