@@ -20,11 +20,19 @@ function bytesOf(model, name) {
   return view ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : new Uint8Array();
 }
 
-// Decoded picture of a trait of bytes, or null where there is none.
+// Decoded picture of a trait of bytes, or null where there is none; a page without a kernel has it decoded already.
 async function bitmapOf(model, name) {
+  if (model.get(name) instanceof ImageBitmap) return model.get(name);
   const bytes = bytesOf(model, name);
   if (!bytes.length) return null;
   return createImageBitmap(new Blob([bytes], { type: "image/jpeg" }));
+}
+
+// Where the mouse is on a canvas of `width` pixels, which a narrow page shows smaller.
+function placeOn(canvas, event, width) {
+  const box = canvas.getBoundingClientRect();
+  const scale = width / (box.width || width);
+  return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
 }
 
 // Listen to traits of a model for as long as a view lives; returns the function that ends it.

@@ -6,8 +6,8 @@ function render({ model, el }) {
   const size = 420;
   const margin = 118;
   const ratio = window.devicePixelRatio || 1;
-  const canvas = make("canvas", { role: "grid", tabindex: "0", width: size * ratio, height: size * ratio });
-  canvas.style.width = canvas.style.height = `${size}px`;
+  const canvas = make("canvas", { role: "application", tabindex: "0", width: size * ratio, height: size * ratio });
+  canvas.style.width = `${size}px`;
   const readout = make("div", { class: "clipviz-readout", "aria-live": "polite" });
   const title = make("div", { class: "clipviz-caption" });
   const field = make("input", { type: "search", placeholder: "search classes", "aria-label": "search classes of the matrix" });
@@ -139,9 +139,9 @@ function render({ model, el }) {
   };
 
   const find = (event) => {
-    const box = canvas.getBoundingClientRect();
-    const column = Math.floor((event.clientX - box.left - margin) / cellSize());
-    const row = Math.floor((event.clientY - box.top - margin) / cellSize());
+    const [x, y] = placeOn(canvas, event, size);
+    const column = Math.floor((x - margin) / cellSize());
+    const row = Math.floor((y - margin) / cellSize());
     return row >= 0 && column >= 0 && row < n() && column < n() ? [shown[row], shown[column]] : null;
   };
   const choose = (cell) => {

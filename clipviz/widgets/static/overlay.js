@@ -16,7 +16,7 @@ function render({ model, el }) {
     const maps = bytesOf(model, "maps");
     const look = { opacity: model.get("opacity"), contour: model.get("contour") };
     if (!bitmap) return root.replaceChildren(make("p", { class: "clipviz-empty" }, model.get("empty")));
-    const piece = [0, 0, bitmap.width, bitmap.height];
+    const piece = model.get("piece") || [0, 0, bitmap.width, bitmap.height];
     let start = 0;
     const made = rows.map((row) => {
       const panels = row.panels.map((panel) => {
@@ -33,7 +33,7 @@ function render({ model, el }) {
   };
 
   draw();
-  return listen(model, ["image", "rows", "maps", "opacity", "contour"], later(draw));
+  return listen(model, ["image", "piece", "rows", "maps", "opacity", "contour"], later(draw));
 }
 
 export default { render };

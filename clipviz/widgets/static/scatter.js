@@ -10,7 +10,6 @@ function render({ model, el }) {
   const title = make("div", { class: "clipviz-caption" });
   const canvas = make("canvas", { tabindex: "0", role: "application", width: width * ratio, height: height * ratio });
   canvas.style.width = `${width}px`;
-  canvas.style.height = `${height}px`;
   const readout = make("div", { class: "clipviz-readout", "aria-live": "polite" });
   const keys = make("div", { class: "clipviz-legend" });
   const root = make("div", { class: "clipviz clipviz-scatter" }, title, canvas, keys, readout);
@@ -201,10 +200,7 @@ function render({ model, el }) {
     model.set("chosen", points.slice(0, MOST_CHOSEN));
     model.save_changes();
   };
-  const where = (event) => {
-    const box = canvas.getBoundingClientRect();
-    return [event.clientX - box.left, event.clientY - box.top];
-  };
+  const where = (event) => placeOn(canvas, event, width);
 
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
