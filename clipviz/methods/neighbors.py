@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_ROWS, _COLUMNS, _GROUP = 1024, 16_384, 64
+_BLOCK, _GROUP = 4096, 64
 LIKELY = 5
 """So many of its likeliest classes are searched for each row."""
 
@@ -17,9 +17,10 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The k rows that are most like each query, the most similar first.
 
-    Queries (q, E) and embeddings (n, E) have unit norm. With a classifier (C, E) only those rows are searched whose
-    likeliest class is one of the query's `LIKELY` likeliest. `same` says that the queries are the embeddings; none is
-    its own neighbor then.
+    Queries (q, E) and embeddings (n, E) have unit norm. `same` says that the queries are the embeddings; none is its
+    own neighbor then, and each pair is compared once. Without a classifier the search is exact, and costs n^2 E
+    multiplications and additions for `same`, 2 q n E otherwise. With a classifier (C, E) it is approximate: exact among
+    the rows whose likeliest class is one of the query's `LIKELY` likeliest, about LIKELY / C of all.
 
     Returns:
         Cosines (q, k) and row numbers (q, k) int64, k at most n; where too few were found, cosine 0 and row 0.
@@ -27,17 +28,24 @@ def nearest(
     k = min(k, len(embeddings) - same)
     best = queries.new_full((len(queries), k), -torch.inf)
     found = torch.zeros(best.shape, dtype=torch.int64, device=best.device)
-    for asked, held in _lists(queries, embeddings, classifier) if k else ():
-        for rows in asked.split(_ROWS):
-            for columns in held.split(_COLUMNS):
-                cosine = queries[rows] @ embeddings[columns].T
-                if same:
-                    place = torch.searchsorted(columns, rows).clamp(max=len(columns) - 1)
-                    own = (columns[place] == rows).nonzero()[:, 0]
-                    cosine[own, place[own]] = -torch.inf
-                top, place = _top(cosine, min(k, len(columns)))
-                best[rows], order = torch.cat([best[rows], top], 1).topk(k)
-                found[rows] = torch.cat([found[rows], columns[place]], 1).gather(1, order)
+
+    def merge(rows: Tensor, columns: Tensor, cosine: Tensor) -> None:
+        top, place = _top(cosine, min(k, len(columns)))
+        best[rows], order = torch.cat([best[rows], top], 1).topk(k)
+        found[rows] = torch.cat([found[rows], columns[place]], 1).gather(1, order)
+
+    symmetric = same and classifier is None
+    for rows, columns in _blocks(queries, embeddings, classifier) if k else ():
+        if symmetric and rows[0] > columns[0]:
+            continue
+        cosine = queries[rows] @ embeddings[columns].T
+        if same:
+            place = torch.searchsorted(columns, rows).clamp(max=len(columns) - 1)
+            own = (columns[place] == rows).nonzero()[:, 0]
+            cosine[own, place[own]] = -torch.inf
+        merge(rows, columns, cosine)
+        if symmetric and rows[0] < columns[0]:
+            merge(columns, rows, cosine.T.contiguous())
     is_found = best > -torch.inf
     return best.where(is_found, 0), found.where(is_found, 0)
 
@@ -54,19 +62,24 @@ def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return top, groups.gather(1, place // _GROUP) * _GROUP + place % _GROUP
 
 
-def _lists(queries: Tensor, embeddings: Tensor, classifier: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of query rows and of the rows to search for them, ascending; each row is searched once for a query."""
-    if classifier is None:
-        here = queries.device
-        yield torch.arange(len(queries), device=here), torch.arange(len(embeddings), device=here)
-        return
-    asked = _likeliest(queries, classifier, min(LIKELY, len(classifier)))
-    held = _likeliest(embeddings, classifier, 1)[:, 0]
-    for label in range(len(classifier)):
-        rows, columns = (asked == label).any(1).nonzero()[:, 0], (held == label).nonzero()[:, 0]
-        if len(rows) and len(columns):
-            yield rows, columns
+def _blocks(queries: Tensor, embeddings: Tensor, classifier: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Query rows and rows to compare them with, ascending: every pair that is searched once."""
+    here = queries.device
+    asked, held = [torch.arange(len(queries), device=here)], [torch.arange(len(embeddings), device=here)]
+    if classifier is not None:
+        asked = _by_class(_likeliest(queries, classifier, min(LIKELY, len(classifier))), len(classifier))
+        held = _by_class(_likeliest(embeddings, classifier, 1), len(classifier))
+    for its_rows, its_columns in zip(asked, held, strict=True):
+        for rows in its_rows.split(_BLOCK) if len(its_rows) and len(its_columns) else ():
+            for columns in its_columns.split(_BLOCK):
+                yield rows, columns
 
 
 def _likeliest(embeddings: Tensor, classifier: Tensor, n: int) -> Tensor:
-    return torch.cat([(rows @ classifier.T).topk(n)[1] for rows in embeddings.split(_COLUMNS)])
+    return torch.cat([(rows @ classifier.T).topk(n)[1] for rows in embeddings.split(_BLOCK)])
+
+
+def _by_class(classes: Tensor, n_classes: int) -> list[Tensor]:
+    """Of the classes (n, m) of each row the rows of each class, ascending."""
+    order = classes.flatten().argsort(stable=True) // classes.shape[1]
+    return list(order.split(torch.bincount(classes.flatten(), minlength=n_classes).tolist()))
