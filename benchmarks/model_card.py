@@ -26,7 +26,7 @@ from clipviz.birds.world import ATTRIBUTE_NAMES, SPECIES
 from clipviz.data.base import ViewConfig
 from clipviz.data.batches.loader import ViewLoader
 from clipviz.data.images.views import eval_view
-from clipviz.methods.microclip import PRESETS, MicroCLIP, crop_composite
+from clipviz.methods.microclip import BACKBONE_PRESETS, MicroCLIP, crop_composite
 from clipviz.ops import class_logits, normalize
 from clipviz.training.evaluate import accuracy, predict
 from tools.pretrain import MODEL_CONFIG
@@ -56,7 +56,7 @@ def _accuracy(method: Any, data: BirdsDataset) -> float:
 @torch.no_grad()
 def _token_accuracies(backbone: Backbone, data: BirdsDataset) -> dict[str, float]:
     """[FG] alone, CLS and [FG] fused, the weak view alone and the composite of its crops, all with the descriptions."""
-    config = PRESETS["birds"]
+    config = BACKBONE_PRESETS["birds"]
     method = MicroCLIP(backbone, data.prompts, config)
     classifier = normalize(method.learned_classifier)
     views = ViewConfig(backbone.image_size, True, config.crops, config.crop_scale, config.fill)

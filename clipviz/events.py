@@ -18,7 +18,7 @@ UNLABELLED = -1
 
 
 @dataclass(frozen=True)
-class CropVotes:
+class CropLogits:
     """What each crop says, enough to weigh the crops anew."""
 
     similarity: Tensor  # (B, K) cosine of each crop to its image
@@ -38,7 +38,7 @@ class PseudoLabels:
     crop_weights: Tensor | None = None  # (B, K) float, softmax relevance of each crop; None for methods without crops
     # name -> (B,) float diagnostics, averaged over an epoch ("lambda_2", "edge_density")
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    crop_votes: CropVotes | None = None  # what each crop says alone; None for methods without crops
+    crop_logits: CropLogits | None = None  # what each crop says alone; None for methods without crops
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ class SentenceSimilarity(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CacheVotes:
+class CacheContributions:
     """The cache entries that weigh most for each image, the heaviest first."""
 
     index: Tensor  # (G, k) int64, positions in the training data
-    labels: Tensor  # (G, k) int64, the class each entry votes for
-    votes: Tensor  # (G, k) float, what it adds to that class's logit
+    labels: Tensor  # (G, k) int64, the class whose logit each entry adds to
+    contributions: Tensor  # (G, k) float, what it adds
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Highlights:
     example_labels: Tensor | None = None  # (X,) int64, the class that each example is called
     # what is said about the classes in question, and how like the image it is
     sentences: tuple[SentenceSimilarity, ...] = ()
-    votes: CacheVotes | None = None  # of methods with a cache, on the CPU
-    voters: Tensor | None = None  # (G, k, 3, h, w) float in [0, 1], thumbnails of the entries in `votes`
+    cache: CacheContributions | None = None  # of methods with a cache, on the CPU
+    cache_images: Tensor | None = None  # (G, k, 3, h, w) float in [0, 1], thumbnails of its entries
     # ("learned" or "measured", positions (n,)) -> (n, 3, h, w) in [0, 1]: training or evaluation images that turn out
     # to be worth a look; None where these have no pixels
     thumbnails: Callable[[str, Sequence[int]], Tensor | None] = lambda part, index: None

@@ -27,7 +27,7 @@ from clipviz.cli import main as cli
 from clipviz.cli.options import COMMANDS
 from clipviz.data import load_dataset
 from clipviz.methods import METHODS
-from clipviz.methods.microclip import PRESETS
+from clipviz.methods.microclip import BACKBONE_PRESETS, PRESETS
 from clipviz.training import loop
 
 ROOT = Path(__file__).parents[1]
@@ -153,8 +153,9 @@ def weights(patched, tmp_path_factory):
     patched.setattr(open_clip.factory, "SimpleTokenizer", functools.cache(open_clip.SimpleTokenizer))
     patched.setattr(loop, "version", functools.cache(loop.version))
     patched.setattr("os.fsync", lambda descriptor: None)
-    for name, preset in PRESETS.items():
-        patched.setitem(PRESETS, name, replace(preset, crops=2))
+    for presets in (PRESETS, BACKBONE_PRESETS):
+        for name, preset in presets.items():
+            patched.setitem(presets, name, replace(preset, crops=2))
     (folder / "FOLDER").mkdir()
     config = {"model_cfg": SMALL, "preprocess_cfg": {}}
     (folder / "FOLDER" / "open_clip_config.json").write_text(json.dumps(config))

@@ -97,12 +97,20 @@ class Batches(Protocol):
 class Method(nn.Module, ABC):
     """Base of all methods.
 
-    To write: `pseudo_label`, `loss` (unless `trains` is False) and `logits`. All the rest has a default. These are
-    asked for only where a method has them:
+    To write: `pseudo_label`, `loss` (unless `trains` is False) and `logits`. All the rest has a default, and these are
+    asked for only where a method has them (`ask`):
 
-        cache_votes(images, n) -> CacheVotes | None     the n cache entries that weigh most for each image
-        baselines(images) -> dict                       logits (B, C) that training does not change, measured once
-        test_needs -> ViewNeeds                         views of a test image besides the whole one, for `view_logits`
+        training_needs -> ViewNeeds             of the steps, where `prepare` has made some of `needs` superfluous
+        training_batches(batch_size, seed)      `Batches` of what `prepare` has cached, instead of views of all images
+        begin_epoch(), end_epoch()              what is reset or updated once per epoch
+        diagnostics() -> {name: float}          numbers about the state, recorded with every epoch
+        explain(images) -> {kind: (B, h, w)}    saliency
+        branches(images) -> {name: (B, C)}      logits of parts of the inference path, each measured on its own
+        measured(views) -> (logits, branches)   both at once, where they share their work
+        view_logits(views) -> (B, C)            inference on a test image and its crops, with
+        test_needs -> ViewNeeds                 views of a test image besides the whole one
+        baselines(images) -> {name: (B, C)}     logits that training does not change, measured once
+        cache_contributions(images, n)          the n cache entries that weigh most for each image
 
     Args:
         backbone: any CLIP. A method that trains works on a copy of the image tower, so the caller's stays as it is.
@@ -117,7 +125,12 @@ class Method(nn.Module, ABC):
     works_on_embeddings: ClassVar[bool] = False  # takes CLS embeddings (B, E) wherever images are asked for
     sized_by_data: ClassVar[tuple[str, ...]] = ()  # buffers and parameters that `prepare` allocates
     kept_once: ClassVar[tuple[str, ...]] = ()  # buffers not kept for every epoch: no prediction needs those of its own
-    presets: ClassVar[Mapping[str, Any]] = {}  # name -> configuration
+    # buffers whose rows are embeddings of training images -> buffer of their positions, "" for all in order; where the
+    # data are embeddings, no checkpoint keeps them
+    rows_of_data: ClassVar[Mapping[str, str]] = {}
+    presets: ClassVar[Mapping[str, Any]] = {}  # "default" and what the authors say: name -> configuration
+    backbone_presets: ClassVar[Mapping[str, Any]] = {}  # name of a backbone -> what it gets instead of "default"
+    benchmark_presets: ClassVar[Mapping[str, Any]] = {}  # name of a data set -> what can be asked for on it
     adjustable: ClassVar[tuple[str, ...]] = ()  # constants of `config` that may change while the method runs
     epochs: int = 1  # those of the run, which the loop sets
     config: Any = None  # a frozen dataclass with the method's constants, and its schedule
@@ -154,7 +167,12 @@ class Method(nn.Module, ABC):
     @classmethod
     def default_config(cls, backbone: Backbone) -> Any:
         """The preset for a backbone: its own, where it has one, else the general one."""
-        return cls.presets.get(backbone.name, cls.presets.get("default"))
+        return cls.backbone_presets.get(backbone.name, cls.presets.get("default"))
+
+    @classmethod
+    def all_presets(cls) -> dict[str, Any]:
+        """Whatever can be asked for by name."""
+        return {**cls.presets, **cls.backbone_presets, **cls.benchmark_presets}
 
     @property
     def schedule(self) -> AdaptConfig:
@@ -167,11 +185,6 @@ class Method(nn.Module, ABC):
         return ViewNeeds()
 
     @property
-    def training_needs(self) -> ViewNeeds:
-        """Views of the training steps, where `prepare` has made some of `needs` superfluous."""
-        return self.needs
-
-    @property
     def settings(self) -> dict[str, Any]:
         """Everything that was chosen, JSON-able, for the trace: the configuration."""
         settings = {} if self.config is None else asdict(self.config)
@@ -179,17 +192,11 @@ class Method(nn.Module, ABC):
         return {**settings, "text": "classifier"} if is_given else settings
 
     @property
-    def knows_classes_by(self) -> str:
-        """Their "names", "descriptions", or a "classifier" that came with embeddings."""
-        if not self.backbone.reads_text:
-            return "classifier"
-        return "descriptions" if self.prompts.descriptions_given else "names"
-
-    @property
     def preset_name(self) -> str | None:
         """The preset that was asked for, or else one that `config` is equal to; None where there is none."""
-        names = (self.backbone.name, *self.presets)
-        return self.preset or next((name for name in names if self.presets.get(name, self) == self.config), None)
+        known = self.all_presets()
+        names = (self.backbone.name, *known)
+        return self.preset or next((name for name in names if known.get(name, self) == self.config), None)
 
     def adjusted(self, **changes: float) -> Any:
         """The configuration with some constants changed; assign it to `config` between two steps.
@@ -219,26 +226,10 @@ class Method(nn.Module, ABC):
     def logits(self, images: Tensor) -> Tensor:
         """Inference: (B, 3, S, S) in [0, 1] -> (B, C) scaled logits."""
 
-    def view_logits(self, views: Views) -> Tensor:
-        """Inference on a test image and its crops, for methods with `test_needs`; default: the whole image."""
-        return self.logits(views.weak)
-
-    def branches(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits of parts of the inference path, each measured on its own: name -> (B, C)."""
-        return {}
-
-    def measured(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        """`view_logits` and `branches` at once, for methods where they share their work."""
-        return self.view_logits(views), self.branches(views.weak)
-
     @property
     def sentences(self) -> list[tuple[str, ...]]:
         """For each class what its text classifier is made of: by default its descriptions, or what `config` says."""
         return prompt_sentences(self.prompts, getattr(self.config, "text", "descriptions"))
-
-    def diagnostics(self) -> dict[str, float]:
-        """Numbers about the state, recorded with every epoch."""
-        return {}
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """See the whole training set before the first epoch (banks, caches); default: nothing.
@@ -246,22 +237,8 @@ class Method(nn.Module, ABC):
         It is called again when a run that broke off in its first epoch is resumed, so it must overwrite, not add.
         """
 
-    def training_batches(self, batch_size: int, seed: int) -> Batches | None:
-        """What to train on after `prepare`, if it is something the method has cached; None: views of all images."""
-        return None
-
-    def begin_epoch(self) -> None:
-        """Reset what is per epoch."""
-
-    def end_epoch(self) -> None:
-        """Update what changes once per epoch."""
-
     def snapshot(self) -> dict[str, Tensor]:
         """Classifiers or prototypes to follow over epochs: name -> (C, E)."""
-        return {}
-
-    def explain(self, images: Tensor) -> dict[str, Tensor]:
-        """Saliency of images, kind -> (B, h, w) float."""
         return {}
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
@@ -312,6 +289,11 @@ class Method(nn.Module, ABC):
             for name, tensor in tensors.items():
                 if tensor is not getattr(self, name):  # resizing would zero it first
                     self._resize(name, tensor.shape).copy_(tensor)
+
+
+def ask(method: Method, hook: str, *args: Any, otherwise: Any = None) -> Any:
+    """What an optional hook of a method says, or something else where the method has none."""
+    return getattr(method, hook)(*args) if hasattr(method, hook) else otherwise
 
 
 def guesses(probs: Tensor, sources: Mapping[str, Tensor], **more: Any) -> PseudoLabels:

@@ -46,18 +46,19 @@ def build_method(
     method: Any = METHODS[choose("method", name, METHODS)]
     config = method.default_config(backbone)
     if preset is not None:
-        preset = choose(f"preset of {name}", _preset(preset, method), method.presets)
-        config = method.presets[preset]
+        known = method.all_presets()
+        preset = choose(f"preset of {name}", _preset(preset, known), known)
+        config = known[preset]
     elif config is not None:
-        preset = backbone.name if backbone.name in method.presets else "default"
+        preset = backbone.name if backbone.name in method.backbone_presets else "default"
     changes = {key: _value(name, config, key, text) for key, text in (constants or {}).items()}
     options: dict[str, Any] = {}
     if issubclass(method, NtUA):
         config = replace(config, **{"allow_labels": allow_labels, **changes})
         if "beta" not in changes and config.beta <= 1:
             warnings.warn(
-                f"preset {preset} of {name} has beta {config.beta:g}, which Tip-Adapter tuned with labels: all entries "
-                "count nearly alike, which with guesses for labels may cost accuracy; "
+                f"preset {preset} of {name} has beta {config.beta:g}, from where Tip-Adapter searches on with labels: "
+                "all entries count nearly alike, which with guesses for labels may cost accuracy; "
                 f"compare with --set beta={NtUAConfig.beta:g}",
                 stacklevel=2,
             )
@@ -73,11 +74,11 @@ def build_method(
     return built
 
 
-def _preset(name: str, method: type[Method]) -> str:
+def _preset(name: str, known: Mapping[str, Any]) -> str:
     """A preset's own name; a benchmark's may come in any spelling that `load_dataset` takes ("oxford_iiit_pet")."""
-    if name in method.presets or (meant := find_benchmark(name)) is None:
+    if name in known or (meant := find_benchmark(name)) is None:
         return name
-    return next((preset for preset in method.presets if find_benchmark(preset) == meant), name)
+    return next((preset for preset in known if find_benchmark(preset) == meant), name)
 
 
 def parse_constants(assignments: Sequence[str]) -> dict[str, str]:

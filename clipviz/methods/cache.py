@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,18 +19,17 @@ from clipviz.ops import class_logits
 _PENDING_ROWS = 4096
 
 
-@dataclass(frozen=True)
-class Candidates:
+class Candidates(NamedTuple):
     """Images that may enter a cache."""
 
-    index: Tensor  # (M,) int64, positions in the data set
+    position: Tensor  # (M,) int64, in the data set
     views: Tensor  # (M, A, E) float, unit embeddings of A augmented views
     student: Tensor  # (M, C) float, class probabilities by the model itself
     teacher: Tensor  # (M, C) float, class probabilities by the teacher
 
     def take(self, rows: Tensor) -> Candidates:
         """Some of them, by row number or mask."""
-        return Candidates(self.index[rows], self.views[rows], self.student[rows], self.teacher[rows])
+        return Candidates(*(part[rows] for part in self))
 
 
 def most_confident(probs: Tensor, shots: int) -> Tensor:
@@ -56,23 +55,22 @@ def choose_streaming(
     What `keep` drops it must drop beside any others, too. Reading stops at `full` rows. The chosen ones come in the
     order of the data set.
     """
-    held: Candidates | None = None
-    pending: list[Candidates] = []
-    waiting = 0
+    parts: list[Candidates] = []
+    n_kept = n_new = 0
     for batch in candidates:
-        pending.append(batch)
-        waiting += len(batch.index)
-        if waiting >= max(_PENDING_ROWS, 0 if held is None else len(held.index)):
-            held, pending, waiting = keep(_joined(held, pending)), [], 0
-        if full is not None and (0 if held is None else len(held.index)) + waiting >= full:
+        parts.append(batch)
+        n_new += len(batch.position)
+        if n_new >= max(_PENDING_ROWS, n_kept):
+            parts = [keep(_joined(parts))]
+            n_kept, n_new = len(parts[0].position), 0
+        if full is not None and n_kept + n_new >= full:
             break
-    held = keep(_joined(held, pending))
-    return held.take(held.index.argsort())
+    kept = keep(_joined(parts))
+    return kept.take(kept.position.argsort())
 
 
-def _joined(held: Candidates | None, pending: list[Candidates]) -> Candidates:
-    parts = pending if held is None else [held, *pending]
-    return Candidates(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Candidates)))
+def _joined(parts: list[Candidates]) -> Candidates:
+    return Candidates(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def class_sums(rows: Tensor, labels: Tensor, weights: Tensor, n_classes: int) -> Tensor:

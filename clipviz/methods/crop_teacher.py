@@ -3,7 +3,7 @@
 Its K crop embeddings g_k of an image, eq. (4), are those of the first pass over the data, before any training, and are
 kept in float16 for the whole run: n K E numbers of 2 bytes, for 10,000 images, 8 crops and E = 512 that is 82 MB, in
 memory and in every checkpoint. A step then embeds 2 views instead of 2 + K, and epochs after the first make no crops at
-all. What it gives up: the crops are always the same K, and the static vote of eq. (5) no longer grows with the model
+all. What it gives up: the crops are always the same K, and the static logits of eq. (5) no longer grow with the model
 (only their weights r do, by the model's own g).
 """
 

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -100,14 +100,11 @@ BENCHMARKS: dict[str, tuple[float, float, float, float, float, int]] = {
 
 _OFFICIAL = DPAConfig(text="templates", fairness="batch")
 
-PRESETS: dict[str, DPAConfig] = {
-    "default": DPAConfig(),
-    "official": _OFFICIAL,
-    "birds": DPAConfig(schedule=AdaptConfig(lr=2e-3)),
-    **{
-        name: replace(_OFFICIAL, a=a, reg=reg, align=align, w=w, schedule=AdaptConfig(epochs=epochs, lr=lr))
-        for name, (a, reg, align, w, lr, epochs) in BENCHMARKS.items()
-    },
+PRESETS = {"default": DPAConfig(), "official": _OFFICIAL}
+BACKBONE_PRESETS = {"birds": DPAConfig(schedule=AdaptConfig(lr=2e-3))}
+BENCHMARK_PRESETS = {
+    name: replace(_OFFICIAL, a=a, reg=reg, align=align, w=w, schedule=AdaptConfig(epochs=epochs, lr=lr))
+    for name, (a, reg, align, w, lr, epochs) in BENCHMARKS.items()
 }
 
 
@@ -150,13 +147,13 @@ def align_distribution(probs: Tensor, mean_probs: Tensor) -> Tensor:
 
 
 def refine_probs(aligned_text_probs: Tensor, image_probs: Tensor, a: float) -> Tensor:
-    """Convex combination of the two votes, eq. (4): `a` weighs the image prototypes. All (B, C)."""
+    """Convex combination of both sources, eq. (4): `a` weighs the image prototypes. All (B, C)."""
     expect_axes(aligned_text_probs=(aligned_text_probs, "BC"), image_probs=(image_probs, "BC"))
     return a * image_probs + (1.0 - a) * aligned_text_probs
 
 
 def ranking_weights(text_probs: Tensor, image_probs: Tensor, labels: Tensor) -> Tensor:
-    """How near each vote is to its own favorite when it gives the pseudo-label, eq. (5).
+    """How near each source is to its own favorite where it is asked for the pseudo-label, eq. (5).
 
     (B, C), before distribution alignment, (B, C) and the pseudo-labels (B,) -> (B,) in (0, 1], 1 (but for 1e-7) where
     both agree with the label. A label that is no class is refused too, on a CPU.
@@ -189,9 +186,10 @@ class DPA(Method):
     """DPA: trains the LayerNorms of the image tower and the text prototypes; on embeddings, the prototypes alone."""
 
     name = "dpa"
-    presets = PRESETS
+    presets, backbone_presets, benchmark_presets = PRESETS, BACKBONE_PRESETS, BENCHMARK_PRESETS
     works_on_embeddings = True
     sized_by_data = kept_once = ("bank_embeddings", "bank_labels")
+    rows_of_data: ClassVar = {"bank_embeddings": ""}
     adjustable = ("a", "reg", "align", "w")
 
     config: DPAConfig

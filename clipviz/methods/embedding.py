@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, Views
-from clipviz.events import UNLABELLED, CacheVotes, PseudoLabels
+from clipviz.events import UNLABELLED, CacheContributions, PseudoLabels
 from clipviz.methods.base import Method, ViewNeeds, embed, guesses, text_classifier
 from clipviz.ops import class_logits, expect_axes, expect_floats
 from clipviz.prompts import ClassPrompts
@@ -99,7 +99,7 @@ def sum_of(addends: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(addends.values())).sum(0)
 
 
-def heaviest(votes: Tensor, index: Tensor, labels: Tensor, n: int, *, signed: bool = False) -> CacheVotes | None:
+def heaviest(adds: Tensor, index: Tensor, labels: Tensor, n: int, *, signed: bool = False) -> CacheContributions | None:
     """The n entries of a cache that weigh most for each image, for or against a class; `signed`: for it.
 
     What each of M entries adds to the logit of its class (B, M); its position in the data set, -1 if it is empty; its
@@ -107,8 +107,8 @@ def heaviest(votes: Tensor, index: Tensor, labels: Tensor, n: int, *, signed: bo
     """
     if not (n := min(n, int((index >= 0).sum()))):
         return None
-    rows = (votes if signed else votes.abs()).topk(n)[1]
-    return CacheVotes(*(t.cpu() for t in (index[rows], labels[rows], votes.gather(1, rows))))
+    rows = (adds if signed else adds.abs()).topk(n)[1]
+    return CacheContributions(*(t.cpu() for t in (index[rows], labels[rows], adds.gather(1, rows))))
 
 
 class GatheredMethod(AddingMethod):
@@ -153,6 +153,10 @@ class StreamBatches:
         """Steps in an epoch, the longest."""
         return max(map(len, self._slices))
 
+    def steps_before(self, epoch: int) -> int:
+        """Steps of all slices before one."""
+        return sum(map(len, self._slices[:epoch]))
+
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of a slice from a step on."""
         for number in self._slices[epoch][first_step:]:
@@ -164,6 +168,7 @@ class StreamMethod(GatheredMethod):
     """A method that sees one batch after the other, once, and predicts each as it comes. To write: `empty`, `step`."""
 
     labels_are: ClassVar[str | None] = "online"
+    rows_of_data: ClassVar = {"embeddings": "index"}
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: Any = None) -> None:
         super().__init__(backbone, prompts, config)

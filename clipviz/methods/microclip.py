@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from clipviz import ncut
 from clipviz.backbone import Backbone, ImageTokens
 from clipviz.data.base import Batch, Views
-from clipviz.events import CropVotes, PseudoLabels
+from clipviz.events import CropLogits, PseudoLabels
 from clipviz.methods.base import (
     AdaptConfig,
     Method,
@@ -93,12 +93,14 @@ class MicroCLIPConfig:
         check_constants(self, shares="gamma rho", positive="crop_temperature", crops=1, fairness_weight=0)
 
 
-PRESETS: dict[str, MicroCLIPConfig] = {
+PRESETS = {
     "default": MicroCLIPConfig(),
     "official": MicroCLIPConfig(full_density=1.0, name_embedding="raw", fill=(0, 0, 0)),
+}
+BACKBONE_PRESETS = {
     "birds": MicroCLIPConfig(
         crops=4, crop_scale=(0.7, 1.0), affinity="cosine", tau=0.4, full_density=1.0, schedule=AdaptConfig(lr=2e-3)
-    ),
+    )
 }
 
 
@@ -216,7 +218,7 @@ class MicroCLIP(Method):
     """microCLIP, on a ViT with patch tokens: trains its LayerNorms, the SOAP matrices and the learnable classifier."""
 
     name = "microclip"
-    presets = PRESETS
+    presets, backbone_presets = PRESETS, BACKBONE_PRESETS
     adjustable = ("gamma", "rho", "crop_temperature")
     sized_by_data = kept_once = ("crop_teacher.bank",)
 
@@ -291,12 +293,12 @@ class MicroCLIP(Method):
         scale = self.backbone.logit_scale
         probs = (scale * dka_similarity(static, dynamic, self.config.gamma)).softmax(-1)
         sources = {"static": scale * static, "dynamic": scale * dynamic}
-        votes = CropVotes(
+        of_crops = CropLogits(
             torch.einsum("bke,be->bk", crops, cls),
             scale * class_logits(crops, self.static_classifier),
             crops @ crops.mT,
         )
-        return guesses(probs, sources, crop_weights=crop_weights, metrics=metrics, crop_votes=votes)
+        return guesses(probs, sources, crop_weights=crop_weights, metrics=metrics, crop_logits=of_crops)
 
     def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
         """Eq. (6) on the strong view."""

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, Views
 from clipviz.data.batches.features import FeatureBackbone
-from clipviz.events import CacheVotes, PseudoLabels
+from clipviz.events import CacheContributions, PseudoLabels
 from clipviz.methods.base import AdaptConfig, TextSource, ViewNeeds, check_constants, embed
 from clipviz.methods.cache import CacheBatches, Candidates, Teacher, choose_streaming, class_sums, most_confident
 from clipviz.methods.embedding import AddingMethod, heaviest
@@ -92,7 +92,7 @@ class NtUAConfig:
 
 
 BENCHMARKS: dict[str, tuple[float, float, int]] = {
-    # name: beta, alpha, epochs; Tip-Adapter's initial values, which its authors tuned with labels
+    # name: beta, alpha, epochs; where Tip-Adapter's search for better ones begins, which needs labels
     "imagenet": (1, 1.17, 20),
     "caltech101": (1, 3, 20),
     "dtd": (1, 2, 20),
@@ -106,14 +106,11 @@ BENCHMARKS: dict[str, tuple[float, float, int]] = {
     "ucf101": (1, 3, 20),
 }
 
-PRESETS: dict[str, NtUAConfig] = {
-    "default": NtUAConfig(),
-    "paper": NtUAConfig(text="templates", balanced=False),
-    "birds": NtUAConfig(beta=10.0),  # chosen on the validation domain of birds, as DPA's learning rate there is
-    **{
-        name: NtUAConfig(alpha=alpha, beta=beta, text="templates", schedule=replace(_SCHEDULE, epochs=epochs))
-        for name, (beta, alpha, epochs) in BENCHMARKS.items()
-    },
+PRESETS = {"default": NtUAConfig(), "paper": NtUAConfig(text="templates", balanced=False)}
+BACKBONE_PRESETS = {"birds": NtUAConfig(beta=10.0)}  # on the validation domain of birds, as DPA's learning rate there
+BENCHMARK_PRESETS = {
+    name: NtUAConfig(alpha=alpha, beta=beta, text="templates", schedule=replace(_SCHEDULE, epochs=epochs))
+    for name, (beta, alpha, epochs) in BENCHMARKS.items()
 }
 
 
@@ -177,9 +174,10 @@ class NtUA(AddingMethod):
     """
 
     name = "ntua"
-    presets = PRESETS
+    presets, backbone_presets, benchmark_presets = PRESETS, BACKBONE_PRESETS, BENCHMARK_PRESETS
     sized_by_data = ("keys", "labels", "weights", "cache_index", "cache_views", "student", "teacher_probs")
     kept_once = ("cache_index", "cache_views", "student", "teacher_probs")
+    rows_of_data: ClassVar = {"cache_views": "cache_index"}
     adjustable = ("alpha", "beta")
 
     config: NtUAConfig
@@ -272,9 +270,9 @@ class NtUA(AddingMethod):
             case "topk_pseudo":
                 return pool.take(most_confident(pool.teacher if self.config.rectify else pool.student, shots))
             case "random":  # images come in random order
-                return pool.take(torch.arange(min(len(pool.index), shots * len(self.class_names))))
+                return pool.take(torch.arange(min(len(pool.position), shots * len(self.class_names))))
             case "oracle_balanced":
-                return pool.take(torch.isin(pool.index, cast(Tensor, self._oracle_index).to(pool.index)))
+                return pool.take(torch.isin(pool.position, cast(Tensor, self._oracle_index).to(pool.position)))
 
     def _form(self, chosen: Candidates) -> None:
         """Keys, values and weights of the chosen images, eqs. (2)-(4)."""
@@ -289,7 +287,7 @@ class NtUA(AddingMethod):
             keys=normalize(chosen.views.sum(1)),
             labels=labels,
             weights=weights,
-            cache_index=chosen.index,
+            cache_index=chosen.position,
             cache_views=chosen.views,
             student=chosen.student[: 0 if is_known else None],
             teacher_probs=chosen.teacher[: 0 if is_known else None],
@@ -318,7 +316,7 @@ class NtUA(AddingMethod):
     def leave_one_out_logits(self, embeddings: Tensor, rows: Tensor) -> Tensor:
         """Eq. (5) without each image's own entry, which would repeat the label it has."""
         cosine = (embeddings * self.keys[rows]).sum(-1, keepdim=True)
-        own = self.config.alpha * cache_affinity(cosine, self.config.beta) * self.vote_weights[rows, None]
+        own = self.config.alpha * cache_affinity(cosine, self.config.beta) * self.value_weights[rows, None]
         return self.logits(embeddings) - own * F.one_hot(self.labels[rows], len(self.class_names))
 
     def _prototypes(self) -> Tensor:
@@ -340,7 +338,7 @@ class NtUA(AddingMethod):
         return terms
 
     @property
-    def vote_weights(self) -> Tensor:
+    def value_weights(self) -> Tensor:
         """What each entry's affinity is multiplied by in eq. (5): w K / M_c, or w for the plain sum, (M,)."""
         if not self.config.balanced:
             return self.weights
@@ -350,18 +348,18 @@ class NtUA(AddingMethod):
     @property
     def values(self) -> Tensor:
         """V diag(K / M_c) of eq. (5) as the matrix (M, C) that `cache_logits` takes; the method never makes it."""
-        return self.vote_weights[:, None] * F.one_hot(self.labels, len(self.class_names))
+        return self.value_weights[:, None] * F.one_hot(self.labels, len(self.class_names))
 
     def addends(self, embeddings: Tensor) -> dict[str, Tensor]:
         """The terms of eq. (5); the second is `cache_logits` of keys and `values`, from labels and weights."""
         affinity = cache_affinity(self.keys @ embeddings.T, self.config.beta)
-        cache = self.config.alpha * class_sums(affinity, self.labels, self.vote_weights, len(self.class_names)).T
+        cache = self.config.alpha * class_sums(affinity, self.labels, self.value_weights, len(self.class_names)).T
         return {"zero_shot": self.text_logits(embeddings), "cache": cache}
 
-    def cache_votes(self, images: Tensor, n: int) -> CacheVotes | None:
+    def cache_contributions(self, images: Tensor, n: int) -> CacheContributions | None:
         """The terms of eq. (5) apart: what each entry adds to the logit of its own class."""
         affinity = cache_affinity(embed(self.backbone, images) @ self.keys.T, self.config.beta)
-        return heaviest(self.config.alpha * affinity * self.vote_weights, self.cache_index, self.labels, n)
+        return heaviest(self.config.alpha * affinity * self.value_weights, self.cache_index, self.labels, n)
 
     def baselines(self, images: Tensor) -> dict[str, Tensor]:
         """A larger teacher's own zero-shot; a cache that stays below it is no use if the teacher can be run."""

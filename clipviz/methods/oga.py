@@ -25,7 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clipviz.events import CacheVotes
+from clipviz.events import CacheContributions
 from clipviz.methods.base import AdaptConfig, TextSource, check_constants, embed
 from clipviz.methods.embedding import StreamMethod, heaviest, unit_rows
 from clipviz.methods.tda import STREAM
@@ -181,7 +181,7 @@ class OGA(StreamMethod):
         """Eq. (4) with the Gaussians as they are."""
         return self._sources(embeddings, self.config.tau * log_likelihood(embeddings, self.memory))
 
-    def cache_votes(self, images: Tensor, n: int) -> CacheVotes | None:
+    def cache_contributions(self, images: Tensor, n: int) -> CacheContributions | None:
         """What each slot adds to its class by way of the mean: tau (x - m)^T P (x_j - m) / slots, m the mean of means.
 
         Only of classes with two filled slots; the norm of the mean, which all slots share, is left out.
@@ -193,8 +193,8 @@ class OGA(StreamMethod):
         m, labels = memory["means"].mean(0), rows // filled.shape[1]
         parts = (x - m) @ memory["precision"] @ (memory["keys"].flatten(0, 1)[rows] - m).T
         divisor = torch.full_like(counts, filled.shape[1]) if self.config.official else counts
-        votes = (self.config.tau * parts / divisor[labels]).float()
-        return heaviest(votes, memory["index"].flatten()[rows], labels, n, signed=True)
+        adds = (self.config.tau * parts / divisor[labels]).float()
+        return heaviest(adds, memory["index"].flatten()[rows], labels, n, signed=True)
 
     def diagnostics(self) -> dict[str, float]:
         """Filled slots."""

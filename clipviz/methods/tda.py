@@ -8,7 +8,7 @@ s logit scale, p = softmax(s x . t), H its entropy in nats, c = argmax p.
     (3) logits           z = s x . t + sum over positive (x_j, c_j) of  alpha exp(-beta (1 - x . x_j)) onehot(c_j)
                              - sum over negative (x_j, p_j) of  0.117 exp(-(1 - x . x_j)) [0.03 < p_j < 1]
 
-As in the authors' code, the image is stored before it is predicted, so it may vote for itself with all of alpha;
+As in the authors' code, the image is stored before it is predicted, so it may add all of alpha to its own class;
 `vote_before_store` ends that. H / log2(C) is nats over bits there, at most log 2, and is so here. Their alpha and beta
 were tuned for each data set with its labels; ours are those that later papers use everywhere. One view, no
 augmentation. In a run s is the model's own, 100 for OpenAI's; unseen images are predicted by the caches as they are.
@@ -23,7 +23,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clipviz.events import CacheVotes
+from clipviz.events import CacheContributions
 from clipviz.methods.base import AdaptConfig, TextSource, check_constants, embed
 from clipviz.methods.embedding import StreamMethod, heaviest, sum_of, unit_rows
 
@@ -179,14 +179,14 @@ class TDA(StreamMethod):
         """Eq. (3) with the caches as they are."""
         return {"zero_shot": self.text_logits(embeddings), **cache_addends(embeddings, self.caches, self.config)}
 
-    def cache_votes(self, images: Tensor, n: int) -> CacheVotes | None:
+    def cache_contributions(self, images: Tensor, n: int) -> CacheContributions | None:
         """What each entry of either cache adds to, or takes from, the logit of its own class."""
         x, caches, config = embed(self.backbone, images), self.caches, self.config
-        votes = [affinities(x, caches["positive"], config.alpha, config.beta)]
-        votes.append(-affinities(x, caches["negative"], config.negative_alpha, config.negative_beta))
+        adds = [affinities(x, caches["positive"], config.alpha, config.beta)]
+        adds.append(-affinities(x, caches["negative"], config.negative_alpha, config.negative_beta))
         index = torch.cat([cache["index"].flatten() for cache in caches.values()])
-        own = [torch.arange(len(self.classifier), device=x.device).repeat_interleave(part.shape[2]) for part in votes]
-        return heaviest(torch.cat([part.flatten(1) for part in votes], 1), index, torch.cat(own), n)
+        own = [torch.arange(len(self.classifier), device=x.device).repeat_interleave(part.shape[2]) for part in adds]
+        return heaviest(torch.cat([part.flatten(1) for part in adds], 1), index, torch.cat(own), n)
 
     def diagnostics(self) -> dict[str, float]:
         """Entries in each cache."""

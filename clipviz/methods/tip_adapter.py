@@ -12,18 +12,21 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from clipviz.backbone import Backbone
-from clipviz.methods.ntua import PRESETS, NtUA, NtUAConfig
+from clipviz.methods.ntua import BENCHMARK_PRESETS, PRESETS, NtUA, NtUAConfig
 from clipviz.prompts import ClassPrompts
+
+
+def _plain(presets: dict[str, NtUAConfig]) -> dict[str, NtUAConfig]:
+    return {name: replace(config, weighted=False, rectify=False) for name, config in presets.items()}
 
 
 class TipAdapter(NtUA):
     """A cache of pseudo-labelled images beside the text classifier; weights and teacher of `NtUA` are switched off."""
 
     name = "tip_adapter"
-    presets: ClassVar = {
-        **{name: replace(config, weighted=False, rectify=False) for name, config in PRESETS.items()},
-        "birds": NtUAConfig(weighted=False, rectify=False, beta=40.0),  # chosen on the validation domain of birds
-    }
+    presets: ClassVar = _plain(PRESETS)
+    backbone_presets: ClassVar = _plain({"birds": NtUAConfig(beta=40.0)})  # chosen on the validation domain of birds
+    benchmark_presets: ClassVar = _plain(BENCHMARK_PRESETS)
     trains: ClassVar[bool] = False
 
     def __init__(
@@ -31,5 +34,5 @@ class TipAdapter(NtUA):
     ) -> None:
         if options.get("teacher") is not None:
             raise ValueError("tip_adapter has no teacher; ntua has one")
-        plain = replace(config or self.default_config(backbone), weighted=False, rectify=False)
-        super().__init__(backbone, prompts, plain, **options)
+        config = config or self.default_config(backbone)
+        super().__init__(backbone, prompts, replace(config, weighted=False, rectify=False), **options)

@@ -17,13 +17,14 @@ logit scale, E width, nrm = unit norm, k = 3 neighbors, T = 50, lambda = 1.
     (7) an unseen image: (6) once, with sum_j W_j z_j / k over its neighbors j for the last addend             (ours)
 
 The paper's objective weighs the likelihood by 1/N and takes all pairs; this is what the authors' code does. Unlike it
-we count the classes by their texts and not by labels, never vote for ourselves (their first of four neighbors need not
-be the image itself), take min(8, n) seeds, and compute StatA's v0 once. An image of the unlabelled set that is asked
-for again is not unseen: it keeps its z. In a run s is the model's own, 100 for OpenAI's.
+we count the classes by their texts and not by labels, never take an image for its own neighbor (the first of their four
+need not be the image itself), take min(8, n) seeds, and compute StatA's v0 once. An image of the unlabelled set that is
+asked for again is not unseen: it keeps its z. In a run s is the model's own, 100 for OpenAI's.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from torch import Tensor
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, Views
-from clipviz.events import CacheVotes, PseudoLabels
+from clipviz.events import CacheContributions, PseudoLabels
 from clipviz.methods.base import AdaptConfig, TextSource, check_constants, embed, guesses
 from clipviz.methods.cache import CacheBatches
 from clipviz.methods.embedding import GatheredMethod, unit_rows
@@ -42,7 +43,7 @@ from clipviz.methods.neighbors import nearest
 from clipviz.prompts import ClassPrompts
 
 _SCHEDULE = AdaptConfig(epochs=11, batch_size=256)
-_ROWS = 8192
+_ROWS, _AFFORDABLE = 8192, 300_000
 _LEAST_VARIANCE = 1e-7
 """Identical images have none; of real ones every coordinate has a thousand times more."""
 _SAME = 1e-5
@@ -101,6 +102,12 @@ class Problem(NamedTuple):
         """Cosines and rows of the k neighbors of unseen images, or of its own; of an unseen image one at least."""
         lists, k = self.classifier if self.config.search == "likely" else None, self.config.neighbors
         if queries is None:
+            if lists is None and k and len(self.embeddings) > _AFFORDABLE:
+                warnings.warn(
+                    f"the exact search for neighbors among {len(self.embeddings):,} images takes long, it grows with "
+                    "their square; search=likely (--set search=likely) looks among likely classes only",
+                    stacklevel=2,
+                )
             return nearest(self.embeddings, self.embeddings, k, lists, same=True)
         return nearest(queries, self.embeddings, max(1, k), lists)
 
@@ -343,14 +350,14 @@ class TransCLIP(GatheredMethod):
         pulls = (weights[..., None] * self.assignments[rows]).sum(1) / max(1, self.config.neighbors)
         return self._sum_of(embeddings, torch.where(own[:, None] >= 0, self.pulls[own], pulls))
 
-    def cache_votes(self, images: Tensor, n: int) -> CacheVotes | None:
+    def cache_contributions(self, images: Tensor, n: int) -> CacheContributions | None:
         """What each neighbor adds to the logit of the class that it is assigned to most."""
         weights, rows, _ = self._neighbors(embed(self.backbone, images))
         if not rows.shape[1]:
             return None
         shares, labels = self.assignments[rows].max(-1)
-        votes, order = (weights * shares / self.config.neighbors).topk(min(n, rows.shape[1]))
-        return CacheVotes(rows.gather(1, order).cpu(), labels.gather(1, order).cpu(), votes.cpu())
+        adds, order = (weights * shares / self.config.neighbors).topk(min(n, rows.shape[1]))
+        return CacheContributions(rows.gather(1, order).cpu(), labels.gather(1, order).cpu(), adds.cpu())
 
     def diagnostics(self) -> dict[str, float]:
         """How many classes hold at least one image."""

@@ -58,11 +58,7 @@ class WCAConfig:
         check_constants(self, crops=1, image_scale=0, text_scale=0)
 
 
-PRESETS: dict[str, WCAConfig] = {
-    "default": WCAConfig(),
-    "paper": WCAConfig(crops=60),
-    "birds": WCAConfig(crops=8, crop_scale=(0.7, 1.0), image_scale=1.0, text_scale=1.0, normalized=False),
-}
+_BIRDS = WCAConfig(crops=8, crop_scale=(0.7, 1.0), image_scale=1.0, text_scale=1.0, normalized=False)
 
 
 def weighted_descriptions(descriptions: list[Tensor], name_embeddings: Tensor, scale: float) -> Tensor:
@@ -88,7 +84,8 @@ class WCA(Method):
     """Weighted cross alignment of crops and descriptions."""
 
     name = "wca"
-    presets = PRESETS
+    presets: ClassVar = {"default": WCAConfig(), "paper": WCAConfig(crops=60)}
+    backbone_presets: ClassVar = {"birds": _BIRDS}
     trains: ClassVar[bool] = False
     adapts_tower: ClassVar[bool] = False
 

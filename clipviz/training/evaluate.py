@@ -15,7 +15,7 @@ from clipviz.data.batches.features import FeatureDataset
 from clipviz.data.batches.loader import eval_views
 from clipviz.data.images.views import eval_parts, eval_view
 from clipviz.events import UNLABELLED, Predictions, Probe
-from clipviz.methods.base import Method, ViewNeeds
+from clipviz.methods.base import Method, ViewNeeds, ask
 from clipviz.ops import normalize
 from clipviz.parallel import ONE, Ranks
 
@@ -54,7 +54,7 @@ def predict(
     parts: dict[str, list[Tensor]] = {}
     for views in _views(method, dataset, batch_size, ranks):
         with preserved_state(method), method.backbone.collected() as seen:  # let go between batches: others wait
-            logits, others = method.measured(views) if branches else (method.view_logits(views), {})
+            logits, others = _said(method, views, branches)
             guesses = views.gather(logits.softmax(-1)).cpu()
             for name, rows in others.items():
                 parts.setdefault(name, []).append(views.gather(rows.argmax(-1)).cpu())
@@ -72,6 +72,15 @@ def predict(
         torch.cat(embeddings) if complete else None,
         {name: torch.cat(rows) for name, rows in parts.items()},
     )
+
+
+def _said(method: Method, views: Views, branches: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits, and those of each branch if they are asked for."""
+    both, of_views = (getattr(method, hook, None) for hook in ("measured", "view_logits"))
+    if branches and both:
+        return both(views)
+    logits = of_views(views) if of_views else method.logits(views.weak)
+    return logits, ask(method, "branches", views.weak, otherwise={}) if branches else {}
 
 
 def branch_accuracies(

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from clipviz.backbone.ownership import preserved_state
 from clipviz.data.base import ImageDataset
-from clipviz.events import UNLABELLED, CacheVotes, Highlights, Predictions, SentenceSimilarity
+from clipviz.events import UNLABELLED, CacheContributions, Highlights, Predictions, SentenceSimilarity
 from clipviz.instructive import worth_learning_from
-from clipviz.methods.base import Method, embed, sentence_embeddings
+from clipviz.methods.base import Method, ask, embed, sentence_embeddings
 from clipviz.training.evaluate import probe_images
 
 THUMBNAIL = 64  # side of an example in pixels
@@ -40,9 +40,10 @@ def highlights(
     probs = predictions.probs[torch.from_numpy(index)]
     with preserved_state(method):
         explanation = {kind: value.cpu() for kind, value in _maps(method, images).items()}
-        branches = {name: logits.softmax(-1).cpu() for name, logits in method.branches(images).items()}
+        parts = ask(method, "branches", images, otherwise={})
+        branches = {name: logits.softmax(-1).cpu() for name, logits in parts.items()}
         sentences = nearest_sentences(method, images, classes_in_question(probs, probe.target))
-        votes = getattr(method, "cache_votes", lambda images, n: None)(images, NEIGHBORS)
+        cache = ask(method, "cache_contributions", images, NEIGHBORS)
     examples = surest_examples(predictions, index)
     return Highlights(
         probe,
@@ -52,8 +53,8 @@ def highlights(
         _thumbnails(dataset, examples),
         predictions.probs[torch.from_numpy(examples)].argmax(-1),
         sentences,
-        votes,
-        None if votes is None else _voters(train_dataset, votes),
+        cache,
+        None if cache is None else _cache_images(train_dataset, cache),
         lambda part, index: _thumbnails({"learned": train_dataset, "measured": dataset}[part], index),
     )
 
@@ -81,11 +82,11 @@ def _thumbnails(dataset: ImageDataset | None, index: Sequence[int] | np.ndarray)
     return probe_images(dataset, np.asarray(index, dtype=np.int64), THUMBNAIL).images
 
 
-def _voters(dataset: ImageDataset | None, votes: CacheVotes) -> Tensor | None:
+def _cache_images(dataset: ImageDataset | None, cache: CacheContributions) -> Tensor | None:
     """(G, k, 3, 64, 64): the images behind the cache entries; None where the cache came from embeddings."""
-    unique, places = np.unique(votes.index.numpy(), return_inverse=True)
+    unique, places = np.unique(cache.index.numpy(), return_inverse=True)
     pictures = _thumbnails(dataset, unique)
-    return None if pictures is None else pictures[torch.from_numpy(places.reshape(votes.index.shape))]
+    return None if pictures is None else pictures[torch.from_numpy(places.reshape(cache.index.shape))]
 
 
 def classes_in_question(probs: Tensor, target: Tensor) -> list[list[int]]:

@@ -32,7 +32,7 @@ from clipviz.events import (
     RunStarted,
     StepFinished,
 )
-from clipviz.methods.base import AdaptConfig, Batches, Method, ViewNeeds
+from clipviz.methods.base import AdaptConfig, Batches, Method, ViewNeeds, ask
 from clipviz.parallel import ONE, Ranks
 from clipviz.training.changes import whole_number
 from clipviz.training.evaluate import accuracy, branch_accuracies, evaluation_inputs, predict
@@ -168,38 +168,49 @@ class Adaptation:
         """The whole of training."""
         begun = time.perf_counter()
         method = self.method
+        if is_resumed := self.epoch > 0 or self.steps_in_epoch > 0:
+            self._take_batches()
         yield RunStarted(
             method.name, self.facts(), method.class_names, len(self.dataset), self.n_epochs, self.n_steps, self.probe,
-            self.epoch * len(self.loader) + self.steps_in_epoch, self.seconds_before,
+            self._steps_before(self.epoch) + self.steps_in_epoch, self.seconds_before,
         )  # fmt: skip
         self.ranks.copy_from_first([*method.parameters(), *method.buffers()])
-        if self.epoch == self.steps_in_epoch == 0:
+        if not is_resumed:
             with lock_of(method):
                 method.eval()
             with torch.no_grad():
                 method.prepare(_without_targets(batch) for batch in self.loader.epoch(0))
             yield self._measured(-1)
-        self.batches = method.training_batches(self.config.batch_size, self.seed) or self.loader
-        if self.batches is self.loader and method.training_needs != method.needs:  # no more what only `prepare` needed
-            self.batches = self._loader(method.training_needs)
-        self.n_steps = self.n_epochs * len(self.batches)
+        self._take_batches()
         last: EpochFinished | None = None
         for epoch in range(self.epoch, self.n_epochs):
             with self._owned():
                 if self.steps_in_epoch == 0:
-                    method.begin_epoch()
+                    ask(method, "begin_epoch")
             for i, batch in enumerate(self.batches.epoch(epoch, self.steps_in_epoch), self.steps_in_epoch):
-                finished = self._step(batch, epoch, epoch * len(self.batches) + i)
+                finished = self._step(batch, epoch, self._steps_before(epoch) + i)
                 self.steps_in_epoch = i + 1
                 yield finished
             with self._owned(), torch.no_grad():
-                method.end_epoch()
+                ask(method, "end_epoch")
             self._check_weights(epoch)
             self.epoch, self.steps_in_epoch = epoch + 1, 0
             last = self._measured(epoch)
             yield last
         found = self._highlights(last.predictions if last else None)
         yield RunFinished("finished", self.seconds_before + time.perf_counter() - begun, found)
+
+    def _take_batches(self) -> None:
+        """What there is to draw from, and how many steps, once the method is prepared."""
+        needs = getattr(self.method, "training_needs", self.method.needs)
+        of_views = self.loader if needs == self.method.needs else self._loader(needs)
+        self.batches = ask(self.method, "training_batches", self.config.batch_size, self.seed, otherwise=of_views)
+        self.n_steps = self._steps_before(self.n_epochs)
+
+    def _steps_before(self, epoch: int) -> int:
+        """Steps of all epochs before one; slices of a stream have a count of their own."""
+        own = getattr(self.batches, "steps_before", None)
+        return own(epoch) if own else epoch * len(self.batches)
 
     @contextmanager
     def _owned(self) -> Iterator[None]:
@@ -284,7 +295,7 @@ class Adaptation:
         metrics = self._total()
         if self._before is not None:
             return replace(self._before, epoch=epoch, metrics={**metrics, **self._before.metrics})
-        metrics.update(self.method.diagnostics())
+        metrics.update(ask(self.method, "diagnostics", otherwise={}))
         predictions = None
         if self.eval_dataset is not None and (epoch in (-1, self.n_epochs - 1) or len(self.eval_dataset) <= MEASURED):
             predictions = self._predictions(self.eval_dataset)
@@ -322,6 +333,7 @@ class Adaptation:
         is_named_so = evaluation is not None and (data.name, data.split) == (evaluation.name, evaluation.split)
         transductive = is_named_so or digests[1:] == digests[:1] != []
         origins = {"model": method.backbone.origin, "data": data.origin}
+        sentences = "descriptions" if method.prompts.descriptions_given else "names"
         return {
             "method": method.name,
             "model": method.backbone.name,
@@ -335,7 +347,7 @@ class Adaptation:
             "epochs": self.n_epochs if self.evolves else 0,
             "labels_are": method.labels_are,
             "preset": method.preset_name,
-            "classes_from": method.knows_classes_by,
+            "classes_from": sentences if method.backbone.reads_text else "classifier",
             "embeddings": "/".join(digests) or None,
             "settings": {"method": self.settings, "schedule": asdict(self.config)},
             "descriptions": data.prompts.source or f"{sum(map(len, data.prompts.descriptions.values()))} sentences",

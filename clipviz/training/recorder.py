@@ -139,10 +139,10 @@ class Recorder:
             return
         rows = {"index": event.index.clone(), "target": event.target.clone()}
         rows.update((name, logits.to(torch.float16, copy=True)) for name, logits in event.pseudo.sources.items())
-        votes = event.pseudo.crop_votes
-        if votes is not None and numbers * votes.logits.shape[1] <= MAX_SOURCE_LOGITS:
-            rows["crop_similarity"], rows["crop_gram"] = votes.similarity.clone(), votes.gram.clone()
-            rows["crop_logits"] = votes.logits.to(torch.float16, copy=True)
+        crops = event.pseudo.crop_logits
+        if crops is not None and numbers * crops.logits.shape[1] <= MAX_SOURCE_LOGITS:
+            rows["crop_similarity"], rows["crop_gram"] = crops.similarity.clone(), crops.gram.clone()
+            rows["crop_logits"] = crops.logits.to(torch.float16, copy=True)
         for name, values in rows.items():
             self._logits.setdefault(name, []).append(values)
 
@@ -196,10 +196,11 @@ class Recorder:
             self._fixed["examples/label"] = _numpy(found.example_labels)
         self._keep_suspects(found)
         self.meta["gallery_sentences"] = [list(row) for row in found.sentences]
-        if found.votes is not None:
-            self._fixed.update((f"cache/{name}", _numpy(values)) for name, values in vars(found.votes).items())
-        if found.voters is not None:
-            self._fixed["cache/images"] = np.stack([_pixels(images) for images in found.voters])
+        if found.cache is not None:
+            entries = {"index": found.cache.index, "labels": found.cache.labels, "votes": found.cache.contributions}
+            self._fixed.update((f"cache/{name}", _numpy(values)) for name, values in entries.items())
+        if found.cache_images is not None:
+            self._fixed["cache/images"] = np.stack([_pixels(images) for images in found.cache_images])
 
     def _keep_suspects(self, found: Highlights) -> None:
         """Thumbnails of the images worth a look, which only now are known: a number in a list shows nothing."""

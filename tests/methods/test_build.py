@@ -33,7 +33,16 @@ def test_presets_and_constants():
 def test_the_bundled_model_has_presets_of_its_own(tiny_backbone, monkeypatch):
     monkeypatch.setattr(tiny_backbone, "name", "birds")
     for name in ("wca", "tip_adapter", "ntua", "dpa", "microclip"):
-        assert build_method(name, tiny_backbone, ToyDataset(n=3)).config == METHODS[name].presets["birds"]
+        assert build_method(name, tiny_backbone, ToyDataset(n=3)).config == METHODS[name].backbone_presets["birds"]
+
+
+@pytest.mark.parametrize("model", ["paper", "official", "dtd"])
+def test_a_model_that_is_called_like_another_preset_does_not_get_it(model):
+    dataset = clusters(n=6, n_classes=3)
+    dataset.model = model  # whoever wrote the file said so
+    for name in ("tip_adapter", "ntua", "dpa"):
+        method = build_method(name, dataset.backbone(), dataset)
+        assert (method.config, method.preset) == (METHODS[name].presets["default"], "default")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +72,7 @@ def test_a_benchmarks_preset_answers_to_all_names_of_the_benchmark(given, preset
     dataset = clusters(n=6, n_classes=3)
     for name in ("dpa", "ntua"):
         method = build_method(name, dataset.backbone(), dataset, preset=given)
-        assert method.config == METHODS[name].presets[preset]
+        assert method.config == METHODS[name].all_presets()[preset]
 
 
 def test_labels_choose_images_only_with_permission():

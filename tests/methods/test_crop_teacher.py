@@ -8,7 +8,7 @@ from clipviz import Run
 from clipviz.data.base import Views
 from clipviz.events import StepFinished
 from clipviz.methods.base import AdaptConfig
-from clipviz.methods.microclip import PRESETS, MicroCLIPConfig
+from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
 from clipviz.training.loop import Adaptation
 
 CONFIG = AdaptConfig(epochs=2, batch_size=8, lr=1e-2)
@@ -39,7 +39,7 @@ def test_before_training_both_teachers_say_the_same(tiny_backbone, toy):
         expected = student.pseudo_label(batch.views, batch.index)
         found = other.pseudo_label(Views(batch.views.weak, batch.views.strong), batch.index)  # without any crops
     torch.testing.assert_close(found.probs, expected.probs, atol=2e-3, rtol=0)
-    torch.testing.assert_close(found.crop_votes.gram, expected.crop_votes.gram, atol=2e-3, rtol=0)
+    torch.testing.assert_close(found.crop_logits.gram, expected.crop_logits.gram, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("kind", "crops"), [("student", (8, 2, 3, 32, 32)), ("frozen", None)])
@@ -56,7 +56,7 @@ def test_its_votes_stay_while_the_models_move(tiny_backbone, toy):
     for event in Adaptation(method, toy, AdaptConfig(epochs=2, batch_size=24, lr=1e-2)):
         if isinstance(event, StepFinished):
             order = event.index.argsort()
-            votes.append((event.pseudo.crop_votes.logits[order], event.pseudo.sources["dynamic"][order]))
+            votes.append((event.pseudo.crop_logits.logits[order], event.pseudo.sources["dynamic"][order]))
     assert torch.equal(votes[0][0], votes[1][0])
     assert not torch.equal(votes[0][1], votes[1][1])
 
@@ -85,4 +85,4 @@ def test_without_images_and_with_an_unknown_teacher(tiny_backbone):
 
 
 def test_no_preset_departs_from_the_published_method():
-    assert {config.crop_teacher for config in PRESETS.values()} == {"student"}
+    assert {config.crop_teacher for config in MicroCLIP.all_presets().values()} == {"student"}

@@ -16,6 +16,7 @@ from clipviz.events import StepFinished
 from clipviz.methods import dpa
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.dpa import (
+    BENCHMARK_PRESETS,
     BENCHMARKS,
     DPA,
     PRESETS,
@@ -262,9 +263,9 @@ def test_one_class_and_fewer_images_than_a_batch(tiny_backbone):
 
 def test_presets_carry_the_authors_table():
     assert len(BENCHMARKS) == 13
-    pets, flowers = PRESETS["pets"], PRESETS["flowers"]
+    pets, flowers = BENCHMARK_PRESETS["pets"], BENCHMARK_PRESETS["flowers"]
     assert (pets.a, pets.schedule.lr, pets.schedule.epochs) == (0.01, 7e-5, 15)
-    assert (flowers.w, PRESETS["eurosat"].align, PRESETS["sun397"].reg) == (1, 0.01, 0.2)
+    assert (flowers.w, BENCHMARK_PRESETS["eurosat"].align, BENCHMARK_PRESETS["sun397"].reg) == (1, 0.01, 0.2)
     official = PRESETS["official"]
     assert (official.a, official.reg, official.align, official.w, official.window) == (0.5, 1, 1, 100, 32)
     assert (official.text, official.fairness, official.schedule) == ("templates", "batch", AdaptConfig())

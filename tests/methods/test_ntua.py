@@ -14,7 +14,17 @@ from clipviz.data.batches.sampling import balanced_index
 from clipviz.events import EpochFinished, StepFinished
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.cache import CacheBatches, Candidates, choose_streaming, class_sums, most_confident
-from clipviz.methods.ntua import BENCHMARKS, PRESETS, NtUA, NtUAConfig, cache_logits, class_affinity, refine_cache
+from clipviz.methods.ntua import (
+    BACKBONE_PRESETS,
+    BENCHMARK_PRESETS,
+    BENCHMARKS,
+    PRESETS,
+    NtUA,
+    NtUAConfig,
+    cache_logits,
+    class_affinity,
+    refine_cache,
+)
 from clipviz.methods.tip_adapter import TipAdapter
 from clipviz.ops import class_logits, normalize
 from clipviz.training.checkpoint import load_checkpoint, save_checkpoint
@@ -121,7 +131,7 @@ def test_the_papers_preset_keeps_the_plain_sum():
     query = dataset.rows(slice(20))
     plain = method.weights[:, None] * torch.eye(6)[method.labels]
     torch.testing.assert_close(method.branches(query)["cache"], cache_logits(query, method.keys, plain, 2.0, 5.0))
-    assert [name for name, config in PRESETS.items() if not config.balanced] == ["paper"]
+    assert [name for name, config in NtUA.all_presets().items() if not config.balanced] == ["paper"]
     assert not TipAdapter.presets["paper"].balanced
 
 
@@ -140,7 +150,7 @@ def test_choosing_from_a_stream_is_choosing_from_all(monkeypatch):
     probs, order = torch.rand(100, 4, generator=generator), torch.randperm(100, generator=generator)
     rows = [Candidates(i, probs[i][:, None], probs[i], probs[i]) for i in order.split(9)]
     chosen = choose_streaming(rows, lambda pool: pool.take(most_confident(pool.teacher, 3)))
-    assert chosen.index.tolist() == most_confident(probs, 3).tolist()
+    assert chosen.position.tolist() == most_confident(probs, 3).tolist()
 
 
 def test_random_selection_reads_no_further_than_it_needs():
@@ -153,7 +163,7 @@ def test_random_selection_reads_no_further_than_it_needs():
             yield rows.take(torch.arange(start, start + 2))
 
     chosen = choose_streaming(stream(), lambda pool: pool.take(torch.arange(4)), full=4)
-    assert chosen.index.tolist() == [0, 1, 2, 3]
+    assert chosen.position.tolist() == [0, 1, 2, 3]
     assert read == [0, 2]
 
 
@@ -203,7 +213,7 @@ def test_alpha_zero_is_zero_shot():
 def test_a_teacher_that_is_the_student_leaves_values_unchanged():
     dataset = clusters()
     refined, plain = prepared(dataset), prepared(dataset, rectify=False)
-    assert torch.equal(refined.vote_weights, plain.vote_weights)
+    assert torch.equal(refined.value_weights, plain.value_weights)
     assert torch.equal(refined.cache_index, plain.cache_index)
 
 
@@ -331,9 +341,9 @@ def test_constants_out_of_range_are_refused(changes):
 
 def test_presets_carry_tip_adapters_table():
     assert len(BENCHMARKS) == 11
-    eurosat = PRESETS["eurosat"]
+    eurosat = BENCHMARK_PRESETS["eurosat"]
     assert (eurosat.alpha, eurosat.beta, eurosat.schedule.epochs) == (2, 1, 100)
-    schedule = PRESETS["pets"].schedule
+    schedule = BENCHMARK_PRESETS["pets"].schedule
     assert (schedule.epochs, schedule.batch_size, schedule.lr, schedule.min_lr) == (20, 256, 1e-3, 0.0)
 
 
@@ -381,7 +391,7 @@ def test_a_teacher_cannot_look_at_embeddings(tiny_backbone):
 
 def test_on_birds_true_labels_in_the_cache_are_no_worse_than_guesses():
     backbone, data, test = load_backbone("birds"), *(load_dataset("birds/dusk", s, n=96) for s in ("train", "test"))
-    method = NtUA(backbone, data.prompts, replace(PRESETS["birds"], views=1, selection="random"))
+    method = NtUA(backbone, data.prompts, replace(BACKBONE_PRESETS["birds"], views=1, selection="random"))
     events = adapt(method, data, eval_dataset=test)
     next(events), next(events)  # started; the cache formed and measured
     rows = embed_dataset(backbone, test).rows(slice(None))

@@ -212,12 +212,12 @@ def test_measuring_leaves_the_caches_as_they_are_and_the_start_is_zero_shot(buil
     assert torch.equal(before.predictions.probs.argmax(1), text.argmax(1))
     state = {name: tensor.clone() for name, tensor in method.trainable_state().items()}
     first, second = method.logits(test.rows(slice(None))), method.logits(test.rows(slice(None)))
-    votes = method.cache_votes(test.rows(slice(4)), 5)
+    heaviest = method.cache_contributions(test.rows(slice(4)), 5)
     assert torch.equal(first, second)
     assert_same_bits(state, method.trainable_state())
-    assert votes.index.shape == (4, 5)
-    assert (votes.index >= 0).all()
-    assert (votes.votes.abs().diff() <= 1e-6).all() or build is OGA
+    assert heaviest.index.shape == (4, 5)
+    assert (heaviest.index >= 0).all()
+    assert (heaviest.contributions.abs().diff() <= 1e-6).all() or build is OGA
 
 
 def test_what_a_positive_entry_adds_is_what_the_logit_loses_without_it():
@@ -225,14 +225,14 @@ def test_what_a_positive_entry_adds_is_what_the_logit_loses_without_it():
     method = TDA(data.backbone(), data.prompts, TDAConfig(negative=False))
     list(adapt(method, data))
     x = data.rows(slice(3))
-    votes, before = method.cache_votes(x, 4), method.logits(x)
-    for row, (index, label, vote) in enumerate(
-        zip(votes.index[:, 0], votes.labels[:, 0], votes.votes[:, 0], strict=True)
+    heaviest, before = method.cache_contributions(x, 4), method.logits(x)
+    for row, (index, label, contribution) in enumerate(
+        zip(heaviest.index[:, 0], heaviest.labels[:, 0], heaviest.contributions[:, 0], strict=True)
     ):
         kept = method.positive_index.clone()
         method.positive_index[method.positive_index == index] = -1
         lost = before[row] - method.logits(x)[row]
-        assert abs(lost[label] - vote) < 1e-5
+        assert abs(lost[label] - contribution) < 1e-5
         assert lost.count_nonzero() == 1
         method.positive_index.copy_(kept)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -140,8 +141,7 @@ def test_what_fits_no_formula_is_refused():
 
 @pytest.mark.parametrize("n", [7, 1500])
 def test_neighbors_in_blocks_are_those_of_the_whole_matrix(n, monkeypatch):
-    monkeypatch.setattr("clipviz.methods.neighbors._ROWS", 100)
-    monkeypatch.setattr("clipviz.methods.neighbors._COLUMNS", 1024)
+    monkeypatch.setattr("clipviz.methods.neighbors._BLOCK", 896)
     f = unit(n)
     similarity = f @ f.T
     similarity.fill_diagonal_(-torch.inf)
@@ -150,6 +150,16 @@ def test_neighbors_in_blocks_are_those_of_the_whole_matrix(n, monkeypatch):
     torch.testing.assert_close(found[0], wanted, rtol=0, atol=1e-6)
     assert torch.equal(found[1], rows)
     torch.testing.assert_close(nearest(f[:4], f, 2)[0][:, 0], torch.ones(4))  # an unseen copy finds its original
+
+
+def test_the_exact_search_says_when_it_takes_long_and_what_does_not(monkeypatch):
+    monkeypatch.setattr("clipviz.methods.transclip._AFFORDABLE", 29)
+    f, t = unit(30), unit(3, seed=1)
+    with pytest.warns(UserWarning, match=r"among 30 images takes long.*--set search=likely"):
+        solve(f, t)
+    with warnings.catch_warnings(action="error"):
+        solve(f[:29], t)
+        solve(f, t, TransCLIPConfig(search="likely"))
 
 
 def test_a_duplicate_is_a_neighbor_and_the_image_itself_is_not():
@@ -205,10 +215,10 @@ def test_an_unseen_image_is_judged_by_text_gaussian_and_stored_neighbors():
         for j in (f @ image).argsort(descending=True)[:3]:
             score = score + (f[j] @ image) * z[j] / 3
         torch.testing.assert_close(logits.softmax(0), score.softmax(0), rtol=0, atol=1e-5)
-    votes = method.cache_votes(unseen, 5)
+    votes = method.cache_contributions(unseen, 5)
     assert votes.index.shape == (9, 3)
     assert torch.equal(votes.labels, z.argmax(1)[votes.index])
-    own = method.cache_votes(f[:4], 5)
+    own = method.cache_contributions(f[:4], 5)
     assert not (own.index == torch.arange(4)[:, None]).any()
 
 

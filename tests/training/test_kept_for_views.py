@@ -64,7 +64,7 @@ def test_the_gallery_has_the_attention_of_cls_beside_the_maps_of_the_method(tiny
     assert {kind for kind in KINDS if f"gallery/{kind}" in arrays} == own | {"cls_attention"}
 
 
-def test_crop_votes_give_the_static_logits_back(run):
+def test_crop_logits_give_the_static_logits_back(run):
     arrays = run.fit().arrays
     similarity = arrays["sources/crop_similarity"].astype(np.float64)
     weights = np.exp(similarity) / np.exp(similarity).sum(1, keepdims=True)
