@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from clipviz.data.batches.features import tensor_bytes
+from clipviz.data.batches.features import FeatureDataset, tensor_bytes
 from clipviz.errors import one_line
 from clipviz.files import replacing
 from clipviz.methods.base import Method
@@ -65,12 +65,15 @@ class DamagedCheckpoint(ValueError):
 def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
     """Write the state of a run between two steps, atomically: method, AdamW's moments, totals of the epoch, its place.
 
-    There is no random state to keep: order and views follow from seed, epoch and index.
+    There is no random state to keep: order and views follow from seed, epoch and index. Left out are rows of data that
+    are embeddings, and the moments after the last epoch.
     """
     method, optimizer = adaptation.method, adaptation.optimizer
-    tensors = {f"method/{name}": tensor for name, tensor in method.trainable_state().items()}
+    left_out = method.rows_of_data if isinstance(adaptation.dataset, FeatureDataset) else ()
+    kept = {name: tensor for name, tensor in method.trainable_state().items() if name not in left_out}
+    tensors = {f"method/{name}": tensor for name, tensor in kept.items()}
     names: dict[Tensor, str] = {parameter: name for name, parameter in method.named_parameters()}
-    for parameter, state in optimizer.state.items() if optimizer else ():
+    for parameter, state in optimizer.state.items() if optimizer and adaptation.epoch < adaptation.n_epochs else ():
         for key, value in state.items():
             tensors[f"optimizer/{key}/{names[parameter]}"] = torch.as_tensor(value)
     tensors.update((f"books/{name}", torch.cat(values)) for name, values in adaptation.epoch_totals.items())
@@ -120,8 +123,13 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
     if others := [f"{name} {before.get(name)} (now {now[name]})" for name in now if before.get(name) != now[name]]:
         warnings.warn(f"{path} was written by {', '.join(others)}: last digits may differ", stacklevel=2)
     parts = {kind: _below(kind, tensors) for kind in ("method", "optimizer", "books")}
+    state, data = parts["method"], adaptation.dataset
+    if isinstance(data, FeatureDataset):
+        for name, positions in adaptation.method.rows_of_data.items():
+            rows = data.rows(state[positions] if positions else slice(None))
+            state[name] = rows.reshape(-1, *getattr(adaptation.method, name).shape[1:])
     with torch.no_grad():
-        adaptation.method.load_trainable_state(parts["method"])
+        adaptation.method.load_trainable_state(state)
     if adaptation.optimizer is not None:
         _restore_moments(path, adaptation.method, adaptation.optimizer, parts["optimizer"])
     if adjusted := json.loads(metadata["adjusted"]):  # constants that were changed while the run went on

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
-from tiny import ToyDataset, clusters, make_tiny_backbone
+from safetensors.torch import load_file, save_file
+from tiny import ToyDataset, assert_same_bits, clusters, make_tiny_backbone, method_state
 
 from clipviz.cli import main as cli
 from clipviz.data import DiskCache, FeatureDataset, load_dataset
+from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.dpa import DPA
 from clipviz.methods.zero_shot import ZeroShot
@@ -233,3 +234,26 @@ def test_what_was_learned_can_be_had_without_the_data(tmp_path):
     ):
         with pytest.raises(ValueError, match=complaint):
             load_weights(tmp_path / CHECKPOINT, other)
+
+
+@pytest.mark.parametrize("name", ["ntua", "tip_adapter", "dpa", "tda"])
+def test_rows_of_a_feature_file_are_in_no_checkpoint_and_the_run_goes_on_to_the_same_bits(name, tmp_path):
+    data, build = clusters(), METHODS[name]
+
+    def run(folder):
+        method = build(data.backbone(), data.prompts)
+        return Run(method, data, config=AdaptConfig(epochs=3, batch_size=16), folder=tmp_path / folder)
+
+    whole, part, rest = run("whole"), run("part"), run("part")
+    whole.fit()
+    part.listeners.append(lambda event: part.stop() if getattr(event, "step", 0) == 4 else None)
+    part.fit()
+    assert rest.restore() or name == "tip_adapter"  # which has one epoch and is over before it can be stopped
+    rest.fit()
+    assert_same_bits(method_state(whole.method), method_state(rest.method))
+    kept = load_file(tmp_path / "part" / CHECKPOINT)
+    assert build.rows_of_data.keys() <= method_state(whole.method).keys()
+    assert not {f"method/{buffer}" for buffer in build.rows_of_data} & kept.keys()
+    fresh = build(data.backbone(), data.prompts)
+    load_weights(tmp_path / "part" / CHECKPOINT, fresh)
+    assert torch.equal(fresh.logits(data.rows(slice(9))), whole.method.logits(data.rows(slice(9))))
