@@ -11,7 +11,7 @@ import pandas as pd
 
 from clipviz import figures
 from clipviz.events import EpochFinished, Event, RunFinished, RunStarted, StepFinished
-from clipviz.figures.moments import change_text, marks_of
+from clipviz.figures.moments import Part, change_text, marks_of, part_of_epoch
 from clipviz.figures.source_logits import DIAGNOSTIC
 from clipviz.figures.sources import deciders, decision_name, kinds_of_decision, named_classes
 from clipviz.figures.style import BLACK, BLUE, VERMILLION, Look, decider_look, prototype_look, term_look
@@ -21,6 +21,10 @@ from clipviz.widgets.pump import Clock
 
 _MOST_POINTS = 300
 _MOST_TRAJECTORIES = 60
+_HELD = {
+    "positive_entries": "positive cache", "negative_entries": "negative cache", "memory_entries": "memory",
+    "classes_with_images": "classes with an image",
+}  # fmt: skip
 _PLACES = {RunStarted: "started", StepFinished: "last_step", EpochFinished: "last_epoch", RunFinished: "finished"}
 
 
@@ -96,6 +100,8 @@ class Watch:
         """How much is done of the epoch that is being done: "epoch 3: 64 of 320 images", or "" between two epochs."""
         done = self.steps_done % self._steps_an_epoch
         if self.started is None or self.last_step is None or not done:
+            return ""
+        if self.started.meta.get("labels_are") == "online":  # an epoch is a slice, and slices differ in length
             return ""
         known = self.last_epoch.metrics if self.last_epoch else {}
         total = int(known.get("cache_size", self.started.n_images))
@@ -175,10 +181,13 @@ class Watch:
     def take_trace(self, trace: Trace) -> None:
         """Read what is recorded: once per epoch, because tables take their time and frames must not."""
         self._exact = figures.loss_terms_info(trace).terms
+        self._held = held_chart(trace)
         self._decided = figures.source_decisions_info(trace)
 
     def losses(self) -> Chart:
-        """Loss terms: exact up to the last whole epoch, sampled after it."""
+        """Loss terms: exact up to the last whole epoch, sampled after it; without training, what is held instead."""
+        if self.last_step is not None and not self.last_step.losses:
+            return self._held
         known_until = max((steps[-1] for steps, _ in self._exact.values() if len(steps)), default=-1)
         sampled = [(step, terms) for step, terms in self._losses if step > known_until]
         series = []
@@ -220,13 +229,24 @@ def pseudo_label_chart(trace: Trace) -> Chart:
         f"pseudo-labels right {DIAGNOSTIC}": (Look(BLUE, "square", "dash"), trace.metric("pseudo_label_accuracy")),
         f"predictions right {DIAGNOSTIC}": (Look(VERMILLION, "diamond", "dot"), trace.metric("accuracy")),
     }
+    empty = "The first epoch will show here."
+    return Chart("Pseudo-labels", "epoch", "share", y_range=(0, 1), empty=empty, **_by_epoch(lines, info.moments.part))
+
+
+def held_chart(trace: Trace) -> Chart:
+    """What a method without training has gathered after each epoch: entries of its caches, classes with an image."""
+    lines = {text: (term_look(i), trace.metric(name)) for i, (name, text) in enumerate(_HELD.items())}
+    empty = "Nothing is trained: there is no loss."
+    return Chart("What is held", "epoch", "number", empty=empty, **_by_epoch(lines, part_of_epoch(trace)))
+
+
+def _by_epoch(lines: Mapping[str, tuple[Look, pd.Series]], part: Part) -> dict[str, Any]:
+    """Series and ticks of a chart of the lines that there are."""
     series = [
         Series(name, look, line.index.to_numpy(), line.to_numpy()) for name, (look, line) in lines.items() if len(line)
     ]
     epochs = sorted({int(epoch) for line in series for epoch in line.x})
-    ticks = [(epoch, info.moments.part.tick(epoch)) for epoch in epochs]
-    empty = "The first epoch will show here."
-    return Chart("Pseudo-labels", "epoch", "share", series, y_range=(0, 1), ticks=ticks, empty=empty)
+    return {"series": series, "ticks": [(epoch, part.tick(epoch)) for epoch in epochs]}
 
 
 def trajectory_chart(trace: Trace) -> Chart:

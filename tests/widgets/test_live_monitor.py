@@ -14,11 +14,14 @@ import pytest
 import torch
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
-from tiny import assert_same_bits, differences
+from tiny import assert_same_bits, clusters, differences
 from widget_helpers import HOSTILE, wait_for
 
 from clipviz.events import EpochFinished, Probe, PseudoLabels, RunStarted, StepFinished
+from clipviz.methods import METHODS
+from clipviz.methods.tda import TDA
 from clipviz.training.recorder import Recorder
+from clipviz.training.run import Run
 from clipviz.widgets import LiveMonitor, ViewState
 from clipviz.widgets.watch import trajectory_chart
 
@@ -467,3 +470,22 @@ def test_steps_of_a_method_that_brings_its_own_batches(make_run):
     run.fit()
     assert monitor.canvas.frame["progress"] == 1.0
     assert f"step {run.steps_done} of {run.steps_done} " in monitor.canvas.frame["headline"]
+
+
+def test_a_stream_counts_the_steps_it_has_and_shows_its_caches_in_the_place_of_losses():
+    data = clusters(n=600)  # 19 batches in ten slices
+    run = Run(TDA(data.backbone(), data.prompts), data, eval_dataset=data)
+    monitor, steps = LiveMonitor(run), []
+    run.listeners.append(lambda event: steps.append(event.step) if isinstance(event, StepFinished) else None)
+    run.fit()
+    assert steps == list(range(19))
+    assert monitor.canvas.frame["headline"].startswith("finished · step 19 of 19 · 10 of 10 epochs done · 0:0")
+    assert monitor.canvas.losses["title"] == "What is held"
+    entries = {series["name"]: series["y"] for series in monitor.canvas.losses["series"]}
+    assert entries["positive cache"][0] == 0
+    assert entries["positive cache"][-1] == run.trace.metric("positive_entries").iloc[-1] == 18
+    monitor.close()
+    run = Run(METHODS["zero_shot"](data.backbone(), data.prompts), data)
+    monitor = LiveMonitor(run)
+    run.fit()
+    assert monitor.canvas.losses["empty"] == "Nothing is trained: there is no loss."
