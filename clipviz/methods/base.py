@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from operator import attrgetter
-from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -84,16 +84,6 @@ class ViewNeeds:
     centered: bool = False
 
 
-class Batches(Protocol):
-    """What training draws from: `epoch(e)` yields the batches of an epoch, `len` counts them."""
-
-    def __len__(self) -> int:
-        """Steps in an epoch."""
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from a step on, the same ones for the same numbers."""
-
-
 class Method(nn.Module, ABC):
     """Base of all methods.
 
@@ -101,7 +91,8 @@ class Method(nn.Module, ABC):
     asked for only where a method has them (`ask`):
 
         training_needs -> ViewNeeds             of the steps, where `prepare` has made some of `needs` superfluous
-        training_batches(batch_size, seed)      `Batches` of what `prepare` has cached, instead of views of all images
+        training_batches(batch_size, seed)      of what `prepare` has cached, instead of views of all images: `epoch(e,
+                                                first_step)` yields those of an epoch, `len` counts them
         begin_epoch(), end_epoch()              what is reset or updated once per epoch
         diagnostics() -> {name: float}          numbers about the state, recorded with every epoch
         explain(images) -> {kind: (B, h, w)}    saliency
@@ -140,7 +131,6 @@ class Method(nn.Module, ABC):
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: Any = None) -> None:
         super().__init__()
-        _require_prompts(prompts)
         if not prompts.names:
             raise ValueError(f"{self.name} needs class names; give them with the dataset (classes=...)")
         if isinstance(backbone, FeatureBackbone) and not self.works_on_embeddings:
@@ -324,15 +314,10 @@ def embed_crops(backbone: Backbone, views: Views) -> Tensor:
     return backbone.embed(views.crops.flatten(0, 1)).unflatten(0, views.crops.shape[:2])
 
 
-def _require_prompts(prompts: object) -> None:
-    """Refuse a data set, whose names are those of its images, where its prompts belong."""
-    if not isinstance(prompts, ClassPrompts):
-        raise ValueError(f"a method wants the prompts of a data set (data.prompts), got {type(prompts).__name__}")
-
-
 def prompt_sentences(prompts: ClassPrompts, source: TextSource) -> list[tuple[str, ...]]:
     """The sentences that each class is made of."""
-    _require_prompts(prompts)
+    if not isinstance(prompts, ClassPrompts):  # but a data set, whose names are those of its images
+        raise ValueError(f"a method wants the prompts of a data set (data.prompts), got {type(prompts).__name__}")
     of_class = prompts.description_sentences if source == "descriptions" else prompts.template_sentences
     return [of_class(name) for name in prompts.names]
 

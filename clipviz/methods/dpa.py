@@ -218,12 +218,9 @@ class DPA(Method):
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Biases do not decay."""
-        groups: dict[bool, list[Tensor]] = {False: [], True: []}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                groups[name.endswith("bias")].append(parameter)
-        decays = {False: weight_decay, True: 0.0}
-        return [{"params": found, "weight_decay": decays[is_bias]} for is_bias, found in groups.items() if found]
+        trained = [(name.endswith("bias"), p) for name, p in self.named_parameters() if p.requires_grad]
+        rest, biases = ([p for is_bias, p in trained if is_bias == kind] for kind in (False, True))
+        return [{"params": p, "weight_decay": decay} for p, decay in ((rest, weight_decay), (biases, 0.0)) if p]
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:

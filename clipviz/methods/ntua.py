@@ -223,17 +223,13 @@ class NtUA(AddingMethod):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The configuration, and who the teacher is."""
-        return {**super().settings, "teacher": self.teacher_name}
-
-    @property
-    def teacher_name(self) -> str:
-        """Who refines the cache, in words."""
-        if not self.config.rectify or isinstance(self.backbone, FeatureBackbone):  # one view, so nothing to refine
-            return "none"
+        """The configuration, and who refines the cache."""
+        teacher = f"{self.backbone.name} itself, on {self.config.views} averaged views"
         if self.teacher is not None:
-            return self.teacher.backbone.name
-        return f"{self.backbone.name} itself, on {self.config.views} averaged views"
+            teacher = self.teacher.backbone.name
+        if not self.config.rectify or isinstance(self.backbone, FeatureBackbone):  # one view, so nothing to refine
+            teacher = "none"
+        return {**super().settings, "teacher": teacher}
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """The keys, with Tip-Adapter-F's eps."""

@@ -32,7 +32,7 @@ from clipviz.events import (
     RunStarted,
     StepFinished,
 )
-from clipviz.methods.base import AdaptConfig, Batches, Method, ViewNeeds, ask
+from clipviz.methods.base import AdaptConfig, Method, ViewNeeds, ask
 from clipviz.parallel import ONE, Ranks
 from clipviz.training.changes import whole_number
 from clipviz.training.evaluate import accuracy, branch_accuracies, evaluation_inputs, predict
@@ -127,7 +127,7 @@ class Adaptation:
         self.epoch = self.steps_in_epoch = 0
         self.seconds_before = 0.0
         self.loader = self._loader(method.needs)
-        self.batches: Batches = self.loader  # what training draws from; a method may bring its own after `prepare`
+        self.batches: Any = self.loader  # what training draws from; a method may bring its own after `prepare`
         self.evolves = method.trains or method.labels_are is not None
         self.n_epochs = method.epochs = self.config.epochs if self.evolves else 1
         self.n_steps = self.n_epochs * len(self.loader)
