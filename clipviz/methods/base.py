@@ -96,7 +96,6 @@ class Method(nn.Module, ABC):
         begin_epoch(), end_epoch()              what is reset or updated once per epoch
         diagnostics() -> {name: float}          numbers about the state, recorded with every epoch
         explain(images) -> {kind: (B, h, w)}    saliency
-        branches(images) -> {name: (B, C)}      logits of parts of the inference path, each measured on its own
         measured(views) -> (logits, branches)   both at once, where they share their work
         view_logits(views) -> (B, C)            inference on a test image and its crops, with
         test_needs -> ViewNeeds                 views of a test image besides the whole one
@@ -215,6 +214,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
         """Inference: (B, 3, S, S) in [0, 1] -> (B, C) scaled logits."""
+
+    def branches(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of parts of the inference path, each measured on its own: name -> (B, C)."""
+        return {}
 
     @property
     def sentences(self) -> list[tuple[str, ...]]:

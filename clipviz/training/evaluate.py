@@ -15,7 +15,7 @@ from clipviz.data.batches.features import FeatureDataset
 from clipviz.data.batches.loader import eval_views
 from clipviz.data.images.views import eval_parts, eval_view
 from clipviz.events import UNLABELLED, Predictions, Probe
-from clipviz.methods.base import Method, ViewNeeds, ask
+from clipviz.methods.base import Method, ViewNeeds
 from clipviz.ops import normalize
 from clipviz.parallel import ONE, Ranks
 
@@ -80,7 +80,7 @@ def _said(method: Method, views: Views, branches: bool) -> tuple[Tensor, dict[st
     if branches and both:
         return both(views)
     logits = of_views(views) if of_views else method.logits(views.weak)
-    return logits, ask(method, "branches", views.weak, otherwise={}) if branches else {}
+    return logits, method.branches(views.weak) if branches else {}
 
 
 def branch_accuracies(

@@ -40,8 +40,7 @@ def highlights(
     probs = predictions.probs[torch.from_numpy(index)]
     with preserved_state(method):
         explanation = {kind: value.cpu() for kind, value in _maps(method, images).items()}
-        parts = ask(method, "branches", images, otherwise={})
-        branches = {name: logits.softmax(-1).cpu() for name, logits in parts.items()}
+        branches = {name: logits.softmax(-1).cpu() for name, logits in method.branches(images).items()}
         sentences = nearest_sentences(method, images, classes_in_question(probs, probe.target))
         cache = ask(method, "cache_contributions", images, NEIGHBORS)
     examples = surest_examples(predictions, index)
