@@ -13,6 +13,7 @@ from benchmarks.scale import small_backbone
 from clipviz import load_backbone
 from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, ImageDataset, Views
+from clipviz.methods.base import ask
 from clipviz.methods.build import build_method
 from clipviz.methods.microclip import MicroCLIP
 from clipviz.prompts import ClassPrompts
@@ -61,7 +62,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(self.method.parameter_groups(0.1), lr=1e-6)
         self.classifier = torch.randn(classes, backbone.embed_dim)
         self.method.train()
-        self.method.begin_epoch()
+        ask(self.method, "begin_epoch")
         with torch.no_grad():
             self.method.prepare([Batch(self.views, self.index, self.index)])
             if isinstance(self.method, MicroCLIP):
