@@ -60,7 +60,7 @@ def highlights(
 
 def explained(method: Method, images: Tensor) -> dict[str, Tensor]:
     """The method's own maps, and those of the kinds that a user has registered: kind -> (B, h, w)."""
-    own, kinds = method.explain(images), sys.modules.get("clipviz.saliency.maps")
+    own, kinds = ask(method, "explain", images, otherwise={}), sys.modules.get("clipviz.saliency.maps")
     return own if kinds is None else own | kinds.registered_maps(method, images)  # not loaded: nobody registered any
 
 
