@@ -15,6 +15,7 @@ the single runs.
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -76,24 +77,22 @@ def draw(text: str, seed: int) -> tuple[FeatureDataset, FeatureDataset]:
 def study(names: list[str], seeds: int) -> pd.DataFrame:
     """A row for every run: text, seed, method, "before" or "after", accuracy and ECE on both kinds of images."""
     rows = []
-    for text in TEXTS:
-        for seed in range(seeds):
-            learned, unseen = draw(text, seed)
-            for name in ["zero_shot", *names]:
-                for when, changed in {"before": BEFORE.get(name), "beta 1": BETA_1.get(name), "after": []}.items():
-                    if changed is None:
-                        continue
-                    constants = parse_constants(changed)
-                    method = build_method(name, learned.backbone(), learned, constants=constants)
-                    for _ in adapt(method, learned, seed=seed):
-                        pass
-                    row = {"text": text, "seed": seed, "method": name, "when": when}
-                    for where, data in (("learned", learned), ("unseen", unseen)):
-                        said = predict(method, data)
-                        row[where] = accuracy(said.probs.argmax(-1), said.target)
-                        row[f"{where}_ece"] = calibration_error(said.probs, said.target)
-                    rows.append(row)
-                    print(*row.values(), flush=True)
+    for seed, text in product(range(seeds), TEXTS):
+        learned, unseen = draw(text, seed)
+        for name in ["zero_shot", *names]:
+            for when, changed in {"before": BEFORE.get(name), "beta 1": BETA_1.get(name), "after": []}.items():
+                if changed is None:
+                    continue
+                method = build_method(name, learned.backbone(), learned, constants=parse_constants(changed))
+                for _ in adapt(method, learned, seed=seed):
+                    pass
+                row = {"text": text, "seed": seed, "method": name, "when": when}
+                for where, data in (("learned", learned), ("unseen", unseen)):
+                    said = predict(method, data)
+                    row[where] = accuracy(said.probs.argmax(-1), said.target)
+                    row[f"{where}_ece"] = calibration_error(said.probs, said.target)
+                rows.append(row)
+                print(*row.values(), flush=True)
     return pd.DataFrame(rows)
 
 
