@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from clipviz.cli.table import check_same_images, read_results, summary
-from clipviz.errors import parse_json
+from clipviz.errors import inert, parse_json
 from clipviz.figures import run_labels
+from clipviz.report import write_report
+from clipviz.trace import Trace
 from clipviz.trace.schema import check_meta
 
 
@@ -18,6 +21,9 @@ def compare(args: argparse.Namespace) -> None:
     check_same_images(args.runs, rows)
     facts = [row | _chosen(run) for run, row in zip(args.runs, rows, strict=True)]
     print(summary(rows, args.runs, run_labels([row["method"] for row in rows], facts, args.runs)))
+    if args.html is not None:
+        page = write_report([Trace.load(run) for run in args.runs], args.html)
+        print(f"wrote {inert(page)}", file=sys.stderr)
 
 
 def _chosen(run: str) -> dict[str, Any]:

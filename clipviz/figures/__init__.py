@@ -13,6 +13,7 @@ from clipviz.figures.accuracy import (
     per_class_accuracy,
     per_class_accuracy_info,
 )
+from clipviz.figures.compare import comparison_info, timeline_info
 from clipviz.figures.confidence import (
     confidence_evolution,
     confidence_evolution_info,

@@ -495,7 +495,8 @@ def test_report_and_compare_read_run_folders(photos, tmp_path, capfd):
         assert cli.main(adapt(method=method, data=photos, out=tmp_path / method)) == 0
     runs = [str(tmp_path / method) for method in ("zero_shot", "descriptions")]
     capfd.readouterr()
-    assert cli.main(["compare", *runs]) == 0
+    assert cli.main(["compare", *runs, "--html", str(tmp_path / "both.html")]) == 0
+    assert "<html" in (tmp_path / "both.html").read_text(encoding="utf-8")[:200]
     table = capfd.readouterr().out
     images, header, *rows = table.splitlines()
     assert images == f"{photos} (all), measured on the same images"

@@ -1,0 +1,122 @@
+"""Two runs on the same images: which images each of them has right, and what became of one image in a run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from clipviz.figures import style
+from clipviz.figures.image_table import SPLITS, decided, image_table
+from clipviz.figures.labels import trace_labels
+from clipviz.figures.moments import Part, part_of_epoch
+from clipviz.figures.sources import source_names
+from clipviz.trace import Trace
+
+#: Where true labels are known, who is right; where they are not, whether the runs say the same.
+RIGHT_CELLS, SAME_CELLS = ("both right", "only a right", "only b right", "neither right"), ("agree", "differ")
+
+
+class Comparison(NamedTuple):
+    """What two runs say of the same images, "eval" (predictions), or of runs that were not measured "train".
+
+    `table` has a row for each image, by position: target (-1 unknown), a and b (the labels), confidence_a and
+    confidence_b, and its cell. `cells` counts the images of each, those of `RIGHT_CELLS` where any true label is known,
+    those of `SAME_CELLS` where any is not.
+    """
+
+    names: tuple[str, str]
+    table: pd.DataFrame
+    cells: dict[str, int]
+    split: str
+
+    def said(self, cell: str) -> str:
+        """A cell in words, with the name of the run: "only DPA right"."""
+        runs = dict(zip(RIGHT_CELLS[1:3], self.names, strict=True))
+        return f"only {runs[cell]} right" if cell in runs else cell
+
+
+def comparison_info(
+    trace_a: Trace, trace_b: Trace, epoch: int | None = None, split: str | None = None
+) -> Comparison:  # fmt: skip
+    """Compare two runs at an epoch, the last by default; one that was shorter at its end.
+
+    Split is "eval" or "train", by default "eval" if any of the runs was measured.
+
+    Raises:
+        ValueError: if the runs have other classes, or say nothing of the same images.
+    """
+    traces = (trace_a, trace_b)
+    split = split or ("eval" if any(len(trace.predictions) for trace in traces) else "train")
+    at = [trace.final_epoch if epoch is None else min(epoch, trace.final_epoch) for trace in traces]
+    one, other = (image_table(trace, split, e) for trace, e in zip(traces, at, strict=True))
+    if trace_a.class_names != trace_b.class_names:
+        raise ValueError("these runs have different classes; compare runs on the same images")
+    images, both = [_images(trace, split) for trace in traces], one.index.intersection(other.index, sort=True)
+    a, b = one.loc[both, "target"], other.loc[both, "target"]
+    is_same = images[0][0] == images[1][0] and bool(((a == b) | (a < 0) | (b < 0)).all())
+    if not is_same or (split == "eval" and len(both) < max(len(one), len(other))):
+        tables = zip((one, other), images, strict=True)
+        places = " and ".join(f"{len(table)} of {place}" for table, (_, place) in tables)
+        raise ValueError(f"these runs say nothing of the same images ({places}); compare runs on the same")
+    one, other = one.loc[both], other.loc[both]
+    target, a, b = one["target"].where(one["target"] >= 0, other["target"]), one["label"], other["label"]
+    known, a_right, b_right = target >= 0, a == target, b == target
+    cases = [known & a_right & b_right, known & a_right, known & b_right, known, a == b]
+    table = pd.DataFrame({"target": target, "a": a, "b": b, "confidence_a": one["confidence"],
+                          "confidence_b": other["confidence"]})  # fmt: skip
+    table["cell"] = pd.Series(np.select(cases, [*RIGHT_CELLS, "agree"], "differ"), table.index, dtype=object)
+    shown = [*RIGHT_CELLS * bool(known.any()), *SAME_CELLS * bool((~known).any())]
+    name_a, name_b = trace_labels(traces)
+    return Comparison((name_a, name_b), table, {cell: int((table["cell"] == cell).sum()) for cell in shown}, split)
+
+
+def _images(trace: Trace, split: str) -> tuple[object, str]:
+    """What the images are, their files where these are known, else the data set; and how to call them."""
+    keys = ("eval_data", "eval_split") if split == "eval" else ("data", "split")
+    name, part = (trace.meta.get(key) for key in keys)
+    files = (trace.meta.get("files") or {}).get(SPLITS[split][2])
+    return files or [name, part], style.shorten(f"{name or 'no images'}{f' ({part})' if part else ''}", 60)
+
+
+class Timeline(NamedTuple):
+    """What a run called one image, epoch by epoch (E,): class, confidence in [0, 1], who decided ("" unknown).
+
+    `is_right` is None where the truth is unknown, `sources` are those that decide.
+    """
+
+    epochs: list[int]
+    labels: list[str]
+    confidence: list[float]
+    deciders: list[str]
+    is_right: list[bool | None]
+    sources: list[str]
+    part: Part
+
+    def turns(self) -> list[int]:
+        """Places at which the label is another one than before, the first place among them."""
+        return [i for i, label in enumerate(self.labels) if i == 0 or label != self.labels[i - 1]]
+
+
+def timeline_info(trace: Trace, image: str) -> Timeline:
+    """The predictions of an evaluation image ("eval/12"), or the pseudo-labels of a training image ("train/7")."""
+    split, _, number = image.partition("/")
+    name, column, _ = SPLITS.get(split, SPLITS["eval"])
+    index = int(number) if split in SPLITS else -1
+    rows, learned = (
+        table[table["index"] == index].drop_duplicates("epoch", keep="last").sort_values("epoch")
+        for table in (getattr(trace, name), trace.samples)
+    )
+    is_learned = split == "train" or trace.meta.get("accuracy_is") == "transductive"
+    who = dict(zip(learned["epoch"], decided(trace, learned), strict=True)) if is_learned else {}
+    labels, targets = rows[column].tolist(), rows["target"].tolist()
+    return Timeline(
+        rows["epoch"].tolist(),
+        [style.class_name(trace.class_names, label) for label in labels],
+        rows["confidence"].tolist(),
+        [who.get(epoch, "") for epoch in rows["epoch"]],
+        [label == target if target >= 0 else None for label, target in zip(labels, targets, strict=True)],
+        source_names(trace),
+        part_of_epoch(trace),
+    )
