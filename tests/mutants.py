@@ -119,7 +119,7 @@ COLUMN_FAULTS: dict[str, Callable[[pa.ChunkedArray], pa.Array]] = {
     "a huge number": _filled(2**62),
     "unsigned": _filled(2**64 - 1, pa.uint64()),
     "small": _filled(0, pa.int8()),
-    "half precision": _filled(0.5, pa.float16()),
+    "half precision": lambda column: pa.array(np.full(len(column), 0.5, np.float16)),
     "categories": lambda column: pa.array(["a"] * len(column)).dictionary_encode(),
     "a null among them": lambda column: pa.array([None, *column.to_pylist()[1:]]),
     "a large one among them": lambda column: _first(99)(column) if pa.types.is_integer(column.type) else column,

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 
+import numpy as np
+
 from clipviz.errors import one_line
 
 
@@ -41,7 +43,7 @@ def plain_numbers(values: Mapping[str, object]) -> dict[str, float]:
 def whole_number(name: str, value: object, least: int) -> int:
     """A whole number of Python or numpy; a ValueError for anything else, True included, or less than `least`."""
     try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        number = least - 1 if isinstance(value, bool | np.bool_) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = least - 1
     if number < least:

@@ -73,7 +73,7 @@ def test_what_others_put_into_a_trace_is_drawn_or_refused_in_one_line(saved, tmp
     [
         ("samples: target the number of classes", "samples.parquet: column 'target' wants classes, or -1, of the 3"),
         ("samples: index -1", "samples.parquet: column 'index' wants positions from 0 to 2147483648, got -1"),
-        ("predictions: epoch text", "predictions.parquet: column 'epoch' wants epochs, got str"),
+        ("predictions: epoch text", "predictions.parquet: column 'epoch' wants epochs, got (str|object)"),
         ("predictions: confidence inf", "column 'confidence' wants shares from 0 to 1, got inf"),
         ("samples: dynamic_confidence missing", r"samples.parquet: lacks the columns \['dynamic_confidence'\]"),
         ("skipped: path twice", "skipped.parquet: has two columns of one name"),
