@@ -28,17 +28,11 @@ def build_method(
     teacher: Backbone | None = None,
     allow_labels: bool = False,
 ) -> Method:
-    """Build a method for a data set.
+    """Build the method called `name` for a data set.
 
-    Args:
-        name: key in `METHODS`.
-        backbone: the model to adapt.
-        dataset: its prompts are used; its labels only if `allow_labels` is set and the selection asks for them.
-        preset: name of a preset of the method, or another of the benchmark's names; None: its default for this
-            backbone.
-        constants: name of a constant -> its new value as text, for example {"gamma": "0.3"}.
-        teacher: a larger model, for methods that have a teacher.
-        allow_labels: permits `selection=oracle_balanced`.
+    Its prompts are used, its labels only where `allow_labels` permits `selection=oracle_balanced`. `preset` may be
+    another spelling of a benchmark's name; without one the method has its default for this backbone. `constants` are
+    new values as text, for example {"gamma": "0.3"}; `teacher` is a larger model, for methods that have a teacher.
 
     Raises:
         ValueError: for what the method does not have.
