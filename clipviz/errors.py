@@ -1,7 +1,5 @@
 """Ways to say things in one line: that a name is unknown and what is nearest to it, and which of many are meant."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import unicodedata

@@ -4,8 +4,6 @@ All that clipviz writes to disk is written here: `writing` gives an open file, `
 want a name, and for whole folders. Links are followed; streams and devices are written to as such.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import glob

@@ -3,8 +3,6 @@
 Positions are those in the arrays (n,), the most telling image first. A target of -1 is unknown.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

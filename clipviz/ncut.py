@@ -16,8 +16,6 @@ that even where lambda_2 is well separated, so two precisions or two machines ma
 Each function raises ValueError, naming the argument, for unknown words, shapes and numbers that do not fit.
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import torch

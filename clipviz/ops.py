@@ -1,7 +1,5 @@
 """Math that more than one method needs: free functions of tensors, each beside the equation it computes."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

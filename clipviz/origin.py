@@ -1,7 +1,5 @@
 """Where models and images came from: the arguments that loaded them, as `config.json` keeps them."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping

@@ -15,8 +15,6 @@ Each process has the bracket of its own r by plain autograd if `gather` hands ba
 it is a mean of equal numbers, and no parameter has to be told which of the two it is.
 """
 
-from __future__ import annotations
-
 import atexit
 import importlib.util
 import logging

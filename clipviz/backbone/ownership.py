@@ -5,8 +5,6 @@ touch one model at once get each other's numbers. So every model has one lock, f
 share a tower share its lock, and a copy of the tower has its own. Whoever holds it may take it again.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

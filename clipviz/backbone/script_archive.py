@@ -6,8 +6,6 @@ texts, containers, tensors and modules; nothing is imported or called because a 
 `torch/csrc/jit/serialization` (pickler.cpp, export_module.cpp).
 """
 
-from __future__ import annotations
-
 import os
 import pickletools
 import re

@@ -8,8 +8,6 @@ so a patch token is a function of its own row only (MaskCLIP's observation; LoCo
 CLS row of the block and no other (`cls_row`). All modules are the model's own.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Where weights come from, and what to say when they do not: names, tags, files, activations, the hub."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import re

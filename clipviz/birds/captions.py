@@ -1,7 +1,5 @@
 """Language for birds, from their attributes: templates and descriptions, no sentence of which tells the whole bird."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Birds as a dataset: "birds" and "birds/DOMAIN", rendered on demand, split by seed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

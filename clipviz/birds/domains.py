@@ -4,8 +4,6 @@
 `severity` scales the shift continuously: 0 is the source domain, 1 the default, 2 is cruel.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image, ImageFilter
 

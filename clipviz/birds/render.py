@@ -1,7 +1,5 @@
 """Draws one bird: attribute vector and pose -> RGB image and a map of its visible parts."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -5,8 +5,6 @@ shape only inside the pixel window of that box, which is what makes a 160-pixel 
 Coordinates are the bird's own: x to the right, y up, the body about one unit long.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import reduce
 from typing import NamedTuple

@@ -8,8 +8,6 @@ The idea of a procedural bird world with known parts is FunnyBirds (Hesse et al.
 written from scratch.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`clipviz adapt`: one method on one data set into one run folder."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex

@@ -1,7 +1,5 @@
 """`clipviz compare`: the results of run folders as one table."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`clipviz demo`: every method on one shifted domain of birds, a table and a report."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from dataclasses import replace

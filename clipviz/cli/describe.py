@@ -1,7 +1,5 @@
 """`clipviz describe`: the file of descriptions, as a skeleton, filled by a language model, or checked."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

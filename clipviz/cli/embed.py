@@ -1,7 +1,5 @@
 """`clipviz embed`: images to a file of embeddings."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From the arguments of a command to models and data sets; what their user should know is a warning."""
 
-from __future__ import annotations
-
 import argparse
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`clipviz lab`: the tutorials in JupyterLab, in a copy of their own."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

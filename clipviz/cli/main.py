@@ -6,8 +6,6 @@ by signal n (130: Ctrl-C, 143: SIGTERM, 129: SIGHUP, unless nohup has it ignored
 Torch is imported by the commands that need it, so `--help` is instant.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import dis

@@ -1,7 +1,5 @@
 """The commands of the command line and their options, from `options.toml`; nothing here needs torch."""
 
-from __future__ import annotations
-
 import argparse
 import tomllib
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """One progress line for opening files and one for training; without a terminal, a plain line after each epoch."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable

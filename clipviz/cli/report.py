@@ -1,7 +1,5 @@
 """`clipviz report`: one HTML page from run folders."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

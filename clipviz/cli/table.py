@@ -1,7 +1,5 @@
 """Results of runs as text: one table for runs that were measured on the same images, never for others."""
 
-from __future__ import annotations
-
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path

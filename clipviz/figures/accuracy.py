@@ -1,7 +1,5 @@
 """How accurate: per epoch for every method, and per class before and after."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

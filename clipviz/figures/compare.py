@@ -1,7 +1,5 @@
 """Two runs on the same images: which images each of them has right, and what became of one image in a run."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

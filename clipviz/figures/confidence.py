@@ -1,7 +1,5 @@
 """The pseudo-labels: how confident they were, and how far that could be trusted."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

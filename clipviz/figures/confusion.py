@@ -1,7 +1,5 @@
 """The confusion matrix: which classes are predicted for which."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How the crops are weighted: whether a few of them make the composite or all count alike."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

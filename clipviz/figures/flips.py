@@ -1,7 +1,5 @@
 """When pseudo-labels changed: from right to wrong and back, and which classes exchanged them."""
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple

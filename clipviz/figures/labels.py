@@ -1,7 +1,5 @@
 """What runs are called: by their method, and runs of one method by what differs between their settings."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path

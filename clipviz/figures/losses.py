@@ -1,7 +1,5 @@
 """The loss terms, step by step."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The instructive mistakes: the image, where the model looked, and what it predicted."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """When something was: epochs in words, the part that was done of the last one, and what was changed on the way."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -5,8 +5,6 @@ what the figures of this package use: scatter, bar and heatmap traces, subplots,
 horizontal legend. Anything else is refused by name, never left out silently.
 """
 
-from __future__ import annotations
-
 import html
 import re
 from typing import Any, Literal

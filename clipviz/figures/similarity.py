@@ -1,7 +1,5 @@
 """How similar the class prototypes are: cosines between all pairs, and what adaptation did to them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Which source decided each pseudo-label, and what another mixture would have done."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

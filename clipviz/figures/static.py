@@ -1,7 +1,5 @@
 """Figures as pictures: in a notebook that is read without a kernel or a network, and in files for papers and slides."""
 
-from __future__ import annotations
-
 import base64
 import io
 import os

@@ -1,7 +1,5 @@
 """The images worth a look: confidently wrong, flipped most often, and those on which the sources disagree."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterator
 from itertools import groupby

@@ -1,7 +1,5 @@
 """Why is this one wrong: everything that a trace knows about one image, on one page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The page of `clipviz.figures.why`: maps, probabilities, sentences and history of one image, placed in pixels."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 

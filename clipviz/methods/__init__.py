@@ -1,7 +1,5 @@
 """The methods: one file each. A new one is its file and a line in `METHODS`."""
 
-from __future__ import annotations
-
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.methods.dpa import DPA
 from clipviz.methods.microclip import MicroCLIP

@@ -3,8 +3,6 @@
 A method owns the model state that training changes. It sees images and their positions in the dataset, never targets.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping

@@ -7,8 +7,6 @@ all. What it gives up: the crops are always the same K, and the static logits of
 (only their weights r do, by the model's own g).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

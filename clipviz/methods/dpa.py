@@ -32,8 +32,6 @@ their sum; biases of LayerNorms do not decay, LayerNorm weights and Z do. Where 
 - "_" in a class name is read as a space, as everywhere in clipviz; the code leaves it as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal

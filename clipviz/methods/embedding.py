@@ -1,7 +1,5 @@
 """What methods on embeddings share: a text classifier, decisions that are sums, embeddings gathered once."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar

@@ -31,8 +31,6 @@ makes a step several times cheaper (`clipviz.methods.crop_teacher`); `side="bord
 less of the image's border, which finds the object in clutter (docs/saliency.md). No preset does either.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple

@@ -1,7 +1,5 @@
 """The most similar rows by cosine, block by block: never n x n in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

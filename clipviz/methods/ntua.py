@@ -29,8 +29,6 @@ teacher the teacher is the student itself, on the averaged views. Not inherited 
 alpha or beta by labelled images. A class that no image is predicted to be keeps its text logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast

@@ -16,8 +16,6 @@ number that is filled. In a run s is the model's own, 100 for OpenAI's; unseen i
 they are.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar

@@ -14,8 +14,6 @@ were tuned for each data set with its labels; ours are those that later papers u
 augmentation. In a run s is the model's own, 100 for OpenAI's; unseen images are predicted by the caches as they are.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar

@@ -6,8 +6,6 @@ Every entry counts the same, and the model's own guesses are the labels: nothing
 labels of the original are not used, so its published numbers are not to be compared with these.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, ClassVar
 

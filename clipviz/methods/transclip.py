@@ -22,8 +22,6 @@ need not be the image itself), take min(8, n) seeds, and compute StatA's v0 once
 asked for again is not unseen: it keeps its z. In a run s is the model's own, 100 for OpenAI's.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator

@@ -16,8 +16,6 @@ of a {}.", where ours is the mean of all templates that are given.
 The preset `birds` keeps the weights nearly even (both scales 1), without the norm: as it was measured in `benchmarks/`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar

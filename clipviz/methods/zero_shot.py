@@ -7,8 +7,6 @@
 E is the unit text embedding. Each template's embedding is normalized before the mean, as in CLIP's own code.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from clipviz.backbone import Backbone

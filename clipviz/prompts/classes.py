@@ -3,8 +3,6 @@
 Descriptions come in the format of CuPL, a JSON object of class name -> sentences, and are matched to classes by name.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

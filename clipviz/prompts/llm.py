@@ -5,8 +5,6 @@ goes on where it was. The key is read from the environment only, is sent to the 
 refused), and is never written down.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json

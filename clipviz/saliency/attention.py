@@ -11,8 +11,6 @@ statement ends, the class's own `forward` is back. Meanwhile nobody else can loo
 another thread computes with open_clip itself is not captured.
 """
 
-from __future__ import annotations
-
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence

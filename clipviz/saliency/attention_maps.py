@@ -11,8 +11,6 @@ block that counts, negative from the end: with many blocks the early ones add sp
 image's content, which is why the authors' CLIP demo starts relevance at the last block. All maps are (B, h, w) >= 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -11,8 +11,6 @@ computed here: on tokens captum's `LayerGradCam` would average over channels, ta
 that runs twice, as a LayerNorm of microCLIP's last block does (for CLS and for the value path), captum keeps one run.
 """
 
-from __future__ import annotations
-
 from typing import Literal, cast
 
 import torch

@@ -15,8 +15,6 @@ In q, k, v and o all heads stand side by side. All maps are (B, h, w); class_map
 Grad-ECLIP's authors is the positive part that `saliency_maps` shows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

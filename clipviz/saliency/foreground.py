@@ -5,8 +5,6 @@ what microCLIP would start from: identity matrices and the preset's patch graph.
 question; `tau` to `side` are those of `MicroCLIPConfig`, None for the method's or the preset's own.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """One signature for every kind of saliency map, and the table of kinds, which takes your own as well."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Callable

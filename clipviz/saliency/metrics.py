@@ -13,8 +13,6 @@ what chance would: the covered share of the cells, of the pixels, and one half. 
 will do; regions are (B, S, S) bool, pixels of the same images. Where the region is not visible the score is NaN.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -11,8 +11,6 @@ color. The probability is the softmax of the model's logits at the target; in a 
 two sentences, that of the two alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ Adebayo et al., NeurIPS 2018: randomise the weights from the output towards the 
 maps before and after by rank correlation. Here the entries of each parameter are permuted, which keeps their scale.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

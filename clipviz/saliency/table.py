@@ -1,7 +1,5 @@
 """One call: every kind of map, scored by every metric, as a tidy table with intervals over images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any

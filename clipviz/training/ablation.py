@@ -1,7 +1,5 @@
 """An ablation of NtUA, from Tip-Adapter on: one part more at a time, in one table."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ Only what differs from the backbone as it was loaded is kept: trainable paramete
 moments.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import warnings

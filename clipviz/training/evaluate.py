@@ -1,7 +1,5 @@
 """Measuring: predictions, accuracies, and which images to look at. Only it and the recorder see targets."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

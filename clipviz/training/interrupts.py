@@ -1,7 +1,5 @@
 """Signals that end a run: Ctrl-C, and what a closing terminal or a scheduler sends."""
 
-from __future__ import annotations
-
 import signal
 import threading
 import time

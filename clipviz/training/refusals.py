@@ -1,7 +1,5 @@
 """What no run can be made of, refused before anything is done."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

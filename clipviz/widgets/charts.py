@@ -1,7 +1,5 @@
 """Small charts as data: one description that the browser draws as SVG and the static picture with matplotlib."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Explorers: all that can be looked at in a run, or in several side by side, in one view."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """ProbeStrip: the images that a run follows, and what the model looks at in them. A part of LiveMonitor."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Pump: from many events to a few drawings, the last one never lost."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

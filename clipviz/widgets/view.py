@@ -1,7 +1,5 @@
 """What all views are: controls and canvas for a live kernel, a picture for everybody else, and shared choices."""
 
-from __future__ import annotations
-
 import base64
 import threading
 from abc import ABC, abstractmethod

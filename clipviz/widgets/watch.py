@@ -1,7 +1,5 @@
 """Watch: what a run told so far, boiled down to what LiveMonitor shows."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Pixels stay uint8 until a batch is complete (and on its device); then they become float32 in [0, 1].
 """
 
-from __future__ import annotations
-
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Choosing images by their labels. This module alone does that, and only when it is told that it may."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """One file -> one upright 8-bit RGB image, or one line that says why not."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math

@@ -5,8 +5,6 @@ and numpy, which a notebook's other cells use while a live run goes on in its th
 other. A test compares every operation with timm's own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

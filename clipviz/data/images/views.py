@@ -4,8 +4,6 @@ Everything here takes a PIL RGB image and returns uint8 pixels, (S, S, 3), at th
 Random numbers come from a generator that depends on (seed, epoch, index) and on nothing else.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -6,8 +6,6 @@ are CLIP's or CoOp's. Those without splits give all images. Nothing is downloade
 RESISC45, which torchvision lacks, are read by `clipviz.data.sources.lists`.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -12,8 +12,6 @@ A file is `.npz` or `.safetensors` and holds
 Arrays of other names are left alone, with a warning that names them: "targets" for "labels" would pass unnoticed.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

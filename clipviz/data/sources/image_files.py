@@ -1,7 +1,5 @@
 """Image files on disk as a data set: those of a folder, or found in another way."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import warnings

@@ -3,8 +3,6 @@
 Understood are class folders, a flat folder of images, and either of them inside train/, val/ and test/.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field

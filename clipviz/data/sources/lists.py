@@ -17,8 +17,6 @@ names, and the splits of the copies that Hugging Face's datasets read differ. Th
     CUB_200_2011/train_test_split.txt    1 0   (1 = train)
 """
 
-from __future__ import annotations
-
 import os
 
 from clipviz.data.base import Skipped

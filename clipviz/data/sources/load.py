@@ -1,7 +1,5 @@
 """From what a user writes after --data to a data set."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ A `.csv` or `.parquet` file with the columns
 Other columns are passed over.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import os

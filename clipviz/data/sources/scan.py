@@ -1,7 +1,5 @@
 """Find the image files of a folder tree, whatever else lies there."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import stat
