@@ -104,6 +104,22 @@ class Highlights:
 
 
 @dataclass(frozen=True)
+class Exploration:
+    """Evaluation images spread over the classes (all of a few), what a method says of each and where it looks."""
+
+    index: Tensor  # (S,) int64, positions in the evaluation set, in order
+    target: Tensor  # (S,) int64, -1 unlabelled; for captions and filters only
+    maps: Mapping[str, Tensor]  # kind -> (S, h, w) float saliency
+    top: (
+        Tensor  # (S, K) int64, the most probable classes, and in place of the last the true one if it is not among them
+    )
+    probs: Tensor  # (S, K) float, theirs
+    logits: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (S, K), theirs by a part of the inference path
+    sentences: tuple[SentenceSimilarity, ...] = ()
+    images: Tensor | None = None  # (S, 3, h, w) float in [0, 1], thumbnails; before training only
+
+
+@dataclass(frozen=True)
 class RunStarted:
     """Before anything is trained, or before a run that was interrupted goes on."""
 
@@ -139,6 +155,7 @@ class EpochFinished:
     predictions: Predictions | None  # on the evaluation images, None without an evaluation set
     snapshot: Mapping[str, Tensor]  # name -> (C, E) float classifiers or prototypes
     explanation: Mapping[str, Tensor]  # kind -> (P, h, w) float saliency of the probe images
+    exploration: Exploration | None = None  # before training and after the last epoch
 
 
 @dataclass(frozen=True)

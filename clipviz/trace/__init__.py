@@ -1,7 +1,7 @@
 """The record of a run: tidy tables, named arrays and one JSON of facts; no torch."""
 
 from clipviz.trace.folder import FORMAT_VERSION
-from clipviz.trace.measures import calibration_bins, calibration_error, label_accuracy
+from clipviz.trace.measures import calibration_bins, calibration_error, label_accuracy, last_value
 from clipviz.trace.schema import TABLES, ImageGroup
 from clipviz.trace.tables import Trace, empty_table, is_by_epoch, storable_text
 
@@ -15,5 +15,6 @@ __all__ = [
     "empty_table",
     "is_by_epoch",
     "label_accuracy",
+    "last_value",
     "storable_text",
 ]

@@ -13,7 +13,12 @@ def label_accuracy(trace: Trace) -> float | None:
     if trace.meta.get("labels_are") == "online":
         known = trace.samples[trace.samples["target"] >= 0]
         return float((known["pseudo_label"] == known["target"]).mean()) if len(known) else None
-    values = trace.metric("pseudo_label_accuracy").dropna()
+    return last_value(trace, "pseudo_label_accuracy")
+
+
+def last_value(trace: Trace, metric: str) -> float | None:
+    """The value of a metric when it was last measured; None when it never was."""
+    values = trace.metric(metric).dropna()
     return float(values.iloc[-1]) if len(values) else None
 
 

@@ -30,8 +30,9 @@ TABLES: dict[str, dict[str, str]] = {
     "skipped": {"path": "text", "reason": "text"},
 }  # fmt: skip
 #: Kind and axes of each array. A capital is one size throughout: P probe images, G highlights, C classes, N images of
-#: the last epoch, K crops, T cache entries, X examples, M embedded images, U and V suspects; a small letter is any,
-#: e the snapshots (before training, then one of each epoch). The highlights are called "gallery" on disk.
+#: the last epoch, K crops, T cache entries, X examples, M embedded images, U and V suspects, Q images to explore with L
+#: top classes each; a small letter is any, e the snapshots (before training, then one of each epoch), s the bytes of a
+#: JPEG. The highlights are called "gallery" on disk.
 ARRAYS: dict[str, str] = {
     "probe/images": "byte P H W 3",
     "probe/index": "index P",
@@ -61,6 +62,13 @@ ARRAYS: dict[str, str] = {
     "suspects/learned/index": "index U",
     "suspects/measured/images": "byte V h w 3",
     "suspects/measured/index": "index V",
+    "exploration/sheet": "byte s",
+    "exploration/index": "index Q",
+    "exploration/target": "target Q",
+    "exploration/top": "label Q L",
+    "exploration/probs": "share Q L",
+    "exploration/logits/*": "number Q L",
+    "exploration/*": "byte Q h w",
     "sources/index": "index N",
     "sources/target": "target N",
     "sources/crop_similarity": "number N K",
@@ -70,7 +78,8 @@ ARRAYS: dict[str, str] = {
 }
 #: What there must be if anything of a group is there.
 _NEEDED = {"probe": ("images",), "gallery": ("images",), "cache": ("labels", "votes"), "examples": ("label", "images"),
-           "embeddings": ("images",), "suspects/learned": ("images",), "suspects/measured": ("images",)}  # fmt: skip
+           "embeddings": ("images",), "exploration": ("index", "target", "top", "probs"),
+           "suspects/learned": ("images",), "suspects/measured": ("images",)}  # fmt: skip
 
 #: Facts of the metadata that are read, with their types (null as well); others are kept as they are.
 META: dict[str, Any] = {
@@ -85,7 +94,7 @@ META: dict[str, Any] = {
     "versions": {},
     "files": {"learned": list, "measured": list},
     "changes": [dict],
-    "gallery_sentences": [(int, int, str, int | float)],
+    **{key: [(int, int, str, int | float)] for key in ("gallery_sentences", "exploration_sentences")},
 }
 
 #: Kind -> letters of its types, the type it gets, what it is called, its range (of classes: less than their number).
@@ -102,6 +111,7 @@ _KINDS: dict[str, tuple[str, str, str, float, float]] = {
     "text": ("", "str", "text", -inf, inf),
 }
 DTYPES = {kind: dtype for kind, (_, dtype, *_) in _KINDS.items()}
+SHEET_COLUMNS = 20
 _SLACK = 1e-3  # of a softmax in half precision
 
 
@@ -159,6 +169,22 @@ class Embeddings:
     images: np.ndarray
     index: np.ndarray
     target: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Exploration:
+    """Evaluation images spread over the classes: the most probable ones (Q,L) in the end, and maps (Q,h,w) by moment.
+
+    `sheet`: thumbnails, `SHEET_COLUMNS` in a row, as bytes of a JPEG; `logits` by part of the method, `maps` by kind.
+    """
+
+    sheet: np.ndarray | None
+    index: np.ndarray
+    target: np.ndarray
+    top: np.ndarray
+    probs: np.ndarray
+    logits: dict[str, np.ndarray]
+    maps: dict[str, dict[str, np.ndarray]]
 
 
 def under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ A trace on disk is a folder::
     manifest.json        {"format": "clipviz-trace", "format_version": 1, "files": {name: sha256}}
     meta.json            method, model, data, class names, settings, versions, ...
     <table>.parquet      steps, samples, epochs, predictions, skipped
-    arrays.safetensors   probe/..., snapshot/..., sources/..., gallery/...
+    arrays.safetensors   probe/..., snapshot/..., sources/..., gallery/..., exploration/...
 
 `clipviz.trace.folder` writes and reads the folder, whole or not at all. No format here can hold a pickle.
 """
@@ -36,6 +36,7 @@ from clipviz.trace.schema import (
     Cache,
     Embeddings,
     Examples,
+    Exploration,
     ImageGroup,
     Sources,
     check_arrays,
@@ -177,6 +178,16 @@ class Trace:
         """Where some evaluation images are, epoch by epoch, if that was kept."""
         own = under(self.arrays, "embeddings/")
         return Embeddings(own["images"], *places(own, own["images"].shape[1])) if "images" in own else None
+
+    @property
+    def exploration(self) -> Exploration | None:
+        """What can be explored of the evaluation images, if that was kept."""
+        own = under(self.arrays, "exploration/")
+        if "index" not in own:
+            return None
+        maps = {moment: under(own, f"{moment}/") for moment in ("before", "after")}
+        logits, said = under(own, "logits/"), (own["top"], own["probs"])
+        return Exploration(own.get("sheet"), own["index"], own["target"], *said, logits, maps)
 
     @property
     def snapshots(self) -> dict[str, np.ndarray]:

@@ -123,13 +123,12 @@ def probe_images(dataset: ImageDataset, index: np.ndarray, size: int) -> Probe:
     return Probe(pixels, torch.from_numpy(index), torch.from_numpy(dataset.targets[index]), parts)
 
 
-def spread_probe(dataset: ImageDataset, size: int, n: int = 12) -> Probe | None:
-    """A probe of at most n images spread evenly over the classes (over the dataset where labels are missing).
+def spread(targets: np.ndarray, n: int) -> np.ndarray:
+    """Positions of at most n images, class by class, of each as many as its share; evenly where none is known."""
+    order = np.argsort(targets, kind="stable")
+    return order[np.unique(np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int))]
 
-    None where the dataset holds embeddings: there is nothing to look at.
-    """
-    if not dataset.has_pixels:
-        return None
-    order = np.argsort(dataset.targets, kind="stable")
-    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int))]
-    return probe_images(dataset, chosen, size)
+
+def spread_probe(dataset: ImageDataset, size: int, n: int = 12) -> Probe | None:
+    """A probe of at most n images that are `spread`; None where the dataset holds embeddings."""
+    return probe_images(dataset, spread(dataset.targets, n), size) if dataset.has_pixels else None

@@ -39,7 +39,7 @@ def highlights(
     images = probe.images.to(method.backbone.device)
     probs = predictions.probs[torch.from_numpy(index)]
     with preserved_state(method):
-        explanation = {kind: value.cpu() for kind, value in _maps(method, images).items()}
+        explanation = {kind: value.cpu() for kind, value in all_maps(method, images).items()}
         branches = {name: logits.softmax(-1).cpu() for name, logits in method.branches(images).items()}
         sentences = nearest_sentences(method, images, classes_in_question(probs, probe.target))
         cache = ask(method, "cache_contributions", images, NEIGHBORS)
@@ -64,7 +64,7 @@ def explained(method: Method, images: Tensor) -> dict[str, Tensor]:
     return own if kinds is None else own | kinds.registered_maps(method, images)  # not loaded: nobody registered any
 
 
-def _maps(method: Method, images: Tensor) -> dict[str, Tensor]:
+def all_maps(method: Method, images: Tensor) -> dict[str, Tensor]:
     """The method's own maps, and where its CLS looks, on every ViT: what a map of the foreground is compared with."""
     from clipviz.saliency import available_kinds, saliency_maps  # captum is half a second that only a run's end needs
 
@@ -102,7 +102,7 @@ def nearest_sentences(
 ) -> tuple[SentenceSimilarity, ...]:
     """The n descriptions of each image's classes that are most like it, by the cosine of the adapted CLS embedding.
 
-    A classifier is the mean of its sentences, so these pull an image (G, 3, S, S) to a class the hardest.
+    A classifier is the mean of its sentences, so these pull an image (G, 3, S, S), or embedding (G, E), the hardest.
     """
     wanted = sorted({label for labels in classes for label in labels})
     texts = method.sentences
@@ -110,7 +110,7 @@ def nearest_sentences(
     found = []
     for place, (embedding, labels) in enumerate(zip(embed(method.backbone, images), classes, strict=True)):
         for label in labels:
-            similarity, order = (rows[label] @ embedding).sort(descending=True, stable=True)
+            similarity, order = (rows[label] @ embedding.to(rows[label].device)).sort(descending=True, stable=True)
             for value, i in zip(similarity[:n].tolist(), order[:n].tolist(), strict=True):
                 found.append(SentenceSimilarity(place, label, texts[label][i], value))
     return tuple(found)

@@ -24,6 +24,7 @@ from clipviz.events import (
     UNLABELLED,
     EpochFinished,
     Event,
+    Exploration,
     Highlights,
     Predictions,
     Probe,
@@ -36,6 +37,7 @@ from clipviz.methods.base import AdaptConfig, Method, ViewNeeds, ask
 from clipviz.parallel import ONE, Ranks
 from clipviz.training.changes import whole_number
 from clipviz.training.evaluate import accuracy, branch_accuracies, evaluation_inputs, predict
+from clipviz.training.exploration import explore
 from clipviz.training.highlights import explained, highlights
 from clipviz.training.refusals import check_labels, check_shares, check_storable
 
@@ -140,6 +142,7 @@ class Adaptation:
         self._targets = torch.tensor(dataset.targets).to(method.backbone.device)  # there, so that no step waits
         self._before: EpochFinished | None = None  # of a method that does not change: measured once
         self._evaluated: ImageDataset | None = None
+        self._explored: Exploration | None = None  # before training; a run that was taken up has seen it
 
     def claim(self) -> None:
         """Have the method to oneself until `release`, or until this object is gone; refused if another run has it."""
@@ -296,9 +299,11 @@ class Adaptation:
         if self._before is not None:
             return replace(self._before, epoch=epoch, metrics={**metrics, **self._before.metrics})
         metrics.update(ask(self.method, "diagnostics", otherwise={}))
-        predictions = None
+        predictions = seen = None
         if self.eval_dataset is not None and (epoch in (-1, self.n_epochs - 1) or len(self.eval_dataset) <= MEASURED):
             predictions = self._predictions(self.eval_dataset)
+            if epoch in (-1, self.n_epochs - 1):
+                self._explored = seen = explore(self.method, self.eval_dataset, predictions, self._explored)
             if self.eval_dataset.has_targets:
                 guesses = {"": predictions.probs.argmax(-1), **{f"_{k}": v for k, v in predictions.branches.items()}}
                 metrics.update((f"accuracy{k}", accuracy(v, predictions.target)) for k, v in guesses.items())
@@ -310,7 +315,7 @@ class Adaptation:
                 images = self.probe.images.to(self.method.backbone.device)
                 maps = {kind: value.cpu() for kind, value in explained(self.method, images).items()}
             snapshot = {name: value.detach().cpu().clone() for name, value in self.method.snapshot().items()}
-        event = EpochFinished(epoch, metrics, predictions, snapshot, maps)
+        event = EpochFinished(epoch, metrics, predictions, snapshot, maps, seen)
         self._before = None if self.evolves else event
         return event
 

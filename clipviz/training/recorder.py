@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from itertools import groupby
 from operator import itemgetter
@@ -10,11 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from clipviz.events import (
     EpochFinished,
     Event,
+    Exploration,
     Highlights,
     Listener,
     Predictions,
@@ -25,7 +29,7 @@ from clipviz.events import (
 )
 from clipviz.ops import margin
 from clipviz.trace import TABLES, Trace, is_by_epoch
-from clipviz.trace.schema import under
+from clipviz.trace.schema import SHEET_COLUMNS, under
 
 MAX_SOURCE_LOGITS = 10_000_000
 """Source logits of the last epoch are kept up to so many numbers per source (20 MB of float16)."""
@@ -156,6 +160,8 @@ class Recorder:
             rows = {"index": said.index, "prediction": labels, "confidence": confidence, "target": said.target}
             self._add("predictions", event.epoch, {name: _numpy(values) for name, values in rows.items()})
             self._keep_embeddings(said)
+        if event.exploration is not None:
+            self._keep_exploration(event.exploration, "before" if event.epoch < 0 else "after")
         maps = {f"probe/{kind}": _numpy(maps).astype(np.float32) for kind, maps in event.explanation.items()}
         known = maps.keys() if self._kinds is None else self._kinds
         self._kinds = known & maps.keys()  # a kind that was registered, or forgotten, midway lacks epochs
@@ -180,6 +186,21 @@ class Recorder:
         self._fixed["embeddings/index"] = _numpy(predictions.index)[chosen]
         self._fixed["embeddings/target"] = _numpy(predictions.target)[chosen]
         self._growing.setdefault("embeddings/images", []).append(_numpy(predictions.embeddings)[chosen])
+
+    def _keep_exploration(self, seen: Exploration, moment: str) -> None:
+        """Maps as bytes, each from its least to its greatest value; what the method says, that of the last time."""
+        for kind, maps in seen.maps.items():
+            low, high = maps.float().amin((1, 2), True), maps.float().amax((1, 2), True)
+            shares = ((maps - low) / (high - low).clamp_min(1e-12)).nan_to_num(0.0)
+            self._fixed[f"exploration/{moment}/{kind}"] = _numpy((shares * 255 + 0.5).to(torch.uint8))
+        rows = {"index": seen.index, "target": seen.target, "top": seen.top, "probs": seen.probs.half()}
+        rows |= {f"logits/{name}": values.half() for name, values in seen.logits.items()}
+        self._fixed.update((f"exploration/{name}", _numpy(values)) for name, values in rows.items())
+        self.meta["exploration_sentences"] = [list(row) for row in seen.sentences]
+        if seen.images is not None:
+            sheet, file = _pixels(make_grid(seen.images, SHEET_COLUMNS, padding=0)[None])[0], io.BytesIO()
+            Image.fromarray(sheet).save(file, "JPEG", quality=85)
+            self._fixed["exploration/sheet"] = np.frombuffer(file.getvalue(), np.uint8)
 
     def _run_finished(self, event: RunFinished) -> None:
         self.meta.update(status=event.status, seconds=round(event.seconds, 3))

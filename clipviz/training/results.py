@@ -10,7 +10,7 @@ from clipviz.data.base import ImageDataset
 from clipviz.methods import METHODS, Method
 from clipviz.parallel import ONE, Ranks
 from clipviz.prompts import ClassPrompts
-from clipviz.trace import Trace, calibration_error, label_accuracy
+from clipviz.trace import Trace, calibration_error, label_accuracy, last_value
 from clipviz.training.evaluate import accuracy, predict
 from clipviz.training.loop import Adaptation, versions
 
@@ -56,7 +56,7 @@ def results_of(trace: Trace) -> dict[str, Any]:
     """
     labels, before = label_accuracy(trace), trace.metric("accuracy").get(-1)
     last = {
-        "accuracy": _last(trace, "accuracy"),
+        "accuracy": last_value(trace, "accuracy"),
         "pseudo_label_accuracy": labels,
         **({f"{what}_accuracy": labels} if (what := trace.meta.get("labels_are")) else {}),
         "accuracy_before": None if before is None else float(before),
@@ -80,23 +80,18 @@ def results_of(trace: Trace) -> dict[str, Any]:
 
 def _cache_results(trace: Trace) -> dict[str, Any]:
     """What a method with a cache adds to its results: how much of it is filled, by whom, and how good that one is."""
-    coverage = _last(trace, "coverage")
+    coverage = last_value(trace, "coverage")
     if coverage is None:
         return {}
     settings = trace.meta["settings"]["method"]
-    teacher = _last(trace, "accuracy_teacher")
+    teacher = last_value(trace, "accuracy_teacher")
     if teacher is None and settings["teacher"] != "none":  # the model itself is its teacher
-        teacher = _last(trace, "accuracy_zero_shot")
+        teacher = last_value(trace, "accuracy_zero_shot")
     return {
         "coverage": coverage,
-        "cache_size": int(_last(trace, "cache_size") or 0),
+        "cache_size": int(last_value(trace, "cache_size") or 0),
         "selection": settings["selection"],
         "uses_labels": settings["selection"] == "oracle_balanced",
         "teacher": settings["teacher"],
         "teacher_zero_shot_accuracy": teacher,
     }
-
-
-def _last(trace: Trace, metric: str) -> float | None:
-    series = trace.metric(metric)
-    return float(series.iloc[-1]) if len(series) else None

@@ -219,6 +219,6 @@ def _known_to(adaptation: Adaptation, trace: Trace) -> Trace:
             arrays[name] = array[: epoch + 1]
         elif name.startswith("sources/") and keeps_sources:
             arrays[name] = array[:n_guesses] if n_guesses else array
-        elif name.startswith(("probe/", "embeddings/")):
+        elif name.startswith(("probe/", "embeddings/", "exploration/")):
             arrays[name] = array
     return Trace(**tables, arrays=arrays, meta=trace.meta)
