@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from clipviz.trace import Trace
 
@@ -56,6 +59,29 @@ def synthetic_comparison(epochs: int = 5, **options) -> list[Trace]:
         synthetic_trace(epochs=epochs, method=method, skill=skill, **options)
         for method, skill in (("ntua", 0.9), ("dpa", 1.1), ("microclip", 1.0))
     ]
+
+
+def explorable(trace: Trace, n: int, grid: int = 8, kinds: tuple[str, ...] = ("cls_attention",)) -> Trace:
+    """Add what a run records of its first n evaluation images: thumbnails and maps, which no packing makes smaller."""
+    rng, last = np.random.default_rng(0), trace.predictions[trace.predictions["epoch"] == trace.final_epoch]
+    last = last.sort_values("index").head(n)
+    thumbs = np.stack([_picture(rng, 64)[0] for _ in range(40)])[np.resize(np.arange(40), -(-len(last) // 20) * 20)]
+    sheet = thumbs.reshape(-1, 20, 64, 64, 3).swapaxes(1, 2).reshape(-1, 20 * 64, 3)[:, : min(20, len(last)) * 64]
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(sheet)).save(file, "JPEG", quality=85)
+    n_classes = len(trace.class_names)
+    top = np.stack([(last["prediction"].to_numpy() + i) % n_classes for i in range(min(5, n_classes))], 1)
+    probs = np.full(top.shape, 0.1, np.float16)
+    probs[:, 0] = last["confidence"]
+    own = {"sheet": np.frombuffer(file.getvalue(), np.uint8), "index": last["index"].to_numpy(),
+           "target": last["target"].to_numpy(), "top": top, "probs": probs, "logits/cls": probs}  # fmt: skip
+    for kind in kinds:
+        own |= {
+            f"{when}/{kind}": rng.integers(0, 255, (len(last), grid, grid), np.uint8) for when in ("before", "after")
+        }
+    trace.arrays |= {f"exploration/{name}": values for name, values in own.items()}
+    trace.meta["exploration_sentences"] = [[0, 0, "a <b>bird</b> of the first class", 0.25]]
+    return trace
 
 
 def empty_trace() -> Trace:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import html
+import json
 import re
 import warnings
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
-from synthetic import empty_trace, synthetic_comparison, synthetic_trace
+from synthetic import empty_trace, explorable, synthetic_comparison, synthetic_trace
 
+from clipviz.figures import confusion_info
 from clipviz.report import write_report
-from clipviz.report.page import Html, element, markup
 from clipviz.report.summary import is_about_chance, summarize
 from clipviz.report.views import VIEWS
 from clipviz.trace import Trace
@@ -28,12 +33,19 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.ids, self.addresses, self.handlers, self.shown = [], [], [], [], []
+        self.rows, self.attributes = [], []
         self._hidden = 0
         self.feed(text)
         self.text = " ".join(" ".join(self.shown).split())
+        self.rows = [[" ".join(cell.split()) for cell in row] for row in self.rows]
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.attributes.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
         self._hidden += tag in ("script", "style")
         for name, value in attrs:
             if name == "id":
@@ -49,12 +61,20 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if not self._hidden:
             self.shown.append(data)
+            if self.rows and self.rows[-1]:
+                self.rows[-1][-1] += data
 
 
 def write(tmp_path, traces, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return write_report(traces, tmp_path / "report.html", **options).read_text(encoding="utf-8")
+
+
+def packed(report, name):
+    """What a packed block holds."""
+    (text,) = re.findall(rf'<script type="text/plain" id="packed-{name}"[^>]*>([^<]*)</script>', report)
+    return json.loads(gzip.decompress(base64.b64decode(text))) if text else None
 
 
 @pytest.fixture(scope="module")
@@ -65,38 +85,106 @@ def report(tmp_path_factory):
 def test_it_is_one_file_that_asks_for_nothing(report):
     page = Page(report)
     assert all(address.startswith(("#", "data:image/jpeg;base64,")) for address in page.addresses)
-    assert page.tags.count("img") >= 15
-    assert not {"iframe", "object", "embed", "link", "base", "form"} & set(page.tags)
+    assert page.tags.count("img") >= 6
+    assert not {"iframe", "object", "embed", "link", "base"} & set(page.tags)
     assert report.count("plotly.js v") == 1, "plotly.js is inlined once"
     assert "default-src 'none'" in report
+    assert not re.search(
+        "localStorage|sessionStorage|indexedDB|document.cookie|fetch\\(|XMLHttpRequest", own_script(report)
+    )
     assert len(page.ids) == len(set(page.ids))
     assert {address[1:] for address in page.addresses if address.startswith("#")} <= set(page.ids)
 
 
+def own_script(report):
+    return re.search(r'<script type="module">(.*?)</script>', report, re.DOTALL).group(1)
+
+
+def test_only_the_scripts_whose_hashes_the_policy_holds_may_run(report):
+    policy = next(
+        a["content"] for tag, a in Page(report).attributes if a.get("http-equiv") == "Content-Security-Policy"
+    )
+    scripts = re.search(r"script-src ([^;]*);", policy).group(1).split()
+    plotly = gzip.decompress(base64.b64decode(re.search(r'id="packed-plotly"[^>]*>([^<]*)<', report).group(1)))
+    hashes = [hashlib.sha256(source).digest() for source in (own_script(report).encode(), plotly)]
+    assert scripts == [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes]
+    assert "base-uri 'none'; form-action 'none'" in policy
+    assert report.count("<script") == 4, "three packed blocks and one module"
+
+
 def test_every_image_and_chart_is_described(report):
     assert all(re.search(r'alt="[^"]{20,}"', image) for image in re.findall(r"<img [^>]*>", report))
-    assert report.count('role="img"') == report.count("Plotly.newPlot(") - script_mentions(report)
+    drawn = [a for _, a in Page(report).attributes if a.get("class") == "chart"]
+    assert {a["id"] for a in drawn} == set(packed(report, "charts"))
+    assert len(drawn) > 30
+    assert all(a["role"] == "group" and len(a["aria-label"]) > 20 for a in drawn)
 
 
-def script_mentions(report):
-    """How often plotly.js itself mentions the call."""
-    return re.search(r"<script>(.*?)</script>", report, re.DOTALL).group(1).count("Plotly.newPlot(")
+def test_tables_have_headers_and_sections_names(report):
+    page = Page(report)
+    assert all(a.get("scope") for tag, a in page.attributes if tag == "th")
+    sections = [a["aria-labelledby"] for tag, a in page.attributes if tag == "section"]
+    assert set(sections) <= set(page.ids)
+    links = {a["href"][1:] for tag, a in page.attributes if tag == "a"}
+    assert links >= {"results", "explore", "settings", "confidence_evolution", "confusion"}
+
+
+def test_figures_of_all_runs_stand_side_by_side_under_one_heading(report):
+    page = Page(report)
+    assert page.text.count(" Confidence of the pseudo-labels How confident the pseudo-labels were") == 1
+    runs = [a["id"] for _, a in page.attributes if a.get("id", "").startswith("confidence_evolution-")]
+    assert runs == ["confidence_evolution-title", *(f"confidence_evolution-{run}-0" for run in (2, 3, 4))]
+
+
+def test_the_summary_says_at_once_who_is_best_by_how_much_and_what_is_chance(report):
+    best = max(summarize(synthetic_comparison(epochs=2, **SMALL)).rows, key=lambda row: row.accuracy)
+    text = Page(report).text
+    assert f"{best.label} is right most often: {100 * best.accuracy:.1f} % of 40 images, {100 * best.gain:+.1f}" in text
+    assert "Differences below 15.8 points may be chance" in text
+
+
+def test_what_can_be_explored_is_what_the_traces_say(report):
+    traces = synthetic_comparison(epochs=2, **SMALL)
+    content = packed(report, "images")
+    index = unpacked(content["index"])
+    assert set(index) == {number for trace in traces for number in trace.highlights.index}
+    for trace, found in zip(traces, content["runs"], strict=True):
+        last = trace.predictions[trace.predictions["epoch"] == trace.predictions["epoch"].max()].set_index("index")
+        assert unpacked(found["prediction"]).reshape(-1, len(index))[-1].tolist() == last["prediction"][index].tolist()
+        assert found["epochs"] == sorted(trace.predictions["epoch"].unique())
+        counts = np.zeros(36, int)
+        counts[unpacked(found["cells"])] = unpacked(found["counts"])
+        assert (counts.reshape(6, 6) == confusion_info(trace).counts).all()
+        for part in found["parts"]:
+            assert (index[unpacked(part["places"])] == trace.highlights.index).all()
+            top = unpacked(part["top"]).reshape(-1, part["nTop"])
+            assert (top[:, 0] == trace.highlights.probs.argmax(1)).all()
+            maps = {one["kind"]: unpacked(one["values"]) for one in part["maps"]}
+            assert maps.keys() == {"SOAP attention", "NCut mask"}
+            assert (
+                maps["NCut mask"].reshape(trace.highlights.maps["ncut"].shape) == 255 * trace.highlights.maps["ncut"]
+            ).all()
+
+
+def unpacked(text):
+    kind, data = text.split(":")
+    return np.frombuffer(base64.b64decode(data), f"<{kind}")
 
 
 def test_the_table_holds_every_method_beside_zero_shot(report):
-    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr.*?</tr>", report)]
+    rows = Page(report).rows
     traces = synthetic_comparison(epochs=2, **SMALL)
     for trace, name in zip(traces, ("zero-shot", "descriptions", "NtUA", "DPA", "microCLIP"), strict=True):
-        (row,) = [row for row in rows if row and row[0] == name]
-        assert row[1] == f"{100 * trace.metric('accuracy').iloc[-1]:.1f}"
+        (row,) = [row for row in rows if row[:1] == [name]]
+        assert row[1] == f"{100 * trace.metric('accuracy').iloc[-1]:.1f} %"
     assert "gain over descriptions" in report
 
 
 def test_every_view_of_a_trained_run_is_there(report):
     page = Page(report)
     for view in VIEWS:
-        assert html.unescape(view.title) in page.text
-    assert {"microCLIP", "DPA", "NtUA"} <= set(page.shown)
+        assert (html.unescape(view.title) in page.text) == (not view.is_explored)
+    assert {"microCLIP", "DPA", "NtUA"} <= {text.strip() for text in page.shown}
 
 
 def test_it_says_what_birds_are_and_how_to_repeat_the_run(report):
@@ -104,7 +192,12 @@ def test_it_says_what_birds_are_and_how_to_repeat_the_run(report):
     assert "not a claim about real photographs" in text
     assert "clipviz adapt microclip --model birds --data birds/clutter --out runs/microclip" in text
     assert "2.13.0" in text
-    assert "gamma 0.7" in text
+    rows = Page(report).rows
+    assert ["gamma", "null", "null", "null", "null", "0.7"] in rows
+    assert ["tau", "0.2"] in rows, "what all runs share is said once"
+    names = [row[0] for row in rows]
+    (fold,) = [name for name in names if name.endswith("settings are the same in all runs")]
+    assert names.index("gamma") < names.index(fold) < names.index("tau")
     assert "standard error" in text
     assert "guessing" not in text, "these runs are far above chance"
 
@@ -145,10 +238,11 @@ def test_without_labels_accuracy_says_so_and_the_other_views_stay(tmp_path):
     text = Page(report).text
     assert "no labels" in text
     assert "accuracy cannot be measured" in text
-    shown = {view.name for view in VIEWS if f'"run-0-{view.name}-0"' in report or view.title in text}
+    shown = {view.figure for view in VIEWS if view.title in text}
     assert shown >= {"confidence_evolution", "source_decisions", "label_flips", "label_flow", "prototype_paths",
-                     "prediction_mistakes", "saliency_grid", "loss_terms", "suspects", "why_wrong"}  # fmt: skip
+                     "saliency_grid", "loss_terms", "suspects"}  # fmt: skip
     assert not shown & {"reliability", "confusion", "per_class_accuracy"}
+    assert set(unpacked(packed(report, "images")["target"]).tolist()) == {-1}
 
 
 def test_a_single_run_is_compared_with_the_model_before_adaptation(tmp_path):
@@ -185,14 +279,17 @@ def test_hostile_names_are_letters_everywhere(tmp_path):
     assert page.handlers == []
     assert "svg" not in page.tags
     assert len(re.findall(r"<img (?!src=\"data:)", report)) == 0
-    assert page.tags.count("script") == report.count("<script") == report.count("</script>")
+    assert page.tags.count("script") == report.count("<script") == report.count("</script>") == 4
     assert "<svg onload=alert(5)>.png\\udcff" in page.text
     assert HOSTILE[0] not in report
 
 
-def test_braces_quotes_and_ampersands_are_escaped_once():
-    assert markup("<&\"'>") == "&lt;&amp;&quot;&#x27;&gt;"
-    assert element("p", "a<b", Html("<i>c</i>"), title='"') == '<p title="&quot;">a&lt;b<i>c</i></p>'
+def test_braces_quotes_and_ampersands_are_escaped_once(tmp_path):
+    trace = synthetic_trace(epochs=0, method="zero_shot", **SMALL)
+    trace.meta["data"] = "<&\"'>{{7*7}}{% raw %}\u202e"
+    report = write(tmp_path, [trace])
+    assert "&lt;&amp;&#34;&#39;&gt;{{7*7}}{% raw %}\\u202e" in report
+    assert "<&\"'>{{7*7}}{% raw %}\\u202e" in Page(report).text
 
 
 def test_six_megabytes_for_the_methods_of_a_demo(tmp_path):
@@ -201,7 +298,21 @@ def test_six_megabytes_for_the_methods_of_a_demo(tmp_path):
         synthetic_trace(epochs=0 if i < 3 else 6, method=name, n_images=600, n_eval=480, n_probe=12)
         for i, name in enumerate(methods)
     ]
+    for trace in traces:
+        explorable(trace, 480)
     assert len(write(tmp_path, traces).encode()) <= 6_000_000
+
+
+def test_ten_runs_of_many_images_and_kinds_of_maps_weigh_fifteen_and_say_what_they_left_out(tmp_path):
+    traces = [synthetic_trace(epochs=3, seed=i, n_images=600, n_eval=480, n_probe=12) for i in range(10)]
+    for trace in traces:
+        explorable(trace, 480, grid=24, kinds=("soap", "ncut", "cls_attention"))
+    report = write(tmp_path, traces)
+    assert len(report.encode()) <= 15_000_000
+    assert {one["kind"] for run in packed(report, "images")["runs"] for p in run["parts"] for one in p["maps"]} == {
+        "SOAP attention"
+    }
+    assert "holds the maps of one kind alone" in Page(report).text
 
 
 def test_runs_that_cannot_share_a_table_are_refused(tmp_path):

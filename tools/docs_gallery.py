@@ -23,7 +23,6 @@ from PIL import Image
 
 from clipviz import figures
 from clipviz.files import prepare_folder, write_text
-from clipviz.report.page import chart, page
 from clipviz.report.summary import check_comparable
 from clipviz.report.views import VIEWS
 from clipviz.trace import Trace
@@ -75,7 +74,7 @@ def _chapters(traces: Sequence[Trace]) -> Iterator[tuple[str, str, Mapping[str, 
     yield "Accuracy over epochs", "How often each method and its pseudo-labels are right.", compared
     for view in VIEWS:
         if drawn := view.figures(traces[0]):
-            names = [view.name if len(drawn) == 1 else f"{view.name}_{i}" for i in range(len(drawn))]
+            names = [view.figure if len(drawn) == 1 else f"{view.figure}_{i}" for i in range(len(drawn))]
             yield view.title, view.look_for, dict(zip(names, drawn, strict=True))
 
 
@@ -102,10 +101,13 @@ def _photographs(charts: Mapping[str, go.Figure]) -> dict[str, bytes]:
         from playwright.sync_api import Error, sync_playwright
     except ImportError as error:
         raise ValueError('the gallery needs playwright: pip install "clipviz[test]"') from error
-    body = [chart(figure, name, name) for name, figure in charts.items()]
+    parts = [
+        figure.to_html(full_html=False, include_plotlyjs=i == 0, div_id=name)
+        for i, (name, figure) in enumerate(charts.items())
+    ]
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         path = Path(folder) / "charts.html"
-        path.write_text(page("charts", body), encoding="utf-8")
+        path.write_text(f"<!DOCTYPE html><body style='margin: 0 32px'>{''.join(parts)}", encoding="utf-8")
         try:
             browser = playwright.chromium.launch(
                 executable_path=shutil.which("chromium") or shutil.which("chromium-browser"), args=["--no-sandbox"]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import plotly.graph_objects as go
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
@@ -346,6 +347,11 @@ def bare(axes: Axes) -> Axes:
     for spine in axes.spines.values():
         spine.set_visible(False)
     return axes
+
+
+def color_table(name: str = SALIENCY_COLORS) -> bytes:
+    """256 RGB triples of a color map."""
+    return (colormaps[name](np.arange(256))[:, :3] * 255 + 0.5).astype(np.uint8).tobytes()
 
 
 def percent(fraction: np.ndarray | float) -> np.ndarray:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from clipviz.figures import trace_labels
-from clipviz.trace import Trace, calibration_error, label_accuracy
+from clipviz.trace import Trace, calibration_error, label_accuracy, last_value
 
 #: Baselines that a gain is measured against, the first one present.
 _REFERENCES = ("descriptions", "zero_shot")
@@ -18,9 +18,9 @@ _REFERENCES = ("descriptions", "zero_shot")
 class Row(NamedTuple):
     """One method's results: fractions in [0, 1], seconds; None where it was not measured.
 
-    `ece` is the calibration error on the evaluation images, `ece_before` that of before the first epoch;
-    `gain` is accuracy minus that of the reference; `changed` is the share of images whose pseudo-label is
-    another one in the last epoch than in the first; `is_of_cache` says that pseudo-labels are of cached images only.
+    `ece` is the calibration error on the evaluation images; `gain` is accuracy minus that of the reference; `changed`
+    is the share of images whose pseudo-label is another one in the last epoch than in the first; `is_of_cache` says
+    that pseudo-labels are of cached images only.
     """
 
     label: str
@@ -36,10 +36,7 @@ class Row(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The table, the method that gains are measured against (None: each run's own start), and its limits.
-
-    `standard_error` is that of an accuracy of one half on the evaluation images, a fraction.
-    """
+    """The table, what gains are measured against (None: each run's own start), and the standard error of one half."""
 
     rows: list[Row]
     reference: str | None
@@ -52,24 +49,27 @@ def summarize(traces: Sequence[Trace]) -> Summary:
     labels = trace_labels(traces)
     by_method = {trace.method: i for i, trace in reversed(list(enumerate(traces)))}
     reference = next((by_method[name] for name in _REFERENCES if name in by_method), None)
-    base, name = (None, None) if reference is None else (last(traces[reference], "accuracy"), labels[reference])
+    base, name = (None, None) if reference is None else (last_value(traces[reference], "accuracy"), labels[reference])
     first = []
     if "zero_shot" not in by_method and (known := _known_zero_shot(traces)) is not None:
         first = [Row("zero-shot", known)]  # the model before adaptation
         base, name = (known, "zero-shot") if base is None else (base, name)
     rows = [_row(label, trace, base, label == name) for label, trace in zip(labels, traces, strict=True)]
     n = max((n_evaluated(trace) for trace in traces), default=0)
-    has_accuracy = any(last(trace, "accuracy") is not None for trace in traces)
+    has_accuracy = any(last_value(trace, "accuracy") is not None for trace in traces)
     return Summary(first + rows, name, n, 0.5 / math.sqrt(n) if n and has_accuracy else None)
 
 
+def _first(values: Iterable[object]) -> float | None:
+    return next((number for value in values if (number := _finite(value)) is not None), None)
+
+
 def _known_zero_shot(traces: Sequence[Trace]) -> float | None:
-    known = (_finite(trace.meta.get("zero_shot_accuracy")) for trace in traces)
-    return next((value for value in known if value is not None), None)
+    return _first(trace.meta.get("zero_shot_accuracy") for trace in traces)
 
 
 def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Row:
-    accuracy = last(trace, "accuracy")
+    accuracy = last_value(trace, "accuracy")
     before = _finite(trace.metric("accuracy").get(-1)) if base is None else base
     final = trace.samples[trace.samples["epoch"] == trace.samples["epoch"].max()]
     return Row(
@@ -82,14 +82,8 @@ def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Ro
         float(final["confidence"].mean()) if len(final) else None,
         _changed(trace),
         _finite(trace.meta.get("seconds")),
-        last(trace, "cache_size") is not None and last(trace, "pseudo_label_accuracy") is not None,
+        last_value(trace, "cache_size") is not None and last_value(trace, "pseudo_label_accuracy") is not None,
     )
-
-
-def last(trace: Trace, metric: str) -> float | None:
-    """The value of a metric after the last epoch; None when it was never measured."""
-    values = trace.metric(metric).dropna()
-    return float(values.iloc[-1]) if len(values) else None
 
 
 def _finite(value: object) -> float | None:
@@ -113,9 +107,8 @@ def n_evaluated(trace: Trace) -> int:
 
 def zero_shot_accuracy(traces: Sequence[Trace]) -> float | None:
     """Accuracy before adaptation: of the zero-shot run, of the metadata, or of the beginning of a run."""
-    runs = [last(trace, "accuracy") for trace in traces if trace.method == "zero_shot"]
-    begun = [_finite(trace.metric("accuracy").get(-1)) for trace in traces]
-    return next((value for value in (*runs, _known_zero_shot(traces), *begun) if value is not None), None)
+    runs = [last_value(trace, "accuracy") for trace in traces if trace.method == "zero_shot"]
+    return _first([*runs, _known_zero_shot(traces), *(trace.metric("accuracy").get(-1) for trace in traces)])
 
 
 def is_about_chance(accuracy: float, n_classes: int, n_images: int) -> bool:
@@ -127,11 +120,7 @@ def is_about_chance(accuracy: float, n_classes: int, n_images: int) -> bool:
 
 
 def check_comparable(traces: Sequence[Trace]) -> None:
-    """Refuse runs that were measured on different images or classes: one table would compare what cannot be.
-
-    Raises:
-        ValueError: No trace, or traces of different data, split, evaluation data or class names.
-    """
+    """Refuse no runs, and runs measured on different images or classes, with a ValueError: one table would mislead."""
     if not traces:
         raise ValueError("a report needs at least one trace, got none; give the folder of a finished run")
     seen = {_measured_on(trace): trace for trace in traces}

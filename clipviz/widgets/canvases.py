@@ -11,9 +11,9 @@ import traitlets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipviz.figures.style import CHANGE_COLORS, apart, bare, shorten
+from clipviz.figures.style import CHANGE_COLORS, apart, bare, color_table, shorten
 from clipviz.widgets.album import Album
-from clipviz.widgets.images import color_table, jpeg, laid_over, sheet, thumbnail, to_bytes
+from clipviz.widgets.images import jpeg, laid_over, sheet, thumbnail, to_bytes
 from clipviz.widgets.view import ViewState, source
 
 THUMBNAIL, PROBE_SIDE, LARGE = 72, 96, 224

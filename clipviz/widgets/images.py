@@ -7,12 +7,11 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from clipviz.figures.style import CHANGE_COLORS, SALIENCY_COLORS
+from clipviz.figures.style import CHANGE_COLORS, SALIENCY_COLORS, color_table
 
 MOST_BYTES = 60_000
 """Of a static picture: a notebook with every view stays well below a megabyte."""
@@ -63,11 +62,6 @@ def sheet(images: Sequence[np.ndarray], side: int, columns: int) -> np.ndarray:
         top, left = i // columns * side, i % columns * side
         pixels[top : top + side, left : left + side] = thumbnail(image, side)
     return pixels
-
-
-def color_table(name: str = SALIENCY_COLORS) -> bytes:
-    """256 RGB triples of a color map."""
-    return (colormaps[name](np.arange(256))[:, :3] * 255 + 0.5).astype(np.uint8).tobytes()
 
 
 def to_bytes(maps: np.ndarray) -> bytes:

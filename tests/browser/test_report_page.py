@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from synthetic import synthetic_comparison, synthetic_trace
+from playwright.sync_api import expect
+from synthetic import explorable, synthetic_comparison, synthetic_trace
+from tiny import ToyDataset, make_tiny_backbone
 
+from clipviz import adapt, record
+from clipviz.methods.base import AdaptConfig
+from clipviz.methods.dpa import DPA, DPAConfig
+from clipviz.methods.zero_shot import Descriptions
 from clipviz.report import write_report
 from tools.docs_gallery import WIDTH, write_gallery
 
@@ -19,55 +26,300 @@ SMALL = {"n_images": 90, "n_eval": 60, "n_probe": 3}
 
 
 @pytest.fixture
-def offline(chromium):
+def opened(chromium):
     """Opens a file without a network; the page must stay silent and ask for nothing but itself."""
-    context = chromium.new_context(viewport={"width": 1000, "height": 900}, offline=True)
-    tab = context.new_page()
-    tab.set_default_timeout(120_000)
-    said: list[str] = []
-    tab.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    asked: list[str] = []
-    tab.on("request", lambda request: asked.append(request.url))
+    contexts, said, asked = [], [], []
 
-    def open_page(path: Path):
-        tab.goto(path.as_uri())
-        tab.wait_for_function("document.querySelectorAll('.chart').length > 0")
-        tab.wait_for_function(
-            "[...document.querySelectorAll('.plotly-graph-div')].every(p => p.querySelector('.main-svg'))"
-        )
+    def open_page(path: Path, width: int = 1280, address: str = "", **options):
+        context = chromium.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(120_000)
+        tab.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(path.as_uri() + address)
+        if tab.locator(".explorer").count():
+            expect(tab.locator(".explorer")).to_be_visible()
         return tab
 
     yield open_page
     assert said == []
-    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [asked[0]]
-    context.close()
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+    assert len([url for url in asked if url.startswith("file:")]) == len(contexts)
+    for context in contexts:
+        context.close()
 
 
-def test_the_report_draws_all_charts_and_pictures_within_the_page(offline, tmp_path):
-    path = write_report(synthetic_comparison(epochs=2, n_classes=24, **SMALL)[::4], tmp_path / "report.html")
-    tab = offline(path)
-    charts = tab.locator(".chart")
-    assert charts.count() == 14
-    assert tab.locator("img").count() == 6  # where it looked, instructive images, three times why, images worth a look
-    drawn = tab.locator(".chart .js-plotly-plot .main-svg:first-of-type")
-    assert drawn.count() >= charts.count()
-    assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth >= 400 && i.alt)")
+def comparison(**options):
+    """Two baselines and three trained methods on the same images, which can be explored."""
+    made = synthetic_comparison(epochs=2, **{**SMALL, **options})
+    target = last_of(made[0])["target"]
+    for trace in made:  # as right as before, on the same classes
+        rows, n_classes = trace.predictions, len(trace.class_names)
+        own = target[rows["index"]].to_numpy()
+        rows["prediction"] = (
+            (rows["prediction"] - rows["target"] + own) % n_classes if (own >= 0).all() else rows["prediction"]
+        )
+        rows["target"] = own
+    return [explorable(trace, 60) for trace in made]
+
+
+@pytest.fixture(scope="module")
+def traces():
+    made = comparison(n_classes=24)
+    for trace in made:
+        trace.meta["files"] = {"learned": [], "measured": [f"day {i % 3}/bird-{i}.jpg" for i in range(60)]}
+    return made
+
+
+@pytest.fixture(scope="module")
+def report(traces, tmp_path_factory):
+    return write_report(traces, tmp_path_factory.mktemp("report") / "report.html")
+
+
+def draw_all(tab):
+    """Scroll through the page, as a reader does: charts are drawn when they come near."""
+    for chart in tab.locator(".chart").all():
+        chart.scroll_into_view_if_needed()
+        expect(chart.locator(".main-svg").first).to_be_attached()
+
+
+def last_of(trace):
+    rows = trace.predictions
+    return rows[rows["epoch"] == rows["epoch"].max()].set_index("index")
+
+
+def shown_ids(tab):
+    """Positions of the images in the gallery, by their file names in the captions' order, page by page."""
+    return tab.evaluate("[...document.querySelectorAll('#gallery [role=option]')].map(o => o.ariaLabel)")
+
+
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_every_chart_is_drawn_within_the_page_when_it_comes_near(opened, report, width):
+    tab = opened(report, width)
+    assert tab.locator(".chart .main-svg").count() < tab.locator(".chart").count(), "those far away wait"
+    draw_all(tab)
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    wide = (
+        "[...document.querySelectorAll('.chart .main-svg')].filter(c => c.getBoundingClientRect().right > innerWidth)"
+    )
+    assert tab.evaluate(f"{wide}.length") == 0
+    for image in tab.locator("main img").all():
+        image.scroll_into_view_if_needed()
+        expect(image).to_have_js_property("complete", True)
+    assert tab.evaluate("[...document.images].every(i => i.naturalWidth >= 400 && i.alt)")
+
+
+def test_runs_stand_side_by_side_on_equal_axes_and_can_be_left_out(opened, report):
+    tab = opened(report)
+    tab.locator("#reliability").scroll_into_view_if_needed()
+    charts = tab.locator("#reliability .chart")
+    assert charts.count() == 3
+    expect(tab.locator("#reliability .chart .main-svg").last).to_be_attached()
+    ranges = "[...document.querySelectorAll('#reliability .chart')].map(c => `${c._fullLayout?.yaxis2?.range}`)"
+    tab.wait_for_function(f"new Set({ranges}).size === 1 && !{ranges}[0].includes('undefined')")
+    boxes = [chart.bounding_box() for chart in charts.all()]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert boxes[0]["x"] < boxes[1]["x"]
+    tab.get_by_role("checkbox", name="DPA").uncheck()
+    expect(tab.locator("#reliability figure:visible")).to_have_count(2)
+    tab.set_viewport_size({"width": 800, "height": 900})
+    tab.get_by_text("Contents", exact=True).click()
+    tab.get_by_role("checkbox", name="DPA").check()
+    chart = tab.locator("#reliability-3-0")
+    fits = "c => Math.abs(c.querySelector('.main-svg').getBoundingClientRect().width - c.clientWidth) < 2"
+    tab.wait_for_function(f"({fits})(document.querySelector('#reliability-3-0'))")
+    expect(chart).to_be_visible()
+
+
+def test_who_fixed_whose_mistakes_and_where_it_looked_takes_two_clicks(opened, report, traces):
+    tab = opened(report)
+    tab.get_by_role("button", name="DPA right, descriptions wrong").click()
+    ours, theirs = (last_of(trace) for trace in (traces[3], traces[1]))
+    wanted = ours.index[(ours["prediction"] == ours["target"]) & (theirs["prediction"] != theirs["target"])]
+    expect(tab.locator(".clipviz-thumb")).to_have_count(len(wanted))
+    assert all(caption.startswith("✓") for caption in shown_ids(tab)), "as DPA calls them"
+    tab.locator(".clipviz-thumb").first.click()
+    card = tab.locator("#card")
+    expect(card).to_be_visible()
+    expect(card.get_by_role("heading", level=3)).to_have_text(f"day {wanted[0] % 3}/bird-{wanted[0]}.jpg")
+    maps = card.get_by_role("img", name="CLS attention, ")
+    expect(maps.first).to_be_visible()
+    names = [each.get_attribute("aria-label") for each in maps.all()]
+    assert {name.split(", of ")[0] for name in names} == {"CLS attention, before", "CLS attention, after"}
+    pixels = [each.evaluate("c => c.toDataURL()") for each in maps.all()]
+    assert pixels[0] != pixels[1], "before is not after"
+    names = traces[0].class_names
+    rows = [
+        row.inner_text()
+        for row in card.get_by_role("region", name="Top classes of every method").get_by_role("row").all()
+    ]
+    assert f"✓ {names[ours.loc[wanted[0], 'prediction']]}" in rows[4]
+    assert f"{names[theirs.loc[wanted[0], 'prediction']]}" in rows[2]
+    history = card.get_by_role("region", name="Its label over the epochs")
+    assert history.get_by_role("columnheader").all_inner_texts() == ["method", "before", "epoch 0", "epoch 1"]
+    assert tab.url.endswith(f"#image=eval/{wanted[0]}")
+
+
+def test_a_mailed_link_opens_the_image_and_arrow_keys_go_on(opened, report):
+    tab = opened(report, address="#image=eval/7")
+    heading = tab.locator("#card h3")
+    expect(heading).to_have_text("day 1/bird-7.jpg")
+    expect(heading).to_be_in_viewport()
+    tab.keyboard.press("ArrowRight")
+    expect(heading).to_have_text("day 2/bird-8.jpg")
+    tab.keyboard.press("ArrowLeft")
+    tab.keyboard.press("ArrowLeft")
+    expect(heading).to_have_text("day 0/bird-6.jpg")
+    assert tab.url.endswith("#image=eval/6")
+    tab.evaluate("location.hash = '#image=eval/12'")
+    expect(heading).to_have_text("day 0/bird-12.jpg")
+
+
+def test_filters_and_search_show_what_they_say(opened, report, traces):
+    tab = opened(report)
+    last = [last_of(trace) for trace in traces]
+    right = [rows["prediction"] == rows["target"] for rows in last]
+    tab.locator("#filter").select_option("all methods wrong")
+    expect(tab.locator(".clipviz-thumb")).to_have_count(sum(~(right[0] | right[1] | right[2] | right[3] | right[4])))
+    first = traces[4].predictions[traces[4].predictions["epoch"] == -1].set_index("index")
+    fixed = (first["prediction"] != first["target"]) & right[4]
+    tab.locator("#filter").select_option("fixed by microCLIP")
+    expect(tab.locator(".clipviz-thumb")).to_have_count(sum(fixed))
+    broken = (first["prediction"] == first["target"]) & ~right[4]
+    tab.locator("#filter").select_option("broken by microCLIP")
+    expect(tab.locator(".clipviz-thumb")).to_have_count(sum(broken))
+    tab.get_by_role("button", name="all images").click()
+    expect(tab.locator(".clipviz-thumb")).to_have_count(60)
+    tab.locator("#query").fill("day 2 bird-1")
+    names = [traces[0].file_name(i) for i in range(60)]
+    expect(tab.locator(".clipviz-thumb")).to_have_count(sum("2" in name and "bird-1" in name for name in names))
+    tab.locator("#query").fill("nothing like it")
+    expect(tab.get_by_role("status")).to_have_text("no images")
+
+
+def test_a_cell_of_the_confusion_leads_to_its_images(opened, report, traces):
+    tab = opened(report)
+    rows = last_of(traces[2])  # NtUA, the first that is trained
+    canvas = tab.locator("#matrix canvas")
+    canvas.focus()
+    target, prediction = rows[rows["prediction"] != rows["target"]].iloc[0][["target", "prediction"]].astype(int)
+    for key, times in (("ArrowRight", prediction + 1), ("ArrowDown", target)):
+        for _ in range(times):
+            canvas.press(key)
+    canvas.press("Enter")
+    of_cell = (rows["target"] == target) & (rows["prediction"] == prediction)
+    expect(tab.locator(".clipviz-thumb")).to_have_count(sum(of_cell))
+
+
+def test_the_keyboard_alone_gets_to_an_image(opened, report):
+    tab = opened(report)
+    tab.keyboard.press("Tab")
+    expect(tab.get_by_role("link", name="Skip to the content")).to_be_focused()
+    tab.keyboard.press("Enter")
+    for _ in range(60):
+        tab.keyboard.press("Tab")
+        if tab.evaluate("document.activeElement.getAttribute('role')") == "option":
+            break
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("Enter")
+    expect(tab.locator("#card h3")).to_have_text("day 1/bird-1.jpg")
+
+
+def test_contents_follow_the_reader_and_fold_on_a_phone(opened, report):
+    tab = opened(report)
+    expect(tab.locator("nav [aria-current]")).to_have_text("Results")
+    tab.get_by_role("link", name="Per class, before and after").click()
+    expect(tab.locator("nav [aria-current]")).to_have_text("Per class, before and after")
+    phone = opened(report, 390)
+    link = phone.get_by_role("link", name="Loss terms")
+    expect(link).to_be_hidden()
+    phone.locator("nav summary").click()
+    link.click()
+    expect(link).to_be_hidden()
+    expect(phone.locator("#loss_terms-title")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
+def test_axe_finds_nothing_serious(opened, report, width, scheme):
+    tab = opened(report, width, "#image=eval/7", color_scheme=scheme)
+    draw_all(tab)
+    tab.evaluate((files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8"))
+    found = tab.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+    serious = [rule for rule in found if rule["impact"] in ("serious", "critical")]
+    assert [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in serious] == []
+
+
+def test_dark_is_dark_and_paper_is_white_without_what_only_a_screen_needs(opened, report):
+    tab = opened(report, color_scheme="dark")
+    tab.locator("#confidence_evolution").scroll_into_view_if_needed()
+    expect(tab.locator("#confidence_evolution .main-svg").first).to_be_attached()
+    ground = "getComputedStyle(document.body).backgroundColor"
+    assert tab.evaluate(ground) == "rgb(21, 24, 28)"
+    paper = "document.querySelector('#confidence_evolution .chart')._fullLayout.paper_bgcolor"
+    assert tab.evaluate(paper) == "#15181c"
     tab.emulate_media(media="print")
-    assert tab.locator("nav").is_hidden()
+    assert tab.evaluate(ground) == "rgb(255, 255, 255)"
+    tab.wait_for_function(f"{paper} === '#ffffff' || {paper} === 'white'")
+    for hidden in ("nav", ".controls", "#gallery"):
+        assert tab.locator(hidden).first.is_hidden()
+    assert tab.locator("#shared-settings").is_visible(), "nobody can unfold paper"
 
 
-def test_no_name_of_a_class_or_file_runs_or_loads_anything(offline, tmp_path):
-    traces = synthetic_comparison(epochs=2, class_names=HOSTILE, **SMALL)[::4]
+@pytest.mark.parametrize("case", ["no labels", "200 classes", "one class", "one method", "ten runs", "no images"])
+def test_other_reports_open_and_draw(opened, tmp_path, case):
+    made = {
+        "no labels": lambda: comparison(labelled=False)[3:],
+        "200 classes": lambda: [explorable(synthetic_trace(200, 2, **SMALL), 60)],
+        "one class": lambda: [explorable(synthetic_trace(1, 2, method="dpa", **SMALL), 60)],
+        "one method": lambda: [explorable(synthetic_trace(6, 0, method="zero_shot", **SMALL), 60)],
+        "ten runs": lambda: [explorable(synthetic_trace(6, 1, seed=i, **SMALL), 60) for i in range(10)],
+        "no images": lambda: [synthetic_trace(6, 0, method="descriptions", **SMALL)],
+    }[case]()
+    tab = opened(write_report(made, tmp_path / "report.html"))
+    for chart in tab.locator(".chart").all()[:8]:
+        chart.scroll_into_view_if_needed()
+        expect(chart.locator(".main-svg").first).to_be_attached()
+    if case == "no images":
+        assert tab.locator("#explore").count() == 0
+        return
+    tab.locator(".clipviz-thumb").first.click()
+    expect(tab.locator("#card")).to_be_visible()
+    assert tab.locator("#matrix canvas").count() == (case != "no labels")
+    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_what_a_run_recorded_is_what_the_page_shows(opened, tmp_path):
+    prompts, test, config = ToyDataset(3).prompts, ToyDataset(9, seed=1, split="test"), AdaptConfig(1, 8, 1e-2)
+    methods = [Descriptions(make_tiny_backbone(0), prompts), DPA(make_tiny_backbone(0), prompts, DPAConfig(window=3))]
+    made = [record(adapt(method, ToyDataset(17), config, eval_dataset=test)) for method in methods]
+    tab = opened(write_report(made, tmp_path / "report.html"), address="#image=eval/3")
+    card = tab.locator("#card")
+    expect(card).to_be_visible()
+    looks = card.locator(".clipviz-overlay > div")
+    expect(looks).to_have_count(2)
+    assert looks.locator("figcaption").all_inner_texts() == [
+        "image", "CLS attention, before and after", "CLS attention, before", "CLS attention, after",
+    ]  # fmt: skip
+    said = made[1].meta["exploration_sentences"]
+    assert next(row[2] for row in said if row[0] == 3) in card.inner_text()
+
+
+def test_no_name_of_a_class_or_file_runs_or_loads_anything(opened, tmp_path):
+    traces = comparison(class_names=HOSTILE)[::4]
     for trace in traces:
         trace.meta["data"] = "<img src=x onerror=alert(4)>"
-    tab = offline(write_report(traces, tmp_path / "report.html"))
+        trace.meta["files"] = {"learned": [], "measured": ["<img src=x onerror=alert(5)>.png"] * 60}
+    tab = opened(write_report(traces, tmp_path / "report.html"), address="#image=eval/0")
+    expect(tab.locator("#card h3")).to_have_text("<img src=x onerror=alert(5)>.png")
     assert tab.locator("img[src=x], a[href^=javascript]").count() == 0
-    tab.locator("#run-0-confusion-0").scroll_into_view_if_needed()
-    hover_until_it_speaks(tab, "#run-0-confusion-0")  # what it says holds class names
-    assert "<img src=x" in tab.locator("#run-0-confusion-0 .hoverlayer").text_content()
+    chart = "#confusion-1-0"
+    tab.locator(chart).scroll_into_view_if_needed()
+    expect(tab.locator(f"{chart} .main-svg").first).to_be_attached()
+    hover_until_it_speaks(tab, chart)  # what it says holds class names
+    assert "<img src=x" in tab.locator(f"{chart} .hoverlayer").text_content()
     assert tab.locator("img[src=x], a[href^=javascript]").count() == 0
 
 

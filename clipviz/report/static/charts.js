@@ -1,0 +1,157 @@
+// Plotly charts: unpacked once, drawn when they come near, stacked where the page is narrow, recolored where it is dark.
+
+const NARROW = 640; // below it, panels of a chart stand one below the other
+const PANEL = 210; // height of one of them, and the room between two
+const BETWEEN = 84;
+const CHART_CONFIG = { displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]] };
+
+const specs = unpacked("packed-charts").then((text) => JSON.parse(text || "{}"));
+let plotly = null;
+
+function loadPlotly() {
+  plotly ||= unpacked("packed-plotly").then((source) => {
+    const script = document.createElement("script");
+    script.textContent = source; // its hash is in the page's policy
+    document.head.append(script);
+  });
+  return plotly;
+}
+
+// Colors of the data as the theme shows them; a copy.
+function recolored(value, key = "") {
+  if (Array.isArray(value)) return value.map((item) => recolored(item, key));
+  if (typeof value === "string" && key.endsWith("color")) {
+    const color = value === "white" ? "#ffffff" : value;
+    return /^#[0-9a-f]{3,6}$/i.test(color) ? solid(document.body, color) : value;
+  }
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, recolored(inner, name)]));
+}
+
+// Rows that a horizontal legend takes: its entries stand in columns as wide as the widest.
+function legendRows(data, width) {
+  const names = new Set(data.filter((trace) => trace.name && trace.showlegend !== false).map((trace) => trace.name));
+  const lengths = [...names].map((name) => 46 + 7 * name.length);
+  if (!lengths.length) return 0;
+  const total = lengths.reduce((sum, length) => sum + length, 0);
+  return total < width ? 1 : Math.ceil(lengths.length / Math.max(1, Math.floor(width / Math.max(...lengths))));
+}
+
+// As many letters of a label as a narrow chart has room for, of both its ends; "&lt;" is one of them.
+function cut(text, most) {
+  const letters = text.match(/&#?\w+;|./gsu) || [];
+  const half = Math.floor((most - 1) / 2);
+  return letters.length <= most ? text : `${letters.slice(0, most - 1 - half).join("")}…${letters.slice(-half).join("")}`;
+}
+
+const axesOf = (layout) =>
+  Object.keys(layout)
+    .filter((name) => /^xaxis\d*$/.test(name))
+    .map((name) => [layout[name], layout[name.replace("x", "y")]]);
+
+// One panel below the other, in the order of reading; returns the height of all.
+function stack(layout, panels, height, between) {
+  const all = panels.length * height + (panels.length - 1) * between;
+  const titles = (layout.annotations || []).filter((note) => note.xref === "paper" && note.yref === "paper");
+  panels.forEach(([x, y], i) => {
+    const high = 1 - (i * (height + between)) / all;
+    x.domain = [0, 1];
+    const { tickvals, ticktext } = panels[0][1]; // of an axis that all panels shared
+    Object.assign(y, { domain: [high - height / all, high], showticklabels: true }, ticktext && y.matches ? { tickvals, ticktext } : {});
+    if (titles[i]) Object.assign(titles[i], { x: 0, xanchor: "left", y: high });
+  });
+  return all;
+}
+
+// What a narrow chart leaves out or does otherwise; returns its height without margins.
+function narrowed(layout, data, width) {
+  const isMatrix = data.some((trace) => trace.type === "heatmap");
+  let height = layout.height - layout.margin.t - layout.margin.b;
+  for (const axis of axesOf(layout).flat()) {
+    if (axis.ticktext) axis.ticktext = axis.ticktext.map((text) => cut(text, Math.floor(width / 32)));
+    if (axis.visible === false && axis.range && axis.range[0] < axis.range[1])
+      axis.range = [axis.range[0] - 0.35, axis.range[1] + 0.35]; // room for the names beside a flow
+  }
+  for (const note of layout.annotations || []) {
+    note.font = { ...note.font, size: 12 };
+    if (note.xref === "x" && note.xshift) note.text = cut(note.text, Math.floor(width / 26));
+  }
+  for (const trace of data) if (trace.colorbar && trace.colorbar.orientation !== "h") trace.showscale = false;
+  const panels = axesOf(layout).filter(([x]) => x.domain);
+  const isBeside = panels.some(([x]) => `${x.domain}` !== `${panels[0][0].domain}`);
+  if (panels.length > 1 && isBeside) height = stack(layout, panels, isMatrix ? 0.6 * width : PANEL, isMatrix ? 130 : BETWEEN);
+  return height;
+}
+
+// The layout of a chart for a width in pixels: no title, which the page says, and room for what is left.
+function fittedLayout(layout, data, width) {
+  const rows = legendRows(data, width - 24);
+  const titles = axesOf(layout).length > 1 ? 28 : 0;
+  const area = width < NARROW ? narrowed(layout, data, width) : layout.height - layout.margin.t - layout.margin.b;
+  const margin = { ...layout.margin, t: 10 + 21 * rows + titles, l: Math.min(layout.margin.l, 0.14 * width) };
+  const height = area + margin.t + margin.b;
+  Object.assign(layout, { title: undefined, width, height, margin });
+  Object.assign(layout.legend, { x: 0, xref: "container", xanchor: "left", y: 1 - 4 / height });
+  return layout;
+}
+
+async function drawChart(node, width) {
+  const spec = (await specs)[node.id];
+  await loadPlotly();
+  const { data, layout } = recolored(spec);
+  await Plotly.newPlot(node, data, fittedLayout(layout, data, width), CHART_CONFIG);
+  node.dataset.drawn = "";
+}
+
+// One range for the axes that plotly would fit to each run's own values.
+function shareAxes(group) {
+  const nodes = [...group.querySelectorAll("figure:not([hidden]) .chart[data-drawn]")];
+  if (!("sameAxes" in group.dataset) || nodes.length < 2) return;
+  const layouts = nodes.map((node) => node._fullLayout);
+  const ranges = {};
+  for (const name of Object.keys(layouts[0]).filter((name) => /^[xy]axis\d*$/.test(name))) {
+    const axes = layouts.map((layout) => layout[name]);
+    if (!axes.every((axis) => axis && axis.type === "linear" && axis.autorange === true && !axis.matches)) continue;
+    ranges[`${name}.range`] = [Math.min(...axes.map((axis) => axis.range[0])), Math.max(...axes.map((axis) => axis.range[1]))];
+  }
+  if (Object.keys(ranges).length) nodes.forEach((node) => Plotly.relayout(node, structuredClone(ranges)));
+}
+
+async function drawGroup(group, redraws = false) {
+  for (const node of group.querySelectorAll("figure:not([hidden]) .chart")) {
+    const width = Math.floor(node.clientWidth);
+    if (!width || (!redraws && node.dataset.drawn === `${width}`)) continue;
+    await drawChart(node, width);
+    node.dataset.drawn = width;
+  }
+  shareAxes(group);
+}
+
+function drawWhenNear() {
+  const groups = [...document.querySelectorAll(".figures, figure.single")].filter((group) => group.querySelector(".chart"));
+  const near = new Set();
+  const turns = new Map(); // groups are drawn one after the other, so that the page answers meanwhile
+  let last = Promise.resolve();
+
+  const draw = (group, redraws) => {
+    if (turns.has(group) && !redraws) return;
+    turns.set(group, true);
+    last = last.then(() => {
+      turns.delete(group);
+      return drawGroup(group, redraws);
+    });
+  };
+  const seen = new IntersectionObserver(
+    (entries) => {
+      for (const { target, isIntersecting } of entries) {
+        if (!isIntersecting || near.has(target)) continue;
+        near.add(target);
+        fitted(target, () => draw(target));
+      }
+    },
+    { rootMargin: "600px 0px" },
+  );
+  groups.forEach((group) => seen.observe(group));
+  const again = (redraws) => near.forEach((group) => draw(group, redraws));
+  return { again, settled: () => last, all: () => Promise.all(groups.map((group) => drawGroup(group))) };
+}

@@ -1,0 +1,134 @@
+// Which images a reader asks for. Everything is by place: 0 to n - 1.
+
+const NONE = 65535; // a class that is not known
+
+class Images {
+  constructor(content) {
+    Object.assign(this, content);
+    this.index = numbers(content.index);
+    this.target = numbers(content.target);
+    this.n = this.index.length;
+    this.hasTargets = this.target.some((target) => target >= 0);
+    this.runs = content.runs.map((run) => ({
+      ...run,
+      prediction: numbers(run.prediction),
+      confidence: numbers(run.confidence),
+      parts: run.parts.map((part) => ({
+        ...part,
+        rows: new Map([...numbers(part.places)].map((place, row) => [place, row])),
+        top: numbers(part.top),
+        probs: numbers(part.probs),
+        logits: Object.fromEntries(Object.entries(part.logits).map(([name, values]) => [name, numbers(values)])),
+        maps: part.maps.map((map) => ({ ...map, values: numbers(map.values) })),
+      })),
+    }));
+  }
+
+  // What a run called an image at its k-th measurement, -1 for the last: class, confidence, whether that is right.
+  said(run, place, k = -1) {
+    const row = k < 0 ? run.epochs.length + k : k;
+    const label = row < 0 ? NONE : run.prediction[row * this.n + place];
+    if (label === undefined || label === NONE) return null;
+    const target = this.target[place];
+    return { label, confidence: run.confidence[row * this.n + place] / 255, isRight: target < 0 ? null : label === target };
+  }
+
+  // The surest classes of an image in the end: {label, prob, logits by part of the method}, the surest first.
+  top(run, place) {
+    const part = run.parts.findLast(({ rows }) => rows.has(place));
+    if (!part) return [];
+    const from = part.rows.get(place) * part.nTop;
+    return [...part.top.subarray(from, from + part.nTop)].map((label, k) => ({
+      label,
+      prob: part.probs[from + k],
+      logits: Object.fromEntries(Object.entries(part.logits).map(([name, values]) => [name, values[from + k]])),
+    }));
+  }
+
+  // Maps of an image: what was recorded last of each kind and moment.
+  maps(run, place) {
+    const found = new Map();
+    for (const { rows, maps } of run.parts)
+      for (const map of rows.has(place) ? maps : []) {
+        const size = map.shape[0] * map.shape[1];
+        const from = rows.get(place) * size;
+        found.set(`${map.kind} ${map.moment}`, { ...map, bytes: map.values.subarray(from, from + size) });
+      }
+    return [...found.values()].sort((a, b) => (a.kind === b.kind ? (a.moment === "before" ? -1 : 1) : 0));
+  }
+
+  // [class, sentence, cosine] of the sentences that are most like an image.
+  nearest(run, place) {
+    const part = run.parts.findLast(({ rows, said }) => said.some(([row]) => row === rows.get(place)));
+    return (part?.said ?? []).filter(([row]) => row === part.rows.get(place)).map(([, ...more]) => more);
+  }
+
+  isRight(run, place, k = -1) {
+    return this.said(run, place, k)?.isRight === true;
+  }
+
+  isWrong(run, place, k = -1) {
+    return this.said(run, place, k)?.isRight === false;
+  }
+
+  name(place) {
+    return this.files[place] ?? `image ${this.index[place]}`;
+  }
+
+  className(label) {
+    return this.classes[label] ?? `class ${label}`;
+  }
+
+  // "owl 0.93", with whether it is right and what it would be.
+  caption(run, place) {
+    const said = this.said(run, place);
+    const target = this.target[place];
+    if (!said) return target < 0 ? this.name(place) : this.className(target);
+    const text = `${this.className(said.label)} ${said.confidence.toFixed(2)}`;
+    if (said.isRight === null) return text;
+    return said.isRight ? `✓ ${text}` : `✗ ${text}, is ${this.className(target)}`;
+  }
+}
+
+const evolves = (run) => run.isTrained && run.epochs.length > 1;
+
+// Name -> what it lets through: {title, passes(place)}; of one run: {run, surest: 1 or -1 to sort by its confidence}.
+function makeFilters(images) {
+  const { runs } = images;
+  const filters = { all: { title: "all images", passes: () => true } };
+  if (images.hasTargets) filters.wrong = { title: "all methods wrong", passes: (i) => runs.every((run) => images.isWrong(run, i)) };
+  if (runs.length > 1)
+    filters.disagree = {
+      title: "methods disagree",
+      passes: (i) => new Set(runs.map((run) => images.said(run, i)?.label)).size > 1,
+    };
+  runs.forEach((run, r) => {
+    const add = (name, title, passes, surest = 0) => (filters[`${name}-${r}`] = { run, title, passes, surest });
+    if (images.hasTargets && evolves(run)) {
+      add("fixed", `fixed by ${run.label}`, (i) => images.isWrong(run, i, 0) && images.isRight(run, i));
+      add("broken", `broken by ${run.label}`, (i) => images.isRight(run, i, 0) && images.isWrong(run, i));
+    }
+    if (evolves(run) && !images.hasTargets)
+      add("changed", `changed by ${run.label}`, (i) => images.said(run, i, 0)?.label !== images.said(run, i)?.label);
+    if (images.hasTargets) add("mistaken", `wrong by ${run.label}, surest first`, (i) => images.isWrong(run, i), -1);
+    add("unsure", `least sure of ${run.label}`, (i) => images.said(run, i), 1);
+  });
+  return filters;
+}
+
+// Places that pass all that is asked for.
+function choose(images, filters, asked) {
+  const { run, passes, surest } = filters[asked.filter];
+  const words = asked.query.toLowerCase().split(/\s+/).filter(Boolean);
+  const texts = (i) => [images.name(i), ...(images.target[i] < 0 ? [] : [images.className(images.target[i])])].join(" ").toLowerCase();
+  const found = [];
+  for (let i = 0; i < images.n; i++) {
+    if (!passes(i)) continue;
+    if (asked.pair && !(images.isRight(asked.pair[0], i) && images.isWrong(asked.pair[1], i))) continue;
+    if (asked.cell && !(images.target[i] === asked.cell[0] && images.said(asked.run, i)?.label === asked.cell[1])) continue;
+    const text = words.length ? texts(i) : "";
+    if (words.every((word) => text.includes(word))) found.push(i);
+  }
+  if (surest) found.sort((a, b) => surest * (images.said(run, a).confidence - images.said(run, b).confidence));
+  return found;
+}

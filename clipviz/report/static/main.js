@@ -1,0 +1,26 @@
+// What happens when the page opens: nothing waits for what is not in view.
+
+function followTheme(changed) {
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const tell = () => {
+    document.body.dataset.jpThemeLight = `${!dark.matches || matchMedia("print").matches}`;
+    changed();
+  };
+  document.body.classList.add("clipviz");
+  document.body.dataset.jpThemeLight = `${!dark.matches}`;
+  dark.addEventListener("change", tell);
+  return tell;
+}
+
+let redraw = () => {};
+const theme = followTheme(() => redraw());
+foldContents();
+followReader();
+foldSettings();
+const drawing = drawWhenNear();
+redraw = () => drawing.again(true);
+chooseRuns(() => drawing.again(false));
+jumpTwice(drawing.settled);
+matchMedia("print").addEventListener("change", theme);
+addEventListener("beforeprint", drawing.all);
+explore();
