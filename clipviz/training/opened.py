@@ -148,6 +148,7 @@ class OpenedRun:
         from clipviz.backbone.ownership import preserved_state
         from clipviz.training.model_probe import ModelProbe
 
+        self._file.stat()  # a model without weights is refused here, not at the first question
         method, run = self._workbench, self._run
 
         def ask(question: Callable[[Method], T]) -> T:
@@ -309,15 +310,16 @@ class OpenedRun:
 
     @property
     def _file(self) -> Path:
-        return self.folder / _CHECKPOINT if self.epoch is None else self._weights[self.epoch]
+        newest = self.folder / _CHECKPOINT
+        if not newest.is_file():
+            raise ValueError(f"{self.folder} holds no {_CHECKPOINT}, so nothing that its model learned can be had")
+        return newest if self.epoch is None else self._weights[self.epoch]
 
     def _load(self, method: Method) -> None:
         """Give a method the weights of `epoch`; buffers that are kept once come from the newest checkpoint."""
         from clipviz.training.checkpoint import load_weights
 
         newest = self.folder / _CHECKPOINT
-        if not newest.is_file():
-            raise ValueError(f"{self.folder} holds no {_CHECKPOINT}, so nothing that its model learned can be had")
         if self._file != newest and method.kept_once:
             load_weights(newest, method)
         load_weights(self._file, method)
