@@ -25,7 +25,7 @@ T = TypeVar("T")
 FORMAT = "clipviz-trace"
 FORMAT_VERSION = 1
 
-_TRIES = 20
+_TRIES, _SWAPPING = 20, "swapping"
 _MANIFEST = "manifest.json"
 
 
@@ -58,17 +58,16 @@ def read_folder(path: Path, names: Collection[str]) -> tuple[Path, dict[str, byt
     Raises:
         ValueError: if there is none, or it is incomplete, altered, foreign or from a newer clipviz.
     """
-    for _ in range(_TRIES):
+    for tries_left in reversed(range(_TRIES)):
         before = _places(path)
         try:
             directory = _find(path)
             return directory, _read_checked(directory, names)
         except ValueError:
-            if before == _places(path) and not _is_swapping(path):
+            if not tries_left or (before == _places(path) and _SWAPPING not in before):
                 raise
             time.sleep(0.05)
-    directory = _find(path)
-    return directory, _read_checked(directory, names)
+    raise AssertionError("the last try returns or raises")
 
 
 def parse(path: Path, content: bytes, parser: Callable[[bytes], T]) -> T:
@@ -95,24 +94,17 @@ def _refuse_to_replace_foreign(directory: Path, names: Collection[str]) -> None:
         )
 
 
-def _places(path: Path) -> list[int | None]:
-    """Which folders lie at the places where a trace may be."""
-    found: list[int | None] = []
+def _places(path: Path) -> list[object]:
+    """What lies where a trace may be: a folder by its number, `_SWAPPING` while a newer one comes, or nothing."""
+    found: list[object] = []
     for directory in (path, path / "trace"):
         try:
             found.append(directory.stat().st_ino)
         except (OSError, ValueError):
-            found.append(None)
+            with contextlib.suppress(OSError, ValueError):
+                is_moved = any(directory.parent.glob(f".{glob.escape(directory.name)}.*.older"))
+                found.append(_SWAPPING if is_moved else None)
     return found
-
-
-def _is_swapping(path: Path) -> bool:
-    """Whether there is no trace because a new one is just being put in place of the older."""
-    for directory in (path, path / "trace"):
-        with contextlib.suppress(OSError, ValueError):
-            if not directory.exists() and any(directory.parent.glob(f".{glob.escape(directory.name)}.*.older")):
-                return True
-    return False
 
 
 def _find(path: Path) -> Path:

@@ -78,15 +78,11 @@ class Recorder:
 
     def __call__(self, event: Event) -> None:
         """Take one event in."""
-        match event:
-            case RunStarted():
-                self._run_started(event)
-            case StepFinished():
-                self._step_finished(event)
-            case EpochFinished():
-                self._epoch_finished(event)
-            case RunFinished():
-                self._run_finished(event)
+        takes: dict[type, Any] = {
+            RunStarted: self._run_started, StepFinished: self._step_finished,
+            EpochFinished: self._epoch_finished, RunFinished: self._run_finished,
+        }  # fmt: skip
+        takes[type(event)](event)
 
     def trace(self) -> Trace:
         """The trace so far."""
