@@ -3,7 +3,7 @@
 The map, lowest first; a room imports only from those before it (`tests/test_layers.py`):
 
     with torch      ops, ncut | parallel | backbone | prompts | data, birds | methods | saliency | training
-    without torch   trace | figures | report, widgets
+    without torch   trace | figures | report, training/follow, widgets
     both            training/recorder makes a trace of events; training/results, run_folder, run, opened and cli stand
                     on top
     neither         errors, files, origin, events, instructive

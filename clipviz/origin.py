@@ -29,7 +29,9 @@ def remembered(*but: str) -> Callable[[Callable[P, Loaded]], Callable[P, Loaded]
             loaded = load(*args, **options)
             given = signature(load).bind(*args, **options)
             given.apply_defaults()
-            loaded.origin = {name: _plain(name, value) for name, value in given.arguments.items() if name not in but}
+            loaded.origin = loaded.origin or {
+                name: _plain(name, value) for name, value in given.arguments.items() if name not in but
+            }
             return loaded
 
         return loads

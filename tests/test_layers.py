@@ -41,17 +41,18 @@ MAY_IMPORT: dict[str, str] = {
     "trace": "errors files",
     "figures": "errors files instructive trace",
     "report": "errors files trace figures",
-    "widgets": "errors events instructive trace figures",
+    "training/follow": "errors events files trace",
+    "widgets": "errors events instructive trace figures training/follow",
     # where they meet
     "training/recorder": "events ops trace figures",
     # on top of both
     "training/results": "parallel backbone prompts data methods training trace",
     "training/run_folder": "files training training/results trace",
     "training/run": "errors events parallel backbone data methods training training/recorder training/results "
-    "training/run_folder trace",
+    "training/run_folder training/follow trace",
     "training/opened": "errors files backbone prompts data methods training training/run_folder trace widgets",
     "cli": "errors files events parallel backbone prompts data birds methods training training/run training/run_folder "
-    "training/results trace figures "
+    "training/results training/follow trace figures "
     "report",
     "__main__": "cli",
 }

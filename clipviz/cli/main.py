@@ -1,4 +1,4 @@
-"""Command line: `clipviz demo | adapt | embed | describe | report | compare | lab`.
+"""Command line: `clipviz demo | adapt | embed | describe | watch | report | compare | lab`.
 
 Exit 0: done. Exit 2 and one line on stderr: a mistake of the user's (what was wanted, what came, what to do); `--debug`
 shows the traceback. Exit 1: the run itself failed, or clipviz did, and then with its traceback. Exit 128 + n: stopped
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _no_such_option(unknown: Sequence[str], args: argparse.Namespace) -> str:
     """Name what a command does not know, and its option that is spelt most like it."""
-    others = ("command", "method", "runs", "jupyter")
+    others = ("command", "method", "run", "runs", "order", "jupyter")
     options = [f"--{name.replace('_', '-')}" for name in vars(args) if name not in others]
     nearest = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
     after = "; options of JupyterLab go after --" if args.command == "lab" else ""
@@ -119,6 +119,8 @@ def _command(name: str, came: Sequence[int]) -> Callable[[argparse.Namespace], N
 
 
 def _stopped(args: argparse.Namespace) -> str:
+    if args.command == "watch":
+        return "stopped watching; the run goes on"
     if args.command == "adapt" and os.path.exists(os.path.join(args.out, "results.json")):
         return f"stopped when the run was finished; {args.out} holds all of it"
     if args.command == "adapt" and os.path.exists(os.path.join(args.out, "checkpoint.safetensors")):

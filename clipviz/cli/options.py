@@ -37,8 +37,8 @@ def _whole_number(text: str, least: int) -> int:
 _TYPES: dict[str, Callable[[str], Any]] = {
     "positive": positive, "natural": natural, "gigabytes": gigabytes, "number": float,
 }  # fmt: skip
-_ONE_OF = "file, one of"
-"""The group whose options exclude each other."""
+_ONE_OF, _ONE_OF_AT_MOST = "file, one of", "orders to the run"
+"""The groups whose options exclude each other; of the first one is wanted."""
 
 
 class Command(NamedTuple):
@@ -53,7 +53,8 @@ class Command(NamedTuple):
         """Add all options to the parser of the command."""
         for title, options in self.groups.items():
             group = command.add_argument_group(title) if title else command
-            group = group.add_mutually_exclusive_group(required=True) if title == _ONE_OF else group
+            if title in (_ONE_OF, _ONE_OF_AT_MOST):
+                group = group.add_mutually_exclusive_group(required=title == _ONE_OF)
             for usage, how in options.items():
                 for each, of in _SHARED[usage].items() if how is True else ((usage, how),):
                     group.add_argument(each.partition(" ")[0], **_arguments(each, of))
@@ -66,7 +67,7 @@ def _arguments(usage: str, how: str | Mapping[str, Any]) -> dict[str, Any]:
         arguments["type"] = _TYPES[arguments["type"]]
     metavar = usage.partition(" ")[2]
     is_switch = not metavar and "choices" not in arguments
-    return arguments | ({"action": "store_true"} if is_switch else {"metavar": metavar or None})
+    return ({"action": "store_true"} if is_switch else {"metavar": metavar or None}) | arguments
 
 
 _FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))

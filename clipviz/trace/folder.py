@@ -1,7 +1,7 @@
 """The folder of a trace on disk: written whole or not at all, read from one save only, every file checked.
 
 `manifest.json` is what makes a folder a trace: it holds the SHA-256 of every other file. A file is compared with it
-before any parser sees it, so a flipped bit is an error and never a slightly different curve.
+before any parser sees it, so a damaged bit is an error and never a slightly different curve.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ import safetensors.numpy
 
 from clipviz.errors import inert, parse_json
 from clipviz.files import is_locked
+from clipviz.trace import schema
 from clipviz.trace.folder import FORMAT_VERSION, parse, read_folder, write_folder
 from clipviz.trace.schema import (
     DTYPES,
@@ -39,13 +40,9 @@ from clipviz.trace.schema import (
     Exploration,
     ImageGroup,
     Sources,
-    check_arrays,
-    check_meta,
-    check_table,
     image_group,
-    places,
     under,
-)
+)  # fmt: skip
 
 T = TypeVar("T")
 
@@ -156,7 +153,7 @@ class Trace:
         """What each source of the pseudo-labels said in the last epoch."""
         own = under(self.arrays, "sources/")
         crops = [own.pop(f"crop_{name}", None) for name in ("similarity", "logits", "gram")]
-        index, target = places(own, len(next(iter(own.values()), ())))
+        index, target = schema.places(own, len(next(iter(own.values()), ())))
         return Sources(
             index, target, {name: own[name] for name in self.meta.get("sources") or () if name in own}, *crops
         )
@@ -177,7 +174,7 @@ class Trace:
     def embeddings(self) -> Embeddings | None:
         """Where some evaluation images are, epoch by epoch, if that was kept."""
         own = under(self.arrays, "embeddings/")
-        return Embeddings(own["images"], *places(own, own["images"].shape[1])) if "images" in own else None
+        return Embeddings(own["images"], *schema.places(own, own["images"].shape[1])) if "images" in own else None
 
     @property
     def exploration(self) -> Exploration | None:
@@ -248,13 +245,13 @@ class Trace:
             return parse(directory / file, files[file], parser)
 
         def table(name: str) -> pd.DataFrame:
-            return read(f"{name}.parquet", lambda content: check_table(name, _read(content), n_classes))
+            return read(f"{name}.parquet", lambda content: schema.check_table(name, _read(content), n_classes))
 
-        meta = read(_META, lambda content: check_meta(parse_json(content)))
+        meta = read(_META, lambda content: schema.check_meta(parse_json(content)))
         if meta.get("status") == "running" and not is_locked(directory.parent):
             meta["status"] = "interrupted"
         n_classes = len(meta.get("class_names") or ())
-        arrays = read(_ARRAYS, lambda content: check_arrays(safetensors.numpy.load(content), n_classes))
+        arrays = read(_ARRAYS, lambda content: schema.check_arrays(safetensors.numpy.load(content), n_classes))
         trace, place = cls(**{name: table(name) for name in TABLES}, arrays=arrays, meta=meta), Path(path).resolve()
         trace.folder = str(place.parent if place.name == "trace" else place)
         return trace

@@ -187,7 +187,7 @@ def difference(key: str, was: Any, now: Any) -> str:
 
 
 def _read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors, bit by bit those that were written: safetensors alone does not notice a flipped bit."""
+    """Metadata and tensors, bit by bit those that were written: safetensors alone does not notice a damaged bit."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

@@ -89,6 +89,10 @@ class Commanded:
             self._commands.put(lambda: self._apply(change))
         return change
 
+    def when_drained(self, then: Callable[[], None]) -> None:
+        """Call a function once the commands before it are carried out."""
+        self._commands.put(then)
+
     def ask(self, question: Callable[[Method], T]) -> Future[T]:
         """Have a question about the current model answered at the next step boundary, without changing its course.
 
@@ -115,8 +119,6 @@ class Commanded:
         if self._driver in (None, threading.get_ident()):
             self._drain()
         return future
-
-    # --------------------------------------------------------------------------------------------- the owner's side
 
     def _obey(self) -> bool:
         """Carry out what was commanded; rest here while paused. Returns whether to stop, the same in all processes."""

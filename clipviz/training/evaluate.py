@@ -63,13 +63,9 @@ def predict(
             for rows in [rows for rows in outputs if len(rows) == len(views.weak)][:1]:
                 embeddings.append(views.gather(rows).half().cpu())
     complete = sum(len(rows) for rows in embeddings) == len(dataset)
-    return Predictions(
-        torch.arange(len(dataset)),
-        probs,
-        torch.from_numpy(dataset.targets.copy()),
-        torch.cat(embeddings) if complete else None,
-        {name: torch.cat(rows) for name, rows in parts.items()},
-    )
+    index, target = torch.arange(len(dataset)), torch.from_numpy(dataset.targets.copy())
+    named = {name: torch.cat(rows) for name, rows in parts.items()}
+    return Predictions(index, probs, target, torch.cat(embeddings) if complete else None, named)
 
 
 def _said(method: Method, views: Views, branches: bool) -> tuple[Tensor, dict[str, Tensor]]:

@@ -44,18 +44,11 @@ def highlights(
         sentences = nearest_sentences(method, images, classes_in_question(probs, probe.target))
         cache = ask(method, "cache_contributions", images, NEIGHBORS)
     examples = surest_examples(predictions, index)
-    return Highlights(
-        probe,
-        probs,
-        explanation,
-        branches,
-        _thumbnails(dataset, examples),
-        predictions.probs[torch.from_numpy(examples)].argmax(-1),
-        sentences,
-        cache,
-        None if cache is None else _cache_images(train_dataset, cache),
-        lambda part, index: _thumbnails({"learned": train_dataset, "measured": dataset}[part], index),
-    )
+    called = predictions.probs[torch.from_numpy(examples)].argmax(-1)
+    cached = None if cache is None else _cache_images(train_dataset, cache)
+    known = (probe, probs, explanation, branches, _thumbnails(dataset, examples), called, sentences, cache, cached)
+    sets = {"learned": train_dataset, "measured": dataset}
+    return Highlights(*known, lambda part, index: _thumbnails(sets[part], index))
 
 
 def explained(method: Method, images: Tensor) -> dict[str, Tensor]:

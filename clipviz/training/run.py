@@ -21,6 +21,7 @@ from clipviz.events import EpochFinished, Event, Listener, RunFinished, RunStart
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.trace import Trace
 from clipviz.training.commands import Commanded
+from clipviz.training.follow import Beacon
 from clipviz.training.interrupts import StoppedBySignal, raise_for, stopping
 from clipviz.training.loop import Adaptation, Options
 from clipviz.training.recorder import Recorder
@@ -82,9 +83,33 @@ class Run(Commanded):
         self._over = threading.Event()  # not `Thread.join`: Ctrl-C in it has Python 3.11 take a live thread for ended
         self._saved = time.monotonic()
         self._begun: float | None = None
+        self._beacon: Beacon | None = None  # for those who follow the folder
 
     def __repr__(self) -> str:
-        return inert(f"Run({self.method.name} on {self.adaptation.dataset.name}, {self.status})")
+        return inert(f"Run({self.name}, {self.status})")
+
+    @property
+    def name(self) -> str:
+        """Method and data."""
+        return f"{self.method.name} on {self.adaptation.dataset.name}"
+
+    @property
+    def gamma(self) -> float | None:
+        """The mixing weight, of a method that has one."""
+        return getattr(self.method.config, "gamma", None)
+
+    @property
+    def n_steps(self) -> int:
+        """Of the whole run; some methods know it only when they are prepared."""
+        return self.adaptation.n_steps
+
+    @property
+    def n_epochs(self) -> int:
+        """Of the whole run."""
+        return self.adaptation.n_epochs
+
+    def poll(self) -> None:
+        """Nothing: a run of this process tells its news itself; see `FollowedRun`."""
 
     @property
     def folder(self) -> Path | None:
@@ -128,8 +153,6 @@ class Run(Commanded):
     def is_live(self) -> bool:
         """Whether a thread of this run is at work or paused."""
         return self._thread is not None and not self._over.is_set()
-
-    # --------------------------------------------------------------------------------------------- driving
 
     def restore(self) -> bool:
         """Go on from the folder's checkpoint; says whether there is one: else the run starts at the beginning.
@@ -215,8 +238,6 @@ class Run(Commanded):
         while self.is_live:
             await asyncio.sleep(0.05)
 
-    # --------------------------------------------------------------------------------------------- the owner's side
-
     def _claim(self) -> None:
         if self.status != "ready":
             raise RuntimeError(f"this run is {self.status}; a run is done once, make a new Run to repeat it")
@@ -228,6 +249,9 @@ class Run(Commanded):
             self.adaptation.release()
             raise
         self.status = "running"
+        if self._writes is not None:
+            self._beacon = Beacon(self)
+            self._beacon.start()
 
     def _drive_quietly(self) -> None:
         try:
@@ -273,6 +297,8 @@ class Run(Commanded):
                 outcome = meta["status"] = "failed"
                 raise
         finally:
+            if self._beacon is not None:
+                self._beacon.close()
             if self._writes is not None:
                 self._writes.unlock()
             self.adaptation.release()

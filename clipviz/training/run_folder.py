@@ -34,7 +34,7 @@ _TRACE = "trace"
 KEPT_BYTES = 16 * 2**20
 """Weights of every epoch are kept by default where those of one are no larger: LayerNorms and heads of any ViT are."""
 _UNFINISHED = re.compile(
-    r"\.(trace|checkpoint\.safetensors|-?\d+\.safetensors|config\.json|results\.json)\.[0-9a-f]{8}"
+    r"\.(trace|checkpoint\.safetensors|-?\d+\.safetensors|config\.json|live\.json|results\.json)\.[0-9a-f]{8}"
     r"(\.partial|\.older)?"
 )
 

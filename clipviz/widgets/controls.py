@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ipywidgets
 
+from clipviz.training.follow import OVER
+
 if TYPE_CHECKING:
+    from clipviz.training.follow import FollowedRun
     from clipviz.training.run import Run
 
 T = TypeVar("T", bound=ipywidgets.Widget)
 
-OVER = ("stopped", "finished", "failed")
 PLAIN = {"description_width": "initial"}
 
 
@@ -61,13 +63,13 @@ class RunControls:
     `pressed` is called after each press, with what went wrong in a sentence, or "".
     """
 
-    def __init__(self, run: Run, pressed: Callable[[str], None], moved: Callable[[], None]) -> None:
+    def __init__(self, run: Run | FollowedRun, pressed: Callable[[str], None], moved: Callable[[], None]) -> None:
         self.run, self._pressed, self._status = run, pressed, ""
         self.start = self._button("Start", "play", "start the run, or go on after a pause", self._start)
         self.pause = self._button("Pause", "pause", "rest at the next step boundary", run.pause)
         self.step = self._button("Step", "step-forward", "do one optimizer step, then rest", self._step)
         self.stop = self._button("Stop", "stop", "end the run at the next step boundary", run.stop)
-        own = getattr(run.method.config, "gamma", None)
+        own = run.gamma
         self.gamma = slider("gamma", 0.5 if own is None else float(own), 0, 1, 0.01, moved)
         self.apply = self._button("Apply", "check", "use this gamma from the next step on", self._apply)
         self.what_if = ipywidgets.Label()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from copy import copy
@@ -20,14 +21,15 @@ from clipviz.figures.saliency import KIND_NAMES
 from clipviz.figures.source_logits import SourceLogits
 from clipviz.figures.style import shorten
 from clipviz.trace import Trace
+from clipviz.training.follow import OVER, FollowedRun, progress_line
 from clipviz.widgets.canvases import PLAIN_TEXT, MonitorCanvas
 from clipviz.widgets.charts import Chart
-from clipviz.widgets.controls import OVER, RunControls
+from clipviz.widgets.controls import RunControls
 from clipviz.widgets.images import to_bytes
 from clipviz.widgets.probe import ProbeStrip
 from clipviz.widgets.pump import Clock, Pump
 from clipviz.widgets.view import View, ViewState, follow
-from clipviz.widgets.watch import Watch, progress_line, pseudo_label_chart, trajectory_chart
+from clipviz.widgets.watch import Watch, pseudo_label_chart, trajectory_chart
 
 if TYPE_CHECKING:
     from clipviz.training.run import Run
@@ -41,7 +43,7 @@ class LiveMonitor(View):
     epoch.
 
     Args:
-        run: not started yet, or running.
+        run: not started yet, or running; or the folder of a run of another process, which is read, twice a second.
         state: shared with other views; `kind` chooses the maps of the probe images.
         rate: updates per second, at most.
         clock: seconds; for tests.
@@ -52,9 +54,14 @@ class LiveMonitor(View):
     """
 
     def __init__(
-        self, run: Run, *, state: ViewState | None = None, rate: float = 5.0, clock: Clock = time.monotonic
+        self,
+        run: Run | FollowedRun | str | os.PathLike[str],
+        *,
+        state: ViewState | None = None,
+        rate: float = 5.0,
+        clock: Clock = time.monotonic,
     ) -> None:
-        self.run = run
+        self.run = run = FollowedRun(run) if isinstance(run, str | os.PathLike) else run
         self.state = state or ViewState()
         self.watch = Watch(clock)
         self._lock = threading.RLock()  # the pump draws, and so does whoever shows the view
@@ -80,7 +87,7 @@ class LiveMonitor(View):
             self.pump.start()
 
     def __repr__(self) -> str:
-        return f"LiveMonitor({self.run.method.name} on {shorten(self.run.adaptation.dataset.name, 40)})"
+        return f"LiveMonitor({shorten(self.run.name, 60)})"
 
     def close(self) -> None:
         """Stop listening to the run, which goes on, and give up the widgets; nothing of it keeps the run in memory."""
@@ -88,8 +95,6 @@ class LiveMonitor(View):
         if self in self.run.listeners:
             self.run.listeners.remove(self)
         super().close()
-
-    # ------------------------------------------------------------------------------------------- the run's side
 
     def __call__(self, event: Event) -> None:
         """Take an event, in the thread that trains."""
@@ -109,15 +114,17 @@ class LiveMonitor(View):
             self._update_displays()  # here, because a picture takes too long for the thread that trains
 
     def _has_moved(self) -> bool:
-        """Whether the run came to rest, or went on, without an event."""
+        """Whether the run came to rest, or went on, without an event; of another process, whether it has news."""
+        try:
+            self.run.poll()
+        except ValueError as error:
+            self.run.error = error
         self.watch.rest(self.run.status == "paused")
         return self._seen != self._news()
 
     def _news(self) -> tuple[str, int, str]:
         """What may change without an event."""
         return self.run.status, self.run.steps_done, str(self.run.changes)
-
-    # ------------------------------------------------------------------------------------------- controls
 
     def _pressed(self, problem: str) -> None:
         if problem:
@@ -137,16 +144,14 @@ class LiveMonitor(View):
             changed = stored.compare(stored.labels(self.gamma.value), stored.labels(own))
             self.what_if.value = f"instead of {own:.2f}: {changed}"
 
-    # ------------------------------------------------------------------------------------------- drawing
-
     def refresh(self) -> None:
         """Bring the view up to date, in one message; may be called from any thread."""
         with self._lock:
             self._seen = self._news()
             status = self.watch.finished.status if self.watch.finished else self.run.status
-            self.watch.n_steps = self.run.adaptation.n_steps if self.watch.started else 0
+            self.watch.n_steps = self.run.n_steps if self.watch.started else 0
             self.watch.rest(status == "paused")
-            self.watch.take_changes(self.run.changes)
+            self.watch.changes = self.run.changes
             self.watch.sample_losses()
             with self.canvas.hold_sync():
                 self._take_trace()
@@ -229,8 +234,6 @@ class LiveMonitor(View):
         if len(probe.images):
             probe.draw(figure, frame["probe"])
         return figure
-
-    # ------------------------------------------------------------------------------------------- showing
 
     def _ipython_display_(self) -> None:
         data, metadata = self._repr_mimebundle_()

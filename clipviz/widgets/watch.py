@@ -32,6 +32,7 @@ class Watch:
     Attributes:
         started, last_step, last_epoch, finished: the newest event of each kind, or None.
         n_steps: of the whole run, 0 before it started; some methods know it only when they are prepared.
+        changes: what was changed while the run went on.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -40,7 +41,7 @@ class Watch:
         self.last_epoch: EpochFinished | None = None
         self.finished: RunFinished | None = None
         self.n_steps = 0
-        self._changes: Sequence[Mapping[str, Any]] = ()
+        self.changes: Sequence[Mapping[str, Any]] = ()
         self._clock = clock
         self._last_at: float | None = None  # when the step or the measurement ended that the next one follows
         self._rested = False
@@ -53,7 +54,9 @@ class Watch:
         now, kind = self._clock(), type(event)
         if self._last_at is not None and kind in self._spent and not self._rested:
             seconds, n = self._spent[kind]
-            self._spent[kind] = (seconds + now - self._last_at, n + 1)
+            # of a run of another process not every step is told
+            done = event.step + 1 - self.steps_done if isinstance(event, StepFinished) else 1
+            self._spent[kind] = (seconds + now - self._last_at, n + done)
         # What comes before the first step, preparation and the first measurement, does not come again.
         self._last_at = now if isinstance(event, StepFinished) or self._last_at is not None else None
         self._rested = False
@@ -73,8 +76,6 @@ class Watch:
     def rest(self, is_paused: bool) -> None:
         """Say that the run rests or works: a step with a pause before it says nothing of the pace."""
         self._rested = self._rested or is_paused
-
-    # ------------------------------------------------------------------------------------------- progress
 
     @property
     def steps_done(self) -> int:
@@ -106,10 +107,6 @@ class Watch:
         n = min(done * len(self.last_step.index), total)
         return f"epoch {self.last_step.epoch}: {n} of {total} images"
 
-    def take_changes(self, changes: Iterable[Mapping[str, Any]]) -> None:
-        """Note what was changed while the run went on."""
-        self._changes = list(changes)
-
     def seconds_left(self) -> float | None:
         """At the mean pace of the steps until now, and for each epoch the mean of what measuring took; None unknown."""
         (working, n_steps), (measuring, n_epochs) = self._spent[StepFinished], self._spent[EpochFinished]
@@ -133,8 +130,11 @@ class Watch:
 
     def lines(self) -> list[str]:
         """The newest batch, how sure and how right it is and who decided; and from which step on a change holds."""
-        applied = [f"Applied: {change_text(change)}, from {_step_name(change['step'])} on" for change in self._changes]
-        return [*self._batch_lines(), *applied[-1:]]
+        lines = self._batch_lines()
+        for change in self.changes[-1:]:
+            since = "the next step" if change["step"] is None else f"step {change['step']}"
+            lines.append(f"Applied: {change_text(change)}, from {since} on")
+        return lines
 
     def _batch_lines(self) -> list[str]:
         if self.last_step is None:
@@ -164,8 +164,6 @@ class Watch:
         decided = deciders(np.stack([classes == labels for classes in named.values()], 1), sources)
         return sources, {kind: float((decided == kind).mean()) for kind in kinds_of_decision(sources)}
 
-    # ------------------------------------------------------------------------------------------- charts
-
     def sample_losses(self) -> None:
         """Keep the losses of the newest step, thinned to so many points as can be drawn."""
         event = self.last_step
@@ -193,13 +191,13 @@ class Watch:
             steps, values = self._exact.get(name, ((), ()))
             x, y = [*steps, *(step for step, _ in sampled)], [*values, *(terms[name] for _, terms in sampled)]
             series.append(Series("loss = their sum" if name == "loss" else name, term_look(i), x, y))
-        marks = [(mark.step, mark.text) for mark in marks_of(self._changes, 1)]
+        marks = [(mark.step, mark.text) for mark in marks_of(self.changes, 1)]
         return Chart("Losses", "step", "loss", series, marks=marks, empty="The first step will show here.")
 
     @property
     def epoch_marks(self) -> list[tuple[float, str]]:
         """The changes on an axis of epochs."""
-        return [(mark.epoch, mark.text) for mark in marks_of(self._changes, self._steps_an_epoch)]
+        return [(mark.epoch, mark.text) for mark in marks_of(self.changes, self._steps_an_epoch)]
 
     def decisions(self) -> Chart:
         """Who decided the pseudo-labels, per epoch, and in the newest batch."""
@@ -264,10 +262,6 @@ def trajectory_chart(trace: Trace) -> Chart:
     return Chart(title, "first direction", "second direction", series, empty="This method has no prototypes.")
 
 
-def _step_name(step: int | None) -> str:
-    return "the next step" if step is None else f"step {step}"
-
-
 def clock_time(seconds: float) -> str:
     """Minutes and seconds, or hours and minutes."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
@@ -280,10 +274,3 @@ def array(tensor: Any) -> np.ndarray:
         return tensor
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-
-
-def progress_line(event: EpochFinished, n_epochs: int) -> str:
-    """One epoch for a terminal."""
-    moment = "before training" if event.epoch < 0 else f"epoch {event.epoch + 1} of {n_epochs}"
-    names = [name for name in ("pseudo_label_accuracy", "accuracy") if name in event.metrics]
-    return "  ".join([moment, *(f"{n.replace('_', ' ')} {event.metrics[n]:.3f} {DIAGNOSTIC}" for n in names)])

@@ -140,6 +140,23 @@ def test_constants_that_changed_on_the_way_are_those_of_the_epoch(birds, tmp_pat
     assert says_what_the_trace_says(opened.at(0))
 
 
+def test_a_benchmark_is_found_again_from_everywhere(tmp_path, monkeypatch):
+    """Where it lay by default is a folder of the place where clipviz was started."""
+    place = tmp_path / "data" / "dtd" / "dtd"
+    for part in ("images/banded", "labels"):
+        (place / part).mkdir(parents=True)
+    for name in ("1", "2"):
+        ToyDataset(1).image(0).save(place / "images" / "banded" / f"{name}.jpg")
+    for split in ("train1", "val1", "test1"):
+        (place / "labels" / f"{split}.txt").write_text("banded/1.jpg\nbanded/2.jpg\n")
+    monkeypatch.delenv("CLIPVIZ_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    data = load_dataset("dtd", "train")
+    assert (data.origin["spec"], data.origin["root"]) == ("dtd", str(tmp_path / "data"))
+    monkeypatch.chdir("/")
+    assert load_dataset(**data.origin).identity == data.identity
+
+
 @pytest.mark.parametrize("with_classifier", [True, False])
 def test_files_of_embeddings_open_with_their_classes_or_a_text_tower(tmp_path, with_classifier):
     width = 16 if with_classifier else 512

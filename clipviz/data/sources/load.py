@@ -8,7 +8,13 @@ from typing import Any
 
 from clipviz.data.base import ImageDataset
 from clipviz.data.images.pixel_cache import DiskCache
-from clipviz.data.sources.benchmarks import benchmark_of_split_file, benchmarks, find_benchmark, load_benchmark
+from clipviz.data.sources.benchmarks import (
+    ROOT_VARIABLE,
+    benchmark_of_split_file,
+    benchmarks,
+    find_benchmark,
+    load_benchmark,
+)
 from clipviz.data.sources.feature_files import FEATURE_SUFFIXES, read_features
 from clipviz.data.sources.image_files import Classes, ImageFileDataset, ImageFolderDataset, Progress, given_classes
 from clipviz.data.sources.lists import is_coop_split, read_coop_split
@@ -71,6 +77,9 @@ def load_dataset(
     place = None if root is None else os.path.expanduser(os.fsdecode(root))
     is_folder_of_yours = place is None and not download and os.path.isdir(text)
     if not is_folder_of_yours and (benchmark := find_benchmark(text)):
+        if place is None:  # named, so that its origin holds from everywhere
+            folder = os.environ.get(ROOT_VARIABLE) or "data"
+            return load_dataset(text, split, classes=classes, root=folder, download=download, **options)
         _refuse_classes(classes, f"{benchmark.title} brings its")
         return load_benchmark(benchmark, split, root=place, download=download, **options)
     path = os.path.expanduser(text)
