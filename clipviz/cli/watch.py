@@ -1,7 +1,5 @@
 """`clipviz watch`: a run of another process, one line an epoch; and orders to it."""
 
-from __future__ import annotations
-
 import argparse
 import time
 

@@ -1,7 +1,5 @@
 """The images of a run as a table: filtered and sorted alike in views and pages."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

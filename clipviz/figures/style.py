@@ -5,8 +5,6 @@ colour. Plotly reads a small markup (`<b>`, `<a href>`, entities) in every text,
 goes through `escape` or `short_names` first.
 """
 
-from __future__ import annotations
-
 import functools
 import html
 import inspect

@@ -1,7 +1,5 @@
 """From names and values that a user writes to a method: presets, changed constants, a teacher."""
 
-from __future__ import annotations
-
 import json
 import reprlib
 import warnings

@@ -4,8 +4,6 @@
 `page` the frame. Words and markup are in `templates/`, what moves in `static/`.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

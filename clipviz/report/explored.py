@@ -1,7 +1,5 @@
 """The images that can be explored in the page, as its scripts read them."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

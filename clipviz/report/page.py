@@ -1,7 +1,5 @@
 """The frame of the page: templates that escape, scripts and data packed into it, and a policy that forbids requests."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import hashlib

@@ -1,7 +1,5 @@
 """What templates say: facts of the summary, figures by chapter, settings, and the files that were skipped."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

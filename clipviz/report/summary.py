@@ -1,7 +1,5 @@
 """What was measured, in numbers: the facts behind the report's words and its summary table."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Which figures a report draws, by chapter and in reading order: the words are in `views.toml`."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Callable
 from importlib.resources import files

@@ -4,8 +4,6 @@
 before any parser sees it, so a damaged bit is an error and never a slightly different curve.
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import hashlib

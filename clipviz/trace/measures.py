@@ -1,7 +1,5 @@
 """Numbers of a trace that results, figures and report share: accuracy of the labels, and calibration."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

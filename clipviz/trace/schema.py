@@ -5,8 +5,6 @@ A kind says what values mean: "epoch" (from -1, before training), "index" (a pos
 "byte" and "text".
 """
 
-from __future__ import annotations
-
 import fnmatch
 import reprlib
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Changes of a method's constants while it runs."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Mapping
 from concurrent.futures import Future

@@ -1,7 +1,5 @@
 """Evaluation images spread over the classes: what a method says of each and where it looks, to explore afterwards."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

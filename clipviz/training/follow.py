@@ -6,8 +6,6 @@ trains can lay orders into `commands/`; the beacon puts them on the queue of the
 steps, like those of its own process, and answers in `live.json`. Both go when the run ends.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

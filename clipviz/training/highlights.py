@@ -1,7 +1,5 @@
 """The instructive images of a finished run, and what can be said about each: maps, sentences, cache entries."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

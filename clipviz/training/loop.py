@@ -1,7 +1,5 @@
 """The loop: `adapt` is an iterator of events, and all of training is `Adaptation.__iter__`."""
 
-from __future__ import annotations
-
 import math
 import platform
 import time

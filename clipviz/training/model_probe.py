@@ -3,8 +3,6 @@
 It stands between views, which know no torch, and methods. A run's asks between two steps, and changes nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar

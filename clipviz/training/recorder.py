@@ -1,7 +1,5 @@
 """Recorder: events in, trace out. The one module that knows both stems."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable
 from itertools import groupby

@@ -1,7 +1,5 @@
 """What stands beside a trace: the objects of config.json, when a run begins, and of results.json, when it is done."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

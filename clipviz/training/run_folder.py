@@ -9,8 +9,6 @@ Files are written under hidden names and moved to their places. What a killed pr
 away by the next one that has the folder to itself.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -7,8 +7,6 @@ DKAPlayground(trace)                   what another mixture of the sources would
 ViewState()                            hand one to several views to link them
 """
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 for _name in ("anywidget", "ipywidgets"):  # the views are an extra: a script or a cluster job needs none of this

@@ -1,7 +1,5 @@
 """Album: the images that a trace speaks of, what was said of them, and the maps that were kept."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple

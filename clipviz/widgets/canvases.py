@@ -1,7 +1,5 @@
 """The drawing surfaces: what the scripts under `static/` read, as traits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Cutting: the normalized cut of one image, made again by another rule. A part of DKAPlayground."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import ipywidgets

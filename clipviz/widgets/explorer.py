@@ -1,7 +1,5 @@
 """SaliencyExplorer: from a filter or a confusion to images, from an image to what the model looked at."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

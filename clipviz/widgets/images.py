@@ -1,7 +1,5 @@
 """Pixels for the browser and for static pictures: JPEG bytes, sheets of thumbnails, color tables."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Inspector: the chosen image with its maps, by kind, epoch and method. A part of the explorers."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as TooLate

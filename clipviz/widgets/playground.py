@@ -1,7 +1,5 @@
 """DKAPlayground: what another mixture of the sources would have labelled, and what another cut would have kept."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import ipywidgets
