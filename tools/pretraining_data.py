@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from clipviz.birds.captions import TEMPLATES, joined, phrase, with_articles
+from clipviz.birds.dataset import TEMPLATES
 from clipviz.birds.world import ATTRIBUTE_NAMES, ATTRIBUTES, NAME_ADJECTIVES, SPECIES, decode
+from tools.captions import joined, phrase, with_articles
 
 CARDINALITIES = np.array([len(values) for values in ATTRIBUTES.values()])
 SPECIES_CODES = np.stack([species.code for species in SPECIES])

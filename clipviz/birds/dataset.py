@@ -1,18 +1,24 @@
 """Birds as a dataset: "birds" and "birds/DOMAIN", rendered on demand, split by seed."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from clipviz.birds.captions import TEMPLATES, species_descriptions
 from clipviz.birds.domains import DOMAINS, VALIDATION_DOMAIN, render_image
 from clipviz.birds.render import ATTRIBUTE_PARTS, PART_ID, PART_NAMES
 from clipviz.birds.world import SPECIES
 from clipviz.data.base import ImageDataset
 from clipviz.data.sources.image_files import check_count
-from clipviz.errors import choose
+from clipviz.errors import choose, parse_json
 from clipviz.prompts import Descriptions, make_prompts, short_hash
+
+TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {} in the wild.", "a close-up of a {}.")
+"""Hand-written prompts for class names, as CLIP's template ensembles."""
+
+DESCRIPTIONS = Path(__file__).with_name("descriptions.json")
+"""Sentences on each species that follow from its attributes (`tools/captions.py`)."""
 
 SIZES = {"train": 2000, "val": 480, "test": 960}
 """Images of a split unless `n` says otherwise."""
@@ -48,7 +54,7 @@ class BirdsDataset(ImageDataset):
         self.name = "birds" if domain == "source" else f"birds/{domain}"
         self.split = split
         self.class_names = tuple(species.name for species in SPECIES)
-        described = species_descriptions() if descriptions is None else descriptions
+        described = parse_json(DESCRIPTIONS.read_text("utf-8")) if descriptions is None else descriptions
         self.prompts = make_prompts(self.class_names, templates or TEMPLATES, described)
         self.part_names = PART_NAMES
         self.skipped = []

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
 import pytest
 
-from clipviz.birds.captions import (
+from clipviz.birds.dataset import DESCRIPTIONS, TEMPLATES, BirdsDataset
+from clipviz.birds.world import ATTRIBUTE_NAMES, ATTRIBUTES, SPECIES, decode
+from tools.captions import (
     _ABSENT,
     _PHRASES,
-    TEMPLATES,
     descriptions,
     phrase,
     species_descriptions,
 )
-from clipviz.birds.world import ATTRIBUTE_NAMES, ATTRIBUTES, SPECIES, decode
 from tools.pretraining_data import attribute_prompts, caption, sample_attributes
 
 
@@ -121,3 +122,10 @@ def test_phrases_say_what_is_missing_in_words():
 
 def test_templates_have_one_place_for_the_name():
     assert all(template.count("{}") == 1 for template in TEMPLATES)
+
+
+def test_birds_come_with_these_descriptions():
+    assert json.loads(DESCRIPTIONS.read_text("utf-8")) == {
+        name: list(said) for name, said in species_descriptions().items()
+    }
+    assert BirdsDataset("fog", "test", n=1).prompts.descriptions == species_descriptions()

@@ -1,13 +1,15 @@
-"""Language for birds, from their attributes: templates and descriptions, no sentence of which tells the whole bird."""
+"""Language for birds, from their attributes; `python -m tools.captions` writes the descriptions that birds come with.
+
+No sentence of a description tells the whole bird.
+"""
 
 import re
 
 import numpy as np
 
+from clipviz.birds.dataset import DESCRIPTIONS
 from clipviz.birds.world import ATTRIBUTE_NAMES, SPECIES, Species
-
-TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {} in the wild.", "a close-up of a {}.")
-"""Hand-written prompts for class names, as CLIP's template ensembles."""
+from clipviz.files import write_json
 
 _PHRASES: dict[str, tuple[str, ...]] = {
     "body": ("a {} body", "{} plumage"),
@@ -76,3 +78,7 @@ def with_articles(text: str) -> str:
 def joined(parts: list[str]) -> str:
     """["a", "b", "c"] -> "a, b and c"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+if __name__ == "__main__":
+    write_json(DESCRIPTIONS, species_descriptions())
