@@ -1,15 +1,12 @@
-"""What a trace holds: names, shapes, types and ranges in one place, checked when a trace is loaded.
-
-A kind says what values mean: "epoch" (from -1, before training), "index" (a position, from 0), "label" (a class),
-"target" (a class, or -1 where the truth is unknown), "share" (in [0, 1], NaN where a run diverged), "number", "weight",
-"byte" and "text".
-"""
+"""What a trace holds, as `schema.toml` has it: names, shapes, types and ranges, checked when a trace is loaded."""
 
 import fnmatch
 import reprlib
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,67 +14,10 @@ import pandas as pd
 
 from clipviz.trace.folder import Refused
 
-#: Columns of each table, with their kinds. Further columns are kept as they are.
-TABLES: dict[str, dict[str, str]] = {
-    "steps": {"epoch": "epoch", "step": "index", "term": "text", "value": "number"},
-    "samples": {"epoch": "epoch", "index": "index", "pseudo_label": "label", "confidence": "share", "margin": "share",
-                "weight": "weight", "target": "target"},
-    "epochs": {"epoch": "epoch", "metric": "text", "value": "number"},
-    "predictions": {"epoch": "epoch", "index": "index", "prediction": "label", "confidence": "share",
-                    "target": "target"},
-    "skipped": {"path": "text", "reason": "text"},
-}  # fmt: skip
-#: Kind and axes of each array. A capital is one size throughout: P probe images, G highlights, C classes, N images of
-#: the last epoch, K crops, T cache entries, X examples, M embedded images, U and V suspects, Q images to explore with L
-#: top classes each; a small letter is any, e the snapshots (before training, then one of each epoch), s the bytes of a
-#: JPEG. The highlights are called "gallery" on disk.
-ARRAYS: dict[str, str] = {
-    "probe/images": "byte P H W 3",
-    "probe/index": "index P",
-    "probe/target": "target P",
-    "probe/parts": "byte P H W",
-    "probe/*": "number e P h w",
-    "gallery/images": "byte G I J 3",
-    "gallery/index": "index G",
-    "gallery/target": "target G",
-    "gallery/parts": "byte G I J",
-    "gallery/probs": "share G C",
-    "gallery/prediction": "label G",
-    "gallery/confidence": "share G",
-    "gallery/branch/*": "share G C",
-    "gallery/*": "number G h w",
-    "cache/labels": "label G T",
-    "cache/index": "index G T",
-    "cache/votes": "number G T",
-    "cache/images": "byte G T h w 3",
-    "examples/label": "label X",
-    "examples/images": "byte X h w 3",
-    "embeddings/images": "number e M d",
-    "embeddings/index": "index M",
-    "embeddings/target": "target M",
-    "snapshot/*": "number e C d",
-    "suspects/learned/images": "byte U h w 3",
-    "suspects/learned/index": "index U",
-    "suspects/measured/images": "byte V h w 3",
-    "suspects/measured/index": "index V",
-    "exploration/sheet": "byte s",
-    "exploration/index": "index Q",
-    "exploration/target": "target Q",
-    "exploration/top": "label Q L",
-    "exploration/probs": "share Q L",
-    "exploration/logits/*": "number Q L",
-    "exploration/*": "byte Q h w",
-    "sources/index": "index N",
-    "sources/target": "target N",
-    "sources/crop_similarity": "number N K",
-    "sources/crop_logits": "number N K C",
-    "sources/crop_gram": "number N K K",
-    "sources/*": "number N C",
-}
-#: What there must be if anything of a group is there.
-_NEEDED = {"probe": ("images",), "gallery": ("images",), "cache": ("labels", "votes"), "examples": ("label", "images"),
-           "embeddings": ("images",), "exploration": ("index", "target", "top", "probs"),
-           "suspects/learned": ("images",), "suspects/measured": ("images",)}  # fmt: skip
+_FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+TABLES: dict[str, dict[str, str]] = _FILE["tables"]
+ARRAYS: dict[str, str] = _FILE["arrays"]
+_NEEDED: dict[str, list[str]] = _FILE["needed"]
 
 #: Facts of the metadata that are read, with their types (null as well); others are kept as they are.
 META: dict[str, Any] = {
