@@ -4,10 +4,7 @@ import pytest
 from tiny import ToyDataset, clusters
 
 from clipviz.methods import METHODS
-from clipviz.methods.base import AdaptConfig
 from clipviz.methods.build import build_method, parse_constants
-from clipviz.methods.ntua import NtUAConfig
-from clipviz.training.ablation import STEPS, ntua_ablation
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "tip_adapter", "ntua", "dpa"])
@@ -86,14 +83,3 @@ def test_assignments():
     assert parse_constants(["a=1", "text = templates"]) == {"a": "1", "text": "templates"}
     with pytest.raises(ValueError, match="NAME=VALUE"):
         parse_constants(["a"])
-
-
-def test_the_ablation_is_one_table():
-    dataset = clusters(n=120, noise=0.5)
-    config = NtUAConfig(shots=4, schedule=AdaptConfig(epochs=2, batch_size=16, lr=1e-2))
-    table = ntua_ablation(dataset.backbone(), dataset, dataset, config)
-    assert list(table.index) == ["zero_shot", *STEPS]
-    # embeddings have one view, so their teacher is the student and changes nothing
-    assert table.loc["+teacher"].equals(table.loc["+weights"])
-    assert table.loc["tip", "cache_size"] == 24
-    assert table["accuracy"].between(0, 1).all()

@@ -15,7 +15,8 @@ from clipviz import figures
 from clipviz.report import write_report
 from clipviz.trace import Trace
 
-INFOS = [getattr(figures, name) for name in figures.__all__ if name.endswith("_info")]
+OF_TWO = {"comparison_info", "timeline_info"}  # of two runs, and of one image of a run
+INFOS = [getattr(figures, name) for name in figures.__all__ if name.endswith("_info") and name not in OF_TWO]
 PROBE_MAPS = ("fiedler", "ncut", "soap")
 ONE_IN = int(os.environ.get("CLIPVIZ_MUTANTS", "15"))
 """Which share of the mutants is tried: all of them with 1, in a few minutes."""
@@ -54,6 +55,9 @@ def outcome(saved, mutant, report):
             warnings.simplefilter("ignore")
             for info in INFOS:
                 info(trace)
+            if len(trace.samples) or len(trace.predictions):
+                compared = figures.comparison_info(trace, trace)
+                figures.timeline_info(trace, f"{compared.split}/{compared.table.index[0]}")
             if is_chosen(mutant.fault, DRAWN_ONE_IN):
                 write_report([trace], report)
     except Exception as error:
