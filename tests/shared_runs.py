@@ -33,6 +33,7 @@ class Case(NamedTuple):
     build: Callable[[Backbone], Method]
     n: int
     epochs: int = 2
+    stop_at: int | None = None  # step after which it ends: the checkpoint of a whole run has no moments
     lr: float = 1e-3
 
 
@@ -46,9 +47,9 @@ CASES = {
     "microclip_frozen": Case(
         lambda backbone: MicroCLIP(backbone, PROMPTS, MicroCLIPConfig(crops=2, crop_teacher="frozen")), 21
     ),
-    "microclip_step": Case(lambda backbone: MicroCLIP(backbone, PROMPTS, MicroCLIPConfig(crops=2)), 5, epochs=1),
+    "microclip_step": Case(lambda backbone: MicroCLIP(backbone, PROMPTS, MicroCLIPConfig(crops=2)), 5, stop_at=0),
     "dpa": Case(lambda backbone: DPA(backbone, PROMPTS, DPAConfig(window=3)), 17),  # the last batch is one image
-    "dpa_step": Case(lambda backbone: DPA(backbone, PROMPTS), 5, epochs=1),
+    "dpa_step": Case(lambda backbone: DPA(backbone, PROMPTS), 5, stop_at=0),
     "ntua": Case(ntua, 21, epochs=3),
     "wca": Case(lambda backbone: WCA(backbone, PROMPTS, WCAConfig(crops=2)), 21),
 }
@@ -68,11 +69,11 @@ def prepared(name: str, folder: Path, ranks: Ranks = ONE, seed: int = 0) -> Run:
     )
 
 
-def stop_on_the_way(run: Run) -> None:
-    """Do a part of a run; of several processes the last one stops it."""
+def stop_on_the_way(run: Run, step: int | None = STOP_AT) -> None:
+    """Do a part of a run, or without a step all of it; of several processes the last one stops it."""
     last = run.ranks.rank == run.ranks.size - 1
     run.listeners.append(
-        lambda event: run.stop() if last and isinstance(event, StepFinished) and event.step == STOP_AT else None
+        lambda event: run.stop() if last and isinstance(event, StepFinished) and event.step == step else None
     )
     run.fit()
 
@@ -94,7 +95,7 @@ def main(out: Path) -> None:
     for name in CASES:
         run = prepared(name, out / name, ranks, seed=ranks.rank)  # as random weights are: others in every process
         read_meanwhile(run)
-        run.fit()
+        stop_on_the_way(run, CASES[name].stop_at)
     for name in STOPPED:
         stop_on_the_way(prepared(name, out / f"{name}_stopped", ranks))
         resumed = prepared(name, out / f"{name}_begun", ranks)  # by the test, in one process

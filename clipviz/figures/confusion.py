@@ -78,7 +78,8 @@ def draw_confusion(info: Confusion) -> go.Figure:
     labels = [" → ".join(style.short_names([pair.target, pair.prediction], 34)) for pair in info.pairs]
     numbers = {"text": list(map(str, counts)), "textposition": "auto", "textangle": 0, "hoverinfo": "skip"}
     bars: dict[str, Any] = {"orientation": "h", "showlegend": False, **numbers, **below}
-    style.add_bars(figure, counts, places, None, style.INCORRECT, **bars)
+    if info.pairs:  # Plotly has no place for no bars
+        style.add_bars(figure, counts, places, None, style.INCORRECT, **bars)
     figure.update_xaxes(title_text="images", rangemode="tozero", showticklabels=False, ticks="", **below)
     figure.update_yaxes(tickvals=places, ticktext=labels, range=[max(len(labels), 4) - 0.4, -0.6], **below)
     return figure

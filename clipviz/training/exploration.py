@@ -38,7 +38,7 @@ def explore(
         else None
     )
     parts = []
-    for rows in map(torch.from_numpy, np.array_split(np.arange(len(index)), -(-len(index) // _AT_ONCE))):
+    for rows in np.array_split(np.arange(len(index)), -(-len(index) // _AT_ONCE)):
         part: dict[tuple[str, str], Tensor] = {}
         if not is_same or embeddings is None:
             images = probe_images(dataset, index[rows], method.backbone.image_size).images
