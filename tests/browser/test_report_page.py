@@ -325,8 +325,10 @@ def test_no_name_of_a_class_or_file_runs_or_loads_anything(opened, tmp_path):
 
 def hover_until_it_speaks(tab, chart):
     """Plotly looks at the mouse when it finds the time, and drops moves that come too fast."""
-    box = tab.locator(f"{chart} .nsewdrag").first.bounding_box()
+    plane = tab.locator(f"{chart} .nsewdrag").first
     for i in range(200):
+        plane.scroll_into_view_if_needed()  # charts above it that are drawn meanwhile move it
+        box = plane.bounding_box()
         tab.mouse.move(box["x"] + 20 + i % 3, box["y"] + 20)
         if tab.locator(f"{chart} .hoverlayer text").count():
             return
