@@ -1,4 +1,4 @@
-"""Write the measured tables into README.md and docs/saliency.md: `python -m benchmarks.readme`.
+"""Write the measured tables into README.md and the pages of docs/: `python -m benchmarks.readme`.
 
 Sections between `<!-- name -->` and `<!-- /name -->` are made from benchmarks/results and from nothing else.
 """
@@ -45,7 +45,7 @@ def speed_section() -> str:
     ]
     head = ["| what | measured | at most |", "|---|---|---|"]
     note = f"`python -m benchmarks.speed` on {rows.machine[0]}; x: ratio of times within one process."
-    return "\n".join(["## Speed", "", note, "", *head, *lines])
+    return "\n".join([note, "", *head, *lines])
 
 
 def _quantity(value: str | float, unit: str, places: str = "g") -> str:
@@ -82,8 +82,11 @@ def replace_sections(page: Path, sections: dict[str, str]) -> None:
 
 def main() -> None:
     """Replace all sections."""
-    replace_sections(ROOT / "README.md", {"accuracy": accuracy_section(), "speed": speed_section()})
-    replace_sections(ROOT / "docs" / "saliency.md", saliency_sections())
+    docs = ROOT / "docs"
+    replace_sections(ROOT / "README.md", {"headline": accuracy_tables.headline(accuracy.read_runs())})
+    replace_sections(docs / "accuracy.md", {"accuracy": accuracy_section()})
+    replace_sections(docs / "speed.md", {"speed": speed_section()})
+    replace_sections(docs / "saliency.md", saliency_sections())
 
 
 if __name__ == "__main__":
