@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import accuracy, accuracy_tables, saliency, saliency_tables, speed
+from benchmarks import accuracy, accuracy_tables, saliency, saliency_tables, soap_oracle, speed
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,12 +60,14 @@ def saliency_sections() -> dict[str, str]:
     scores = pd.read_csv(saliency.RESULTS / "saliency.csv", keep_default_na=False)
     study = pd.read_csv(saliency.RESULTS / "saliency_soap.csv", dtype={"tau": str})
     scrambled = pd.read_csv(saliency.RESULTS / "saliency_sanity.csv")
+    oracle = pd.read_csv(saliency.RESULTS / "saliency_oracle.csv")
     is_paired = scores["kind"] == "soap - cls_attention"
     return {
         "kinds": saliency_tables.by_kind(scores[~is_paired]),
         "attention": saliency_tables.against_attention(scores[is_paired]),
         "sides": saliency_tables.by_side(study),
         "sanity": saliency_tables.by_sanity(scrambled),
+        "oracle": soap_oracle.by_oracle(oracle),
     }
 
 

@@ -11,6 +11,9 @@ small CLIP of our own: a test bed with a known answer, not a claim about photogr
 
 With `--kinds` only these are scored, and their rows take the place of theirs in the file; all others stay. With
 `--sanity` nothing is adapted: every kind of map is compared with that of the same model with scrambled weights.
+
+With `--oracle` nothing is adapted either: can saliency help this model at all? (`benchmarks.soap_oracle`), for the
+bundled model or any other: `--model ViT-B-16 --pretrained FILE --set affinity=cosine`.
 """
 
 from __future__ import annotations
@@ -35,10 +38,13 @@ from benchmarks.saliency_tables import (
     by_side,
     mean_over_seeds,
 )
+from benchmarks.soap_oracle import by_oracle, soap_oracle, summarize_oracle
 from benchmarks.soap_study import soap_study
 from clipviz import METHODS, adapt, load_backbone, load_dataset
+from clipviz.birds.domains import DOMAINS
 from clipviz.events import Probe
 from clipviz.methods import Method
+from clipviz.methods.build import build_method, parse_constants
 from clipviz.saliency import bird_regions, saliency_scores, summarize_scores
 from clipviz.saliency.table import mask_scores
 from clipviz.training.evaluate import accuracy, predict, probe_images
@@ -157,25 +163,53 @@ def sanity(args: argparse.Namespace) -> pd.DataFrame:
     return summarize_scores(scores)[["kind", "mean", "low", "high", "n"]]
 
 
+def oracle(args: argparse.Namespace) -> pd.DataFrame:
+    """What [FG] could know with the true mask, by domain; see `benchmarks.soap_oracle`."""
+    backbone = load_backbone(args.model, args.pretrained)
+    constants, tables = parse_constants(args.set), []
+    for domain in args.domains:
+        for seed in args.seeds:
+            test = load_dataset(f"birds/{domain}", split="test", n=args.test, seed=seed)
+            method = build_method("microclip", backbone, test, preset=args.preset, constants=constants)
+            tables.append(soap_oracle(method, test).assign(domain=domain, seed=seed))
+    return summarize_oracle(pd.concat(tables, ignore_index=True))
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--domains", nargs="+", default=["source", "clutter", "night", "fog"])
+    parser.add_argument("--domains", nargs="+", help="default: source clutter night fog; with --oracle all of them")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", help="only these kinds of maps; the other rows of the file stay")
     parser.add_argument("--sanity", action="store_true", help="maps against those of scrambled weights, nothing else")
+    parser.add_argument("--oracle", action="store_true", help="can saliency help this model at all? nothing else")
+    parser.add_argument("--model", default="birds", help="of --oracle: a name or folder as load_backbone takes")
+    parser.add_argument("--pretrained", help="of --oracle: its tag or file of weights")
+    parser.add_argument("--preset", help="of --oracle: a preset of microCLIP; default: that of the model")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of --oracle: its constants")
     parser.add_argument("--train", type=int, default=480, help="images to adapt to")
-    parser.add_argument("--test", type=int, default=96, help="images to score")
+    parser.add_argument("--test", type=int, help="images to score; default: 96, with --oracle 480")
     parser.add_argument("--deletion", type=int, default=32, help="images of them for the deletion AUC, 0 for none")
     parser.add_argument("--epochs", type=int, default=5, help="of microCLIP")
     parser.add_argument("--steps", type=int, default=10, help="of integrated gradients")
     parser.add_argument("--study", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--out", type=Path, default=RESULTS / "saliency.csv")
-    return parser.parse_args(argv)
+    parser.add_argument("--out", type=Path, help="default: saliency.csv; of another model than birds, none")
+    args = parser.parse_args(argv)
+    args.test = args.test or (480 if args.oracle else 96)
+    args.domains = args.domains or (DOMAINS if args.oracle else ("source", "clutter", "night", "fog"))
+    if args.out is None and args.model == "birds":
+        args.out = RESULTS / "saliency.csv"
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run everything, write FILE.csv and FILE_soap.csv, print the tables."""
     args = parse(argv)
+    if args.oracle:
+        measured = oracle(args)
+        if args.out:
+            measured.round(5).to_csv(args.out.with_name(f"{args.out.stem}_oracle.csv"), index=False)
+        print(by_oracle(measured))
+        return
     if args.sanity:
         measured = sanity(args)
         measured.round(5).to_csv(args.out.with_name(f"{args.out.stem}_sanity.csv"), index=False)
