@@ -29,8 +29,9 @@ from clipviz.data.images.views import eval_view
 from clipviz.methods.microclip import BACKBONE_PRESETS, MicroCLIP, crop_composite
 from clipviz.ops import class_logits, normalize
 from clipviz.training.evaluate import accuracy, predict
-from tools.pretrain import MODEL_CONFIG
+from tools.pretrain import command_of, stages_of
 from tools.pretraining_data import CARDINALITIES, MIN_DISTANCE, attribute_prompts, sample_attributes
+from tools.recipe import MODEL_CONFIG
 
 CARD = BUNDLED.parent / "MODEL_CARD.md"
 TEMPLATE = Path(__file__).with_suffix(".md")
@@ -107,6 +108,12 @@ def markdown_table(table: pd.DataFrame) -> str:
     return "\n".join([head, rule, *("| " + " | ".join(row) + " |" for row in cells.itertuples(index=False))])
 
 
+def stage_list(stages: list[dict[str, Any]]) -> str:
+    """The stages that a model came about in, as a sentence and a list; nothing where there is but one."""
+    lines = [f"{i}. `{command_of(stage)}`" for i, stage in enumerate(stages, 1)]
+    return "\n".join(["Its stages, each begun by `--init` from the one before:", "", *lines]) if stages[1:] else ""
+
+
 def card(folder: Path, images: int) -> str:
     """The whole card."""
     backbone = load_backbone("birds") if folder == BUNDLED else load_backbone(str(folder))
@@ -122,7 +129,7 @@ def card(folder: Path, images: int) -> str:
         text=MODEL_CONFIG["text_cfg"],
         parameters=parameters / 1e6,
         made=made,
-        note=made.get("note", ""),
+        note=made.get("note", stage_list(stages_of(folder))),
         shifted=100 * made["shifted"],
         distance=MIN_DISTANCE,
         images=images,

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipviz.birds.render import ATTRIBUTE_PARTS, PART_ID
+from clipviz.birds.world import ATTRIBUTE_NAMES, ATTRIBUTES
+from clipviz.ops import normalize
 from tools.pretraining_data import CARDINALITIES
 
 
@@ -59,3 +62,47 @@ def pair_loss(tokens: Tensor, cover: Tensor) -> Tensor:
         pairs = one[:, :, None] * other[:, None, :]
         terms.append((pairs * excess.relu()).sum() / pairs.sum().clamp(min=1.0))
     return torch.stack(terms).mean()
+
+
+def seen_in(attribute: str, value: str) -> list[int]:
+    """The part ids in which a value of an attribute can be seen: its part, or, where that is missing, its place."""
+    own, *place = ATTRIBUTE_PARTS[attribute]
+    return [PART_ID[part] for part in (place if value == "no" else [own])]
+
+
+def part_loss(logits: Tensor, shares: Tensor, codes: Tensor, least: float = 0.06) -> Tensor:
+    """Every patch that shows a part says what that part is like; mean over the attributes that are seen in the batch.
+
+    A patch counts by the share of it that shows the part, from `least` on.
+
+    Args:
+        logits: (B, N, V) float, scaled similarity of each patch to the prompts of all values, attributes side by side.
+        shares: (B, N, P) float, share of each patch that shows each part.
+        codes: (B, A) int, true value of every attribute.
+        least: smallest share that counts.
+    """
+    terms = []
+    for a, (name, part) in enumerate(zip(ATTRIBUTE_NAMES, logits.split(CARDINALITIES.tolist(), 2), strict=True)):
+        if name not in ATTRIBUTE_PARTS:  # the plan is of the whole bird
+            continue
+        by_value = [shares[..., seen_in(name, value)].sum(-1) for value in ATTRIBUTES[name]]  # V_a of (B, N)
+        seen = torch.stack(by_value)[codes[:, a], torch.arange(len(codes))]
+        weight = seen * (seen >= least)
+        wrong = F.cross_entropy(part.transpose(1, 2), codes[:, a, None].expand_as(seen), reduction="none")
+        if weight.any():
+            terms.append((wrong * weight).sum() / weight.sum())
+    return torch.stack(terms).mean() if terms else logits.sum() * 0.0
+
+
+def zoom_loss(patches: Tensor, region: Tensor, zoomed: Tensor, scale: Tensor) -> Tensor:
+    """Dense self-distillation: the patches of a region agree with its own enlarged view, among those of the batch.
+
+    Args:
+        patches: (B, N, E) float, unit norm.
+        region: (B, N) float, share of each patch in the region.
+        zoomed: (B, E) float, unit norm, of the enlarged region; a target, without gradient.
+        scale: () float, logit scale.
+    """
+    pooled = normalize(torch.einsum("bn,bne->be", region, patches))
+    logits = scale.detach() * pooled @ zoomed.detach().T
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))

@@ -1,23 +1,33 @@
 """Pretrain the bundled CLIP: `python -m tools.pretrain --out DIR`, on a CPU in about an hour, resumable.
 
 Images are random birds, texts are captions and attribute prompts (`pretraining_data.py`). With e the image
-embedding, t text embeddings, u_i the projected value-path patch tokens (unit norm), c_i the share of patch i that the
-bird covers, m the mean of u weighted by c, and s the learned logit scale:
+embedding, t text embeddings, p_i the value-path patch tokens and u_i their projections (unit norm), c_i the share of
+patch i that the bird covers, m the mean of u weighted by c, l SOAP's token (microCLIP's eq. (3), matrices as they
+begin) with the true bird for its mask, and s the learned logit scale, the terms and their default weights are
 
-    L =      CLIP(e, t_caption)                          symmetric contrastive loss (Radford et al., 2021)
-      + 4    mean_a CE(s e . t_a, value_a)               attribute term: one prompt per value of attribute a
-      + 2.8  mean_a CE(s pool_c(u . t_a), value_a)       the same on patches, pooled by c times their own softmax
-                                                         (patch-aligned contrastive training, Mukhoti et al., 2023)
-      + 0.8  CLIP(m, t_caption) + 3.2 mean_a CE(s m . t_a, value_a)
-      + 1    mean_i CE(s u_i . t_place, place_i)         place: the bird's plan where it is, else "background"
-      + 2    mean_ij hinge(cos(p_i, p_j))                pairs of tokens p before the projection: at least 0.6 alike
-                                                         within bird and within background, at most 0 across
+    caption        1    CLIP(e, t_caption)                 symmetric contrastive loss (Radford et al., 2021)
+    attribute      4    mean_a CE(s e . t_a, value_a)      one prompt per value of attribute a
+    patch          2.8  mean_a CE(s pool_c(u . t_a), value_a)   the same on patches, pooled by c times their own softmax
+                                                           (patch-aligned contrastive training, Mukhoti et al., 2023)
+    bird_caption   0.8  CLIP(m, t_caption)
+    bird_attribute 3.2  mean_a CE(s m . t_a, value_a)
+    place          1    mean_i CE(s u_i . t_place, place_i)  the bird's plan where it is, else "background"
+    pair           2    mean_ij hinge(cos(p_i, p_j))       at least 0.6 alike within bird and within background,
+                                                           at most 0 across
+    part           0    mean_a,i CE(s u_i . t_a, value_a)  over the patches i that show the part that a speaks of
+    soap_caption   0    CLIP(l, t_caption)
+    soap_attribute 0    mean_a CE(s l . t_a, value_a)
+    zoom           0    mean_b CE(s z_b . f, b)            z pools the u of a region, f are embeddings of such regions,
+                                                           enlarged, without gradient (dense self-distillation)
 
-The last four give the patch tokens words, as large CLIPs have: microCLIP's [FG] token lives on them. The place of the
-bird must be told: left free, a small tower keeps what it knows about the bird in the idle patches of the background,
-and the likeness of two patches, which NCut cuts by, is mostly that of their positions.
-Plain contrastive learning alone is slow to find small parts; the attribute term is still language supervision, and
-the evaluation species and their near neighbours never occur.
+and `--weight NAME=VALUE` sets another. The bundled model has the default ones. All but the first two give the patch
+tokens words, as large CLIPs have: microCLIP's [FG] token lives on them. The place of the bird must be told: left
+free, a small tower keeps what it knows about the bird in the idle patches of the background, and the likeness of two
+patches, which NCut cuts by, is mostly that of their positions. Plain contrastive learning alone is slow to find small
+parts; the attribute term is still language supervision, and the evaluation species and their near neighbours never
+occur. `--strangers` pastes pieces of other birds beside and behind the bird in a share of the views.
+
+A run begins from an exported model with `--init`; the exported file tells the whole chain of such stages.
 """
 
 from __future__ import annotations
@@ -26,223 +36,90 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import numpy as np
 import open_clip
 import torch
-from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipviz.backbone import Backbone
-from clipviz.birds.domains import SHIFTS, render_image
-from clipviz.birds.render import IMAGE_SIDE
-from clipviz.birds.world import ATTRIBUTE_NAMES
+from clipviz.errors import choose
+from clipviz.methods.microclip import saliency_query, soap_pool
 from clipviz.ops import normalize
-from tools.losses import attribute_loss, clip_loss, pair_loss, place_loss
-from tools.pretraining_data import CARDINALITIES, attribute_prompts, background_prompt, caption, sample_attributes
+from tools.losses import attribute_loss, clip_loss, pair_loss, part_loss, place_loss, zoom_loss
+from tools.pool import TrainBatch, batches, render_pool
+from tools.pretraining_data import CARDINALITIES
+from tools.recipe import MODEL_CONFIG, PREPROCESS_CONFIG, PretrainConfig, Weights
 
-MODEL_CONFIG: dict[str, Any] = {
-    "embed_dim": 128,
-    "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
-    # The whole CLIP vocabulary in a narrow table (6.3 MB of fp16): words of one's own are tokens, if untrained ones.
-    "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 3},
-}
-PREPROCESS_CONFIG: dict[str, Any] = {
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.25, 0.25, 0.25],
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-}
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """How to pretrain.
-
-    Attributes:
-        steps: optimizer steps.
-        batch_size: images per step.
-        lr: peak learning rate of AdamW; warm-up over `warmup` steps, then cosine to 1 % of it.
-        weight_decay: on matrices only.
-        pool: rendered birds; each is seen many times, with other crops, colors and captions.
-        shifted: share of the pool that is mildly shifted, with severity up to `max_severity`.
-        whole: share of views that are the whole picture; the others are squares of 0.5 to 0.95 of its side.
-        seed: of everything.
-    """
-
-    steps: int = 7300
-    batch_size: int = 128
-    lr: float = 1.5e-3
-    warmup: int = 200
-    weight_decay: float = 0.05
-    pool: int = 60_000
-    shifted: float = 0.25
-    max_severity: float = 0.4
-    whole: float = 0.5
-    seed: int = 0
-
-
-# ------------------------------------------------------------------------------------------------- data
-
-
-COVER_SIDE = 40
-"""Side of the stored coverage maps, in cells of 4 x 4 pixels."""
-
-
-def _render_one(index: int, codes: np.ndarray, config: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The image (S, S, 3) and how much of each cell the bird covers, (40, 40) in 0..255; both uint8."""
-    rng = np.random.default_rng([config.seed, 1, index])
-    shifted = rng.random() < config.shifted
-    domain = str(rng.choice(SHIFTS)) if shifted else "source"
-    severity = rng.uniform(0.0, config.max_severity) if shifted else 0.0
-    image, parts = render_image(codes[index], domain, rng, severity)
-    cells = (parts > 0).reshape(COVER_SIDE, IMAGE_SIDE // COVER_SIDE, COVER_SIDE, -1)
-    return image, (cells.mean((1, 3)) * 255).astype(np.uint8)
-
-
-class Pool(NamedTuple):
-    """The training birds: images (n, S, S, 3) uint8, coverage (n, 40, 40) uint8, attribute codes (n, A) int64."""
-
-    images: np.ndarray
-    cover: np.ndarray
-    codes: np.ndarray
-
-
-def _open_pool(folder: Path, codes: np.ndarray, mode: Literal["r", "r+", "w+"]) -> Pool:
-    images = np.memmap(folder / "pool.u8", np.uint8, mode, shape=(len(codes), IMAGE_SIDE, IMAGE_SIDE, 3))
-    cover = np.memmap(folder / "cover.u8", np.uint8, mode, shape=(len(codes), COVER_SIDE, COVER_SIDE))
-    return Pool(images, cover, codes)
-
-
-def _render_chunk(bounds: tuple[int, int], codes: np.ndarray, config: PretrainConfig, folder: Path) -> None:
-    pool = _open_pool(folder, codes, "r+")
-    for index in range(*bounds):
-        pool.images[index], pool.cover[index] = _render_one(index, codes, config)
-
-
-def render_pool(config: PretrainConfig, folder: Path, workers: int = 2) -> Pool:
-    """Render the training birds once, into memory-mapped files that a resumed run finds again."""
-    codes = sample_attributes(config.pool, np.random.default_rng([config.seed, 0]))
-    done = folder / "pool.json"
-    stamp = json.dumps(
-        {"pool": config.pool, "seed": config.seed, "shifted": config.shifted, "side": IMAGE_SIDE, "cover": COVER_SIDE}
-    )
-    if not done.is_file() or done.read_text() != stamp:
-        _open_pool(folder, codes, "w+")
-        chunks = [(i, min(i + 500, config.pool)) for i in range(0, config.pool, 500)]
-        with ProcessPoolExecutor(workers) as executor:
-            list(executor.map(partial(_render_chunk, codes=codes, config=config, folder=folder), chunks))
-        done.write_text(stamp)
-    return _open_pool(folder, codes, "r")
-
-
-class TrainBatch(NamedTuple):
-    """One batch.
-
-    Attributes:
-        images: (B, 3, S, S) in [0, 1].
-        cover: (B, N) in [0, 1], share of each patch that the bird covers.
-        captions: B sentences.
-        codes: (B, A) attribute indices.
-        prompts: for every attribute one prompt per value; the last entry is one prompt for the background.
-    """
-
-    images: Tensor
-    cover: Tensor
-    captions: list[str]
-    codes: Tensor
-    prompts: list[list[str]]
-
-
-def _view(
-    image: np.ndarray, cover: np.ndarray, rng: np.random.Generator, size: int, grid: int, whole: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """A view of a picture and its coverage: all of it or a square, mirrored or not."""
-    side = image.shape[0]
-    box = (0.0, 0.0, float(side), float(side))
-    if rng.random() >= whole:
-        edge = side * rng.uniform(0.5, 0.95)
-        x, y = rng.uniform(0, side - edge, 2)
-        box = (x, y, x + edge, y + edge)
-    cells = tuple(edge * len(cover) / side for edge in box)
-    view = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
-    covered = np.asarray(Image.fromarray(cover).resize((grid, grid), Image.Resampling.BOX, box=cells))
-    return (view[:, ::-1], covered[:, ::-1]) if rng.random() < 0.5 else (view, covered)
-
-
-def _jitter(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Weak photometric jitter: gain per channel, brightness, contrast."""
-    n = len(images)
-    gain = torch.from_numpy(rng.normal(1.0, 0.05, (n, 3, 1, 1)) * rng.normal(1.0, 0.12, (n, 1, 1, 1))).float()
-    contrast = torch.from_numpy(rng.uniform(0.75, 1.2, (n, 1, 1, 1))).float()
-    mean = images.mean((1, 2, 3), keepdim=True)
-    return (((images - mean) * contrast + mean) * gain).clamp(0, 1)
-
-
-def make_batch(step: int, pool: Pool, config: PretrainConfig) -> TrainBatch:
-    """The batch of a step; it depends on nothing but the step and the seed, so a resumed run sees the same."""
-    rng = np.random.default_rng([config.seed, 2, step])
-    index = rng.integers(0, len(pool.images), config.batch_size)
-    size = MODEL_CONFIG["vision_cfg"]["image_size"]
-    grid = size // MODEL_CONFIG["vision_cfg"]["patch_size"]
-    views, cover = zip(
-        *(_view(pool.images[i], pool.cover[i], rng, size, grid, config.whole) for i in index), strict=True
-    )
-    pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 255.0
-    covered = torch.from_numpy(np.stack(cover)).flatten(1).float() / 255.0
-    captions = [caption(pool.codes[i], rng) for i in index]
-    prompts = [attribute_prompts(name, rng) for name in ATTRIBUTE_NAMES] + [[background_prompt(rng)]]
-    return TrainBatch(_jitter(pixels, rng), covered, captions, torch.from_numpy(pool.codes[index]), prompts)
-
-
-def batches(first: int, pool: Pool, config: PretrainConfig) -> Iterator[tuple[int, TrainBatch]]:
-    """Batches from step `first` on, prepared one ahead in a thread."""
-    with ThreadPoolExecutor(1) as executor:
-        pending = executor.submit(make_batch, first, pool, config)
-        for step in range(first, config.steps):
-            batch = pending.result()
-            if step + 1 < config.steps:
-                pending = executor.submit(make_batch, step + 1, pool, config)
-            yield step, batch
-
+DEFAULTS = PretrainConfig()
 
 # ------------------------------------------------------------------------------------------------- loss
 
 
+def soap_token(patches: Tensor, mask: Tensor, projection: Tensor) -> Tensor:
+    """The [FG] embedding of microCLIP before training, (B, N, W) and (B, N) bool -> (B, E) unit norm."""
+    identity = torch.eye(patches.shape[-1], device=patches.device)
+    return soap_pool(saliency_query(patches, mask), patches, identity, identity, identity, projection)[0]
+
+
 def losses(
-    model: Any, tokenizer: Any, batch: TrainBatch, backbone: Backbone, device: torch.device
+    model: Any, tokenizer: Any, batch: TrainBatch, backbone: Backbone, weights: Weights, device: torch.device
 ) -> dict[str, Tensor]:
-    """The weighted terms of the module docstring."""
-    images, codes, cover = batch.images.to(device), batch.codes.to(device), batch.cover.to(device)
+    """The weighted terms of the module docstring; those of weight 0 are left out."""
+    images, codes, shares, cover = (t.to(device) for t in (batch.images, batch.codes, batch.parts, batch.cover))
     texts = batch.captions + [prompt for prompts in batch.prompts for prompt in prompts]
-    # bf16 for the towers only; similarities and losses in fp32
-    with torch.autocast(device.type, torch.bfloat16):
+    # on a GPU, bf16 for the towers only; on two CPUs a step took half as long again in bf16 as in fp32
+    fast = partial(torch.autocast, device.type, torch.bfloat16, enabled=device.type != "cpu")
+    with fast():
         text = normalize(model.encode_text(tokenizer(texts).to(device)).float())
         cls, tokens, _ = backbone.tokens(images)
         projected = backbone.project(tokens)
-    cls = normalize(cls.float())
+    cls, tokens = normalize(cls.float()), tokens.float()
     captions, prompts, background = text.split([len(images), int(CARDINALITIES.sum()), 1])
     scale = model.logit_scale.exp().clamp(max=100.0)
     patches = normalize(projected.float())
     similarity = patches @ prompts.T  # (B, N, V)
-    weight = (similarity / 0.07 + cover.clamp(min=1e-4).log()[..., None]).softmax(1)
+
+    def told(embedding: Tensor) -> Tensor:
+        return attribute_loss(scale * embedding @ prompts.T, codes)
+
+    def patch() -> Tensor:
+        weight = (similarity / 0.07 + cover.clamp(min=1e-4).log()[..., None]).softmax(1)
+        return attribute_loss(scale * (weight * similarity).sum(1), codes)
+
+    def place() -> Tensor:
+        logits = torch.cat([similarity[..., : CARDINALITIES[0]], patches @ background.T], -1)
+        return place_loss(scale * logits, cover, codes[:, 0])
+
+    def zoom() -> Tensor:
+        assert batch.zoomed is not None  # weights.zoom asks for both
+        assert batch.region is not None
+        with torch.no_grad(), fast():
+            target = normalize(backbone.embed(batch.zoomed.to(device)).float())
+        return zoom_loss(patches, batch.region.to(device), target, scale)
+
     bird = normalize(torch.einsum("bn,bne->be", cover, patches))
-    place = torch.cat([similarity[..., : CARDINALITIES[0]], patches @ background.T], -1)
-    return {
-        "caption": clip_loss(cls, captions, scale),
-        "attribute": 4.0 * attribute_loss(scale * cls @ prompts.T, codes),
-        "patch": 2.8 * attribute_loss(scale * (weight * similarity).sum(1), codes),
-        "bird": 0.8 * clip_loss(bird, captions, scale) + 3.2 * attribute_loss(scale * bird @ prompts.T, codes),
-        "place": place_loss(scale * place, cover, codes[:, 0]),
-        "pair": 2.0 * pair_loss(normalize(tokens.float()), cover),
+    salient = soap_token(tokens, cover > 0.25, model.visual.proj)
+    terms: dict[str, Callable[[], Tensor]] = {
+        "caption": lambda: clip_loss(cls, captions, scale),
+        "attribute": lambda: told(cls),
+        "patch": patch,
+        "bird_caption": lambda: clip_loss(bird, captions, scale),
+        "bird_attribute": lambda: told(bird),
+        "place": place,
+        "pair": lambda: pair_loss(normalize(tokens), cover),
+        "part": lambda: part_loss(scale * similarity, shares, codes),
+        "soap_caption": lambda: clip_loss(salient, captions, scale),
+        "soap_attribute": lambda: told(salient),
+        "zoom": zoom,
     }
+    return {name: weight * terms[name]() for name, weight in asdict(weights).items() if weight}
 
 
 # ------------------------------------------------------------------------------------------------- training
@@ -252,6 +129,19 @@ def build_model() -> tuple[Any, Any]:
     """The untrained model and its tokenizer, as open_clip makes them from `MODEL_CONFIG`."""
     model = open_clip.CLIP(**json.loads(json.dumps(MODEL_CONFIG)))
     return model, open_clip.SimpleTokenizer(context_length=MODEL_CONFIG["text_cfg"]["context_length"])
+
+
+def forget_cls(visual: Any) -> None:
+    """Draw anew what forms the CLS embedding and no patch token of the value path, as open_clip does at first.
+
+    Blocks before the last do let patches look at CLS, whose token and place are drawn anew too.
+    """
+    width = visual.class_embedding.shape[0]
+    with torch.no_grad():
+        visual.class_embedding.normal_(std=width**-0.5)
+        visual.positional_embedding[0].normal_(std=width**-0.5)
+        torch.nn.init.xavier_uniform_(visual.transformer.resblocks[-1].attn.in_proj_weight[: 2 * width])
+        visual.transformer.resblocks[-1].attn.in_proj_bias[: 2 * width].zero_()
 
 
 def _optimizer(model: Any, config: PretrainConfig) -> torch.optim.AdamW:
@@ -280,87 +170,150 @@ def save_checkpoint(folder: Path, model: Any, optimizer: torch.optim.AdamW, step
     temporary.replace(folder / "checkpoint.safetensors")
 
 
-def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.AdamW) -> int:
-    """Restore what `save_checkpoint` wrote; returns the next step, 0 where there is no checkpoint."""
-    from safetensors import safe_open
+def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.AdamW, config: PretrainConfig) -> int:
+    """Restore what `save_checkpoint` wrote; returns the next step, 0 where there is no checkpoint.
 
+    Raises:
+        ValueError: if it is of another configuration.
+    """
     path = folder / "checkpoint.safetensors"
     if not path.is_file():
         return 0
-    with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
+    metadata = _metadata(path)
+    if (made := json.loads(metadata["config"])) != asdict(config):
+        other = sorted(name for name in asdict(config) if made.get(name) != asdict(config)[name])
+        raise ValueError(f"{path} was made with another {', '.join(other)}; give the same, or another folder")
     tensors = load_file(path)
     model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
     for name, parameter in model.named_parameters():
         if f"exp_avg/{name}" in tensors:
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(float(metadata["step"])),
                 "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
             }
-    return step
+    return int(metadata["step"])
 
 
-def export(model: Any, folder: Path, config: PretrainConfig) -> None:
-    """Write an ordinary open_clip model folder: config, and fp16 weights that say how they were made."""
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
+def export(model: Any, folder: Path, stages: Sequence[dict[str, Any]]) -> None:
+    """Write an ordinary open_clip model folder: config, and fp16 weights that say how they were made, by stages."""
     folder.mkdir(parents=True, exist_ok=True)
     described = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": PREPROCESS_CONFIG}
     (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors", metadata={"pretraining": json.dumps(asdict(config))})
+    metadata = {"pretraining": json.dumps(stages[-1]), "stages": json.dumps(stages)}
+    save_file(weights, folder / "open_clip_model.tmp", metadata=metadata)
+    (folder / "open_clip_model.tmp").replace(folder / "open_clip_model.safetensors")
+
+
+def stages_of(folder: Path) -> list[dict[str, Any]]:
+    """How an exported model was made, one configuration for each stage; of older files the last is known."""
+    metadata = _metadata(folder / "open_clip_model.safetensors")
+    return json.loads(metadata.get("stages") or f"[{metadata['pretraining']}]")  # type: ignore[no-any-return]
 
 
 def pretrain(
-    config: PretrainConfig, folder: Path, device: str = "cpu", save_every: int = 250, init: Path | None = None
+    config: PretrainConfig,
+    folder: Path,
+    device: str = "cpu",
+    save_every: int = 250,
+    init: Path | None = None,
+    pool_folder: Path | None = None,
 ) -> Any:
     """Train, log to `log.csv`, checkpoint every `save_every` steps, export to `folder/model`; resumes by itself.
 
-    `init` is an exported model folder to begin from, instead of random weights.
+    `init` is an exported model folder to begin from, instead of random weights; `pool_folder` is where the rendered
+    birds are or shall be, `folder` by default.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pool = render_pool(config, folder)
+    pool = render_pool(config, pool_folder or folder)
     torch.manual_seed(config.seed)
     model, tokenizer = build_model()
+    stages = [asdict(config)]
     if init is not None:
         weights = load_file(init / "open_clip_model.safetensors")
         model.load_state_dict({name: value.float() for name, value in weights.items()})
+        stages = [*stages_of(init), *stages]
+    if config.fresh_cls:
+        forget_cls(model.visual)
     model.to(device)
     backbone = Backbone(model, tokenizer, PREPROCESS_CONFIG["mean"], PREPROCESS_CONFIG["std"], "birds").to(device)
     optimizer = _optimizer(model, config)
-    first = load_checkpoint(folder, model, optimizer)
+    first = load_checkpoint(folder, model, optimizer, config)
     begun = time.time()
     with (folder / "log.csv").open("a") as log:
-        for step, batch in batches(first, pool, config):
+        for step, batch in batches(first, pool, config, MODEL_CONFIG["vision_cfg"]):
             for group in optimizer.param_groups:
                 group["lr"] = _lr(step, config)
-            terms = losses(model, tokenizer, batch, backbone, torch.device(device))
-            loss = torch.stack(list(terms.values())).sum()
+            terms = losses(model, tokenizer, batch, backbone, config.weights, torch.device(device))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.stack(list(terms.values())).sum().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+            if step == 0:
+                print("step", *terms, "logit_scale", "images/s", sep=",", file=log)
             if step % 25 == 0:
                 row = ",".join(f"{term.item():.4f}" for term in terms.values())
                 speed = (step - first + 1) * config.batch_size / (time.time() - begun)
                 print(f"{step},{row},{model.logit_scale.exp().item():.2f},{speed:.0f}", file=log, flush=True)
             if (step + 1) % save_every == 0 or step + 1 == config.steps:
                 save_checkpoint(folder, model, optimizer, step + 1, config)
-                export(model, folder / "model", config)
+                export(model, folder / "model", stages)
     return model
 
 
-def main() -> None:
-    """Command line; see the module docstring."""
+def parse_weights(assignments: Sequence[str]) -> Weights:
+    """["attribute=0.5", ...] -> the default weights with these changed; ValueError for an unknown term or no number."""
+    known, changed = [term.name for term in fields(Weights)], {}
+    for assignment in assignments:
+        name, _, value = assignment.partition("=")
+        try:
+            changed[choose("term of the loss", name, known)] = float(value)
+        except ValueError as error:
+            raise ValueError(f"--weight wants NAME=NUMBER, got {assignment!r}: {error}") from None
+    return replace(Weights(), **changed)
+
+
+SETTINGS = ("steps", "lr", "warmup", "pool", "strangers", "seed")
+"""Fields of the configuration that are options of the command line."""
+
+
+def command_of(stage: dict[str, Any]) -> str:
+    """The command, but for its folders, that makes a stage of `stages_of`; a field that the stage lacks is as today."""
+    words = [f"--{name} {stage[name]}" for name in SETTINGS if stage.get(name) not in (None, getattr(DEFAULTS, name))]
+    words += ["--fresh-cls"] if stage.get("fresh_cls") else []
+    weights = stage.get("weights", {})
+    changed = [f"{name}={value:g}" for name, value in weights.items() if value != getattr(DEFAULTS.weights, name)]
+    return " ".join(["python -m tools.pretrain", *words, *(["--weight", *changed] if changed else [])])
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, PretrainConfig]:
+    """The command line, and the configuration that it asks for."""
     parser = argparse.ArgumentParser(prog="python -m tools.pretrain", description="Pretrain the bundled CLIP.")
-    parser.add_argument("--out", type=Path, required=True, help="working folder: pool, checkpoint, log, model/")
-    parser.add_argument("--steps", type=int, default=PretrainConfig.steps)
-    parser.add_argument("--lr", type=float, default=PretrainConfig.lr)
+    parser.add_argument("--out", type=Path, required=True, help="working folder: checkpoint, log, model/")
+    parser.add_argument("--pool-at", type=Path, help="folder of the rendered birds, default: that of --out")
     parser.add_argument("--init", type=Path, help="exported model folder to begin from")
-    parser.add_argument("--seed", type=int, default=PretrainConfig.seed)
+    parser.add_argument("--weight", nargs="+", default=[], metavar="TERM=NUMBER", help="weights of terms of the loss")
+    for name in SETTINGS:
+        default = getattr(DEFAULTS, name)
+        parser.add_argument(f"--{name}", type=type(default), default=default, help="default: %(default)s")
+    parser.add_argument("--fresh-cls", action="store_true", help="CLS learns anew where to look")
+    parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints, default: %(default)s")
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    config = PretrainConfig(steps=args.steps, lr=args.lr, seed=args.seed)
-    pretrain(config, args.out, args.device, init=args.init)
+    args = parser.parse_args(argv)
+    named = {name: getattr(args, name) for name in (*SETTINGS, "fresh_cls")}
+    return args, PretrainConfig(**named, weights=parse_weights(args.weight))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; see the module docstring."""
+    args, config = parse(argv)
+    pretrain(config, args.out, args.device, args.save_every, args.init, args.pool_at)
 
 
 if __name__ == "__main__":

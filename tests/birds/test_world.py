@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from clipviz.birds.world import ATTRIBUTE_NAMES, ATTRIBUTES, SPECIES, decode, encode
+from tools import pool
 from tools.pretraining_data import CARDINALITIES, MIN_DISTANCE, SPECIES_CODES, distance_to_species, sample_attributes
+from tools.recipe import PretrainConfig
 
 
 def slow_distance(code):
@@ -29,11 +31,8 @@ def test_without_the_rejection_neighbours_would_occur():
 
 
 def test_the_pool_that_pretraining_renders_is_such_a_sample(tmp_path, monkeypatch):
-    from tools import pretrain
-
-    config = pretrain.PretrainConfig(pool=4000)
-    monkeypatch.setattr(pretrain, "_render_chunk", _render_nothing)
-    codes = pretrain.render_pool(config, tmp_path, workers=1).codes
+    monkeypatch.setattr(pool, "_render_chunk", _render_nothing)
+    codes = pool.render_pool(PretrainConfig(pool=4000), tmp_path, workers=1).codes
     assert codes.shape == (4000, len(ATTRIBUTES))
     assert min(slow_distance(code) for code in codes) >= MIN_DISTANCE
 

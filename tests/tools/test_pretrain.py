@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from clipviz.backbone import load_backbone
+from clipviz.backbone import Backbone, load_backbone
+from clipviz.backbone.tower import value_path
+from clipviz.backbone.weights import BUNDLED
 from clipviz.birds.render import IMAGE_SIDE
 from clipviz.birds.world import ATTRIBUTES
+from tests.tiny import ToyDataset, make_tiny_backbone, microclip
+from tools import pool as rendering
 from tools import pretrain as module
-from tools.losses import attribute_loss, clip_loss, pair_loss, place_loss
-from tools.pretrain import PretrainConfig, make_batch, pretrain, render_pool
+from tools.pool import add_strangers, make_batch, part_shares, render_pool
+from tools.pretrain import command_of, forget_cls, parse_weights, pretrain, soap_token, stages_of
 from tools.pretraining_data import CARDINALITIES
+from tools.recipe import PretrainConfig, Weights
 
 CONFIG = PretrainConfig(steps=6, batch_size=8, warmup=2, pool=24)
 SMALL = {
@@ -26,6 +31,8 @@ SMALL = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
     "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
+VISION = SMALL["vision_cfg"]
+EVERY_TERM = Weights(part=2.0, soap_caption=0.8, soap_attribute=3.2, zoom=1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -58,12 +65,13 @@ def interrupt_at(step, monkeypatch):
 
 
 def test_interrupted_and_resumed_is_undisturbed_to_the_bit(with_pool, tmp_path, monkeypatch):
-    expected = pretrain(CONFIG, tmp_path / "whole", save_every=2)
+    config = replace(CONFIG, weights=EVERY_TERM, strangers=0.5, fresh_cls=True)
+    expected = pretrain(config, tmp_path / "whole", save_every=2)
     with monkeypatch.context() as patch:
         interrupt_at(3, patch)  # after the checkpoint of step 2
         with pytest.raises(ConnectionError):
-            pretrain(CONFIG, tmp_path / "broken", save_every=2)
-    model = pretrain(CONFIG, tmp_path / "broken", save_every=2)
+            pretrain(config, tmp_path / "broken", save_every=2)
+    model = pretrain(config, tmp_path / "broken", save_every=2)
     for (name, value), other in zip(model.state_dict().items(), expected.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
     one, other = (load_file(tmp_path / folder / "checkpoint.safetensors") for folder in ("whole", "broken"))
@@ -100,8 +108,55 @@ def test_training_can_begin_from_an_exported_model(with_pool, tmp_path):
         torch.testing.assert_close(value, other, atol=2e-3, rtol=1e-3, msg=name)  # it went through fp16
 
 
+def test_an_exported_model_tells_its_stages(with_pool, tmp_path):
+    first = replace(CONFIG, steps=1)
+    second = replace(CONFIG, steps=2, weights=EVERY_TERM, strangers=0.5, fresh_cls=True)
+    pretrain(first, tmp_path / "first")
+    pretrain(second, tmp_path / "second", init=tmp_path / "first" / "model")
+    assert stages_of(tmp_path / "second" / "model") == [asdict(first), asdict(second)]
+    with safe_open(tmp_path / "second" / "model" / "open_clip_model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["pretraining"]) == asdict(second)
+    assert [stage["steps"] for stage in stages_of(BUNDLED)] == [7300]  # of older files the last stage is known
+
+
+def test_a_stage_tells_the_command_that_makes_it():
+    assert command_of(asdict(PretrainConfig())) == "python -m tools.pretrain"
+    config = PretrainConfig(steps=1300, lr=7e-4, strangers=0.5, fresh_cls=True, weights=EVERY_TERM)
+    words = command_of(asdict(config)).split()[3:]
+    assert module.parse([*words, "--out", "x"])[1] == config
+    old = {"steps": 7300, "batch_size": 128, "lr": 1.5e-3, "seed": 3, "note": "an older file has no weights"}
+    assert command_of(old) == "python -m tools.pretrain --seed 3"
+
+
+def test_another_recipe_does_not_go_on_from_a_checkpoint(with_pool, tmp_path):
+    pretrain(replace(CONFIG, steps=1), tmp_path)
+    with pytest.raises(ValueError, match="made with another steps, weights; give the same"):
+        pretrain(replace(CONFIG, steps=2, weights=EVERY_TERM), tmp_path)
+
+
+def test_a_fresh_cls_changes_no_patch_token_of_the_last_block():
+    torch.manual_seed(0)
+    model, tokenizer = module.build_model()
+    backbone = Backbone(model, tokenizer, [0.5] * 3, [0.25] * 3, "birds")
+    x = torch.randn(2, 17, 64)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        patches, cls = value_path(model.visual, x), backbone.embed(images)
+        forget_cls(model.visual)
+        assert torch.equal(value_path(model.visual, x), patches)
+        assert (backbone.embed(images) * cls).sum(1).max() < 0.999
+
+
+def test_weights_are_told_by_name():
+    assert parse_weights([]) == Weights()
+    assert parse_weights(["attribute=0.5", "zoom=1"]) == replace(Weights(), attribute=0.5, zoom=1.0)
+    for wrong, said in (("atribute=1", "atribute"), ("part", "'part'"), ("part=much", "'part=much'")):
+        with pytest.raises(ValueError, match=f"NAME=NUMBER.*{said}"):
+            parse_weights([wrong])
+
+
 def test_the_loss_falls(with_pool, tmp_path):
-    config = replace(CONFIG, steps=30, batch_size=16, lr=3e-3)
+    config = replace(CONFIG, steps=30, batch_size=16, lr=3e-3, weights=EVERY_TERM)
     losses = []
     original = module.losses
 
@@ -117,8 +172,9 @@ def test_the_loss_falls(with_pool, tmp_path):
         module.losses = before
     assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
     rows = list(csv.reader((tmp_path / "log.csv").open()))
-    assert [row[0] for row in rows] == ["0", "25"]
-    assert sum(map(float, rows[0][1:7])) == pytest.approx(losses[0], rel=1e-3)
+    assert [row[0] for row in rows] == ["step", "0", "25"]
+    assert rows[0] == ["step", *(field.name for field in fields(Weights)), "logit_scale", "images/s"]
+    assert sum(map(float, rows[1][1:12])) == pytest.approx(losses[0], rel=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------- data
@@ -128,10 +184,10 @@ def test_the_pool_is_rendered_once_and_again_if_it_changed(tmp_path, monkeypatch
     pool = render_pool(CONFIG, tmp_path, workers=1)
     assert pool.images.shape == (24, IMAGE_SIDE, IMAGE_SIDE, 3)
     assert pool.images.std(axis=(1, 2, 3)).min() > 0  # every one was painted
-    assert pool.cover.max(axis=(1, 2)).tolist() == [255] * 24  # the bird fills at least one cell
-    assert pool.cover.mean(axis=(1, 2)).max() < 0.6 * 255
+    assert (pool.parts > 0).any(axis=(1, 2)).all()  # there is a bird
+    assert (pool.parts > 0).mean(axis=(1, 2)).max() < 0.6
     kept = [np.array(column) for column in pool]
-    monkeypatch.setattr(module, "_render_chunk", None)
+    monkeypatch.setattr(rendering, "_render_chunk", None)
     for column, expected in zip(render_pool(CONFIG, tmp_path, workers=1), kept, strict=True):
         np.testing.assert_array_equal(column, expected)
     monkeypatch.undo()
@@ -140,8 +196,8 @@ def test_the_pool_is_rendered_once_and_again_if_it_changed(tmp_path, monkeypatch
 
 
 def test_a_batch_depends_on_the_step_and_the_seed_only(pool):
-    make_batch(0, pool, CONFIG)
-    one, same, other = (make_batch(step, pool, CONFIG) for step in (5, 5, 6))
+    make_batch(0, pool, CONFIG, VISION)
+    one, same, other = (make_batch(step, pool, CONFIG, VISION) for step in (5, 5, 6))
     assert torch.equal(one.images, same.images)
     assert torch.equal(one.cover, same.cover)
     assert (one.captions, one.prompts) == (same.captions, same.prompts)
@@ -156,7 +212,7 @@ def test_a_batch_depends_on_the_step_and_the_seed_only(pool):
 
 
 def test_captions_belong_to_their_images(pool):
-    batch = make_batch(3, pool, CONFIG)
+    batch = make_batch(3, pool, CONFIG, VISION)
     for caption, code in zip(batch.captions, batch.codes.tolist(), strict=True):
         plan = ATTRIBUTES["plan"][code[0]]
         assert plan in caption or "bird" in caption
@@ -164,78 +220,74 @@ def test_captions_belong_to_their_images(pool):
         assert not others & set(caption.replace(",", " ").replace(":", " ").split())
 
 
-def test_the_coverage_of_a_view_is_that_of_its_patches():
-    """A white square on black is bird where it is white, whatever the crop and the mirror."""
-    image = np.zeros((IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
-    image[40:120, 20:80] = 255
-    cover = image[..., 0].reshape(40, 4, 40, 4).mean((1, 3)).astype(np.uint8)
+def test_the_shares_of_a_view_are_those_of_its_pixels():
+    """A white wing on black is a wing where it is white, whatever the crop and the mirror."""
+    image, parts = np.zeros((IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8), np.zeros((IMAGE_SIDE, IMAGE_SIDE), np.uint8)
+    image[40:120, 20:80], parts[40:120, 20:80] = 255, 2
     for seed in range(20):
-        view, covered = module._view(image, cover, np.random.default_rng(seed), 64, 8, whole=0.3)
-        expected = view[..., 0].reshape(8, 8, 8, 8).mean((1, 3))
-        assert np.abs(covered.astype(float) - expected).max() < 0.2 * 255  # cells are coarser than pixels
+        rng = np.random.default_rng(seed)
+        box, mirror = rendering._view_box(IMAGE_SIDE, rng, whole=0.3), bool(rng.random() < 0.5)
+        view, shown = rendering._cut(image, parts, box, 64, mirror)
+        shares = part_shares(shown, 8)
+        expected = view[..., 0].reshape(8, 8, 8, 8).mean((1, 3)).ravel() / 255
+        assert shares.shape == (64, 14)
+        assert np.abs(shares[:, 2] - expected).max() < 0.1  # one is cut bicubically, the other to the nearest
+        np.testing.assert_allclose(shares[:, 0] + shares[:, 2], 1.0)
 
 
-# ------------------------------------------------------------------------------------------------- loss
+def test_the_region_of_a_zoom_is_where_its_pixels_are(pool):
+    """A region that is painted white: its patches are white, and what is zoomed to is white all over."""
+    config = replace(CONFIG, weights=EVERY_TERM, whole=0.5)
+    for step in range(3):
+        batch = make_batch(step, pool, config, VISION)
+        assert batch.zoomed.shape == batch.images.shape
+        assert batch.region.shape == batch.cover.shape
+        sides = batch.region.sum(1).sqrt() / 4
+        assert 0.39 < sides.min() <= sides.max() < 0.71
+    for mirror in (False, True):
+        box, region = (20.0, 0.0, 148.0, 128.0), (52.0, 32.0, 100.0, 80.0)
+        image = np.zeros((IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
+        image[32:80, 52:100] = 255
+        view, _ = rendering._cut(image, image[..., 0], box, 32, mirror)
+        share = rendering._region_share(box, region, 4, mirror)
+        np.testing.assert_allclose(share, view[..., 0].reshape(4, 8, 4, 8).mean((1, 3)).ravel() / 255, atol=0.1)
+        assert rendering._cut(image, image[..., 0], region, 32, mirror)[0].min() > 230
 
 
-def test_the_place_loss_is_that_of_a_slow_loop():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 4, 4, generator=generator)  # three plans and the background
-    cover, plan = torch.tensor([[1.0, 0.6, 0.3, 0.0], [0.0, 0.02, 0.5, 0.4]]), torch.tensor([2, 0])
-    inside, outside = [], []
-    for b in range(2):
-        for n in range(4):
-            log_probs = logits[b, n] - logits[b, n].exp().sum().log()
-            if cover[b, n] >= 0.5:
-                inside.append(-log_probs[plan[b]])
-            elif cover[b, n] <= 0.05:
-                outside.append(-log_probs[3])
-    expected = 0.5 * (sum(inside) / len(inside) + sum(outside) / len(outside))
-    torch.testing.assert_close(place_loss(logits, cover, plan), expected)
-    assert place_loss(logits, torch.full_like(cover, 0.3), plan) == 0  # nothing but edges
+def test_strangers_leave_the_bird_alone_and_bring_what_other_birds_show(pool):
+    changed = 0
+    for i in range(8):
+        image, parts = pool.images[i], pool.parts[i]
+        other = add_strangers(image, parts, pool, np.random.default_rng(i))
+        np.testing.assert_array_equal(other[parts > 0], image[parts > 0])
+        changed += (other != image).any()
+    assert changed >= 6
+    none, all_ = (make_batch(0, pool, replace(CONFIG, strangers=share, whole=1.0), VISION) for share in (0.0, 1.0))
+    assert torch.equal(make_batch(0, pool, replace(CONFIG, whole=1.0), VISION).images, none.images)
+    assert not torch.equal(none.images, all_.images)
 
 
-def test_the_pair_loss_is_that_of_a_slow_loop():
-    generator = torch.Generator().manual_seed(1)
-    tokens = F.normalize(torch.randn(2, 5, 3, generator=generator), dim=-1)
-    cover = torch.tensor([[1.0, 0.7, 0.3, 0.0, 0.01], [0.0, 0.0, 0.9, 0.5, 0.2]])
-    terms = {"bird": [], "background": [], "across": []}
-    for b in range(2):
-        for i in range(5):
-            for j in range(5):
-                cosine = float(tokens[b, i] @ tokens[b, j])
-                if cover[b, i] >= 0.5 and cover[b, j] >= 0.5:
-                    terms["bird"].append(max(0.0, 0.6 - cosine))
-                elif cover[b, i] <= 0.05 and cover[b, j] <= 0.05:
-                    terms["background"].append(max(0.0, 0.6 - cosine))
-                elif cover[b, i] >= 0.5 and cover[b, j] <= 0.05:
-                    terms["across"].append(max(0.0, cosine))
-    expected = np.mean([np.mean(values) for values in terms.values()])
-    assert pair_loss(tokens, cover).item() == pytest.approx(expected, rel=1e-5)
+def test_soaps_token_is_that_of_microclip_before_training():
+    method = microclip(make_tiny_backbone())
+    data = ToyDataset(4)
+    images = torch.from_numpy(np.stack([np.asarray(data.image(i).resize((32, 32))) for i in range(4)]))
+    tokens = method.backbone.tokens(images.permute(0, 3, 1, 2).float() / 255)
+    fg = method.foreground(tokens)
+    torch.testing.assert_close(soap_token(tokens.patches, fg.mask, method.backbone.visual.proj), fg.embedding)
 
 
-def test_the_contrastive_loss_is_that_of_a_slow_loop():
-    torch.manual_seed(0)
-    images, texts = (F.normalize(torch.randn(5, 7), dim=-1) for _ in range(2))
-    scale, total = 3.0, 0.0
-    for i in range(5):
-        rows = torch.stack([scale * images[i] @ texts[j] for j in range(5)])
-        columns = torch.stack([scale * images[j] @ texts[i] for j in range(5)])
-        total -= rows[i] - rows.exp().sum().log() + columns[i] - columns.exp().sum().log()
-    torch.testing.assert_close(clip_loss(images, texts, torch.tensor(scale)), total / 10)
-
-
-def test_the_attribute_loss_compares_the_values_of_one_attribute_only():
-    codes = torch.tensor([[1] * len(CARDINALITIES), [0] * len(CARDINALITIES)])
-    logits = torch.zeros(2, int(CARDINALITIES.sum()))
-    expected = np.log(CARDINALITIES).mean()
-    assert attribute_loss(logits, codes).item() == pytest.approx(expected, rel=1e-6)
-    starts = np.concatenate([[0], np.cumsum(CARDINALITIES)[:-1]])
-    for row, code in enumerate(codes):
-        logits[row, torch.from_numpy(starts) + code] = 50.0
-    assert attribute_loss(logits, codes).item() == pytest.approx(0.0, abs=1e-6)
-    # whatever another attribute's values score is of no concern
-    assert attribute_loss(logits + 7.0, codes).item() == pytest.approx(0.0, abs=1e-6)
+def test_only_terms_with_a_weight_are_computed_and_weights_multiply(pool):
+    model, tokenizer = module.build_model()
+    backbone = Backbone(model, tokenizer, [0.5] * 3, [0.25] * 3, "birds")
+    batch = make_batch(0, pool, replace(CONFIG, weights=EVERY_TERM), VISION)
+    once, thrice = (
+        module.losses(model, tokenizer, batch, backbone, weights, torch.device("cpu"))
+        for weights in (EVERY_TERM, replace(EVERY_TERM, part=6.0, attribute=0.0))
+    )
+    assert list(once) == [field.name for field in fields(Weights)]
+    assert set(once) - set(thrice) == {"attribute"}
+    for name, value in thrice.items():
+        assert value.item() == pytest.approx(once[name].item() * (3 if name == "part" else 1), rel=1e-4), name
 
 
 def test_the_schedule_warms_up_and_ends_at_a_hundredth():
