@@ -17,7 +17,7 @@ from torch import Tensor
 from clipviz.birds.domains import SHIFTS, render_image
 from clipviz.birds.render import IMAGE_SIDE, PART_NAMES
 from clipviz.birds.world import ATTRIBUTE_NAMES
-from tools.pretraining_data import attribute_prompts, background_prompt, caption, sample_attributes
+from tools.pretraining_data import FROM_AFAR, attribute_prompts, background_prompt, caption, sample_attributes
 from tools.recipe import PretrainConfig
 
 ZOOM = (0.4, 0.7)
@@ -79,6 +79,7 @@ class TrainBatch(NamedTuple):
         images: (B, 3, S, S) in [0, 1].
         parts: (B, N, P) in [0, 1], share of each patch that shows each part; part 0 is all that is not the bird.
         captions: B sentences.
+        coarse: image -> another caption of it, for CLS, that leaves the details out.
         codes: (B, A) attribute indices.
         prompts: for every attribute one prompt per value; the last entry is one prompt for the background.
         zoomed: (B, 3, S, S), a region of each view enlarged, or None where it is not asked for.
@@ -88,6 +89,7 @@ class TrainBatch(NamedTuple):
     images: Tensor
     parts: Tensor
     captions: list[str]
+    coarse: dict[int, str]
     codes: Tensor
     prompts: list[list[str]]
     zoomed: Tensor | None
@@ -198,11 +200,14 @@ def make_batch(step: int, pool: Pool, config: PretrainConfig, vision: dict[str, 
             zoomed.append(_cut(image, parts, region, size, mirror)[0])
             regions.append(_region_share(box, region, grid, mirror))
     captions = [caption(pool.codes[i], rng) for i in index]
+    is_coarse = np.flatnonzero(rng.random(len(index)) < config.coarse)
+    coarse = {int(i): caption(pool.codes[index[i]], rng, FROM_AFAR) for i in is_coarse}
     prompts = [attribute_prompts(name, rng) for name in ATTRIBUTE_NAMES] + [[background_prompt(rng)]]
     return TrainBatch(
         _jitter(_pixels(views), rng),
         torch.from_numpy(np.stack(shares)),
         captions,
+        coarse,
         torch.from_numpy(pool.codes[index]),
         prompts,
         _pixels(zoomed) if zoomed else None,

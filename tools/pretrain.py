@@ -25,7 +25,8 @@ tokens words, as large CLIPs have: microCLIP's [FG] token lives on them. The pla
 free, a small tower keeps what it knows about the bird in the idle patches of the background, and the likeness of two
 patches, which NCut cuts by, is mostly that of their positions. Plain contrastive learning alone is slow to find small
 parts; the attribute term is still language supervision, and the evaluation species and their near neighbours never
-occur. `--strangers` pastes pieces of other birds beside and behind the bird in a share of the views.
+occur. `--strangers` pastes pieces of other birds beside and behind the bird in a share of the views, and `--coarse`
+leaves the details out of a share of the captions that CLS reads, as captions of photographs mostly do.
 
 A run begins from an exported model with `--init`; the exported file tells the whole chain of such stages.
 """
@@ -73,7 +74,7 @@ def losses(
 ) -> dict[str, Tensor]:
     """The weighted terms of the module docstring; those of weight 0 are left out."""
     images, codes, shares, cover = (t.to(device) for t in (batch.images, batch.codes, batch.parts, batch.cover))
-    texts = batch.captions + [prompt for prompts in batch.prompts for prompt in prompts]
+    texts = batch.captions + [prompt for prompts in batch.prompts for prompt in prompts] + list(batch.coarse.values())
     # on a GPU, bf16 for the towers only; on two CPUs a step took half as long again in bf16 as in fp32
     fast = partial(torch.autocast, device.type, torch.bfloat16, enabled=device.type != "cpu")
     with fast():
@@ -81,7 +82,9 @@ def losses(
         cls, tokens, _ = backbone.tokens(images)
         projected = backbone.project(tokens)
     cls, tokens = normalize(cls.float()), tokens.float()
-    captions, prompts, background = text.split([len(images), int(CARDINALITIES.sum()), 1])
+    sizes = [len(images), int(CARDINALITIES.sum()), 1, len(batch.coarse)]
+    captions, prompts, background, coarse = text.split(sizes)
+    from_afar = captions.index_copy(0, torch.tensor(list(batch.coarse), device=device, dtype=torch.long), coarse)
     scale = model.logit_scale.exp().clamp(max=100.0)
     patches = normalize(projected.float())
     similarity = patches @ prompts.T  # (B, N, V)
@@ -107,7 +110,7 @@ def losses(
     bird = normalize(torch.einsum("bn,bne->be", cover, patches))
     salient = soap_token(tokens, cover > 0.25, model.visual.proj)
     terms: dict[str, Callable[[], Tensor]] = {
-        "caption": lambda: clip_loss(cls, captions, scale),
+        "caption": lambda: clip_loss(cls, from_afar, scale),
         "attribute": lambda: told(cls),
         "patch": patch,
         "bird_caption": lambda: clip_loss(bird, captions, scale),
@@ -279,7 +282,7 @@ def parse_weights(assignments: Sequence[str]) -> Weights:
     return replace(Weights(), **changed)
 
 
-SETTINGS = ("steps", "lr", "warmup", "pool", "strangers", "seed")
+SETTINGS = ("steps", "lr", "warmup", "pool", "strangers", "coarse", "seed")
 """Fields of the configuration that are options of the command line."""
 
 

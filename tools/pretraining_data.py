@@ -7,6 +7,8 @@ in fewer than `MIN_DISTANCE` attributes never occurs, so recognising a species t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from clipviz.birds.dataset import TEMPLATES
@@ -28,6 +30,8 @@ _CAPTIONS = (
     "a close-up of a {bird} that has {parts}",
 )
 _PROMPTS = ("a bird with {}", "a photo of a bird with {}", "this bird has {}", "a bird that has {}", "{}")
+FROM_AFAR = ("body", "wing")
+"""What a coarse caption speaks of, besides the plan."""
 _BACKGROUNDS = ("the background", "an empty background", "background without a bird", "leaves, sky or ground, no bird")
 
 
@@ -62,10 +66,10 @@ def background_prompt(rng: np.random.Generator) -> str:
     return _BACKGROUNDS[rng.integers(len(_BACKGROUNDS))]
 
 
-def caption(code: np.ndarray, rng: np.random.Generator) -> str:
-    """A caption that names two to five attributes of a bird (A,), in random order and wording."""
+def caption(code: np.ndarray, rng: np.random.Generator, among: Sequence[str] = ATTRIBUTE_NAMES[1:]) -> str:
+    """A caption that names two to five attributes of a bird (A,), or all of few, in random order and wording."""
     values = decode(code)
-    chosen = rng.choice(ATTRIBUTE_NAMES[1:], size=rng.integers(2, 6), replace=False)
+    chosen = rng.choice(among, size=min(rng.integers(2, 6), len(among)), replace=False)
     bird = values["plan"] if rng.random() < 0.8 else "bird"
     first = str(chosen[0])
     if rng.random() < 0.35 and first in _ADJECTIVES and values[first] != "no":

@@ -49,6 +49,8 @@ class PretrainConfig:
         shifted: share of the pool that is mildly shifted, with severity up to `max_severity`.
         whole: share of views that are the whole picture; the others are squares of 0.5 to 0.95 of its side.
         strangers: share of views with pieces of other birds beside and behind the bird.
+        coarse: share of the captions that CLS reads which tell only what is seen from afar, the plan and large colors;
+            the terms on patches read detailed ones of the same images.
         fresh_cls: whether CLS forgets, before the first step, how it looks: its token, its place, and the queries and
             keys of the last block, on which no patch token depends.
         weights: of the terms of the loss.
@@ -65,6 +67,7 @@ class PretrainConfig:
     max_severity: float = 0.4
     whole: float = 0.5
     strangers: float = 0.0
+    coarse: float = 0.0
     fresh_cls: bool = False
     weights: Weights = field(default_factory=Weights)
     seed: int = 0

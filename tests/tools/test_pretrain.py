@@ -16,7 +16,7 @@ from clipviz.backbone import Backbone, load_backbone
 from clipviz.backbone.tower import value_path
 from clipviz.backbone.weights import BUNDLED
 from clipviz.birds.render import IMAGE_SIDE
-from clipviz.birds.world import ATTRIBUTES
+from clipviz.birds.world import ATTRIBUTES, decode
 from tests.tiny import ToyDataset, make_tiny_backbone, microclip
 from tools import pool as rendering
 from tools import pretrain as module
@@ -117,21 +117,17 @@ def test_an_exported_model_tells_its_stages(with_pool, tmp_path):
     with safe_open(tmp_path / "second" / "model" / "open_clip_model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["pretraining"]) == asdict(second)
     assert [stage["steps"] for stage in stages_of(BUNDLED)] == [7300]  # of older files the last stage is known
+    with pytest.raises(ValueError, match="made with another coarse, steps; give the same"):
+        pretrain(replace(first, steps=2, coarse=0.5), tmp_path / "first")
 
 
 def test_a_stage_tells_the_command_that_makes_it():
     assert command_of(asdict(PretrainConfig())) == "python -m tools.pretrain"
-    config = PretrainConfig(steps=1300, lr=7e-4, strangers=0.5, fresh_cls=True, weights=EVERY_TERM)
+    config = PretrainConfig(steps=1300, lr=7e-4, strangers=0.5, coarse=0.9, fresh_cls=True, weights=EVERY_TERM)
     words = command_of(asdict(config)).split()[3:]
     assert module.parse([*words, "--out", "x"])[1] == config
     old = {"steps": 7300, "batch_size": 128, "lr": 1.5e-3, "seed": 3, "note": "an older file has no weights"}
     assert command_of(old) == "python -m tools.pretrain --seed 3"
-
-
-def test_another_recipe_does_not_go_on_from_a_checkpoint(with_pool, tmp_path):
-    pretrain(replace(CONFIG, steps=1), tmp_path)
-    with pytest.raises(ValueError, match="made with another steps, weights; give the same"):
-        pretrain(replace(CONFIG, steps=2, weights=EVERY_TERM), tmp_path)
 
 
 def test_a_fresh_cls_changes_no_patch_token_of_the_last_block():
@@ -218,6 +214,33 @@ def test_captions_belong_to_their_images(pool):
         assert plan in caption or "bird" in caption
         others = set(ATTRIBUTES["plan"]) - {plan}
         assert not others & set(caption.replace(",", " ").replace(":", " ").split())
+
+
+def test_coarse_captions_leave_the_details_out_and_nothing_else_changes(pool):
+    batch = make_batch(3, pool, replace(CONFIG, batch_size=16, coarse=0.5), VISION)
+    assert batch.captions == make_batch(3, pool, replace(CONFIG, batch_size=16), VISION).captions
+    assert 0 < len(batch.coarse) < 16
+    for i, sentence in batch.coarse.items():
+        values = decode(batch.codes[i].numpy())
+        assert values["body"] in sentence or values["wing"] in sentence
+        assert not {"beak", "bill", "cap", "throat", "tail", "legs", "feet", "bars", "breast", "eye"} & set(
+            sentence.split()
+        )
+
+
+def test_cls_reads_the_coarse_captions_and_nobody_else_does(pool):
+    torch.manual_seed(0)
+    model, tokenizer = module.build_model()
+    backbone = Backbone(model, tokenizer, [0.5] * 3, [0.25] * 3, "birds")
+    batch = make_batch(0, pool, replace(CONFIG, weights=EVERY_TERM), VISION)
+    swapped = batch._replace(coarse={2: "a red bird"})
+    told = batch._replace(captions=[*batch.captions[:2], "a red bird", *batch.captions[3:]])
+    arguments = (backbone, EVERY_TERM, torch.device("cpu"))
+    plain, coarse, all_ = (module.losses(model, tokenizer, b, *arguments) for b in (batch, swapped, told))
+    assert coarse["caption"].item() == pytest.approx(all_["caption"].item(), rel=1e-4)
+    assert coarse["caption"].item() != pytest.approx(plain["caption"].item(), rel=1e-4)
+    for name in ("soap_caption", "bird_caption", "part"):
+        assert coarse[name].item() == pytest.approx(plain[name].item(), rel=1e-4)
 
 
 def test_the_shares_of_a_view_are_those_of_its_pixels():
