@@ -33,12 +33,3 @@ def worth_learning_from(prediction: np.ndarray, confidence: np.ndarray, target: 
         if seen[pair] <= 2:
             chosen.append(int(i))
     return np.array(chosen[:n], dtype=np.int64)
-
-
-def disputed(labels: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """Positions of the images for which the sources name different classes, by their labels and confidences (n,S).
-
-    They come in the order of the least sure of their sources: the surer all are, the worse the dispute.
-    """
-    found = np.flatnonzero((labels != labels[:, :1]).any(1))
-    return found[np.argsort(-confidence[found].min(1, initial=1), kind="stable")]

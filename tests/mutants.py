@@ -47,8 +47,6 @@ def complete_trace() -> Trace:
         "embeddings/images": rng.normal(size=(3, 4, 32)).astype(np.float16),
         "embeddings/index": np.arange(4),
         "embeddings/target": np.zeros(4, int),
-        "suspects/learned/images": rng.integers(0, 255, (2, 4, 4, 3)).astype(np.uint8),
-        "suspects/learned/index": np.array([1, 3]),
         "sources/crop_similarity": rng.random((n, 4), np.float32),
         "sources/crop_logits": rng.random((n, 4, N_CLASSES), np.float32),
         "sources/crop_gram": rng.random((n, 4, 4), np.float32),

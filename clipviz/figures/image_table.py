@@ -76,6 +76,17 @@ def decided(trace: Trace, samples: pd.DataFrame) -> pd.Series:
     return pd.Series(found, samples.index).where(votes.notna().all(axis=1), "")
 
 
+def disputed_rows(trace: Trace, epoch: int) -> pd.DataFrame:
+    """Those samples of an epoch on which the sources disagree, first where even the least sure of them is sure."""
+    sources, samples = source_names(trace), trace.samples
+    if len(sources) < 2:
+        return samples[:0]
+    labels, confidence = ([f"{name}_{what}" for name in sources] for what in ("label", "confidence"))
+    rows = samples[samples["epoch"] == epoch].dropna(subset=[*labels, *confidence])
+    rows = rows[rows[labels].nunique(axis=1) > 1]
+    return rows.iloc[np.argsort(-rows[confidence].min(axis=1).to_numpy(), kind="stable")]
+
+
 class Filter(NamedTuple):
     """What an image must be to pass; as it is, all pass."""
 

@@ -75,12 +75,6 @@ def decision_name(kind: str, sources: Sequence[str]) -> str:
     return f"only {kind}" if kind in sources else kind
 
 
-def named_classes(logits: np.ndarray) -> np.ndarray:
-    """The class (n,) with the largest of a source's logits (n, C); -1, none, where several share it, as in a trace."""
-    is_top = logits == logits.max(1, keepdims=True)
-    return np.where(is_top.sum(1) > 1, -1, is_top.argmax(1))
-
-
 def deciders(agrees: np.ndarray, sources: Sequence[str]) -> np.ndarray:
     """The kind of each decision (n,), by which source's own label is the pseudo-label (n, S) bool."""
     n = agrees.sum(1)

@@ -1,20 +1,6 @@
 """The record of a run: tidy tables, named arrays and one JSON of facts; no torch."""
 
 from clipviz.trace.folder import FORMAT_VERSION
-from clipviz.trace.measures import calibration_bins, calibration_error, label_accuracy, last_value
+from clipviz.trace.measures import calibration_bins, calibration_error, label_accuracy, last_value, named_classes
 from clipviz.trace.schema import TABLES, ImageGroup
 from clipviz.trace.tables import Trace, empty_table, is_by_epoch, storable_text
-
-__all__ = [
-    "FORMAT_VERSION",
-    "TABLES",
-    "ImageGroup",
-    "Trace",
-    "calibration_bins",
-    "calibration_error",
-    "empty_table",
-    "is_by_epoch",
-    "label_accuracy",
-    "last_value",
-    "storable_text",
-]

@@ -6,6 +6,12 @@ import pandas as pd
 from clipviz.trace.tables import Trace
 
 
+def named_classes(logits: np.ndarray) -> np.ndarray:
+    """The class (n,) with the largest of a source's logits (n, C); -1, none, where several share it."""
+    is_top = logits == logits.max(1, keepdims=True)
+    return np.where(is_top.sum(1) > 1, -1, is_top.argmax(1))
+
+
 def label_accuracy(trace: Trace) -> float | None:
     """Share of right pseudo-labels of the last epoch; of a stream, whose epochs are slices, of all of them."""
     if trace.meta.get("labels_are") == "online":

@@ -31,18 +31,7 @@ from clipviz.errors import inert, parse_json
 from clipviz.files import is_locked
 from clipviz.trace import schema
 from clipviz.trace.folder import FORMAT_VERSION, parse, read_folder, write_folder
-from clipviz.trace.schema import (
-    DTYPES,
-    TABLES,
-    Cache,
-    Embeddings,
-    Examples,
-    Exploration,
-    ImageGroup,
-    Sources,
-    image_group,
-    under,
-)  # fmt: skip
+from clipviz.trace.schema import DTYPES, TABLES, ImageGroup, image_group, under
 
 T = TypeVar("T")
 
@@ -90,7 +79,7 @@ class Trace:
         predictions: epoch, index, prediction, confidence, target: one row per evaluation image and epoch.
         skipped: path, reason: the files that could not be read.
         arrays: by name, as `clipviz.trace.schema.ARRAYS` lists them with their shapes; any may be absent. `probe`,
-            `highlights`, `suspects`, `sources`, `cache`, `examples`, `embeddings` and `snapshots` read them.
+            `highlights`, `sources`, `cache`, `examples`, `embeddings` and `snapshots` read them.
         meta: JSON-able facts: method, model, data, split, seed, class_names, settings, versions, ...,
             `gallery_sentences`: [position in the highlights, class, sentence, cosine] of the nearest sentences, and
             `files`: {"learned": names of the training images, "measured": of the evaluation images}, by index.
@@ -144,47 +133,44 @@ class Trace:
         return image_group(self.arrays, "gallery/")
 
     @property
-    def suspects(self) -> dict[str, ImageGroup]:
-        """Thumbnails of the images worth a look, "learned" and "measured"."""
-        return {part: image_group(self.arrays, f"suspects/{part}/") for part in ("learned", "measured")}
-
-    @property
-    def sources(self) -> Sources:
+    def sources(self) -> schema.Sources:
         """What each source of the pseudo-labels said in the last epoch."""
         own = under(self.arrays, "sources/")
         crops = [own.pop(f"crop_{name}", None) for name in ("similarity", "logits", "gram")]
         index, target = schema.places(own, len(next(iter(own.values()), ())))
-        return Sources(
+        return schema.Sources(
             index, target, {name: own[name] for name in self.meta.get("sources") or () if name in own}, *crops
         )
 
     @property
-    def cache(self) -> Cache | None:
+    def cache(self) -> schema.Cache | None:
         """The heaviest cache entries of each highlight; None of methods without a cache."""
         own = under(self.arrays, "cache/")
-        return Cache(own["labels"], own["votes"], own.get("index"), own.get("images")) if "labels" in own else None
+        found: Any = (own.get(name) for name in ("labels", "votes", "index", "images"))
+        return schema.Cache(*found) if "labels" in own else None
 
     @property
-    def examples(self) -> Examples | None:
+    def examples(self) -> schema.Examples | None:
         """What the model takes for the classes in question, if that was kept."""
         own = under(self.arrays, "examples/")
-        return Examples(own["images"], own["label"]) if "images" in own else None
+        return schema.Examples(own["images"], own["label"]) if "images" in own else None
 
     @property
-    def embeddings(self) -> Embeddings | None:
+    def embeddings(self) -> schema.Embeddings | None:
         """Where some evaluation images are, epoch by epoch, if that was kept."""
         own = under(self.arrays, "embeddings/")
-        return Embeddings(own["images"], *schema.places(own, own["images"].shape[1])) if "images" in own else None
+        images = own.get("images")
+        return None if images is None else schema.Embeddings(images, *schema.places(own, images.shape[1]))
 
     @property
-    def exploration(self) -> Exploration | None:
+    def exploration(self) -> schema.Exploration | None:
         """What can be explored of the evaluation images, if that was kept."""
         own = under(self.arrays, "exploration/")
         if "index" not in own:
             return None
         maps = {moment: under(own, f"{moment}/") for moment in ("before", "after")}
         logits, said = under(own, "logits/"), (own["top"], own["probs"])
-        return Exploration(own.get("sheet"), own["index"], own["target"], *said, logits, maps)
+        return schema.Exploration(own.get("sheet"), own["index"], own["target"], *said, logits, maps)
 
     @property
     def snapshots(self) -> dict[str, np.ndarray]:

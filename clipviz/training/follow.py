@@ -26,7 +26,7 @@ import numpy as np
 from clipviz.errors import one_line, parse_json
 from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, RunStarted, StepFinished
 from clipviz.files import lock_folder, writing
-from clipviz.trace import Trace
+from clipviz.trace import Trace, named_classes
 
 LIVE, COMMANDS = "live.json", "commands"
 OVER = ("stopped", "finished", "failed", "interrupted")
@@ -137,11 +137,8 @@ def _batch(step: StepFinished) -> dict[str, Any]:
     pseudo = step.pseudo
     columns = {"index": step.index, "target": step.target, "pseudo_label": pseudo.labels}
     rows = {name: values[:_MOST_ROWS].tolist() for name, values in columns.items()}
-    sources = {}
-    for name, logits in pseudo.sources.items():
-        top = logits[:_MOST_ROWS].amax(-1, keepdim=True)
-        is_tied = (logits[:_MOST_ROWS] == top).sum(-1) > 1  # then it names no class
-        sources[name] = logits[:_MOST_ROWS].argmax(-1).masked_fill(is_tied, -1).tolist()
+    first = {name: logits[:_MOST_ROWS].float().numpy(force=True) for name, logits in pseudo.sources.items()}
+    sources = {name: named_classes(logits).tolist() for name, logits in first.items()}
     confidence = [round(value, 4) if value == value else None for value in pseudo.probs[:_MOST_ROWS].amax(-1).tolist()]
     losses = {name: float(value) for name, value in step.losses.items()}
     return {**rows, "confidence": confidence, "sources": sources, "losses": losses}
@@ -229,12 +226,9 @@ class FollowedRun:
                 if (future := self._sent.pop(name, None)) is not None:
                     future.set_result(str(text))
             if self.status in OVER:
-                self._end()
-
-    def _end(self) -> None:
-        for future in self._sent.values():
-            future.set_result(f"the run is {self.status}")
-        self._tell(RunFinished(self.status, self.seconds, None))
+                for future in self._sent.values():
+                    future.set_result(f"the run is {self.status}")
+                self._tell(RunFinished(self.status, self.seconds, None))
 
     def _is_alive(self) -> bool:
         """Whether somebody has the folder; where its lock cannot be seen from here, whether the heart still beats."""

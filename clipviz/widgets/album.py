@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from clipviz.figures.image_table import image_table, outcomes
+from clipviz.figures.image_table import disputed_rows, image_table, outcomes
 from clipviz.figures.moments import part_of_epoch
 from clipviz.figures.sources import source_names
 from clipviz.figures.style import apart, class_name
-from clipviz.figures.suspects import disputed_rows
 from clipviz.instructive import confidently_wrong, least_sure
 from clipviz.trace import ImageGroup, Trace
 

@@ -1,7 +1,7 @@
 """Watch: what a run told so far, boiled down to what LiveMonitor shows."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ from clipviz import figures
 from clipviz.events import EpochFinished, Event, RunFinished, RunStarted, StepFinished
 from clipviz.figures.moments import Part, change_text, marks_of, part_of_epoch
 from clipviz.figures.source_logits import DIAGNOSTIC
-from clipviz.figures.sources import deciders, decision_name, kinds_of_decision, named_classes
+from clipviz.figures.sources import deciders, decision_name, kinds_of_decision
 from clipviz.figures.style import BLACK, BLUE, VERMILLION, Look, decider_look, prototype_look, term_look
-from clipviz.trace import Trace
+from clipviz.trace import Trace, named_classes
 from clipviz.widgets.charts import Chart, Series
-from clipviz.widgets.pump import Clock
+
+Clock = Callable[[], float]
 
 _MOST_POINTS = 300
 _MOST_TRAJECTORIES = 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
@@ -12,6 +13,7 @@ from synthetic import explorable, synthetic_comparison, synthetic_trace
 from tiny import ToyDataset, make_tiny_backbone
 
 from clipviz import adapt, record
+from clipviz.figures.image_table import image_table
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.dpa import DPA, DPAConfig
 from clipviz.methods.zero_shot import Descriptions
@@ -69,6 +71,7 @@ def comparison(**options):
 @pytest.fixture(scope="module")
 def traces():
     made = comparison(n_classes=24)
+    made[4].arrays["exploration/logits/fg"] = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float16)
     for trace in made:
         trace.meta["files"] = {"learned": [], "measured": [f"day {i % 3}/bird-{i}.jpg" for i in range(60)]}
     return made
@@ -94,6 +97,16 @@ def last_of(trace):
 def shown_ids(tab):
     """Positions of the images in the gallery, by their file names in the captions' order, page by page."""
     return tab.evaluate("[...document.querySelectorAll('#gallery [role=option]')].map(o => o.ariaLabel)")
+
+
+def first_images(tab, n):
+    """Positions of the first images that a filter lets through, as the address names them."""
+    tab.locator(".clipviz-thumb").first.click()
+    found = [tab.evaluate("location.hash")]
+    for _ in range(min(n, tab.locator(".clipviz-thumb").count()) - 1):
+        tab.get_by_role("button", name="next image").click()
+        found.append(tab.evaluate("location.hash"))
+    return [int(address.rpartition("/")[2]) for address in found]
 
 
 @pytest.mark.parametrize("width", [390, 1280, 1920])
@@ -182,7 +195,7 @@ def test_filters_and_search_show_what_they_say(opened, report, traces):
     tab = opened(report)
     last = [last_of(trace) for trace in traces]
     right = [rows["prediction"] == rows["target"] for rows in last]
-    tab.locator("#filter").select_option("all methods wrong")
+    tab.locator("#filter").select_option("all methods wrong, surest first")
     expect(tab.locator(".clipviz-thumb")).to_have_count(sum(~(right[0] | right[1] | right[2] | right[3] | right[4])))
     first = traces[4].predictions[traces[4].predictions["epoch"] == -1].set_index("index")
     fixed = (first["prediction"] != first["target"]) & right[4]
@@ -191,6 +204,27 @@ def test_filters_and_search_show_what_they_say(opened, report, traces):
     broken = (first["prediction"] == first["target"]) & ~right[4]
     tab.locator("#filter").select_option("broken by microCLIP")
     expect(tab.locator(".clipviz-thumb")).to_have_count(sum(broken))
+    flips = image_table(traces[4])["flips"]
+    tab.locator("#filter").select_option("changed most often by microCLIP")
+    expect(tab.locator(".clipviz-thumb")).to_have_count(int(sum(flips > 0)))
+    logits = np.stack([traces[4].arrays[f"exploration/logits/{name}"] for name in ("cls", "fg")]).astype(float)
+    ordered, top = np.sort(logits, -1), logits.argmax(-1)
+    lead = np.where(top[0] == top[1], 0, (ordered[..., -1] - ordered[..., -2]).min(0))
+    tab.locator("#filter").select_option("parts of microCLIP disagree, surest first")
+    expect(tab.locator(".clipviz-thumb")).to_have_count(int(sum(lead > 0)))
+    least, own = np.min([rows["confidence"] for rows in last], 0), last[4]["confidence"].to_numpy()
+    said = np.array([rows["prediction"] for rows in last])
+    for name, rank in {
+        "changed most often by microCLIP": flips.to_numpy(),
+        "parts of microCLIP disagree, surest first": lead,
+        "wrong by microCLIP, surest first": np.where(right[4], -1, np.round(255 * own) / 255),
+        "methods disagree, surest first": np.where((said != said[0]).any(0), np.round(255 * least) / 255, -1),
+        "least sure of microCLIP": -np.round(255 * own) / 255,
+    }.items():
+        tab.locator("#filter").select_option(name)
+        values = [rank[i] for i in first_images(tab, 5)]
+        assert values == sorted(values, reverse=True), name
+        assert values[0] == max(rank), name
     tab.get_by_role("button", name="all images").click()
     expect(tab.locator(".clipviz-thumb")).to_have_count(60)
     tab.locator("#query").fill("day 2 bird-1")

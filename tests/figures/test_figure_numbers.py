@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +11,8 @@ import pytest
 from synthetic import synthetic_comparison, synthetic_trace
 
 from clipviz import figures
-from clipviz.figures.sources import named_classes
-from clipviz.trace import Trace
+from clipviz.figures.image_table import disputed_rows, image_table
+from clipviz.trace import Trace, named_classes
 from clipviz.widgets.album import Album
 
 NAMES = ["ant", "bee", "cat"]
@@ -476,7 +475,7 @@ def test_why_wrong_of_an_absent_image_is_empty(run):
         assert figures.why_wrong_info(run, position).image is None
 
 
-def test_suspects_are_the_confident_the_fickle_and_the_disputed():
+def test_the_confident_the_fickle_and_the_disputed():
     table = samples(
         [(0, 0, 0, 0.5, 0), (1, 0, 1, 0.5, 0), (2, 0, 0, 0.5, 0), (0, 1, 1, 0.5, -1), (1, 1, 2, 0.5, -1),
          (2, 1, 2, 0.5, -1), (0, 2, 0, 0.5, 0), (1, 2, 0, 0.5, 0), (2, 2, 0, 0.5, 0)],
@@ -486,40 +485,25 @@ def test_suspects_are_the_confident_the_fickle_and_the_disputed():
         dynamic_confidence=[0, 0, 0.9, 0, 0, 0.7, 0, 0, 0.5],
     )  # fmt: skip
     rows = predictions([(0, 9, 1, 0.99, 0), (1, 0, 1, 0.6, 0), (1, 1, 2, 0.8, 0), (1, 2, 0, 0.9, 0), (1, 3, 0, 1, -1)])
-    info = figures.suspects_info(trace(samples=table, predictions=rows, meta={"sources": ["static", "dynamic"]}))
-    assert [tuple(item) for item in info.wrong] == [(1, "ant", "cat", 0.8), (0, "ant", "bee", 0.6)]
-    assert [tuple(item) for item in info.flipped] == [
-        (0, "ant", ["ant", "bee", "ant"], 2), (1, None, ["bee", "cat"], 1)
-    ]  # fmt: skip
-    assert [tuple(item) for item in info.disputed] == [
-        (1, None, {"static": ("bee", 0.6), "dynamic": ("cat", 0.7)}, "cat"),
-        (2, "ant", {"static": ("cat", 0.9), "dynamic": ("ant", 0.5)}, "ant"),
-    ]
+    run = trace(samples=table, predictions=rows, meta={"sources": ["static", "dynamic"]})
+    album = Album(run, SimpleNamespace(has=lambda *_: True))
+    assert album.chosen("confidently wrong", 1) == ["eval/1", "eval/0"]
+    assert image_table(run, "train")["flips"].to_dict() == {0: 2, 1: 1, 2: 0}
+    assert disputed_rows(run, 2)["index"].tolist() == [1, 2]
+    assert len(disputed_rows(run, 0)) == len(disputed_rows(trace(samples=table[["epoch", "index"]]), 2)) == 0
 
 
-def test_suspects_are_named_by_their_files_where_they_are_files():
+def test_images_are_named_by_their_files_where_they_are_files():
     table = samples([(0, 0, 0, 0.5, 0), (1, 0, 1, 0.5, 0)])
     rows = predictions([(1, 1, 2, 0.8, 0)])
     files = {"learned": ["train/<b>.jpg"], "measured": ["test/0.jpg", "test/1.jpg"]}
     run = trace(samples=table, predictions=rows, meta={"files": files})
-    info = figures.suspects_info(run)
-    assert (info.learned, info.measured) == ({0: "train/<b>.jpg"}, {1: "test/1.jpg"})
-    written = [text.get_text() for text in figures.suspects(run).texts]
-    assert {"test/1.jpg", "train/<b>.jpg"} < set(written)
+    assert image_table(run, "train")["file"].to_dict() == {0: "train/<b>.jpg"}
+    assert image_table(run)["file"].to_dict() == {1: "test/1.jpg"}
     assert (run.file_name(1), run.file_name(2), run.file_name(0, "learned")) == ("test/1.jpg", None, "train/<b>.jpg")
     for nonsense in (None, [], {"learned": 3}):
         unnamed = trace(samples=table, predictions=rows, meta={"files": nonsense})
-        assert not any(figures.suspects_info(unnamed)[3:])
-        assert "image 1" in [text.get_text() for text in figures.suspects(unnamed).texts]
-
-
-def test_the_flipped_equal_a_loop_over_images(run):
-    flips = {}
-    for index, rows in run.samples.sort_values("epoch").groupby("index"):
-        labels = rows["pseudo_label"].tolist()
-        flips[index] = sum(a != b for a, b in pairwise(labels))
-    found = figures.suspects_info(run, n=1000).flipped
-    assert {item.number: item.n_flips for item in found} == {index: n for index, n in flips.items() if n}
+        assert not any(image_table(unnamed, "train")["file"])
 
 
 def test_every_trained_method_of_a_comparison_has_sources():
@@ -527,12 +511,12 @@ def test_every_trained_method_of_a_comparison_has_sources():
         assert figures.source_decisions_info(made).sources == made.meta["sources"]
 
 
-def test_figure_and_explorer_list_the_same_images_in_one_order(run):
+def test_the_explorer_lists_the_disputed_in_their_order(run):
     album = Album(run, SimpleNamespace(has=lambda *_: True))
-    found = figures.suspects_info(run, n=1000)
-    assert found.wrong
-    assert found.disputed
-    assert album.chosen("confidently wrong", 2) == [f"eval/{item.number}" for item in found.wrong]
-    assert album.chosen("sources disagree", 2) == [f"train/{item.number}" for item in found.disputed]
-    least = [min(confidence for _, confidence in item.sources.values()) for item in found.disputed]
+    found = disputed_rows(run, 2)
+    assert len(found)
+    assert album.chosen("sources disagree", 2) == [f"train/{number}" for number in found["index"]]
+    least = found[[f"{name}_confidence" for name in run.meta["sources"]]].min(axis=1).tolist()
     assert least == sorted(least, reverse=True)
+    wrong = image_table(run).query("label != target").sort_values("confidence", ascending=False, kind="stable")
+    assert album.chosen("confidently wrong", 2) == [f"eval/{number}" for number in wrong.index]

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from synthetic import synthetic_trace
-from tiny import ToyDataset
 
 from clipviz import figures
 from clipviz.figures.style import apart
-from clipviz.methods import METHODS
-from clipviz.methods.base import AdaptConfig
-from clipviz.training.run import Run
 from clipviz.widgets import DKAPlayground, SaliencyExplorer, ViewState
 
 COASTS = [f"North American long-tailed grassland sparrow of the {way}ern shore"
@@ -55,8 +50,9 @@ def texts(figure):
     return [str(text) for axis in figure.select_yaxes() for text in axis.ticktext or ()]
 
 
-@pytest.mark.parametrize("name", ["suspects", "prediction_mistakes", "why_wrong", "saliency_grid", "confusion",
-                                  "per_class_accuracy"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["prediction_mistakes", "why_wrong", "saliency_grid", "confusion", "per_class_accuracy"]
+)
 def test_figures_tell_look_alikes_apart(trace, name):
     """Of every name that is cut the part that differs is still there."""
     figure = getattr(figures, name)(trace)
@@ -67,7 +63,7 @@ def test_figures_tell_look_alikes_apart(trace, name):
 
 
 def test_nothing_in_a_picture_runs_out_of_it(trace):
-    for name in ("suspects", "why_wrong", "prediction_mistakes"):
+    for name in ("why_wrong", "prediction_mistakes"):
         figure = getattr(figures, name)(trace)
         FigureCanvasAgg(figure).draw()
         width = figure.get_size_inches()[0] * figure.dpi
@@ -88,16 +84,3 @@ def test_the_true_class_of_a_wrong_image_is_whole_in_the_widgets(trace):
     playground = DKAPlayground(trace, state=ViewState(epoch=4, selected=("train/3",)))
     names = [text.removeprefix("✓ ") for _, text in playground.ballot.spec["ticks"]]
     assert len(set(names)) == len(names)
-
-
-def test_a_run_keeps_thumbnails_of_the_images_worth_a_look(tiny_backbone):
-    data = ToyDataset(24)
-    run = Run(METHODS["microclip"](tiny_backbone, data.prompts), data, AdaptConfig(epochs=3, batch_size=4, lr=1e-2),
-              eval_dataset=data, seed=1)  # fmt: skip
-    info = figures.suspects_info(run.fit())
-    wanted = {("measured", item.number) for item in info.wrong}
-    wanted |= {("learned", item.number) for item in [*info.flipped, *info.disputed]}
-    assert wanted
-    assert wanted <= info.images.keys()
-    assert all(np.ptp(info.images[key]) > 0 for key in wanted)
-    assert not any("not kept" in text.get_text() for axes in figures.suspects(run.trace).axes for text in axes.texts)

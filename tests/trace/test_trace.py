@@ -17,6 +17,7 @@ from synthetic import empty_trace, synthetic_trace
 from tiny import GOLDEN
 
 import clipviz.trace.folder
+from clipviz.report import write_report
 from clipviz.trace import FORMAT_VERSION, TABLES, Trace, empty_table
 
 FILES = ["manifest.json", "meta.json", "arrays.safetensors", *(f"{table}.parquet" for table in TABLES)]
@@ -63,6 +64,15 @@ def test_a_trace_that_version_1_of_the_format_wrote_still_opens():
     assert trace.probe.maps["soap"].shape == (2, 1, 8, 8)
     assert trace.sources.logits["static"].shape == (6, 3)
     assert trace.meta["format_version"] == 1
+
+
+def test_a_trace_with_the_thumbnails_that_runs_used_to_keep_opens_and_is_drawn(tmp_path):
+    older = synthetic_trace(n_classes=3, epochs=1, n_images=8, n_eval=6, n_probe=1)
+    images, index = np.zeros((2, 4, 4, 3), np.uint8), np.array([1, 3])
+    older.arrays |= {"suspects/learned/images": images, "suspects/learned/index": index}
+    loaded = Trace.load(older.save(tmp_path / "trace"))
+    assert loaded.equals(older)
+    assert "Explore" in write_report(loaded, tmp_path / "report.html").read_text("utf-8")
 
 
 def test_an_empty_trace_is_a_trace(tmp_path):

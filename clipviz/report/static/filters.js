@@ -63,6 +63,22 @@ class Images {
     return (part?.said ?? []).filter(([row]) => row === part.rows.get(place)).map(([, ...more]) => more);
   }
 
+  // How often a run called an image another class than before.
+  flips(run, place) {
+    const labels = run.epochs.map((_, k) => this.said(run, place, k)?.label).filter((label) => label !== undefined);
+    return labels.filter((label, k) => k > 0 && label !== labels[k - 1]).length;
+  }
+
+  // By how much each part of a method prefers a class of its own, in logits, the least of them; 0 where parts agree.
+  dispute(run, place) {
+    const top = this.top(run, place);
+    const parts = Object.keys(top[0]?.logits ?? {}).map((name) => {
+      const [first, second] = top.map(({ label, logits }) => ({ label, logit: logits[name] })).sort((a, b) => b.logit - a.logit);
+      return { label: first.label, lead: first.logit - second?.logit };
+    });
+    return new Set(parts.map(({ label }) => label)).size > 1 ? Math.min(...parts.map(({ lead }) => lead)) : 0;
+  }
+
   isRight(run, place, k = -1) {
     return this.said(run, place, k)?.isRight === true;
   }
@@ -92,33 +108,45 @@ class Images {
 
 const evolves = (run) => run.isTrained && run.epochs.length > 1;
 
-// Name -> what it lets through: {title, passes(place)}; of one run: {run, surest: 1 or -1 to sort by its confidence}.
+// Name -> what it lets through: {title, passes(place)}; of one run: {run}; sorted, the greatest first: {rank(place)}.
 function makeFilters(images) {
   const { runs } = images;
+  const confidence = (run, i) => images.said(run, i)?.confidence ?? 0;
+  const least = (i) => Math.min(...runs.map((run) => confidence(run, i)));
   const filters = { all: { title: "all images", passes: () => true } };
-  if (images.hasTargets) filters.wrong = { title: "all methods wrong", passes: (i) => runs.every((run) => images.isWrong(run, i)) };
+  if (images.hasTargets)
+    filters.wrong = { title: "all methods wrong, surest first", passes: (i) => runs.every((run) => images.isWrong(run, i)), rank: least };
   if (runs.length > 1)
     filters.disagree = {
-      title: "methods disagree",
+      title: "methods disagree, surest first",
       passes: (i) => new Set(runs.map((run) => images.said(run, i)?.label)).size > 1,
+      rank: least,
     };
   runs.forEach((run, r) => {
-    const add = (name, title, passes, surest = 0) => (filters[`${name}-${r}`] = { run, title, passes, surest });
+    const add = (name, title, passes, rank) => (filters[`${name}-${r}`] = { run, title, passes, rank });
     if (images.hasTargets && evolves(run)) {
       add("fixed", `fixed by ${run.label}`, (i) => images.isWrong(run, i, 0) && images.isRight(run, i));
       add("broken", `broken by ${run.label}`, (i) => images.isRight(run, i, 0) && images.isWrong(run, i));
     }
-    if (evolves(run) && !images.hasTargets)
-      add("changed", `changed by ${run.label}`, (i) => images.said(run, i, 0)?.label !== images.said(run, i)?.label);
-    if (images.hasTargets) add("mistaken", `wrong by ${run.label}, surest first`, (i) => images.isWrong(run, i), -1);
-    add("unsure", `least sure of ${run.label}`, (i) => images.said(run, i), 1);
+    if (evolves(run)) {
+      if (!images.hasTargets)
+        add("changed", `changed by ${run.label}`, (i) => images.said(run, i, 0)?.label !== images.said(run, i)?.label);
+      const flips = (i) => images.flips(run, i);
+      add("flipped", `changed most often by ${run.label}`, flips, flips);
+    }
+    const dispute = (i) => images.dispute(run, i);
+    if (run.parts.some(({ logits }) => Object.keys(logits).length > 1))
+      add("disputed", `parts of ${run.label} disagree, surest first`, (i) => dispute(i) > 0, dispute);
+    const sure = (i) => confidence(run, i);
+    if (images.hasTargets) add("mistaken", `wrong by ${run.label}, surest first`, (i) => images.isWrong(run, i), sure);
+    add("unsure", `least sure of ${run.label}`, (i) => images.said(run, i), (i) => -sure(i));
   });
   return filters;
 }
 
 // Places that pass all that is asked for.
 function choose(images, filters, asked) {
-  const { run, passes, surest } = filters[asked.filter];
+  const { passes, rank } = filters[asked.filter];
   const words = asked.query.toLowerCase().split(/\s+/).filter(Boolean);
   const texts = (i) => [images.name(i), ...(images.target[i] < 0 ? [] : [images.className(images.target[i])])].join(" ").toLowerCase();
   const found = [];
@@ -129,6 +157,7 @@ function choose(images, filters, asked) {
     const text = words.length ? texts(i) : "";
     if (words.every((word) => text.includes(word))) found.push(i);
   }
-  if (surest) found.sort((a, b) => surest * (images.said(run, a).confidence - images.said(run, b).confidence));
-  return found;
+  if (!rank) return found;
+  const ranks = new Map(found.map((place) => [place, rank(place)]));
+  return found.sort((a, b) => ranks.get(b) - ranks.get(a));
 }
