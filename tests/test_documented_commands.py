@@ -105,7 +105,7 @@ def completed(command: str) -> list[str]:
     return ["gamma=0.5" if word == "NAME=VALUE" else word for word in words]
 
 
-HELP = [*(about.example for about in COMMANDS.values()), *cli.EPILOG.splitlines()[1:]]
+HELP = [*(about.example for about in COMMANDS.values()), *cli.EXAMPLES.splitlines()[1:]]
 FOUND = {line.strip().removeprefix("clipviz "): "help" for line in HELP}
 FOUND |= {command: path.relative_to(ROOT).as_posix() for path in PAGES for command in commands(path.read_text("utf-8"))}
 
@@ -244,7 +244,9 @@ def test_the_pages_have_commands():
 
 def named_models() -> set[tuple[str, str | None]]:
     """Every model and its weights that README, docs, notebooks and the help name, as command or as a line of Python."""
-    texts = [path.read_text("utf-8") for path in PAGES] + [about.example for about in COMMANDS.values()] + [cli.EPILOG]
+    texts = (
+        [path.read_text("utf-8") for path in PAGES] + [about.example for about in COMMANDS.values()] + [cli.EXAMPLES]
+    )
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         texts += ["".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"]]
     joined = "\n".join(texts)

@@ -5,29 +5,15 @@ from typing import NamedTuple
 import numpy as np
 
 from clipviz.birds.shapes import Canvas, Distance, Shape, both, capsule, either, ellipse, polygon
-from clipviz.birds.world import decode
+from clipviz.birds.world import WORLD, decode
 
 IMAGE_SIDE = 160
 """Pixels of a rendered image: 2.5 times the bundled model's input, so that a crop shows detail the whole view lost."""
 
-PART_NAMES = (
-    "background", "body", "wing", "tail", "tail_tip", "head", "cap", "eye", "eye_ring", "beak", "throat", "breast",
-    "wing_bars", "legs",
-)  # fmt: skip
+PART_NAMES = tuple(WORLD["parts"])
 PART_ID = {name: i for i, name in enumerate(PART_NAMES)}
-
-ATTRIBUTE_PARTS: dict[str, tuple[str, ...]] = {
-    "body": ("body",), "wing": ("wing",), "beak_color": ("beak",), "beak_shape": ("beak",), "cap": ("cap", "head"),
-    "eye_ring": ("eye_ring", "eye"), "throat": ("throat",), "breast": ("breast",), "wing_bars": ("wing_bars", "wing"),
-    "tail_tip": ("tail_tip", "tail"), "legs": ("legs",),
-}  # fmt: skip
-"""Where an attribute can be seen; where the part itself may be missing ("no cap"), also the place it would be."""
-
-COLORS: dict[str, tuple[float, float, float]] = {
-    "red": (0.82, 0.13, 0.12), "yellow": (0.95, 0.80, 0.12), "blue": (0.16, 0.36, 0.80), "green": (0.20, 0.56, 0.22),
-    "brown": (0.50, 0.31, 0.16), "gray": (0.56, 0.58, 0.60), "black": (0.07, 0.07, 0.08), "white": (0.96, 0.96, 0.94),
-    "orange": (0.96, 0.52, 0.08), "pink": (0.95, 0.58, 0.66),
-}  # fmt: skip
+ATTRIBUTE_PARTS: dict[str, list[str]] = WORLD["attribute_parts"]
+COLORS: dict[str, list[float]] = WORLD["colors"]
 
 
 class Plan(NamedTuple):
@@ -44,20 +30,7 @@ class Plan(NamedTuple):
     middle: tuple[float, float]  # middle of the whole bird: what a picture is centred on
 
 
-PLANS: dict[str, Plan] = {
-    "finch": Plan((0.42, 0.30, 0.35), (0.36, 0.34, 0.21), 0.0, (-0.34, -0.14, 3.55, 0.44, 0.075), False,
-                  (-0.10, 0.00, 0.30, 0.155, 0.42), (-0.03, -0.26, 0.20), 0.045, (-0.06, 0.02)),
-    "heron": Plan((0.40, 0.21, 0.42), (0.44, 0.64, 0.13), 0.065, (-0.34, -0.16, 3.75, 0.20, 0.070), False,
-                  (-0.10, -0.01, 0.31, 0.135, 0.50), (-0.04, -0.17, 0.60), 0.034, (0.10, 0.00)),
-    "duck": Plan((0.52, 0.27, 0.08), (0.46, 0.40, 0.18), 0.115, (-0.46, 0.02, 2.75, 0.24, 0.080), False,
-                 (-0.10, 0.05, 0.33, 0.150, 0.12), (-0.06, -0.24, 0.12), 0.040, (0.06, 0.06)),
-    "swallow": Plan((0.42, 0.17, 0.22), (0.38, 0.17, 0.155), 0.0, (-0.34, -0.10, 3.40, 0.62, 0.045), True,
-                    (-0.22, 0.02, 0.44, 0.100, 0.30), (0.00, -0.15, 0.10), 0.036, (-0.18, 0.00)),
-    "pheasant": Plan((0.43, 0.25, 0.20), (0.43, 0.44, 0.145), 0.085, (-0.36, -0.10, 3.28, 0.64, 0.060), False,
-                     (-0.08, 0.01, 0.31, 0.140, 0.28), (-0.02, -0.23, 0.27), 0.034, (-0.19, 0.04)),
-    "owl": Plan((0.30, 0.42, 0.12), (0.06, 0.52, 0.265), 0.0, (-0.16, -0.36, 4.35, 0.24, 0.085), False,
-                (-0.13, -0.02, 0.34, 0.130, 1.35), (-0.02, -0.38, 0.10), 0.062, (0.00, 0.08)),
-}  # fmt: skip
+PLANS = {name: Plan(**proportions) for name, proportions in WORLD["plans"].items()}
 
 
 class Pose(NamedTuple):

@@ -17,16 +17,9 @@ from importlib import import_module
 from typing import NoReturn
 
 from clipviz import __version__
-from clipviz.cli.options import COMMANDS
+from clipviz.cli.options import COMMANDS, EXAMPLES
 from clipviz.errors import one_line
 from clipviz.training.interrupts import StoppedBySignal, on_signal, raise_for
-
-EPILOG = """examples:
-  clipviz demo
-  clipviz adapt microclip --model birds --data birds/clutter --out runs/clutter
-  clipviz adapt microclip --model ViT-B-32 --pretrained FILE.safetensors --data PHOTOS --out runs/photos
-  clipviz report runs/photos --out photos.html
-"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="clipviz",
         description="Adapt CLIP to fine-grained classes without labels, and see how it works.",
-        epilog=EPILOG,
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"clipviz {__version__}")

@@ -73,5 +73,6 @@ def _arguments(usage: str, how: str | Mapping[str, Any]) -> dict[str, Any]:
 _FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 _SHARED: Mapping[str, Mapping[str, Any]] = _FILE["shared"]
 
+EXAMPLES: str = _FILE["examples"]
 COMMANDS = {name: Command(**command) for name, command in _FILE["command"].items()}
 """By name, in the order of the help."""

@@ -27,15 +27,7 @@ class LabelFlips(NamedTuple):
     moments: Moments = Moments()
 
 
-#: Looks of each outcome, with targets and without.
-_WITH_TARGET = {
-    "right → right": style.Look(style.BLUE, "", ""),
-    "wrong → right": style.Look(style.SKY, "", "", "/"),
-    "wrong → same wrong": style.Look(style.SILVER, "", ""),
-    "wrong → other wrong": style.Look(style.ORANGE, "", "", "x"),
-    "right → wrong": style.Look(style.VERMILLION, "", "", "\\"),
-}
-_WITHOUT_TARGET = {"unchanged": style.Look(style.SILVER, "", ""), "changed": style.Look(style.PURPLE, "", "", "/")}
+_WITH_TARGET, _WITHOUT_TARGET = style.outcome_looks("with_target"), style.outcome_looks("without_target")
 _LOOKS = _WITH_TARGET | _WITHOUT_TARGET
 
 

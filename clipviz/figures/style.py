@@ -9,8 +9,10 @@ import functools
 import html
 import inspect
 import textwrap
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -23,8 +25,10 @@ from plotly.subplots import make_subplots
 from clipviz.errors import inert
 from clipviz.trace import Trace
 
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILLION, PURPLE, GRAY, SILVER = "#0072B2", "#D55E00", "#CC79A7", "#767676", "#BBBBBB"
+_LOOKS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("looks.toml").read_text(encoding="utf-8"))
+_COLORS: dict[str, str] = _LOOKS["colors"]
+BLACK, ORANGE, SKY, GREEN, BLUE = (_COLORS[name] for name in ("black", "orange", "sky", "green", "blue"))
+VERMILLION, PURPLE, GRAY, SILVER = (_COLORS[name] for name in ("vermillion", "purple", "gray", "silver"))
 
 #: Continuous colour maps: monotone in lightness (or diverging from white), never jet.
 SALIENCY_COLORS, COUNT_COLORS = "magma", "Blues"
@@ -62,42 +66,40 @@ UNKNOWN = Look(GRAY, "square", "solid")
 BEFORE, AFTER = Look(GRAY, "circle-open", "solid"), Look(BLUE, "circle", "solid")
 #: What another mixture of the sources does to the pseudo-labels.
 MIXED_ACCURACY, MIXED_CHANGES = Look(BLUE, "", "solid"), Look(VERMILLION, "", "dash")
-#: Sources of pseudo-labels, the first to the last; then what else may have decided one.
-_SOURCES = (
-    Look(ORANGE, "square", "dash", "/"), Look(BLUE, "diamond", "dot", "\\"),
-    Look(PURPLE, "triangle-up", "longdash", "|"), Look(SKY, "triangle-down", "longdashdot"),
-)  # fmt: skip
-_DECIDERS = {"all agree": Look(GRAY, "circle", "solid"), "several": Look(GREEN, "star", "dashdot", "."),
-             "neither": Look(VERMILLION, "x", "dot", "x")}  # fmt: skip
-#: Class prototypes, one snapshot after another; blue and vermillion are right and wrong images beside them.
-_PROTOTYPES = (
-    Look(ORANGE, "diamond", "solid"), Look(GREEN, "square", "dash"), Look(PURPLE, "triangle-up", "dot"),
-    Look(SKY, "diamond", "dashdot"),
-)  # fmt: skip
-_TERMS = (
-    Look(VERMILLION, "", "dash"), Look(BLUE, "", "dot"), Look(GREEN, "", "dashdot"), Look(ORANGE, "", "longdash"),
-    Look(PURPLE, "", "longdashdot"), Look(SKY, "", "dash"),
-)  # fmt: skip
+
+
+def _look(color: str, *others: str) -> Look:
+    return Look(_COLORS[color], *others)
+
+
+def _in_turn(looks: str, place: int) -> Look:
+    """A look of a list in `looks.toml`; after the last comes the first again."""
+    return _look(*_LOOKS[looks][place % len(_LOOKS[looks])])
+
+
+def outcome_looks(of: str) -> dict[str, Look]:
+    """Those of what became of pseudo-labels, "with_target" or "without_target"."""
+    return {name: _look(*look) for name, look in _LOOKS[of].items()}
 
 
 def source_look(place: int) -> Look:
     """That of a source, by its place among the sources."""
-    return _SOURCES[place % len(_SOURCES)]
+    return _in_turn("sources", place)
 
 
 def decider_look(name: str, sources: Sequence[str]) -> Look:
     """That of a source, or of "all agree", "several", "neither"."""
-    return source_look(list(sources).index(name)) if name in sources else _DECIDERS[name]
+    return source_look(list(sources).index(name)) if name in sources else _look(*_LOOKS["deciders"][name])
 
 
 def prototype_look(place: int) -> Look:
     """That of a snapshot's prototypes, by its place among the snapshots."""
-    return _PROTOTYPES[place % len(_PROTOTYPES)]
+    return _in_turn("prototypes", place)
 
 
 def term_look(place: int) -> Look:
     """That of a term of the loss; the first one is their sum."""
-    return _TERMS[(place - 1) % len(_TERMS)] if place else Look(BLACK, "", "solid")
+    return _in_turn("terms", place - 1) if place else _look("black", "", "solid")
 
 
 class MethodStyle(NamedTuple):
@@ -109,27 +111,10 @@ class MethodStyle(NamedTuple):
     dash: str
 
 
-_METHODS = {
-    "zero_shot": MethodStyle("zero-shot", BLACK, "circle", "dot"),
-    "descriptions": MethodStyle("descriptions", GREEN, "square", "dash"),
-    "wca": MethodStyle("WCA", SKY, "diamond", "dashdot"),
-    "tip_adapter": MethodStyle("Tip-Adapter", PURPLE, "triangle-up", "longdash"),
-    "transclip": MethodStyle("TransCLIP", GREEN, "cross", "solid"),
-    "stata": MethodStyle("StatA", GREEN, "hourglass", "dashdot"),
-    "tda": MethodStyle("TDA", SKY, "pentagon", "longdash"),
-    "oga": MethodStyle("OGA", SKY, "bowtie", "dot"),
-    "ntua": MethodStyle("NtUA", ORANGE, "triangle-down", "longdashdot"),
-    "dpa": MethodStyle("DPA", BLUE, "x", "solid"),
-    "microclip": MethodStyle("microCLIP", VERMILLION, "star", "solid"),
-}
-
-
 def method_style(method: str) -> MethodStyle:
     """Name, colour, marker and dash of a method; unknown methods are grey."""
-    return _METHODS.get(method, MethodStyle(method, GRAY, "hexagon", "solid"))
-
-
-_MORE_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
+    name, color, *how = _LOOKS["methods"].get(method, (method, "gray", "hexagon", "solid"))
+    return MethodStyle(name, _COLORS[color], *how)
 
 
 def trace_styles(traces: Sequence[Trace]) -> list[MethodStyle]:
@@ -137,7 +122,7 @@ def trace_styles(traces: Sequence[Trace]) -> list[MethodStyle]:
     styles, seen = list[MethodStyle](), Counter[str]()
     for trace in traces:
         style = method_style(trace.method)
-        dashes = [dash for dash in _MORE_DASHES if dash != style.dash]
+        dashes = [dash for dash in ("dash", "dot", "dashdot", "longdash", "longdashdot", "solid") if dash != style.dash]
         if earlier := seen[style.name]:
             style = style._replace(symbol=f"{style.symbol}-open", dash=dashes[(earlier - 1) % len(dashes)])
         seen[style.name] += 1
@@ -238,24 +223,10 @@ def new_chart(
         grid: More about these, as for `make_subplots`.
     """
     figure = make_subplots(**{"cols": len(panels), "subplot_titles": panels, **grid}) if panels else go.Figure()
-    lines = {"showline": True, "linecolor": "#555", "gridcolor": "#e4e4e4", "zeroline": False}
-    from_top = {"yref": "container", "y": 1 - 38 / height, "yanchor": "top"}
-    axis = {"ticks": "outside", "ticklen": 4, "tickcolor": "#555", "automargin": True, **lines}
-    figure.update_layout(
-        template="none",
-        title={"text": title, "x": 0.01, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 12}},
-        font={"family": "DejaVu Sans, Verdana, Arial, sans-serif", "size": 13, "color": "#222"},
-        title_font_size=16,
-        height=height,
-        margin={"l": 64, "r": 24, "t": 44 + 22 * legend_rows + 28 * bool(panels), "b": 56},
-        paper_bgcolor="white",
-        plot_bgcolor="white",
-        hovermode="closest",
-        showlegend=True,
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "traceorder": "normal", **from_top},
-    )
+    figure.update_layout(_LOOKS["chart"], title_text=title, height=height, legend_y=1 - 38 / height)
+    figure.update_layout(margin_t=44 + 22 * legend_rows + 28 * bool(panels))
     for update, text in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
-        update(title={"text": text or None, "font": {"size": 13}, "standoff": 8}, **axis)
+        update(_LOOKS["axis"], title_text=text or None)
     return figure.update_annotations(font_size=14)
 
 

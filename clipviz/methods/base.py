@@ -4,11 +4,13 @@ A method owns the model state that training changes. It sees images and their po
 """
 
 import math
+import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import torch
@@ -24,6 +26,8 @@ from clipviz.ops import normalize
 from clipviz.prompts import ClassPrompts
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+TUNED: dict[str, Any] = tomllib.loads(Path(__file__).with_name("benchmarks.toml").read_text(encoding="utf-8"))
 
 TextSource = Literal["templates", "descriptions"]
 """What a text classifier is made of; where nobody wrote descriptions, the templates stand in for them."""

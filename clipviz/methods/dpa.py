@@ -44,6 +44,7 @@ from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, Views
 from clipviz.events import PseudoLabels
 from clipviz.methods.base import (
+    TUNED,
     AdaptConfig,
     Method,
     TextSource,
@@ -79,23 +80,7 @@ class DPAConfig:
         check_constants(self, shares="a", reg=0, align=0, w=0, window=1)
 
 
-BENCHMARKS: dict[str, tuple[float, float, float, float, float, int]] = {
-    # name: a, reg, align, w, learning rate, epochs; tuned by the authors for ViT-B/32 with labelled test images
-    "dtd": (0.2, 1, 1, 100, 5e-5, 15),
-    "caltech101": (0.5, 1, 1, 100, 1e-4, 15),
-    "flowers": (0.5, 1, 1, 1, 1e-4, 15),
-    "eurosat": (0.5, 1, 0.01, 1, 3e-5, 10),
-    "fgvc": (0.5, 1, 1, 100, 3e-6, 10),
-    "pets": (0.01, 1, 1, 100, 7e-5, 15),
-    "cars": (0.5, 1, 1, 100, 5e-6, 15),
-    "sun397": (0.5, 0.2, 1, 100, 1e-6, 15),
-    "cifar10": (0.1, 1, 0.1, 100, 8e-5, 15),
-    "cifar100": (0.2, 1, 1, 100, 1e-5, 15),
-    "ucf101": (0.5, 1, 1, 100, 1e-5, 15),
-    "food101": (0.2, 1, 1, 100, 1e-6, 15),
-    "imagenet": (0.5, 1, 1, 100, 1e-6, 15),
-}
-
+BENCHMARKS: dict[str, tuple[float, float, float, float, float, int]] = TUNED["dpa"]
 _OFFICIAL = DPAConfig(text="templates", fairness="batch")
 
 PRESETS = {"default": DPAConfig(), "official": _OFFICIAL}

@@ -41,7 +41,7 @@ from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, Views
 from clipviz.data.batches.features import FeatureBackbone
 from clipviz.events import CacheContributions, PseudoLabels
-from clipviz.methods.base import AdaptConfig, TextSource, ViewNeeds, check_constants, embed
+from clipviz.methods.base import TUNED, AdaptConfig, TextSource, ViewNeeds, check_constants, embed
 from clipviz.methods.cache import CacheBatches, Candidates, Teacher, choose_streaming, class_sums, most_confident
 from clipviz.methods.embedding import AddingMethod, heaviest
 from clipviz.ops import expect_axes, expect_floats, normalize
@@ -89,21 +89,7 @@ class NtUAConfig:
             )
 
 
-BENCHMARKS: dict[str, tuple[float, float, int]] = {
-    # name: beta, alpha, epochs; where Tip-Adapter's search for better ones begins, which needs labels
-    "imagenet": (1, 1.17, 20),
-    "caltech101": (1, 3, 20),
-    "dtd": (1, 2, 20),
-    "eurosat": (1, 2, 100),
-    "fgvc": (1, 5, 20),
-    "food101": (1, 1.17, 20),
-    "flowers": (1, 10, 20),
-    "pets": (1, 1.17, 20),
-    "cars": (1, 3, 20),
-    "sun397": (1, 1.17, 20),
-    "ucf101": (1, 3, 20),
-}
-
+BENCHMARKS: dict[str, tuple[float, float, int]] = TUNED["ntua"]
 PRESETS = {"default": NtUAConfig(), "paper": NtUAConfig(text="templates", balanced=False)}
 BACKBONE_PRESETS = {"birds": NtUAConfig(beta=10.0)}  # on the validation domain of birds, as DPA's learning rate there
 BENCHMARK_PRESETS = {

@@ -18,36 +18,9 @@ _FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="ut
 TABLES: dict[str, dict[str, str]] = _FILE["tables"]
 ARRAYS: dict[str, str] = _FILE["arrays"]
 _NEEDED: dict[str, list[str]] = _FILE["needed"]
-
-#: Facts of the metadata that are read, with their types (null as well); others are kept as they are.
-META: dict[str, Any] = {
-    **dict.fromkeys(
-        ("method", "model", "data", "split", "eval_data", "eval_split", "accuracy_is", "label", "status", "command"),
-        str,
-    ),
-    **dict.fromkeys(("n_images", "n_crops"), int),
-    **dict.fromkeys(("seconds", "zero_shot_accuracy"), int | float),
-    **{key: [str] for key in ("class_names", "part_names", "sources")},
-    "settings": {"method": dict | None, "schedule": dict | None},
-    "versions": {},
-    "files": {"learned": list, "measured": list},
-    "changes": [dict],
-    **{key: [(int, int, str, int | float)] for key in ("gallery_sentences", "exploration_sentences")},
-}
-
-#: Kind -> letters of its types, the type it gets, what it is called, its range (of classes: less than their number).
-_KINDS: dict[str, tuple[str, str, str, float, float]] = {
-    "epoch": ("iu", "int64", "epochs", -1, 10**6),
-    "index": ("iu", "int64", "positions", 0, 2**31),
-    "label": ("iu", "int64", "classes", 0, -1),
-    "label or none": ("iuf", "int64", "classes, or -1,", -1, -1),
-    "target": ("iu", "int64", "classes, or -1,", -1, -1),
-    "share": ("iuf", "float32", "shares", 0, 1),
-    "number": ("iuf", "float64", "numbers", -inf, inf),
-    "weight": ("iuf", "float32", "numbers", -inf, inf),
-    "byte": ("u", "uint8", "bytes", 0, 255),
-    "text": ("", "str", "text", -inf, inf),
-}
+META: dict[str, Any] = _FILE["meta"]
+_KINDS: dict[str, tuple[str, str, str, float, float]] = _FILE["kinds"]
+_TYPES = {"text": str, "whole number": int, "number": int | float, "list": list, "object": dict}
 DTYPES = {kind: dtype for kind, (_, dtype, *_) in _KINDS.items()}
 SHEET_COLUMNS = 20
 _SLACK = 1e-3  # of a softmax in half precision
@@ -136,7 +109,7 @@ def places(own: dict[str, np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def image_group(arrays: Mapping[str, np.ndarray], prefix: str) -> ImageGroup:
-    """Read a group of images: "probe/", "gallery/" (the highlights, as they are called on disk) or "suspects/.../"."""
+    """Read a group of images: "probe/", or "gallery/": the highlights, as they are called on disk."""
     own = under(arrays, prefix)
     images = own.pop("images", np.zeros((0, 1, 1, 3), np.uint8))
     index, target = places(own, len(images))
@@ -227,16 +200,18 @@ def check_meta(meta: Any) -> dict[str, Any]:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    if isinstance(kind, list):
-        return isinstance(value, list) and all(_is(item, kind[0]) for item in value)
-    if isinstance(kind, tuple):
-        return isinstance(value, list) and len(value) == len(kind) and all(map(_is, value, kind))
-    if isinstance(kind, dict):
-        return isinstance(value, dict) and all(_is(value[key], kind[key]) for key in kind if key in value)
-    return isinstance(value, kind) and not isinstance(value, bool)
+    match kind:
+        case [each]:
+            return isinstance(value, list) and all(_is(item, each) for item in value)
+        case [*kinds]:
+            return isinstance(value, list) and len(value) == len(kinds) and all(map(_is, value, kinds))
+        case dict():
+            return isinstance(value, dict) and all(value.get(key) is None or _is(value[key], kind[key]) for key in kind)
+    return isinstance(value, _TYPES[kind]) and not isinstance(value, bool)
 
 
 def _words(kind: Any) -> str:
     if isinstance(kind, list):
-        return "a list of " + {str: "strings", dict: "objects"}.get(kind[0], "[position, class, sentence, cosine]")
-    return {str: "text", int: "a whole number"}.get(kind, "a number") if not isinstance(kind, dict) else "an object"
+        each = kind[0] if isinstance(kind[0], str) else ""
+        return "a list of " + {"text": "strings", "object": "objects"}.get(each, "[position, class, sentence, cosine]")
+    return {"text": "text", "whole number": "a whole number", "number": "a number"}.get(str(kind), "an object")
