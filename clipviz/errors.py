@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import operator
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -89,3 +90,14 @@ def choose(kind: str, name: str, choices: Iterable[str]) -> str:
     if name not in valid:
         raise unknown(kind, name, valid)
     return name
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """A whole number of Python or numpy; a ValueError for anything else, True included, or less than `least`."""
+    try:
+        number = least - 1 if "bool" in type(value).__name__ else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {one_line(repr(value), 60)}")
+    return number

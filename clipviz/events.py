@@ -6,7 +6,7 @@ torch is imported for type checking alone, so the torch-free stem can import thi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,9 +98,6 @@ class Highlights:
     sentences: tuple[SentenceSimilarity, ...] = ()
     cache: CacheContributions | None = None  # of methods with a cache, on the CPU
     cache_images: Tensor | None = None  # (G, k, 3, h, w) float in [0, 1], thumbnails of its entries
-    # ("learned" or "measured", positions (n,)) -> (n, 3, h, w) in [0, 1]: training or evaluation images that turn out
-    # to be worth a look; None where these have no pixels
-    thumbnails: Callable[[str, Sequence[int]], Tensor | None] = lambda part, index: None
 
 
 @dataclass(frozen=True)
@@ -110,9 +107,7 @@ class Exploration:
     index: Tensor  # (S,) int64, positions in the evaluation set, in order
     target: Tensor  # (S,) int64, -1 unlabelled; for captions and filters only
     maps: Mapping[str, Tensor]  # kind -> (S, h, w) float saliency
-    top: (
-        Tensor  # (S, K) int64, the most probable classes, and in place of the last the true one if it is not among them
-    )
+    top: Tensor  # (S, K) int64, the most probable classes; the true one is the last if it is not among them
     probs: Tensor  # (S, K) float, theirs
     logits: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (S, K), theirs by a part of the inference path
     sentences: tuple[SentenceSimilarity, ...] = ()

@@ -44,16 +44,14 @@ MAY_IMPORT: dict[str, str] = {
     "training/follow": "errors events files trace",
     "widgets": "errors events instructive trace figures training/follow",
     # where they meet
-    "training/recorder": "events ops trace figures",
+    "training/recorder": "events ops trace",
     # on top of both
-    "training/results": "parallel backbone prompts data methods training trace",
-    "training/run_folder": "files training training/results trace",
-    "training/run": "errors events parallel backbone data methods training training/recorder training/results "
-    "training/run_folder training/follow trace",
+    "training/run_folder": "files parallel backbone prompts data methods training trace",
+    "training/run": "errors events parallel backbone data methods training training/recorder training/run_folder "
+    "training/follow trace",
     "training/opened": "errors files backbone prompts data methods training training/run_folder trace widgets",
     "cli": "errors files events parallel backbone prompts data birds methods training training/run training/run_folder "
-    "training/results training/follow trace figures "
-    "report",
+    "training/follow trace figures report",
     "__main__": "cli",
 }
 # Imports inside a function that go up, each with its reason.
@@ -123,7 +121,7 @@ def test_imports_follow_the_table():
 def test_the_two_stems_meet_in_the_recorder_only():
     torch_free = {"trace", "figures", "report", "widgets"}
     with_torch = {"ops", "ncut", "backbone", "data", "birds", "methods", "saliency", "training"}
-    on_top = {"training/run", "training/run_folder", "training/results", "training/opened", "cli"}
+    on_top = {"training/run", "training/run_folder", "training/opened", "cli"}
     used = {unit: set[str]() for unit in MAY_IMPORT}
     for unit, _, tree in sources():
         used[unit if unit in used else "cli"] |= clipviz_units(tree)

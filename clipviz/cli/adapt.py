@@ -9,17 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from clipviz.cli.inputs import (
-    backbone_for,
-    load_model,
-    open_data,
-    open_eval_data,
-    refuse_among_images,
-    told,
-    warn_of_cache,
-    warn_of_descriptions,
-    warn_of_skipped,
-)
+from clipviz.cli import inputs
 from clipviz.cli.progress import Progress
 from clipviz.cli.table import summary
 from clipviz.data.base import ImageDataset
@@ -31,9 +21,8 @@ from clipviz.parallel import ONE, Ranks, launch
 from clipviz.trace import Trace
 from clipviz.training.evaluate import spread_probe
 from clipviz.training.interrupts import StoppedBySignal
-from clipviz.training.results import results_of
 from clipviz.training.run import Run
-from clipviz.training.run_folder import RunFolder
+from clipviz.training.run_folder import RunFolder, results_of
 
 PROBE = 12
 
@@ -41,12 +30,12 @@ PROBE = 12
 def adapt(args: argparse.Namespace) -> None:
     """`clipviz adapt`: one method on one dataset into one run folder."""
     choose("method", args.method, METHODS)
-    refuse_among_images(args.out, args.data, args.eval_data)
+    inputs.refuse_among_images(args.out, args.data, args.eval_data)
     folder = RunFolder(prepare_folder(args.out))
     ranks = launch(args.devices, args.num_nodes, args.device)
     try:
         ranks.together(lambda: _keep(folder, args.resume) if ranks.is_first else None)
-        (method, data, evaluation), notes = ranks.together(lambda: told(_chosen, args, folder.path, ranks))
+        (method, data, evaluation), notes = ranks.together(lambda: inputs.told(_chosen, args, folder.path, ranks))
         given = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr}
         changes = {name: value for name, value in given.items() if value is not None}
         config = ranks.together(lambda: replace(method.schedule, workers=args.workers, **changes))
@@ -72,21 +61,21 @@ def _keep(folder: RunFolder, resume: bool) -> None:
 
 def _chosen(args: argparse.Namespace, out: Path, ranks: Ranks) -> tuple[Method, ImageDataset, ImageDataset]:
     """What the command line names: method, data and evaluation data."""
-    loaded = load_model(args.model, args.pretrained, args, ranks)
-    data = open_data(args)
+    loaded = inputs.load_model(args.model, args.pretrained, args, ranks)
+    data = inputs.open_data(args)
     if args.precision != "32" and not data.has_pixels:
         raise ValueError(
             f"{args.data} holds embeddings, so nothing is left to compute in {args.precision}; leave it out"
         )
-    backbone = backbone_for(data, loaded)
-    evaluation = open_eval_data(args, data)
-    teacher = load_model(args.teacher, args.teacher_pretrained, args, ranks)
-    warn_of_skipped(data, out / "trace" / "skipped.parquet")
+    backbone = inputs.backbone_for(data, loaded)
+    evaluation = inputs.open_eval_data(args, data)
+    teacher = inputs.load_model(args.teacher, args.teacher_pretrained, args, ranks)
+    inputs.warn_of_skipped(data, out / "trace" / "skipped.parquet")
     if evaluation is not data:
-        warn_of_skipped(evaluation)
-    warn_of_cache(args)
+        inputs.warn_of_skipped(evaluation)
+    inputs.warn_of_cache(args)
     if args.descriptions is not None:
-        warn_of_descriptions(data, loaded)
+        inputs.warn_of_descriptions(data, loaded)
     constants = {"preset": args.preset, "constants": parse_constants(args.set), "allow_labels": args.allow_labels}
     method = build_method(args.method, backbone, data, teacher=teacher, **constants)
     if not data.has_pixels and args.preset is None and method.preset not in (None, "default"):
@@ -115,10 +104,10 @@ def run_one(
     """
     probe = spread_probe(evaluation, method.backbone.image_size, PROBE)
     options = {"eval_dataset": evaluation, "probe": probe, "seed": seed, "folder": folder, "ranks": ranks}
-    run, said = ranks.together(lambda: told(Run, method, data, config, **options))
+    run, said = ranks.together(lambda: inputs.told(Run, method, data, config, **options))
     notes = [*notes, *said]
     if resume:
-        restored, said = told(run.restore)
+        restored, said = inputs.told(run.restore)
         missing = f"nothing to resume in {os.fspath(folder)}: starting at the beginning"
         notes = [*notes, *said] if restored else [*notes, missing]
     if ranks.is_first:

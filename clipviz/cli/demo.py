@@ -15,8 +15,7 @@ from clipviz.errors import choose, inert
 from clipviz.files import prepare_folder, write_text
 from clipviz.methods import METHODS
 from clipviz.report import write_report
-from clipviz.training.results import results_of, zero_shot_accuracy
-from clipviz.training.run_folder import RunFolder
+from clipviz.training.run_folder import RunFolder, results_of, zero_shot_accuracy
 
 DEMO_IMAGES = {"train": 600, "test": 480}
 DEMO_EPOCHS = {"dpa": 5, "microclip": 6}

@@ -5,15 +5,7 @@ import sys
 from pathlib import Path
 
 from clipviz.backbone import Backbone
-from clipviz.cli.inputs import (
-    backbone_for,
-    data_options,
-    load_model,
-    refuse_among_images,
-    told,
-    warn_of_cache,
-    warn_of_skipped,
-)
+from clipviz.cli import inputs
 from clipviz.data import load_dataset
 from clipviz.data.base import ImageDataset
 from clipviz.data.batches.embed import embed_dataset
@@ -31,10 +23,10 @@ def embed(args: argparse.Namespace) -> None:
     if out.suffix.lower() not in FEATURE_SUFFIXES:
         raise ValueError(f"--out wants a .npz or .safetensors file, got {args.out!r}")
     if not out.parent.is_dir():
-        refuse_among_images(out.parent, args.data)
+        inputs.refuse_among_images(out.parent, args.data)
     prepare_folder(out.parent)
     ranks = launch(args.devices, args.num_nodes, args.device)
-    (backbone, data), notes = ranks.together(lambda: told(_chosen, args, ranks))
+    (backbone, data), notes = ranks.together(lambda: inputs.told(_chosen, args, ranks))
     for note in notes if ranks.is_first else ():
         print(inert(note), file=sys.stderr)
     ranks.copy_from_first([*backbone.parameters(), *backbone.buffers()])
@@ -52,10 +44,10 @@ def embed(args: argparse.Namespace) -> None:
 
 def _chosen(args: argparse.Namespace, ranks: Ranks) -> tuple[Backbone, ImageDataset]:
     """What the command line names: model and data."""
-    loaded = load_model(args.model, args.pretrained, args, ranks)
-    data = load_dataset(args.data, args.split, seed=args.seed, **data_options(args))
+    loaded = inputs.load_model(args.model, args.pretrained, args, ranks)
+    data = load_dataset(args.data, args.split, seed=args.seed, **inputs.data_options(args))
     if isinstance(data, FeatureDataset):
         raise ValueError(f"{args.data} holds embeddings already; give images")
-    warn_of_skipped(data)
-    warn_of_cache(args)
-    return backbone_for(data, loaded), data
+    inputs.warn_of_skipped(data)
+    inputs.warn_of_cache(args)
+    return inputs.backbone_for(data, loaded), data

@@ -35,9 +35,7 @@ class Comparison(NamedTuple):
         return f"only {runs[cell]} right" if cell in runs else cell
 
 
-def comparison_info(
-    trace_a: Trace, trace_b: Trace, epoch: int | None = None, split: str | None = None
-) -> Comparison:  # fmt: skip
+def comparison_info(trace_a: Trace, trace_b: Trace, epoch: int | None = None, split: str | None = None) -> Comparison:
     """Compare two runs at an epoch, the last by default; one that was shorter at its end.
 
     Split is "eval" or "train", by default "eval" if any of the runs was measured.

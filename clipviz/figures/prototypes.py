@@ -1,7 +1,8 @@
-"""How the class prototypes moved: their trajectories in one fixed plane, and how far each turned."""
+"""How the class prototypes moved, in one fixed plane, how far each turned, and how alike they are."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +13,8 @@ from clipviz.figures.moments import Moments, draw_epochs, moments
 from clipviz.trace import Trace
 
 _NAMED_CLASSES = 10
-_DRIFT_ROWS = 30
-NO_SNAPSHOTS = "This trace holds no class prototypes."
+_DRIFT_ROWS, _SIMILARITY_NAMES = 30, 24
+_NO_SNAPSHOTS = "This trace holds no class prototypes."
 
 
 def finite_snapshots(trace: Trace) -> dict[str, np.ndarray]:
@@ -87,7 +88,7 @@ def draw_prototype_paths(info: PrototypePaths) -> go.Figure:
     title = "Trajectories of the class prototypes (one fixed projection for all epochs)"
     axes: dict[str, Any] = {"x": "first direction", "y": "second direction"}
     if not info.paths:
-        return style.empty_chart(title, NO_SNAPSHOTS, **axes)
+        return style.empty_chart(title, _NO_SNAPSHOTS, **axes)
     shares = zip(axes.items(), info.explained, strict=True)
     axes = {side: f"{name} ({share:.0%} of the variance)" for (side, name), share in shares}
     figure = style.new_chart(title, 620, 2, **axes)
@@ -160,7 +161,7 @@ def draw_prototype_drift(info: PrototypeDrift) -> go.Figure:
     """Median and middle 90 % over the epochs, beside the classes that turned most."""
     title, axis = "Drift: how far the class prototypes turned", "angle (degrees)"
     if not info.angles:
-        return style.empty_chart(title, NO_SNAPSHOTS, "epoch", axis)
+        return style.empty_chart(title, _NO_SNAPSHOTS, "epoch", axis)
     moving = max(info.angles, key=lambda name: float(info.angles[name][-1].mean()))
     order = np.argsort(-info.angles[moving][-1], kind="stable")[:_DRIFT_ROWS]
     panels = ("over the epochs", f"{style.escape(moving)}: turned most")
@@ -182,3 +183,90 @@ def draw_prototype_drift(info: PrototypeDrift) -> go.Figure:
 
 
 prototype_drift = style.figure_of(prototype_drift_info, draw_prototype_drift)
+
+
+class PrototypeSimilarity(NamedTuple):
+    """Cosines (C,C) in [-1, 1] of every row prototype with every column prototype, before training and after.
+
+    `rows` and `columns` name the snapshots; where they are one and the same, the diagonal is 1. `rows` is None
+    without snapshots.
+    """
+
+    names: list[str]
+    rows: str | None
+    columns: str | None
+    before: np.ndarray
+    after: np.ndarray
+
+
+def prototype_similarity_info(trace: Trace, rows: str | None = None, columns: str | None = None) -> PrototypeSimilarity:
+    """Cosines between the stored prototypes.
+
+    Args:
+        trace: The run.
+        rows: Snapshot of the rows; by default the first that moved (text prototypes, say).
+        columns: Snapshot of the columns; by default another one that moved (image prototypes), or `rows`.
+
+    Raises:
+        ValueError: If there is no such snapshot.
+    """
+    snapshots = finite_snapshots(trace)
+    if not snapshots:
+        return PrototypeSimilarity([], None, None, *np.zeros((2, 0, 0)))
+    # Last in the alphabet first, so that text prototypes are the rows and image prototypes the columns.
+    moved = [name for name in reversed(snapshots) if not np.array_equal(snapshots[name][0], snapshots[name][-1])]
+    rows = rows or (moved or list(snapshots))[0]
+    columns = columns or next((name for name in moved if name != rows), rows)
+    for name in (rows, columns):
+        if name not in snapshots:
+            raise ValueError(f"no snapshot {name!r} in this trace; it has {', '.join(snapshots)}")
+    units = [unit(snapshots[name][[0, -1]]) for name in (rows, columns)]
+    before, after = (units[0][when] @ units[1][when].T for when in (0, 1))
+    names = [style.class_name(trace.class_names, label) for label in range(len(before))]
+    return PrototypeSimilarity(names, rows, columns, before, after)
+
+
+def draw_prototype_similarity(info: PrototypeSimilarity) -> go.Figure:
+    """Two heat maps: the cosines after the last epoch, and how they changed since before training."""
+    title = "Geometry: how similar the class prototypes are"
+    if info.rows is None:
+        return style.empty_chart(title, _NO_SNAPSHOTS, "class", "class")
+    figure = style.new_chart(
+        title,
+        660,
+        0,
+        panels=("cosine, last epoch", "change since before training"),
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+    )
+    own, change = info.rows == info.columns, info.after - info.before
+    others = ~np.eye(len(info.after), dtype=bool) if own and len(info.after) > 1 else np.ones_like(change, bool)
+    largest = max(float(np.abs(change[others]).max()), 0.01)
+    low, high = float(info.after[others].min()), float(info.after[others].max())
+    _add_heatmap(figure, info.after, style.SIMILARITY_COLORS, (low, max(high, low + 0.01)), 0, style.LEFT)
+    _add_heatmap(figure, change, style.CHANGE_COLORS, (-largest, largest), 1, style.RIGHT)
+    ticks = style.thinned(info.names, _SIMILARITY_NAMES, 20)
+    figure.update_layout(margin_b=210).update_xaxes(tickangle=-60, **ticks)
+    figure.update_yaxes(autorange="reversed", **ticks, col=1).update_yaxes(autorange="reversed", ticks="", col=2)
+    if not own:
+        figure.update_yaxes(title_text=style.escape(info.rows), col=1)
+        figure.update_xaxes(title_text=style.escape(info.columns))
+    return figure
+
+
+def _add_heatmap(
+    figure: go.Figure, values: np.ndarray, colors: str, bounds: tuple[float, float], side: int, at: Mapping[str, int]
+) -> None:
+    """A matrix with its colour bar at the lower left (`side` 0) or right (1)."""
+    # Hundredths as bytes: a matrix of 200 classes then weighs 50 kB in a page instead of 400.
+    ticks, edge = np.linspace(100 * bounds[0], 100 * bounds[1], 5), ("left", "right")[side]
+    figure.add_heatmap(
+        z=np.clip((100 * values).round(), -127, 127).astype(np.int8), zmin=ticks[0], zmax=ticks[-1], colorscale=colors,
+        colorbar={"orientation": "h", "thickness": 12, "len": 0.46, "x": float(side), "xanchor": edge, "y": 0.01,
+                  "yref": "container", "yanchor": "bottom", "tickvals": ticks,
+                  "ticktext": [f"{tick / 100:z.2f}" for tick in ticks]},
+        hovertemplate="cosine %{z}/100<extra></extra>", **at,
+    )  # fmt: skip
+
+
+prototype_similarity = style.figure_of(prototype_similarity_info, draw_prototype_similarity)

@@ -94,10 +94,7 @@ def cache_addends(embeddings: Tensor, caches: dict[str, Cache], config: TDAConfi
     if not config.negative:
         return {"positive": positive}
     negative = affinities(embeddings, caches["negative"], config.negative_alpha, config.negative_beta)
-    return {
-        "positive": positive,
-        "negative": -negative.flatten(1) @ caches["negative"]["against"].flatten(0, 1),
-    }
+    return {"positive": positive, "negative": -negative.flatten(1) @ caches["negative"]["against"].flatten(0, 1)}
 
 
 def take_in(

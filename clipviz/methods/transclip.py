@@ -88,9 +88,9 @@ class Problem(NamedTuple):
 
     embeddings: Tensor
     classifier: Tensor
-    config: TransCLIPConfig
-    anchor: bool
-    logit_scale: float
+    config: TransCLIPConfig = TransCLIPConfig()
+    anchor: bool = False
+    logit_scale: float = 100.0
 
     def text_log_probs(self, rows: slice) -> Tensor:
         """Logarithm of y, eq. (1), of some rows."""
@@ -212,16 +212,8 @@ def neighbor_graph(weights: Tensor, rows: Tensor, k: int) -> Tensor:
     return torch.sparse_coo_tensor(places, torch.cat([values, values]), (n, n), check_invariants=False).coalesce()
 
 
-def passes(
-    embeddings: Tensor,
-    classifier: Tensor,
-    config: TransCLIPConfig | None = None,
-    *,
-    anchor: bool = False,
-    logit_scale: float = 100.0,
-) -> Iterator[Solution]:
-    """What each pass leads to; the arguments are those of `solve`."""
-    problem = Problem(*unit_rows(embeddings, classifier), config or TransCLIPConfig(), anchor, logit_scale)
+def passes(problem: Problem) -> Iterator[Solution]:
+    """What each pass leads to."""
     graph = neighbor_graph(*problem.nearest(), problem.config.neighbors)
     solution = start(problem)
     for number in range(problem.config.schedule.epochs):
@@ -246,9 +238,9 @@ def solve(
     Raises:
         ValueError: for what is NaN, not of unit norm, or does not fit together.
     """
+    problem = Problem(*unit_rows(embeddings, classifier), config or TransCLIPConfig(), anchor, logit_scale)
     with torch.no_grad():
-        found = passes(embeddings, classifier, config, anchor=anchor, logit_scale=logit_scale)
-        return deque(found, maxlen=1).pop()  # eleven of them at once would be eleven times the memory
+        return deque(passes(problem), maxlen=1).pop()  # eleven at once would be eleven times the memory
 
 
 # ------------------------------------------------------------------------------------------------- the method

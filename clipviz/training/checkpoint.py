@@ -68,11 +68,11 @@ def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
     """
     method, optimizer = adaptation.method, adaptation.optimizer
     left_out = method.rows_of_data if isinstance(adaptation.dataset, FeatureDataset) else ()
-    kept = {name: tensor for name, tensor in method.trainable_state().items() if name not in left_out}
-    tensors = {f"method/{name}": tensor for name, tensor in kept.items()}
+    state = method.trainable_state().items()
+    tensors = {f"method/{name}": tensor for name, tensor in state if name not in left_out}
     names: dict[Tensor, str] = {parameter: name for name, parameter in method.named_parameters()}
-    for parameter, state in optimizer.state.items() if optimizer and adaptation.epoch < adaptation.n_epochs else ():
-        for key, value in state.items():
+    for parameter, known in optimizer.state.items() if optimizer and adaptation.epoch < adaptation.n_epochs else ():
+        for key, value in known.items():
             tensors[f"optimizer/{key}/{names[parameter]}"] = torch.as_tensor(value)
     tensors.update((f"books/{name}", torch.cat(values)) for name, values in adaptation.epoch_totals.items())
     _write(path, tensors, adaptation)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipviz.backbone.ownership import lock_of, preserved_state
+from clipviz.errors import one_line, whole_number
 from clipviz.methods.base import Method
-from clipviz.training.changes import Change, plain_numbers, whole_number
 from clipviz.training.loop import Adaptation
 
 if TYPE_CHECKING:
@@ -25,6 +26,34 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OVER = ("stopped", "finished", "failed")
+
+
+class Change(Future[int]):
+    """Constants (name -> new value) that were handed to a run; `result()` is the first step that they hold for."""
+
+    def __init__(self, constants: Mapping[str, float]) -> None:
+        super().__init__()
+        self.constants = dict(constants)
+
+    def __repr__(self) -> str:
+        what = ", ".join(f"{name} = {value:g}" for name, value in self.constants.items())
+        if not self.done():
+            return f"{what} from the next step on"
+        return f"{what}: {self.exception()}" if self.exception() else f"{what} from step {self.result()} on"
+
+
+def plain_numbers(values: Mapping[str, object]) -> dict[str, float]:
+    """Numbers as JSON takes them, those of numpy and torch as Python's; a ValueError for anything else."""
+    plain = {}
+    for name, value in values.items():
+        number = value
+        if callable(item := getattr(value, "item", None)):
+            with suppress(RuntimeError, ValueError, TypeError, NotImplementedError):  # several numbers, or none
+                number = item()
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError(f"{name} must be a number, got {one_line(repr(value), 60)}")
+        plain[name] = number
+    return plain
 
 
 class Commanded:

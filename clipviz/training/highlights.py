@@ -1,22 +1,29 @@
-"""The instructive images of a finished run, and what can be said about each: maps, sentences, cache entries."""
+"""What is said of evaluation images, beside the predictions: maps, sentences, cache entries.
+
+Of a few instructive ones when a run is done, and before and after it of many, spread over the classes, to explore.
+"""
 
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clipviz.backbone.ownership import preserved_state
 from clipviz.data.base import ImageDataset
-from clipviz.events import UNLABELLED, CacheContributions, Highlights, Predictions, SentenceSimilarity
+from clipviz.events import UNLABELLED, CacheContributions, Exploration, Highlights, Predictions, SentenceSimilarity
 from clipviz.instructive import worth_learning_from
 from clipviz.methods.base import Method, ask, embed, sentence_embeddings
-from clipviz.training.evaluate import probe_images
+from clipviz.training.evaluate import probe_images, spread
 
-THUMBNAIL = 64  # side of an example in pixels
+THUMBNAIL, LARGER_THUMBNAIL = 64, 96  # sides in pixels: of an example, at most of an image to explore
 SENTENCES = 2  # descriptions kept of each class in question
 NEIGHBORS = 5  # cache entries kept of each image
+MOST = 480  # images to explore
+TOP = 5  # classes kept of each
+MOST_SENTENCES = 2_000  # to embed: where classes have more, only the highlights get theirs
+_AT_ONCE = 64
 
 
 def highlights(
@@ -44,9 +51,8 @@ def highlights(
     examples = surest_examples(predictions, index)
     called = predictions.probs[torch.from_numpy(examples)].argmax(-1)
     cached = None if cache is None else _cache_images(train_dataset, cache)
-    known = (probe, probs, explanation, branches, _thumbnails(dataset, examples), called, sentences, cache, cached)
-    sets = {"learned": train_dataset, "measured": dataset}
-    return Highlights(*known, lambda part, index: _thumbnails(sets[part], index))
+    pictures = _thumbnails(dataset, examples)
+    return Highlights(probe, probs, explanation, branches, pictures, called, sentences, cache, cached)
 
 
 def explained(method: Method, images: Tensor) -> dict[str, Tensor]:
@@ -65,11 +71,11 @@ def all_maps(method: Method, images: Tensor) -> dict[str, Tensor]:
     return own
 
 
-def _thumbnails(dataset: ImageDataset | None, index: Sequence[int] | np.ndarray) -> Tensor | None:
+def _thumbnails(dataset: ImageDataset | None, index: np.ndarray) -> Tensor | None:
     """(X, 3, 64, 64) in [0, 1] of some images; None where there are none, or no pixels of them."""
     if dataset is None or not dataset.has_pixels or len(index) == 0:
         return None
-    return probe_images(dataset, np.asarray(index, dtype=np.int64), THUMBNAIL).images
+    return probe_images(dataset, index, THUMBNAIL).images
 
 
 def _cache_images(dataset: ImageDataset | None, cache: CacheContributions) -> Tensor | None:
@@ -128,3 +134,58 @@ def surest_examples(predictions: Predictions, index: np.ndarray) -> np.ndarray:
     others = np.setdiff1d(np.arange(len(labels)), index)
     called = [others[labels[others] == label] for label in classes]
     return np.array([rows[confidence[rows].argmax()] for rows in called if len(rows)], dtype=np.int64)
+
+
+def explore(
+    method: Method, dataset: ImageDataset, predictions: Predictions, known: Exploration | None = None
+) -> Exploration | None:
+    """Look at the evaluation images once more, in the state that `predictions` are of; None for embeddings.
+
+    `known` was seen before training: its thumbnails are not made again, nor its maps of a frozen image tower.
+    """
+    if not dataset.has_pixels:
+        return None
+    index = np.sort(spread(dataset.targets, MOST))
+    probs, target = predictions.probs[index], predictions.target[index]
+    top, size = _top_classes(probs, target), method.backbone.image_size
+    known_maps = None if known is None or method.adapts_tower else dict(known.maps)
+    embeddings = predictions.embeddings if method.works_on_embeddings else None
+    parts = []
+    for rows in np.array_split(np.arange(len(index)), -(-len(index) // _AT_ONCE)):
+        part: dict[tuple[str, str], Tensor] = {}
+        if known_maps is None or embeddings is None:
+            images = probe_images(dataset, index[rows], size).images
+        inputs = images if embeddings is None else embeddings[index[rows]].float()
+        with preserved_state(method):
+            if known_maps is None:
+                maps = all_maps(method, images.to(method.backbone.device))
+                part |= {("maps", kind): values.cpu() for kind, values in maps.items()}
+            logits = method.branches(inputs.to(method.backbone.device))
+            part |= {("logits", name): values.cpu().gather(1, top[rows]) for name, values in logits.items()}
+        if known is None:
+            side = min(LARGER_THUMBNAIL, size)
+            part["images", ""] = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+        parts.append(part)
+    kept = [key for key in parts[0] if all(key in part for part in parts)]  # kinds may be registered meanwhile
+    seen = {key: torch.cat([part[key] for part in parts]) for key in kept}
+    found = {group: {name: seen[g, name] for g, name in seen if g == group} for group in ("maps", "logits")}
+    said, places = _sentences(method, predictions, index), torch.from_numpy(index)
+    every = (places, target, known_maps or found["maps"], top, probs.gather(1, top), found["logits"], said)
+    return Exploration(*every, seen.get(("images", "")))
+
+
+def _top_classes(probs: Tensor, target: Tensor, n: int = TOP) -> Tensor:
+    """(S, n) classes by falling probability; the true one takes the last place if it is not among them."""
+    top = probs.topk(min(n, probs.shape[1]))[1]
+    is_missing = (target >= 0) & (top != target[:, None]).all(1)
+    top[is_missing, -1] = target[is_missing]
+    return top
+
+
+def _sentences(method: Method, predictions: Predictions, index: np.ndarray) -> tuple[SentenceSimilarity, ...]:
+    """The nearest descriptions of the classes in question of each image, by the embeddings of the predictions."""
+    if predictions.embeddings is None or sum(map(len, method.sentences)) > MOST_SENTENCES:
+        return ()
+    classes = classes_in_question(predictions.probs[index], predictions.target[index])
+    with preserved_state(method):
+        return nearest_sentences(method, predictions.embeddings[index].float(), classes, 1)

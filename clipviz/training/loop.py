@@ -18,6 +18,7 @@ from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
 from clipviz.data.batches.features import FeatureDataset, FeatureLoader
 from clipviz.data.batches.loader import ViewLoader
+from clipviz.errors import whole_number
 from clipviz.events import (
     UNLABELLED,
     EpochFinished,
@@ -33,10 +34,8 @@ from clipviz.events import (
 )
 from clipviz.methods.base import AdaptConfig, Method, ViewNeeds, ask
 from clipviz.parallel import ONE, Ranks
-from clipviz.training.changes import whole_number
 from clipviz.training.evaluate import accuracy, branch_accuracies, evaluation_inputs, predict
-from clipviz.training.exploration import explore
-from clipviz.training.highlights import explained, highlights
+from clipviz.training.highlights import explained, explore, highlights
 from clipviz.training.refusals import check_labels, check_shares, check_storable
 
 MEASURED = 200_000

@@ -251,11 +251,10 @@ class OpenedRun:
         from clipviz.prompts import ClassPrompts, short_hash
 
         texts, path = self.config.get("prompts"), self.folder / _CONFIG
-        plain: dict[str, Any]
         if texts == "data":  # of a folder of before they were kept
             return self.data.prompts
         try:
-            plain = {key: tuple(value) if isinstance(value, list) else value for key, value in texts.items()}
+            plain: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in texts.items()}
             prompts = ClassPrompts(**plain)
         except (AttributeError, TypeError) as error:
             raise ValueError(f"the prompts in {path} cannot be read: {error}") from error

@@ -1,7 +1,7 @@
 """Recorder: events in, trace out. The one module that knows both stems."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -13,18 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from clipviz.events import (
-    EpochFinished,
-    Event,
-    Exploration,
-    Highlights,
-    Listener,
-    Predictions,
-    Probe,
-    RunFinished,
-    RunStarted,
-    StepFinished,
-)
+from clipviz.events import EpochFinished, Event, Exploration, Predictions, Probe, RunFinished, RunStarted, StepFinished
 from clipviz.ops import margin
 from clipviz.trace import TABLES, Trace, is_by_epoch
 from clipviz.trace.schema import SHEET_COLUMNS, under
@@ -36,7 +25,7 @@ MAX_EMBEDDED = 512
 """The embeddings of so many evaluation images are kept, spread evenly, at every epoch (float16)."""
 
 
-def record(events: Iterable[Event], *listeners: Listener) -> Trace:
+def record(events: Iterable[Event], *listeners: Callable[[Event], None]) -> Trace:
     """Drain a run into a trace; listeners see every event after it is recorded.
 
     Ctrl-C (or the notebook's stop button) ends the run at a step boundary; what was recorded is returned.
@@ -209,25 +198,12 @@ class Recorder:
         if found.examples is not None and found.example_labels is not None:
             self._fixed["examples/images"] = _pixels(found.examples)
             self._fixed["examples/label"] = _numpy(found.example_labels)
-        self._keep_suspects(found)
         self.meta["gallery_sentences"] = [list(row) for row in found.sentences]
         if found.cache is not None:
             entries = {"index": found.cache.index, "labels": found.cache.labels, "votes": found.cache.contributions}
             self._fixed.update((f"cache/{name}", _numpy(values)) for name, values in entries.items())
         if found.cache_images is not None:
             self._fixed["cache/images"] = np.stack([_pixels(images) for images in found.cache_images])
-
-    def _keep_suspects(self, found: Highlights) -> None:
-        """Thumbnails of the images worth a look, which only now are known: a number in a list shows nothing."""
-        from clipviz.figures import suspects_info  # plotly is half a second that only a run's end needs
-
-        info = suspects_info(self.trace())
-        learned = {item.number for item in info.flipped} | {item.number for item in info.disputed}
-        for part, numbers in (("measured", {item.number for item in info.wrong}), ("learned", learned)):
-            index = sorted(numbers)
-            if (images := found.thumbnails(part, index)) is not None:
-                self._fixed[f"suspects/{part}/images"] = _pixels(images)
-                self._fixed[f"suspects/{part}/index"] = np.array(index)
 
     def _flush_steps(self) -> None:
         """Read what the steps told off the device: once per epoch, or whenever somebody asks for the trace."""

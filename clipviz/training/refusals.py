@@ -31,10 +31,9 @@ def check_labels(method: Method, *datasets: ImageDataset | None) -> None:
     Classes may have got better names.
     """
     known = {name: position for position, name in enumerate(method.class_names)}
-    for data in datasets:
-        if data is not None:
-            _check_embeddings(method, data)
-        if data is None or not data.has_targets:
+    for data in [data for data in datasets if data is not None]:
+        _check_embeddings(method, data)
+        if not data.has_targets:
             continue
         highest = int(data.targets.max())
         if highest >= len(known):

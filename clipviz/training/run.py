@@ -25,8 +25,7 @@ from clipviz.training.follow import Beacon
 from clipviz.training.interrupts import StoppedBySignal, raise_for, stopping
 from clipviz.training.loop import Adaptation, Options
 from clipviz.training.recorder import Recorder
-from clipviz.training.results import measure_zero_shot
-from clipviz.training.run_folder import CHECKPOINT, RunFolder
+from clipviz.training.run_folder import CHECKPOINT, RunFolder, measure_zero_shot
 
 if TYPE_CHECKING:
     from clipviz.training.model_probe import ModelProbe

@@ -27,8 +27,7 @@ from clipviz.cli import main as cli
 from clipviz.cli.options import COMMANDS
 from clipviz.methods import METHODS
 from clipviz.trace import Trace
-from clipviz.training.results import results_of, zero_shot_accuracy
-from clipviz.training.run_folder import RunFolder
+from clipviz.training.run_folder import RunFolder, results_of, zero_shot_accuracy
 
 RESULTS = {
     "method", "model", "data", "split", "seed", "epochs", "accuracy", "pseudo_label_accuracy", "zero_shot_accuracy",

@@ -12,7 +12,7 @@ from tiny import GOLDEN, assert_same_bits, clusters, differences
 from clipviz.data.batches.features import FeatureDataset
 from clipviz.events import EpochFinished, StepFinished
 from clipviz.methods.neighbors import nearest
-from clipviz.methods.transclip import StatA, TransCLIP, TransCLIPConfig, passes, solve
+from clipviz.methods.transclip import Problem, StatA, TransCLIP, TransCLIPConfig, passes, solve
 from clipviz.ops import normalize
 from clipviz.training.loop import adapt
 from clipviz.training.recorder import record
@@ -35,12 +35,12 @@ def golden(name, case):
 
 def test_all_passes_agree_with_the_authors_code():
     numbers = golden("transclip", "default/")
-    found = list(passes(numbers["features"], numbers["text"]))
+    found = list(passes(Problem(numbers["features"], numbers["text"])))
     torch.testing.assert_close(torch.stack([s.assignments for s in found]), numbers["z"], rtol=0, atol=2e-5)
     torch.testing.assert_close(torch.stack([s.prototypes for s in found[1:]]), numbers["mu"], rtol=0, atol=2e-5)
     torch.testing.assert_close(torch.stack([s.variances for s in found[1:]]), numbers["sigma"], rtol=2e-5, atol=0)
     torch.testing.assert_close(found[0].prototypes, numbers["mu0"], rtol=0, atol=2e-5)
-    first = next(passes(numbers["features"], numbers["text"], TransCLIPConfig(sweeps=1))).assignments
+    first = next(passes(Problem(numbers["features"], numbers["text"], TransCLIPConfig(sweeps=1)))).assignments
     torch.testing.assert_close(first, numbers["z_inner_first"][0], rtol=0, atol=2e-5)
     other = golden("transclip", "prototypes/")
     z = solve(other["features"], other["initial"]).assignments
@@ -49,7 +49,7 @@ def test_all_passes_agree_with_the_authors_code():
 
 def test_the_anchor_agrees_with_the_authors_code():
     inputs, numbers = golden("online", ""), golden("online", "stata/")
-    found = list(passes(inputs["features"], inputs["text"], anchor=True))
+    found = list(passes(Problem(inputs["features"], inputs["text"], anchor=True)))
     torch.testing.assert_close(torch.stack([s.assignments for s in found]), numbers["z"], rtol=0, atol=2e-5)
     torch.testing.assert_close(torch.stack([s.prototypes for s in found[1:]]), numbers["mu"], rtol=0, atol=2e-5)
     torch.testing.assert_close(torch.stack([s.variances for s in found[1:]]), numbers["cov"], rtol=2e-5, atol=0)
@@ -188,7 +188,7 @@ def test_likely_classes_are_searched_only_and_all_of_few_classes():
 def test_a_pass_is_an_epoch_and_its_addends_make_the_label(build):
     data = clusters()
     f = data.rows(slice(None))
-    wanted = list(passes(f, data.classifier, anchor=build.anchor, logit_scale=20.0))
+    wanted = list(passes(Problem(f, data.classifier, anchor=build.anchor, logit_scale=20.0)))
     method = build(data.backbone(), data.prompts)
     z = {}
     for event in adapt(method, data, eval_dataset=data):

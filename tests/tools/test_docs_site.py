@@ -74,7 +74,7 @@ def test_every_page_of_the_repository_is_a_page_and_has_a_place_in_the_menu(site
 def test_the_reference_has_every_public_name_and_every_command(site):
     names = (ROOT / "docs/reference/python.md").read_text(encoding="utf-8")
     for name, home in clipviz._HOME.items():
-        if name not in ("METHODS", home):
+        if home and name != "METHODS":
             assert re.search(rf"^::: clipviz\.{home}(\.\w+)?\.{name}$", names, flags=re.M), name
     shown = (site / "docs/reference/command_line.html").read_text(encoding="utf-8")
     for command in COMMANDS:

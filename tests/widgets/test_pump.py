@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from clipviz.widgets.pump import Pump
+from clipviz.widgets.live import Pump
 
 
 class Clock:
