@@ -21,13 +21,10 @@ def listed(texts: Iterable[str], joint: str = ", ") -> str:
 
 
 def unknown(kind: str, name: object, choices: Iterable[str], also: Iterable[str] = ()) -> ValueError:
-    """Build the error for a name that is not among `choices`; the caller raises it.
+    """Build the error for a name that is not among `choices`, to be raised; `kind`, as "model", is what it should be.
 
-    Args:
-        kind: What the name should have been: "model", "method", ...
-        name: What came. It is quoted, so newlines and markup in it stay on one line.
-        choices: The valid names, in the order to show them; of many, those most like `name`, the most alike first.
-        also: Others that may have been meant; they are not listed.
+    `choices` are the valid names in the order to show them; of many, those most like `name` are shown, the most alike
+    first. `also` may have been meant, too, and is not listed. What came is quoted, so it stays on one line.
     """
     valid = list(choices)
     by_lower = {choice.lower(): choice for choice in (*also, *valid)}

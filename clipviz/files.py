@@ -101,11 +101,8 @@ def _printed_to(found: os.stat_result) -> int | None:
 def writing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[BinaryIO]:
     """An open file whose content is at `path` when the block ends; of a block that fails or is killed nothing is left.
 
-    Where the system can, the file has no name until it is whole.
-
-    Args:
-        path: links are followed, folders on the way are made; a stream or device is written to as it is.
-        durable: whether the content must outlive a power failure; a cache need not.
+    Where the system can, the file has no name until it is whole. Links are followed, folders on the way are made; a
+    stream or device is written to as it is. What is not `durable`, a cache, need not outlive a power failure.
     """
     with _told_by_name(path):
         if is_stream(path):

@@ -44,12 +44,10 @@ def cls_row(block: Any, x: Tensor) -> Tensor:
 
 
 def encode(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The CLS embedding, and the input of the last block, of which only the CLS row is computed.
+    """CLS embeddings (B, E), `visual(pixels)` of normalized pixels up to rounding, and what enters the last block.
 
-    Whoever looks, with hooks or a replaced forward, sees what open_clip computes, in the same places.
-
-    Returns:
-        (B, E) float, `visual(pixels)` of normalized pixels up to rounding, and (B, 1 + N, W) float.
+    That is (B, 1 + N, W); of the block only the CLS row is computed. Whoever looks, with hooks or a replaced forward,
+    sees what open_clip computes, in the same places.
     """
     blocks = visual.transformer.resblocks
     if _is_watched(visual) or _is_watched(visual.transformer):

@@ -115,12 +115,9 @@ def _to_uint8(rgb: np.ndarray) -> np.ndarray:
 def render_image(
     code: np.ndarray, domain: str, rng: np.random.Generator, severity: float = 1.0, side: int = IMAGE_SIDE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Render an image of the bird with the attributes `code` (A,); the same state of `rng` gives the same pixels.
+    """An image (S, S, 3) uint8 of the bird with the attributes `code` (A,), and its visible `PART_NAMES`, (S, S) uint8.
 
-    The domain "mix" applies two different shifts at 0.7 of the severity.
-
-    Returns:
-        The image (S, S, 3) uint8 and the visible parts (S, S) uint8, ids as in `PART_NAMES`.
+    The same state of `rng` gives the same pixels. The domain "mix" applies two different shifts at 0.7 of the severity.
     """
     choose("domain", domain, (*DOMAINS, VALIDATION_DOMAIN))
     if severity < 0:

@@ -63,8 +63,7 @@ def sample_pose(rng: np.random.Generator, size: float = 1.0) -> Pose:
 def draw_bird(background: np.ndarray, code: np.ndarray, pose: Pose) -> np.ndarray:
     """Paint the bird with the attributes `code` (A,) on a background (S, S, 3) float32 in [0, 1], in place.
 
-    Returns:
-        (S, S) uint8, for every pixel the id of the part that is visible there (`PART_NAMES`).
+    Returns for every pixel the id of the part that is visible there, (S, S) uint8, as in `PART_NAMES`.
     """
     values = decode(code)
     plan = _posed(PLANS[values["plan"]], pose)

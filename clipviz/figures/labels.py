@@ -27,10 +27,8 @@ def trace_labels(traces: Sequence[Trace]) -> list[str]:
 def run_labels(names: Sequence[str], metas: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list[str]:
     """One distinct label per run: its name, and for runs of one name what differs between them ("DPA, a 0.3").
 
-    Args:
-        names: of the methods.
-        metas: what was chosen for each run, as in `Trace.meta`.
-        folders: where the runs lie, "" in memory; they tell runs apart that differ in nothing else.
+    `metas` are what was chosen for each run, as in `Trace.meta`; `folders`, "" in memory, tell runs apart that
+    differ in nothing else.
     """
     labels = list(names)
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):

@@ -32,14 +32,7 @@ def plain(text: str | None) -> str:
 
 
 def redraw(figure: go.Figure) -> Figure:
-    """Draw a plotly figure with matplotlib.
-
-    Args:
-        figure: scatter, bar and heatmap traces on ordinary axes.
-
-    Raises:
-        ValueError: if it has traces of another type.
-    """
+    """Draw a plotly figure of scatter, bar and heatmap traces with matplotlib; others are a ValueError."""
     if kinds := {trace.type for trace in figure.data} - {"scatter", "scattergl", "bar", "heatmap"}:
         raise ValueError(
             f"a static picture can hold scatter, bar and heatmap traces, got {', '.join(sorted(kinds))}; "

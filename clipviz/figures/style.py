@@ -213,14 +213,8 @@ def new_chart(
 ) -> go.Figure:
     """A chart in the shared fonts, grid and margins; title, legend and panel titles stack from the top.
 
-    Args:
-        title: The headline, ours (never data).
-        height: In pixels.
-        legend_rows: Rows of legend at 900 pixels to leave room for.
-        x: What the x axes are called.
-        y: What the y axes are called.
-        panels: Titles of several panels, side by side unless `grid` has rows.
-        grid: More about these, as for `make_subplots`.
+    `title` is ours, never data; `legend_rows` are those at 900 pixels that need room; `x` and `y` name the axes.
+    `panels` are titles of several, side by side unless `grid`, more about them as for `make_subplots`, has rows.
     """
     figure = make_subplots(**{"cols": len(panels), "subplot_titles": panels, **grid}) if panels else go.Figure()
     figure.update_layout(_LOOKS["chart"], title_text=title, height=height, legend_y=1 - 38 / height)

@@ -190,10 +190,9 @@ class Method(nn.Module, ABC):
         return self.preset or next((name for name in names if known.get(name, self) == self.config), None)
 
     def adjusted(self, **changes: float) -> Any:
-        """The configuration with some constants changed; assign it to `config` between two steps.
+        """The configuration with some constants changed, to be assigned to `config` between two steps.
 
-        Raises:
-            ValueError: if a constant cannot change while the method runs, or not to this value.
+        A ValueError if a constant cannot change while the method runs, or not to this value.
         """
         for name in changes:
             if name not in self.adjustable:
@@ -250,11 +249,7 @@ class Method(nn.Module, ABC):
         return {name: tensor.detach() for name, tensor in state.items()}
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what `trainable_state` gave.
-
-        Raises:
-            ValueError: if names or shapes are those of another method, model or class set.
-        """
+        """Restore what `trainable_state` gave; a ValueError if it is that of another method, model or class set."""
         for name in self.sized_by_data:
             if name in state:
                 self._resize(name, state[name].shape)

@@ -74,11 +74,7 @@ def _preset(name: str, known: Mapping[str, Any]) -> str:
 
 
 def parse_constants(assignments: Sequence[str]) -> dict[str, str]:
-    """["gamma=0.3", ...] -> {"gamma": "0.3", ...}.
-
-    Raises:
-        ValueError: for anything without "=".
-    """
+    """["gamma=0.3", ...] -> {"gamma": "0.3", ...}; a ValueError for anything without "="."""
     pairs = [text.partition("=") for text in assignments]
     for name, equals, _ in pairs:
         if not equals:

@@ -33,11 +33,7 @@ class Candidates(NamedTuple):
 
 
 def most_confident(probs: Tensor, shots: int) -> Tensor:
-    """For every class the `shots` rows of (M, C) probabilities that are most surely in it (UPL's rule).
-
-    Returns:
-        Row numbers, ascending; of equals the first.
-    """
+    """Rows of (M, C) probabilities, ascending: the `shots` surest of every class (UPL's rule), of equals the first."""
     confidence, labels = probs.max(-1)
     order = confidence.argsort(descending=True, stable=True)
     order = order[labels[order].argsort(stable=True)]

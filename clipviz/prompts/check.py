@@ -66,15 +66,11 @@ def check_descriptions(
     class_names: Sequence[str] | None = None,
     tokenizer: Callable[..., Any] | None = None,
 ) -> DescriptionCheck:
-    """Look at descriptions without using them.
+    """Look at descriptions, a CuPL JSON file or class name -> sentences, without using them.
 
-    Args:
-        descriptions: A CuPL JSON file, or class name -> sentences.
-        class_names: The classes that it must describe; None takes its keys.
-        tokenizer: Texts and `context_length` -> (L, T) token ids, as open_clip's; None leaves the lengths out.
-
-    Raises:
-        ValueError: If the file is no JSON object of UTF-8 text; everything else is reported.
+    They must be of `class_names`, or of any. `tokenizer`, as open_clip's, makes of texts and a `context_length` token
+    ids (L, T); without one lengths are left out. A ValueError if the file is no JSON object of UTF-8 text; all else is
+    reported.
     """
     source, pairs = description_pairs(descriptions)
     lists = [

@@ -135,19 +135,15 @@ def _check_templates(templates: Sequence[str]) -> None:
 def read_descriptions(
     descriptions: Descriptions, class_names: Sequence[str] | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """Check descriptions and bring them into the order and spelling of the classes.
+    """Check descriptions: a CuPL file (UTF-8, a JSON object), or class name -> list of sentences.
 
-    Args:
-        descriptions: A CuPL file (UTF-8, a JSON object), or class name -> list of sentences.
-        class_names: The classes they must describe, each exactly once and no others. Spellings may differ in
-            case and in "_", "-" and spaces. None takes the classes from the keys.
-
-    Returns:
-        Class name -> sentences without surrounding blanks, in the order and spelling of `class_names`.
+    Returns them without surrounding blanks, in the order and spelling of `class_names`, which they must describe, each
+    exactly once and no others; spellings may differ in case and in "_", "-" and spaces. None takes the classes from the
+    keys.
 
     Raises:
-        ValueError: If the file cannot be read or is no JSON object, or with ONE line that lists every
-            missing, extra and ambiguous key, empty list and thing that is no sentence.
+        ValueError: If the file cannot be read or is no JSON object, or with ONE line that lists every missing, extra
+            and ambiguous key, empty list and thing that is no sentence.
     """
     source, pairs = description_pairs(descriptions)
     if problems := description_problems(pairs, class_names):

@@ -62,11 +62,10 @@ def part_rank(maps: Tensor, region: Tensor, parts: Tensor) -> Tensor:
 
 
 def bird_regions(parts: Tensor, target: Tensor, contrast: Tensor | None = None) -> dict[str, Tensor]:
-    """The regions that matter on an image of a bird, by its part ids (B, S, S) and its species (B,).
+    """The regions that matter on images of birds, (B, S, S) bool, by part ids (B, S, S) and species (B,).
 
-    Returns:
-        "object": (B, S, S) bool, the visible bird. "discriminative": the visible parts in which it differs from the
-        species `contrast` (B,), or where that is None from all three look-alikes.
+    "object" is the visible bird, "discriminative" the visible parts in which it differs from the species `contrast`
+    (B,), or where that is None from all three look-alikes.
     """
     rows = []
     for i, species in enumerate(target.tolist()):

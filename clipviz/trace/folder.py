@@ -34,9 +34,8 @@ class Refused(ValueError):
 def write_folder(directory: Path, files: Mapping[str, bytes]) -> Path:
     """Write files (name -> content) and their manifest as a folder; an older trace at that place is replaced.
 
-    Raises:
-        ValueError: if the place holds something other than a trace.
-        CannotWrite: if the disk is full or the place is not writable; what was there before is untouched.
+    A ValueError if the place holds something other than a trace; `CannotWrite` if the disk is full or the place not
+    writable, and what was there before is untouched.
     """
     _refuse_to_replace_foreign(directory, {*files, _MANIFEST})
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -51,10 +50,8 @@ def write_folder(directory: Path, files: Mapping[str, bytes]) -> Path:
 def read_folder(path: Path, names: Collection[str]) -> tuple[Path, dict[str, bytes]]:
     """Read the files of a trace folder, or of the run folder that holds it as `trace/`; all of them from one save.
 
-    A live run may put another in its place meanwhile. Returns the folder, and name -> content.
-
-    Raises:
-        ValueError: if there is none, or it is incomplete, altered, foreign or from a newer clipviz.
+    A live run may put another in its place meanwhile. Returns the folder, and name -> content; a ValueError if there is
+    none, or it is incomplete, altered, foreign or from a newer clipviz.
     """
     for tries_left in reversed(range(_TRIES)):
         before = _places(path)

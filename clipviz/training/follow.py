@@ -194,11 +194,7 @@ class FollowedRun:
         self.steps_done = known if live.get("step") is None else max(known, live["step"] + 1)
 
     def poll(self) -> None:
-        """Read what is new: a look at two files where nothing is.
-
-        Raises:
-            ValueError: if a file cannot be read, is of a newer clipviz or was altered.
-        """
+        """Read what is new, a look at two files where nothing is; a ValueError if one cannot be read or was altered."""
         with self._gate:
             if self.status in OVER:
                 return
@@ -318,11 +314,7 @@ class FollowedRun:
         return self._send(do="set", constants=constants)
 
     def _send(self, **order: Any) -> Future[str]:
-        """Lay an order into the folder.
-
-        Raises:
-            ValueError: if the run is over, or is not the reader's to command.
-        """
+        """Lay an order into the folder; a ValueError if the run is over, or is not the reader's to command."""
         self.poll()
         if self.status in OVER:
             raise ValueError(f"the run in {self.folder} is {self.status}, so it takes no orders")

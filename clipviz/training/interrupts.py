@@ -41,12 +41,10 @@ def on_signal(handle: Callable[[int], None]) -> Iterator[dict[int, object]]:
 
 @contextmanager
 def stopping(stop: Callable[[], None], is_urgent: Callable[[], bool], patience: float = 0.0) -> Iterator[list[int]]:
-    """Turn signals into `stop()`; yields the list of those that came.
+    """Turn signals into `stop()`, which has whatever goes on come to an end soon; yields the list of those that came.
 
-    Args:
-        stop: has whatever goes on come to an end soon.
-        is_urgent: whether there is nothing to bring to an end, so that a signal interrupts at once.
-        patience: seconds after the first signal in which another Ctrl-C changes nothing; a later one interrupts.
+    Where it `is_urgent`, there being nothing to bring to an end, a signal interrupts at once. So does another Ctrl-C
+    more than `patience` seconds after the first signal; a sooner one changes nothing.
     """
     came: list[int] = []
     since = 0.0
