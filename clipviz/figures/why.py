@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clipviz.figures.compare import timeline_info
 from clipviz.figures.saliency import KIND_NAMES, SaliencyMaps, unit_range
 from clipviz.figures.source_logits import softmax
 from clipviz.figures.style import class_name, top_classes
@@ -181,12 +182,8 @@ def _sentences(trace: Trace, position: int, target: int) -> list[Sentences]:
 
 
 def _history(trace: Trace, number: int) -> list[Moment]:
-    rows = trace.predictions[trace.predictions["index"] == number].sort_values("epoch")
-    columns = (rows[name].tolist() for name in ("epoch", "prediction", "confidence", "target"))
-    return [
-        Moment(epoch, class_name(trace.class_names, label), confidence, label == target if target >= 0 else None)
-        for epoch, label, confidence, target in zip(*columns, strict=True)
-    ]
+    seen = timeline_info(trace, f"eval/{number}")
+    return [Moment(*row) for row in zip(seen.epochs, seen.labels, seen.confidence, seen.is_right, strict=True)]
 
 
 def _strip(maps: dict[str, np.ndarray]) -> list[tuple[int, np.ndarray]]:

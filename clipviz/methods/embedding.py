@@ -22,8 +22,7 @@ _UNIT = 1e-2
 def unit_rows(embeddings: Tensor, classifier: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings (n, E) and text classifier (C, E) in at least single precision, if they are what a formula wants.
 
-    Raises:
-        ValueError: for other shapes, no rows, mixed precision, NaN, or a row that is not of unit norm, which is named.
+    A ValueError for other shapes, no rows, mixed precision, NaN, or a row that is not of unit norm, which is named.
     """
     expect_axes(embeddings=(embeddings, "nE"), classifier=(classifier, "CE"))
     expect_floats(embeddings=embeddings, classifier=classifier)

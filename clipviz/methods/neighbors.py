@@ -13,15 +13,13 @@ LIKELY = 5
 def nearest(
     queries: Tensor, embeddings: Tensor, k: int, classifier: Tensor | None = None, *, same: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The k rows that are most like each query, the most similar first.
+    """The k rows that are most like each query, the most similar first: cosines and row numbers (q, k), k at most n.
 
     Queries (q, E) and embeddings (n, E) have unit norm. `same` says that the queries are the embeddings; none is its
     own neighbor then, and each pair is compared once. Without a classifier the search is exact, and costs n^2 E
     multiplications and additions for `same`, 2 q n E otherwise. With a classifier (C, E) it is approximate: exact among
-    the rows whose likeliest class is one of the query's `LIKELY` likeliest, about LIKELY / C of all.
-
-    Returns:
-        Cosines (q, k) and row numbers (q, k) int64, k at most n; where too few were found, cosine 0 and row 0.
+    the rows whose likeliest class is one of the query's `LIKELY` likeliest, about LIKELY / C of all. Where too few were
+    found, cosine and row are 0.
     """
     k = min(k, len(embeddings) - same)
     best = queries.new_full((len(queries), k), -torch.inf)

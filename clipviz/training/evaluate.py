@@ -1,6 +1,6 @@
 """Measuring: predictions, accuracies, and which images to look at. Only it and the recorder see targets."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -77,22 +77,13 @@ def _said(method: Method, views: Views, branches: bool) -> tuple[Tensor, dict[st
     return logits, method.branches(views.weak) if branches else {}
 
 
-def branch_accuracies(
-    method: Method,
-    dataset: ImageDataset,
-    branches: Callable[[Tensor], dict[str, Tensor]] | None = None,
-    batch_size: int = 256,
-    ranks: Ranks = ONE,
-) -> dict[str, float]:
-    """Accuracy of each part of a method alone, e.g. {"accuracy_cls": 0.5}; nothing without targets.
-
-    `branches` are images -> name -> (B, C) logits; None: `method.baselines`, if it has any.
-    """
+def baseline_accuracies(method: Method, dataset: ImageDataset, ranks: Ranks = ONE) -> dict[str, float]:
+    """Accuracy of each of a method's `baselines`, e.g. {"accuracy_teacher": 0.5}; nothing without these, or targets."""
     parts: dict[str, list[Tensor]] = {}
-    branches = branches or getattr(method, "baselines", None)
+    branches = getattr(method, "baselines", None)
     if not dataset.has_targets or branches is None:
         return {}
-    for views in _views(method, dataset, batch_size, ranks):
+    for views in _views(method, dataset, 256, ranks):
         with preserved_state(method):
             for name, logits in branches(views.weak).items():
                 parts.setdefault(name, []).append(views.gather(logits.argmax(-1)).cpu())

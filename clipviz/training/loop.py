@@ -14,27 +14,15 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from clipviz import events
 from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
 from clipviz.data.batches.features import FeatureDataset, FeatureLoader
 from clipviz.data.batches.loader import ViewLoader
 from clipviz.errors import whole_number
-from clipviz.events import (
-    UNLABELLED,
-    EpochFinished,
-    Event,
-    Exploration,
-    Highlights,
-    Predictions,
-    Probe,
-    PseudoLabels,
-    RunFinished,
-    RunStarted,
-    StepFinished,
-)
 from clipviz.methods.base import AdaptConfig, Method, ViewNeeds, ask
 from clipviz.parallel import ONE, Ranks
-from clipviz.training.evaluate import accuracy, branch_accuracies, evaluation_inputs, predict
+from clipviz.training.evaluate import accuracy, baseline_accuracies, evaluation_inputs, predict
 from clipviz.training.highlights import explained, explore, highlights
 from clipviz.training.refusals import check_labels, check_shares, check_storable
 
@@ -46,14 +34,14 @@ class Options(TypedDict, total=False):
     """What a run can be given beside its method, its images and its schedule."""
 
     eval_dataset: ImageDataset | None  # images to measure on before training and after every epoch; None: none
-    probe: Probe | Tensor | None  # images to follow through the run: a `Probe`, or (P, 3, S, S) in [0, 1]
+    probe: events.Probe | Tensor | None  # images to follow through the run: a `Probe`, or (P, 3, S, S) in [0, 1]
     seed: int  # order of the images and all views, from 0
     ranks: Ranks  # the processes that share each batch (`clipviz.parallel`); all of them get all events
 
 
 def adapt(
     method: Method, dataset: ImageDataset, config: AdaptConfig | None = None, **options: Unpack[Options]
-) -> Iterator[Event]:
+) -> Iterator[events.Event]:
     """Adapt a method to unlabelled images, as an iterator of events.
 
     Nothing happens before the first `next`; leaving the `for` loop stops the run between two steps. Targets of the
@@ -94,7 +82,7 @@ class Adaptation:
         config: AdaptConfig | None = None,
         *,
         eval_dataset: ImageDataset | None = None,
-        probe: Probe | Tensor | None = None,
+        probe: events.Probe | Tensor | None = None,
         seed: int = 0,
         ranks: Ranks = ONE,
     ) -> None:
@@ -121,7 +109,7 @@ class Adaptation:
         self.seed = whole_number("seed", seed, 0)
         check_storable({"method": self.settings, "schedule": asdict(self.config)})
         if isinstance(probe, Tensor):
-            probe = Probe(probe, torch.arange(len(probe)), torch.full((len(probe),), UNLABELLED))
+            probe = events.Probe(probe, torch.arange(len(probe)), torch.full((len(probe),), events.UNLABELLED))
         self.probe = probe
         self.epoch = self.steps_in_epoch = 0
         self.seconds_before = 0.0
@@ -137,9 +125,9 @@ class Adaptation:
             )
         self.epoch_totals: dict[str, list[Tensor]] = {}
         self._targets = torch.tensor(dataset.targets).to(method.backbone.device)  # there, so that no step waits
-        self._before: EpochFinished | None = None  # of a method that does not change: measured once
+        self._before: events.EpochFinished | None = None  # of a method that does not change: measured once
         self._evaluated: ImageDataset | None = None
-        self._explored: Exploration | None = None  # before training; a run that was taken up has seen it
+        self._explored: events.Exploration | None = None  # before training; a run that was taken up has seen it
 
     def claim(self) -> None:
         """Have the method to oneself until `release`, or until this object is gone; refused if another run has it."""
@@ -156,7 +144,7 @@ class Adaptation:
         if self.method.adapted_by and self.method.adapted_by() is self:
             self.method.adapted_by = None
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[events.Event]:
         """The events of the run, while which the method is nobody else's."""
         self.claim()
         try:
@@ -164,13 +152,13 @@ class Adaptation:
         finally:
             self.release()
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self) -> Iterator[events.Event]:
         """The whole of training."""
         begun = time.perf_counter()
         method = self.method
         if is_resumed := self.epoch > 0 or self.steps_in_epoch > 0:
             self._take_batches()
-        yield RunStarted(
+        yield events.RunStarted(
             method.name, self.facts(), method.class_names, len(self.dataset), self.n_epochs, self.n_steps, self.probe,
             self._steps_before(self.epoch) + self.steps_in_epoch, self.seconds_before,
         )  # fmt: skip
@@ -182,7 +170,7 @@ class Adaptation:
                 method.prepare(_without_targets(batch) for batch in self.loader.epoch(0))
             yield self._measured(-1)
         self._take_batches()
-        last: EpochFinished | None = None
+        last: events.EpochFinished | None = None
         for epoch in range(self.epoch, self.n_epochs):
             with self._owned():
                 if self.steps_in_epoch == 0:
@@ -198,7 +186,7 @@ class Adaptation:
             last = self._measured(epoch)
             yield last
         found = self._highlights(last.predictions if last else None)
-        yield RunFinished("finished", self.seconds_before + time.perf_counter() - begun, found)
+        yield events.RunFinished("finished", self.seconds_before + time.perf_counter() - begun, found)
 
     def _take_batches(self) -> None:
         """What there is to draw from, and how many steps, once the method is prepared."""
@@ -219,7 +207,7 @@ class Adaptation:
             self.method.train(self.method.trains)
             yield
 
-    def _step(self, batch: Batch, epoch: int, step: int) -> StepFinished:
+    def _step(self, batch: Batch, epoch: int, step: int) -> events.StepFinished:
         """Guess and learn."""
         with self._owned():
             with torch.no_grad():
@@ -228,7 +216,7 @@ class Adaptation:
         target = self._targets[batch.index]  # which no method has seen
         for name, values in {"labels": pseudo.labels, "targets": target, **pseudo.metrics}.items():
             self.epoch_totals.setdefault(name, []).append(values)
-        return StepFinished(epoch, step, batch.index, target, pseudo, losses)
+        return events.StepFinished(epoch, step, batch.index, target, pseudo, losses)
 
     def _loader(self, needs: ViewNeeds) -> ViewLoader | FeatureLoader:
         """Batches of the views that a method needs, or of embeddings where the data are embeddings."""
@@ -240,7 +228,7 @@ class Adaptation:
             self.dataset, views, config.batch_size, self.seed, config.workers, backbone.device, self.ranks
         )
 
-    def _guesses(self, batch: Batch) -> PseudoLabels:
+    def _guesses(self, batch: Batch) -> events.PseudoLabels:
         """Pseudo-labels of a batch, of which this process may have a share of the views only."""
         pseudo = self.method.pseudo_label(batch.views, batch.index)
         if len(pseudo.labels) != len(batch):
@@ -251,7 +239,7 @@ class Adaptation:
         return pseudo
 
     @torch.enable_grad()
-    def _learn(self, views: Views, pseudo: PseudoLabels, step: int) -> dict[str, Tensor]:
+    def _learn(self, views: Views, pseudo: events.PseudoLabels, step: int) -> dict[str, Tensor]:
         """One optimizer step at the learning rate of the cosine schedule."""
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
@@ -290,7 +278,7 @@ class Adaptation:
             metrics["pseudo_label_accuracy"] = accuracy(labels, targets)
         return metrics
 
-    def _measured(self, epoch: int) -> EpochFinished:
+    def _measured(self, epoch: int) -> events.EpochFinished:
         """Evaluate and explain the probe; a method that does not train is measured once."""
         metrics = self._total()
         if self._before is not None:
@@ -305,23 +293,23 @@ class Adaptation:
                 guesses = {"": predictions.probs.argmax(-1), **{f"_{k}": v for k, v in predictions.branches.items()}}
                 metrics.update((f"accuracy{k}", accuracy(v, predictions.target)) for k, v in guesses.items())
             if epoch == -1:
-                metrics.update(branch_accuracies(self.method, self.eval_dataset, ranks=self.ranks))
+                metrics.update(baseline_accuracies(self.method, self.eval_dataset, ranks=self.ranks))
         maps: dict[str, Tensor] = {}
         with preserved_state(self.method):
             if self.probe is not None:
                 images = self.probe.images.to(self.method.backbone.device)
                 maps = {kind: value.cpu() for kind, value in explained(self.method, images).items()}
             snapshot = {name: value.detach().cpu().clone() for name, value in self.method.snapshot().items()}
-        event = EpochFinished(epoch, metrics, predictions, snapshot, maps, seen)
+        event = events.EpochFinished(epoch, metrics, predictions, snapshot, maps, seen)
         self._before = None if self.evolves else event
         return event
 
-    def _predictions(self, dataset: ImageDataset) -> Predictions:
+    def _predictions(self, dataset: ImageDataset) -> events.Predictions:
         """Of the same inputs at every call, so that a run that is taken up after its last epoch says the same bits."""
         self._evaluated = self._evaluated or evaluation_inputs(self.method, dataset, self.ranks)
         return predict(self.method, self._evaluated, ranks=self.ranks, branches=dataset.has_targets)
 
-    def _highlights(self, predictions: Predictions | None) -> Highlights | None:
+    def _highlights(self, predictions: events.Predictions | None) -> events.Highlights | None:
         """The instructive images; `predictions` are missing where a run is taken up after its last epoch."""
         if self.eval_dataset is None:
             return None
@@ -379,4 +367,4 @@ def versions() -> dict[str, str]:
 
 
 def _without_targets(batch: Batch) -> Batch:
-    return Batch(batch.views, batch.index, torch.full_like(batch.target, UNLABELLED))
+    return Batch(batch.views, batch.index, torch.full_like(batch.target, events.UNLABELLED))

@@ -149,11 +149,9 @@ class RunFolder:
     def restore(self, adaptation: Adaptation) -> Trace | None:
         """Put a run into the state of the newest readable checkpoint, in all of its processes.
 
-        Returns what the trace knew at that moment, empty before the first step; None where there is no checkpoint.
-
-        Raises:
-            ValueError: if no checkpoint can be read, they belong to another run, another run is writing here, or the
-                processes do not find the same.
+        Returns what the trace knew at that moment, empty before the first step; None where there is no checkpoint. A
+        ValueError if none can be read, they belong to another run, another run is writing here, or the processes do not
+        find the same.
         """
         ranks = adaptation.ranks
         was_open = ranks.together(lambda: ranks.is_first and self.path.is_dir() and self.lock())

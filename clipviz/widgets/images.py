@@ -1,14 +1,13 @@
 """Pixels for the browser and for static pictures: JPEG bytes, sheets of thumbnails, color tables."""
 
 import io
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from clipviz.figures import static
 from clipviz.figures.style import CHANGE_COLORS, SALIENCY_COLORS, color_table
 
 MOST_BYTES = 60_000
@@ -26,12 +25,7 @@ def jpeg(pixels: np.ndarray, quality: int = 85) -> bytes:
 
 def figure_jpeg(figure: Figure) -> bytes:
     """A matplotlib figure as JPEG of at most `MOST_BYTES`: drawn once, then encoded as finely as that allows."""
-    canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        # Letters that the font lacks become boxes, which says as much as a warning would.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        canvas.draw()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    drawn = static.pixels(figure)
     for scale, quality in _TRIES:
         size = (round(drawn.width * scale), round(drawn.height * scale))
         encoded = jpeg(np.asarray(drawn.resize(size) if scale < 1 else drawn), quality)

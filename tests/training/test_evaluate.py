@@ -15,7 +15,7 @@ from clipviz.events import Predictions
 from clipviz.methods.zero_shot import ZeroShot
 from clipviz.training.evaluate import (
     accuracy,
-    branch_accuracies,
+    baseline_accuracies,
     predict,
     probe_images,
     spread_probe,
@@ -45,7 +45,8 @@ def test_predictions_are_those_of_a_slow_loop(tiny_backbone, toy_test, batch_siz
 
 def test_branch_accuracies_are_those_of_a_slow_loop(tiny_backbone, toy_test):
     method = microclip(tiny_backbone)
-    measured = branch_accuracies(method, toy_test, method.branches)
+    method.baselines = method.branches
+    measured = baseline_accuracies(method, toy_test)
     for name in ("cls", "fg"):
         guesses = one_by_one(method, toy_test, lambda x, name=name: int(method.branches(x)[name].argmax()))
         right = sum(guess == target for guess, target in zip(guesses, toy_test.targets, strict=True))
@@ -55,8 +56,10 @@ def test_branch_accuracies_are_those_of_a_slow_loop(tiny_backbone, toy_test):
 
 def test_no_branches_without_targets_or_without_branches(tiny_backbone, toy_test):
     method, baseline = microclip(tiny_backbone), ZeroShot(tiny_backbone, toy_test.prompts)
-    assert branch_accuracies(method, ToyDataset(4, labelled=False), method.branches) == {}
-    assert branch_accuracies(baseline, toy_test, baseline.branches) == {}
+    assert baseline_accuracies(baseline, toy_test) == {}, "it has none"
+    method.baselines, baseline.baselines = method.branches, baseline.branches
+    assert baseline_accuracies(method, ToyDataset(4, labelled=False)) == {}
+    assert baseline_accuracies(baseline, toy_test) == {}
 
 
 def test_accuracy_counts_labelled_images_only():

@@ -109,7 +109,7 @@ def find_benchmark(spec: str) -> Benchmark | None:
     return next((b for name, b in benchmarks().items() if wanted in {name.replace("_", ""), *b.also}), None)
 
 
-def benchmark_of_split_file(path: str) -> Benchmark | None:
+def benchmark_of_file(path: str) -> Benchmark | None:
     """The benchmark that a file `split_zhou_NAME.json` is about, or None."""
     stem = os.path.basename(path).rpartition(".")[0].lower()
     return next((b for b in benchmarks().values() if b.coop and stem.endswith(b.coop.lower())), None)
@@ -135,7 +135,7 @@ def load_benchmark(
     _make_sure(benchmark, folder, official, download)
     options["templates"] = options.get("templates") or benchmark.templates
     if benchmark.reader == "arrays":  # torchvision unpickles CIFAR only if its bytes have the published checksum
-        data = _read(benchmark, folder, official)
+        data = _torchvision(benchmark, folder, official)
         names, pixels, labels = tuple(map(benchmark.spoken, data.classes)), np.asarray(data.data), data.targets
         used = f"official {official}"
         return ArrayDataset(pixels, labels, name=benchmark.name, split=used, class_names=names, **options)
@@ -155,10 +155,7 @@ def _make_sure(benchmark: Benchmark, root: str, split: str, download: bool) -> N
     if os.path.exists(wanted):
         return
     if download and benchmark.downloads:
-        try:
-            _construct(benchmark, root, split, download=True)
-        except Exception as error:  # no network, no space, a changed file: torchvision raises what it meets
-            raise ValueError(f"{benchmark.title} could not be downloaded: {one_line(error)}") from error
+        _torchvision(benchmark, root, split, download=True)
         return
     or_load = ", or let it be downloaded (download=True, --download)" if benchmark.downloads else ""
     raise ValueError(
@@ -167,25 +164,21 @@ def _make_sure(benchmark: Benchmark, root: str, split: str, download: bool) -> N
     )
 
 
-def _construct(benchmark: Benchmark, root: str, split: str, download: bool = False) -> Any:
-    """Torchvision's data set of a split."""
-    make = getattr(import_module("torchvision.datasets"), benchmark.torchvision)
-    if benchmark.reader == "arrays":
-        return make(root, train=split == "train", download=download)
-    return make(root, download=download, **({"split": split} if benchmark.splits else {}))
-
-
-def _read(benchmark: Benchmark, root: str, split: str) -> Any:
-    """Torchvision's data set, with one kind of error."""
+def _torchvision(benchmark: Benchmark, root: str, split: str, *, download: bool = False) -> Any:
+    """Torchvision's data set of a split, with one kind of error."""
+    which = {"train": split == "train"} if benchmark.reader == "arrays" else {"split": split}
     try:
         if benchmark.needs:
             import_module(benchmark.needs)
-        return _construct(benchmark, root, split)
+        make = getattr(import_module("torchvision.datasets"), benchmark.torchvision)
+        return make(root, download=download, **(which if benchmark.splits else {}))
     except ImportError as error:
         package = error.name or benchmark.needs
         what = f"the package {package} to read its lists: pip install {package}"
         raise ValueError(f"{benchmark.title} needs {what}") from error
-    except Exception as error:  # damaged lists make it raise KeyError, IndexError, UnpicklingError, ...
+    except Exception as error:  # no network, no space, damaged lists: it raises what it meets
+        if download:
+            raise ValueError(f"{benchmark.title} could not be downloaded: {one_line(error)}") from error
         raise _damaged(benchmark, root, f"{type(error).__name__}: {one_line(error)}") from error
 
 
@@ -195,7 +188,7 @@ def _damaged(benchmark: Benchmark, root: str, reason: str) -> ValueError:
 
 def _files(benchmark: Benchmark, root: str, split: str) -> Layout:
     """The files that torchvision lists for a split, under names that are private, and the same in all versions."""
-    data = _read(benchmark, root, split)
+    data = _torchvision(benchmark, root, split)
     if (found := getattr(data, "_samples", None)) is None:
         paths = data._images if benchmark.torchvision == "OxfordIIITPet" else data._image_files
         found = zip(paths, data._labels, strict=True)

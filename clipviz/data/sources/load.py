@@ -8,13 +8,7 @@ from typing import Any
 
 from clipviz.data.base import ImageDataset
 from clipviz.data.images.pixel_cache import DiskCache
-from clipviz.data.sources.benchmarks import (
-    ROOT_VARIABLE,
-    benchmark_of_split_file,
-    benchmarks,
-    find_benchmark,
-    load_benchmark,
-)
+from clipviz.data.sources.benchmarks import ROOT_VARIABLE, benchmark_of_file, benchmarks, find_benchmark, load_benchmark
 from clipviz.data.sources.feature_files import FEATURE_SUFFIXES, read_features
 from clipviz.data.sources.image_files import Classes, ImageFileDataset, ImageFolderDataset, Progress, given_classes
 from clipviz.data.sources.lists import is_coop_split, read_coop_split
@@ -94,7 +88,7 @@ def load_dataset(
         if is_coop_split(text):
             _refuse_classes(classes, "a split file brings its")
             layout, folder = read_coop_split(path, split, place)
-            if benchmark := benchmark_of_split_file(path):  # it knows the names and templates that CLIP needs
+            if benchmark := benchmark_of_file(path):  # it knows the names and templates that CLIP needs
                 layout = replace(layout, class_names=tuple(map(benchmark.spoken, layout.class_names)))
                 options["templates"] = templates or benchmark.templates
             return ImageFileDataset(layout, folder, name=name, place=f"the split file {name!r}", **options)
