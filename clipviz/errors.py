@@ -4,7 +4,7 @@ import difflib
 import json
 import operator
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 _MOST_CHOICES_SHOWN = 12
@@ -30,14 +30,12 @@ def unknown(kind: str, name: object, choices: Iterable[str], also: Iterable[str]
     by_lower = {choice.lower(): choice for choice in (*also, *valid)}
     nearest = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
     hint = f"; did you mean {by_lower[nearest[0]]!r}?" if nearest else "."
-    shown = valid if len(valid) <= _MOST_CHOICES_SHOWN else most_alike(str(name), valid, _MOST_CHOICES_SHOWN)
+    shown = valid
+    if len(valid) > _MOST_CHOICES_SHOWN:
+        alike = {choice: difflib.SequenceMatcher(None, str(name).lower(), choice.lower()).ratio() for choice in valid}
+        shown = sorted(valid, key=lambda choice: -alike[choice])[:_MOST_CHOICES_SHOWN]
     more = f" and {len(valid) - len(shown)} more" if len(valid) > len(shown) else ""
     return ValueError(f"unknown {kind} {name!r}{hint} Choose from {', '.join(map(repr, shown))}{more}")
-
-
-def most_alike(name: str, choices: Sequence[str], n: int) -> list[str]:
-    """The `n` choices that are spelt most like a name, the most alike first, in any case of the letters."""
-    return sorted(choices, key=lambda choice: -difflib.SequenceMatcher(None, name.lower(), choice.lower()).ratio())[:n]
 
 
 def inert(text: object) -> str:

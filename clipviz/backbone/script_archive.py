@@ -186,10 +186,7 @@ def _made(function: Any, arguments: tuple[Any, ...], opcode: str) -> Any:
 
 
 def _contents(top: Any) -> tuple[dict[str, Tensor], set[str]]:
-    """Tensors of a tree of modules by their path, and the names of its classes.
-
-    A tree with loops, or with more branches than a model, is refused.
-    """
+    """Tensors of a tree of modules by their path, and names of its classes; loops and too many branches are refused."""
     todo, seen = [("", top)], 0
     tensors, names = {}, set()
     while todo:

@@ -15,10 +15,7 @@ from torch import Tensor, nn
 
 
 def value_path(visual: Any, x: Tensor) -> Tensor:
-    """Value-path patch tokens (B, N, W) from the input of the last block, (B, 1 + N, W).
-
-    The CLS row is left out before the work, not after it.
-    """
+    """Value-path patch tokens (B, N, W) from the input (B, 1 + N, W) of the last block, without work on its CLS row."""
     block = visual.transformer.resblocks[-1]
     x = x[:, 1:]
     width = x.shape[-1]

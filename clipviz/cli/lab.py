@@ -44,10 +44,7 @@ def notebooks_folder() -> Path:
 
 
 def copy_notebooks(source: Path, folder: Path) -> int:
-    """Copy the notebooks, and the page they link to, that `folder` does not hold: nobody's own work is overwritten.
-
-    Returns how many notebooks.
-    """
+    """Copy the notebooks, and the page they link to, that `folder` does not hold: own work stays. Returns how many."""
     new = [path for path in sorted(source.glob("*.*")) if path.suffix == ".ipynb" or path.name == "README.md"]
     new = [path for path in new if not (folder / path.name).exists()]
     for path in new:

@@ -84,10 +84,7 @@ accuracy_over_epochs = style.figure_of(accuracy_over_epochs_info, draw_accuracy_
 
 
 class PerClassAccuracy(NamedTuple):
-    """Accuracy of each class (m,) in [0, 1] at the first and the last epoch, by falling gain.
-
-    Classes without evaluation images are left out.
-    """
+    """Accuracy (m,) in [0, 1] of each class with evaluation images at the first and the last epoch, by falling gain."""
 
     names: list[str]
     n_images: np.ndarray

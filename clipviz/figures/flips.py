@@ -17,10 +17,7 @@ _NEED_TWO = "Flips need pseudo-labels of at least two epochs."
 
 
 class LabelFlips(NamedTuple):
-    """Shares (steps,) of the images by what their pseudo-label did from epoch to epoch.
-
-    Without targets only "unchanged" and "changed" are known.
-    """
+    """Shares (steps,) of the images by what their pseudo-label did; without targets "unchanged" and "changed" alone."""
 
     steps: list[tuple[int, int]]
     shares: dict[str, np.ndarray]

@@ -247,10 +247,7 @@ def solve(
 
 
 class TransCLIP(GatheredMethod):
-    """TransCLIP: a pass is an epoch.
-
-    Its pseudo-labels are transductive; what it says of unseen images is inductive, eq. (7).
-    """
+    """TransCLIP, a pass an epoch: pseudo-labels are transductive, what it says of unseen images inductive, eq. (7)."""
 
     name = "transclip"
     presets: ClassVar = {"default": TransCLIPConfig(), "paper": TransCLIPConfig(text="templates")}

@@ -125,11 +125,7 @@ class OpenedRun:
         return tuple(self._weights)
 
     def at(self, epoch: int) -> OpenedRun:
-        """The same run with the weights of another epoch; all else is shared.
-
-        Raises:
-            ValueError: if these were not kept.
-        """
+        """The same run with the weights of another epoch, a ValueError if these were not kept; all else is shared."""
         if epoch not in self.epochs:
             there = f"there are those of {', '.join(map(str, self.epochs))}" if self.epochs else "there are none"
             raise ValueError(f"the weights of epoch {epoch!r} were not kept in {self.folder}; {there}")

@@ -26,10 +26,7 @@ def check_storable(settings: dict[str, dict[str, Any]]) -> None:
 
 
 def check_labels(method: Method, *datasets: ImageDataset | None) -> None:
-    """Refuse what a method cannot look at, and labels that are of no class of it, or of another one.
-
-    Classes may have got better names.
-    """
+    """Refuse what a method cannot look at, and labels of no class of it, or of another; names may have got better."""
     known = {name: position for position, name in enumerate(method.class_names)}
     for data in [data for data in datasets if data is not None]:
         _check_embeddings(method, data)

@@ -71,10 +71,7 @@ class RunFolder:
         return any((self.path / part).exists() for part in (CHECKPOINT, RESULTS, _TRACE))
 
     def lock(self) -> bool:
-        """Keep other processes out until `unlock`, even by being killed; says whether it was open before.
-
-        Raises ValueError if another run is writing here.
-        """
+        """Keep other processes out until `unlock`; says whether it was open. ValueError if a run is writing here."""
         if self._lock is not None:
             return False
         self.path.mkdir(parents=True, exist_ok=True)

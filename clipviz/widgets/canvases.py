@@ -108,10 +108,7 @@ class ScatterCanvas(Canvas):
 
 
 class Panel(NamedTuple):
-    """One map (h, w) in [0, 1]; without values the image itself, or why there is no map.
-
-    Of a change, one half is none.
-    """
+    """One map (h, w) in [0, 1], of a change with one half for none; without values the image, or why there is none."""
 
     title: str
     values: np.ndarray | None = None
