@@ -20,7 +20,7 @@ from clipviz import figures
 from clipviz.figures.redraw import redraw
 from clipviz.widgets import SaliencyExplorer
 
-NAMES = [name for name in figures.__all__ if f"draw_{name}" in figures.__all__]
+NAMES = [name for name in figures.__all__ if f"{name}_info" in figures.__all__]
 CLASSES = ["<script>alert(1)</script>", "a & b \"q\" 'r'", "$\\frac{1}{2}$", "]]>", "été"]
 
 
