@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, str] = {
     "figures": "errors files instructive trace",
     "report": "errors files trace figures",
     "training/follow": "errors events files trace",
-    "widgets": "errors events instructive trace figures training/follow",
+    "widgets": "errors events files instructive trace figures training/follow",
     # where they meet
     "training/recorder": "events ops trace",
     # on top of both
@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, str] = {
 }
 # Imports inside a function that go up, each with its reason.
 UPWARDS = {
+    ("widgets/compare.py", "training/opened"),  # a run folder is opened with its model, where one is given by name
     ("data/sources/load.py", "birds"),  # a data set is looked up by name; the renderer is loaded on demand
 }
 TORCH_FREE = ("errors", "files", "events", "trace", "figures", "report", "widgets")

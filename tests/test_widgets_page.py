@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from tiny import ToyDataset, make_tiny_backbone
 
@@ -15,7 +16,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "widgets.md").read_text(encoding="utf-8")
 
 
-def test_its_lines_open_every_view(monkeypatch):
+@pytest.mark.filterwarnings("ignore:.* holds no checkpoint")
+def test_its_lines_open_every_view(monkeypatch, tmp_path):
     setup, *lines = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.M | re.S)
     data = ToyDataset(16)
     monkeypatch.setattr(clipviz, "load_backbone", lambda name: make_tiny_backbone())
@@ -24,13 +26,16 @@ def test_its_lines_open_every_view(monkeypatch):
     exec(setup, names)
     names["run"].adaptation.n_epochs = 1
     names["trace"] = names["run"].fit()
+    monkeypatch.chdir(tmp_path)
+    for folder in re.findall(r'"(runs/\w+)"', PAGE):
+        names["trace"].save(Path(folder) / "trace")
     opened = {type(eval(line.strip(), names)).__name__ for line in lines}
     assert opened | {"ViewState"} == set(clipviz.widgets.__all__)
 
 
 def test_its_pictures_exist_and_are_small():
     pictures = re.findall(r"!\[[^\]]{30,}\]\((\S+)\)", PAGE)
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     for name in pictures:
         path = DOCS / name
         assert path.stat().st_size < 60_000

@@ -31,7 +31,7 @@ def adapt(args: argparse.Namespace) -> None:
     """`clipviz adapt`: one method on one dataset into one run folder."""
     choose("method", args.method, METHODS)
     inputs.refuse_among_images(args.out, args.data, args.eval_data)
-    folder = RunFolder(prepare_folder(args.out))
+    folder = RunFolder(prepare_folder(args.out), {"always": True, "never": False}.get(args.keep_epochs))
     ranks = launch(args.devices, args.num_nodes, args.device)
     try:
         ranks.together(lambda: _keep(folder, args.resume) if ranks.is_first else None)

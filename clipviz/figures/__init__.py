@@ -16,6 +16,7 @@ from clipviz.figures.confidence import confidence_evolution, confidence_evolutio
 from clipviz.figures.confusion import confusion, confusion_info
 from clipviz.figures.crops import crop_weights, crop_weights_info
 from clipviz.figures.flips import label_flips, label_flips_info, label_flow, label_flow_info
+from clipviz.figures.image_table import export_csv, image_table
 from clipviz.figures.labels import run_labels, trace_labels
 from clipviz.figures.losses import loss_terms, loss_terms_info
 from clipviz.figures.mistakes import prediction_mistakes, prediction_mistakes_info

@@ -1,11 +1,14 @@
-"""The images of a run as a table: filtered and sorted alike in views and pages."""
+"""The images of a run as a table: filtered, sorted and exported alike in views and pages."""
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from clipviz.errors import inert
 from clipviz.figures.sources import deciders, source_names
+from clipviz.figures.style import class_name
 from clipviz.trace import Trace
 
 #: Split -> table of the trace, its column of labels, and how `Trace.file_name` calls the images.
@@ -14,6 +17,7 @@ SPLITS = {"eval": ("predictions", "prediction", "measured"), "train": ("samples"
 SORTS = {"as listed": None, "confidence": "confidence", "margin": "margin", "flips": "flips", "true class": "target",
          "predicted class": "label", "who decided": "decider", "file name": "file"}  # fmt: skip
 OUTCOMES = ("right", "wrong", "fixed", "broken", "changed")
+_CLASSES = {"target": "true class", "label": "predicted class", "before": "first predicted class"}
 
 
 def image_table(trace: Trace, split: str = "eval", epoch: int | None = None) -> pd.DataFrame:
@@ -90,8 +94,8 @@ def disputed_rows(trace: Trace, epoch: int) -> pd.DataFrame:
 class Filter(NamedTuple):
     """What an image must be to pass; as it is, all pass."""
 
-    target: int | None = None
-    label: int | None = None
+    target: Sequence[int] | None = None  # one of these classes
+    label: Sequence[int] | None = None
     confidence: tuple[float, float] = (0.0, 1.0)
     margin: tuple[float, float] = (0.0, 1.0)  # unknown margins pass the whole range only
     flips: int = 0  # at least
@@ -116,9 +120,11 @@ def outcomes(table: pd.DataFrame) -> dict[str, pd.Series]:
 def passing(table: pd.DataFrame, wanted: Filter) -> pd.DataFrame:
     """The rows of an `image_table` that pass a filter."""
     passes = table["flips"] >= wanted.flips
-    for column in ("target", "label", "decider"):
-        if (value := getattr(wanted, column)) not in (None, ""):
-            passes &= table[column] == value
+    for column in ("target", "label"):
+        if (classes := getattr(wanted, column)) is not None:
+            passes &= table[column].isin(classes)
+    if wanted.decider:
+        passes &= table["decider"] == wanted.decider
     for column in ("confidence", "margin"):
         if (between := getattr(wanted, column)) != (0.0, 1.0):
             passes &= table[column].between(*between)
@@ -134,3 +140,22 @@ def ordered(table: pd.DataFrame, by: str, *, falling: bool = False) -> pd.DataFr
     if (column := SORTS[by]) is None:
         return table[::-1] if falling else table
     return table.sort_values(column, ascending=not falling, kind="stable")
+
+
+def export_csv(table: pd.DataFrame, class_names: tuple[str, ...], tags: Mapping[Any, Iterable[str]]) -> str:
+    """An `image_table` as CSV with names for classes and the tags of images; columns of others follow.
+
+    No cell is a formula to a spreadsheet: a text that begins with = + - @ or a control character gets an apostrophe.
+    """
+    made = table.reset_index(names="image").round(6)
+    for column in _CLASSES:
+        made[column] = [class_name(class_names, label) if label >= 0 else "" for label in made[column]]
+    made.insert(1, "file", made.pop("file"))
+    made.insert(2, "tags", ["; ".join(tags.get(image, ())) for image in made["image"]])
+    text = made.select_dtypes(include=["object", "string"])
+    return made.assign(**text.map(_inert_cell)).rename(columns=_CLASSES).to_csv(index=False)
+
+
+def _inert_cell(value: Any) -> Any:
+    is_order = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r", "\n")
+    return f"{chr(39) * is_order}{inert(value)}" if isinstance(value, str) else value

@@ -4,3 +4,4 @@ from clipviz.trace.folder import FORMAT_VERSION
 from clipviz.trace.measures import calibration_bins, calibration_error, label_accuracy, last_value, named_classes
 from clipviz.trace.schema import TABLES, ImageGroup
 from clipviz.trace.tables import Trace, empty_table, is_by_epoch, storable_text
+from clipviz.trace.tags import Tags

@@ -76,7 +76,7 @@ class Trace:
             each source, `<source>_label`, `<source>_confidence`: one row per training image and epoch. Methods
             with crops add `crop_weight_max` and `crop_effective`, the exponential of the weights' entropy.
         epochs: epoch, metric, value: `accuracy`, `pseudo_label_accuracy`, ... as fractions in [0, 1].
-        predictions: epoch, index, prediction, confidence, target: one row per evaluation image and epoch.
+        predictions: epoch, index, prediction, confidence, target and margin: one row per evaluation image and epoch.
         skipped: path, reason: the files that could not be read.
         arrays: by name, as `clipviz.trace.schema.ARRAYS` lists them with their shapes; any may be absent. `probe`,
             `highlights`, `sources`, `cache`, `examples`, `embeddings` and `snapshots` read them.

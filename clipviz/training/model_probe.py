@@ -103,8 +103,17 @@ class ModelProbe:
         """(C,) class probabilities of an image (S, S, 3) uint8."""
         return self._ask(lambda method: method.logits(self._batch(method, pixels)).softmax(-1)[0].numpy(force=True))
 
+    def embed(self, pixels: np.ndarray) -> np.ndarray:
+        """Embeddings (n, E) of unit norm of images (n, S, S, 3) uint8, by the image tower as it is now."""
+        return self._ask(lambda method: method.backbone.embed(self._batch(method, pixels)).numpy(force=True))
+
+    def embed_text(self, sentence: str) -> np.ndarray:
+        """(E,) of unit norm; a ValueError if the model reads no sentences."""
+        return self._ask(lambda method: method.backbone.embed_text([sentence])[0].numpy(force=True))
+
     def _batch(self, method: Method, pixels: np.ndarray) -> Tensor:
         size = self.image_size
-        if pixels.shape != (size, size, 3):
+        batch = pixels[None] if pixels.ndim == 3 else pixels
+        if batch.shape[1:] != (size, size, 3):
             raise ValueError(f"this model looks at images ({size}, {size}, 3), got {pixels.shape}")
-        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(method.backbone.device) / 255.0
+        return torch.from_numpy(batch.copy()).permute(0, 3, 1, 2).to(method.backbone.device) / 255.0

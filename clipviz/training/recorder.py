@@ -141,6 +141,7 @@ class Recorder:
             said = event.predictions
             confidence, labels = said.probs.max(-1)
             rows = {"index": said.index, "prediction": labels, "confidence": confidence, "target": said.target}
+            rows["margin"] = margin(said.probs)
             self._add("predictions", event.epoch, {name: _numpy(values) for name, values in rows.items()})
             self._keep_embeddings(said)
         if event.exploration is not None:

@@ -2,6 +2,7 @@
 
 LiveMonitor(run)                       a run while it happens, with its buttons
 SaliencyExplorer(traces)               from a confusion or a mistake to what the model looked at
+CompareExplorer([one, other])          two runs: who is right, where each looked, how it came about
 PrototypeExplorer(trace)               prototypes and images in one fixed plane, epoch by epoch
 DKAPlayground(trace)                   what another mixture of the sources would have labelled
 ViewState()                            hand one to several views to link them
@@ -13,10 +14,11 @@ for _name in ("anywidget", "ipywidgets"):  # the views are an extra: a script or
     if find_spec(_name) is None:
         raise ImportError(f"clipviz.widgets needs {_name}, which is not installed; pip install 'clipviz[lab]'")
 
+from clipviz.widgets.compare import CompareExplorer  # noqa: E402
 from clipviz.widgets.explorer import SaliencyExplorer  # noqa: E402
 from clipviz.widgets.live import LiveMonitor  # noqa: E402
 from clipviz.widgets.playground import DKAPlayground  # noqa: E402
 from clipviz.widgets.prototypes import PrototypeExplorer  # noqa: E402
 from clipviz.widgets.view import ViewState  # noqa: E402
 
-__all__ = ["DKAPlayground", "LiveMonitor", "PrototypeExplorer", "SaliencyExplorer", "ViewState"]
+__all__ = ["CompareExplorer", "DKAPlayground", "LiveMonitor", "PrototypeExplorer", "SaliencyExplorer", "ViewState"]

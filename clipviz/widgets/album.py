@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from clipviz.figures.image_table import disputed_rows, image_table, outcomes
+from clipviz.figures.image_table import SPLITS, disputed_rows, image_table, outcomes
 from clipviz.figures.moments import part_of_epoch
 from clipviz.figures.sources import source_names
-from clipviz.figures.style import apart, class_name
+from clipviz.figures.style import apart, class_name, shorten
 from clipviz.instructive import confidently_wrong, least_sure
 from clipviz.trace import ImageGroup, Trace
 
@@ -69,6 +69,12 @@ class Album:
             return self.trace.highlights.images[self._highlights[image]]
         return self.model_probe.pixels(*parsed(image)) if self._model_has(image) else _GRAY
 
+    def name(self, image: str) -> str:
+        """The id, and the file of an image that is one."""
+        split, index = parsed(image)
+        file = self.trace.file_name(index, SPLITS[split][2]) if split in SPLITS else None
+        return shorten(f"{image}: {file}" if file else image, 60)
+
     def stored_kinds(self) -> list[str]:
         """Kinds of maps in the trace."""
         kinds = {*self.trace.probe.maps, *self.trace.highlights.maps}
@@ -94,6 +100,14 @@ class Album:
     def table(self, epoch: int, split: str = "eval") -> pd.DataFrame:
         """The `image_table` of a split at an epoch."""
         return self._table(split, self.measured(epoch) if split == "eval" else self.epoch(epoch))
+
+    def rows(self, images: Sequence[str], epoch: int) -> pd.DataFrame:
+        """The rows of images in `table`, by id and in order; of those that it has."""
+        splits = [split for split in ("eval", "train") if any(image.startswith(split) for image in images)] or ["eval"]
+        tables = {split: self.table(epoch, split) for split in splits}
+        named = [table.set_axis([f"{split}/{i}" for i in table.index]) for split, table in tables.items()]
+        known = pd.concat(named)
+        return known.loc[[image for image in images if image in known.index]]
 
     def verdict(self, image: str, epoch: int) -> Verdict:
         """Prediction of an evaluation image, pseudo-label of a training image."""

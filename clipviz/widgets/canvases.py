@@ -138,7 +138,7 @@ class OverlayCanvas(Canvas):
     image = traitlets.Bytes().tag(sync=True)
     rows: traitlets.List = traitlets.List().tag(sync=True)
     maps = traitlets.Bytes().tag(sync=True)
-    side = traitlets.Int(196).tag(sync=True)
+    side = traitlets.Int(186).tag(sync=True)
     opacity = traitlets.Float(0.7).tag(sync=True)
     contour = traitlets.Bool(False).tag(sync=True)
     colors = traitlets.Bytes(color_table()).tag(sync=True)

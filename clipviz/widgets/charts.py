@@ -82,7 +82,8 @@ class Chart:
         below = np.zeros(len(self.series[0].x))
         for name, look, x, y in self.series:
             height = np.nan_to_num(np.asarray(y, float))
-            axes.bar(x, height, bottom=below, width=0.75, color=look.color, hatch=look.hatch * 2 or None,
+            shown = np.where(height > 0, height, np.nan)  # a bar of no height would leave a line
+            axes.bar(x, shown, bottom=below, width=0.75, color=look.color, hatch=look.hatch * 2 or None,
                      edgecolor="white", linewidth=0, label=shorten(name, 44))  # fmt: skip
             below += height
 

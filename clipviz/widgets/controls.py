@@ -18,9 +18,11 @@ T = TypeVar("T", bound=ipywidgets.Widget)
 PLAIN = {"description_width": "initial"}
 
 
-def button(text: str, icon: str, act: Callable[[], None], tooltip: str = "") -> ipywidgets.Button:
+def button(
+    text: str, icon: str, act: Callable[[], None], tooltip: str = "", width: str = "110px"
+) -> ipywidgets.Button:  # fmt: skip
     """A button with an icon of Font Awesome."""
-    made = ipywidgets.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": "110px"})
+    made = ipywidgets.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": width})
     made.on_click(lambda _: act())
     return made
 

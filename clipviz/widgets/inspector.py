@@ -38,12 +38,13 @@ class Inspector:
         labels = trace_labels(traces)
         self._models = dict(zip(labels, models, strict=True))
         self.albums = {
-            label: Album(trace, _probe_of(model))
+            label: Album(trace, probe_of(model))
             for label, trace, model in zip(labels, traces, models, strict=True)
         }  # fmt: skip
         state.method = state.method or next(iter(self.albums))
         self._at: dict[tuple[str, int], Any] = {}
         self.rows: list[Row] = []
+        self.always: list[str] = []  # the runs that are shown whatever is looked at
         self.image: np.ndarray | None = None
         self._newest = Newest()
         self.canvas = OverlayCanvas()
@@ -154,9 +155,8 @@ class Inspector:
         if image is not None and (having or self.album.verdict(image, self.state.epoch).confidence is not None):
             pixels = (having or [self.album])[0].pixels(image)
             beside = [self.beside.value] if self.beside.value in self.albums else []
-            rows = [
-                self._row(label, image, pixels) for label in dict.fromkeys([self.known(self.state.method), *beside])
-            ]
+            labels = self.always or dict.fromkeys([self.known(self.state.method), *beside])
+            rows = [self._row(label, image, pixels) for label in labels]
         self._newest.show(question, lambda: self._publish(pixels, rows))
 
     def _publish(self, image: np.ndarray | None, rows: list[Row]) -> None:
@@ -170,7 +170,7 @@ class Inspector:
         said, measured = album.caption(image, epoch), album.measured(epoch)
         if image.startswith("eval/") and measured != epoch and len(album.trace.predictions):
             said += f" (measured {when(measured)})"
-        panels = [Panel(shorten(image, 30) + ": the run has its pixels, the trace has not" * (pixels.size == 3))]
+        panels = [Panel(album.name(image) + ": the run has its pixels, the trace has not" * (pixels.size == 3))]
         for kind in self.chosen_kinds:
             panels += self._panels(label, image, kind, epoch)
         return Row(f"{label}, {when(epoch, album.part)}: {said}", panels, pixels)
@@ -242,7 +242,7 @@ class Inspector:
         picture.rows(self.rows, self.opacity.value, self.contour.value)
 
 
-def _probe_of(model: Any) -> Any:
+def probe_of(model: Any) -> Any:
     """What answers for the newest model; None if there is none, or its weights or images cannot be had."""
     try:
         return getattr(model, "model_probe", model)

@@ -1,4 +1,4 @@
-"""Pictures of the four views for docs/: `python tests/browser/screenshots.py [--out FOLDER] [--theme dark]`.
+"""Pictures of the five views for docs/: `python tests/browser/screenshots.py [--out FOLDER] [--theme dark]`.
 
 A short microCLIP run on birds in a real JupyterLab at 1000 pixels; each view is photographed as a reader meets it.
 """
@@ -22,13 +22,14 @@ import clipviz
 backbone = clipviz.load_backbone("birds")
 data = clipviz.load_dataset("birds/fog", split="train", n=160)
 test = clipviz.load_dataset("birds/fog", split="test", n=160)
-def make():
+def make(**options):
     method = clipviz.METHODS["microclip"](backbone, data.prompts)
     config = clipviz.AdaptConfig(epochs=4, batch_size=16, lr=1e-3)
     probe = clipviz.spread_probe(test, method.backbone.image_size, 6)
-    return clipviz.Run(method, data, config, eval_dataset=test, probe=probe)
+    return clipviz.Run(method, data, config, eval_dataset=test, probe=probe, **options)
 state = clipviz.ViewState(epoch=3, selected=("eval/7",))
 trace = (run := make()).fit()
+(other := make(seed=1)).fit()
 live = make()
 live.step(25)
 """
@@ -36,10 +37,12 @@ CELLS = (
     SETUP,
     "clipviz.LiveMonitor(live.start())",
     "clipviz.SaliencyExplorer(trace, run, state=state)",
+    "comparison = clipviz.CompareExplorer([run, other])\ncomparison.split.value = 'train'\n"
+    "comparison.cells['only a right'].value = True\ncomparison.state.selected = (comparison.shown[0],)\ncomparison",
     "prototypes = clipviz.PrototypeExplorer(trace, run, state=state)\nprototypes",
     "playground = clipviz.DKAPlayground(trace, run)\nplayground.gamma.value = 0.8\nplayground",
 )
-NAMES = ("live_monitor", "saliency_explorer", "prototype_explorer", "dka_playground")
+NAMES = ("live_monitor", "saliency_explorer", "compare_explorer", "prototype_explorer", "dka_playground")
 
 
 def photograph(page: Any, url: str, out: Path, theme: str) -> None:
@@ -52,10 +55,10 @@ def photograph(page: Any, url: str, out: Path, theme: str) -> None:
     open_and_run(page, url)
     page.evaluate("window.jupyterapp.shell.collapseLeft()")
     page.get_by_text(re.compile(r"paused · step 25 of")).wait_for()
-    page.locator(".clipviz-overlay canvas").nth(3).wait_for()
+    page.locator(".clipviz-overlay canvas").nth(11).wait_for()  # of the last view: nothing moves any more
     views = page.locator(".jp-OutputArea-output .widget-vbox:not(.widget-vbox .widget-vbox)").all()
     assert len(views) == len(NAMES), f"{len(views)} views instead of {len(NAMES)}"
-    draw_around(page, (150, 335), (300, 415))
+    draw_around(page, (200, 275), (300, 360))
     for name, view in zip(NAMES, views, strict=True):
         view.scroll_into_view_if_needed()
         page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")

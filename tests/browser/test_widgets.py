@@ -76,6 +76,8 @@ CLICKS = """async (times) => {
     act(acts[2]); // so that an image is chosen at the end
     return Object.keys(done).length;
 }"""
+RISING = """() => [...document.querySelectorAll('.clipviz-thumb')]
+    .map(one => Number(one.title.match(/\\d\\.\\d\\d/)[0])).every((value, i, all) => !i || all[i - 1] <= value)"""
 FRESH = """
 import ipywidgets
 
@@ -85,7 +87,7 @@ def parts(widget):
         yield from parts(part)
 
 controls = ipywidgets.Dropdown, ipywidgets.FloatSlider, ipywidgets.FloatLogSlider, ipywidgets.IntSlider, \
-    ipywidgets.ToggleButton, ipywidgets.Checkbox
+    ipywidgets.ToggleButton, ipywidgets.Checkbox, ipywidgets.FloatRangeSlider, ipywidgets.Combobox
 fresh = [LiveMonitor(run), SaliencyExplorer(trace, run), PrototypeExplorer(trace, run), DKAPlayground(trace, run)]
 pairs = [pair for old, new in zip(views, fresh) for pair in zip(parts(old.widget), parts(new.widget), strict=True)]
 for _ in range(3):  # some controls set others
@@ -94,7 +96,8 @@ for _ in range(3):  # some controls set others
             if old.has_trait(name):
                 setattr(new, name, getattr(old, name))
 names = {"sheet", "image", "maps", "rows", "captions", "ids", "counts", "title", "label", "spec", "epoch", "value"}
-for old, new in pairs:
+done = views[1].finder.message  # what the last button did, which no control says
+for old, new in [pair for pair in pairs if pair[0] is not done]:
     for name in names & set(old.keys):
         assert getattr(old, name) == getattr(new, name), (type(old), name)
 for view in fresh:
@@ -208,6 +211,53 @@ def wait_for_another(page: Page, i: int, before: str) -> None:
 
 def canvas_bytes(page: Page, i: int) -> str:
     return page.locator(".clipviz-panels canvas").nth(i).evaluate("canvas => canvas.toDataURL()")
+
+
+COMPARED = """
+one, other = (Run(METHODS["microclip"](make_tiny_backbone(), data.prompts), data, config, eval_dataset=data, seed=seed,
+                  probe=spread_probe(data, 32, 8), folder=f"compared/{seed}") for seed in (1, 2))
+for each in (one, other):
+    each.fit()
+import clipviz
+opened = [clipviz.open(f"compared/{seed}", model=make_tiny_backbone(), data=data, eval_data=data) for seed in (1, 2)]
+"""
+
+
+def test_two_runs_compared_filtered_and_turned_through_their_epochs(lab, page, run_all):
+    compare = "view = CompareExplorer(opened)\nview"
+    run_all(lab.write("compare.ipynb", setup(), COMPARED, compare))
+    thumbs, captions = page.locator(".clipviz-thumb"), page.locator(".clipviz-overlay .clipviz-caption")
+    expect(thumbs).to_have_count(32)
+    expect(captions).to_have_count(2)
+    expect(captions.nth(0)).to_contain_text("microCLIP, seed 1, epoch 1: ")
+    expect(page.locator(".clipviz-chart > svg")).to_have_count(2)
+    cell = button_named(page, r"both: \d+")
+    n = int(cell.inner_text().split()[-1])
+    cell.focus()
+    page.keyboard.press("Enter")
+    expect(thumbs).to_have_count(n)
+    expect(page.get_by_role("option", name=re.compile("^✗ "))).to_have_count(0)
+    button_named(page, r"all: \d+").click()
+    expect(thumbs).to_have_count(32)
+    thumbs.nth(3).hover()
+    expect(page.locator(".clipviz-large")).to_be_visible()
+    page.mouse.move(0, 0)
+    expect(page.locator(".clipviz-large")).to_be_hidden()
+    button_named(page, "Find").click()
+    page.get_by_label("outcome").select_option("wrong")
+    expect(page.get_by_role("option", name=re.compile("^✓ "))).to_have_count(0)
+    expect(thumbs).not_to_have_count(32)
+    page.get_by_label("sort by").select_option("confidence")
+    page.wait_for_function(RISING)
+    thumbs.first.click()
+    button_named(page, "relevance").click()
+    button_named(page, r"before \| after").click()
+    titles = page.locator(".clipviz-panels figcaption")
+    expect(titles.filter(has_text="relevance: more (purple) or less (orange) than before")).to_have_count(2)
+    slider(page, "epoch").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(captions.nth(0)).to_contain_text("microCLIP, seed 1, epoch 0: ")
+    expect(titles.filter(has_text=re.compile("^relevance, epoch 0$"))).to_have_count(2)
 
 
 def test_prototype_explorer_from_a_lasso_to_a_map(lab, page, run_all):

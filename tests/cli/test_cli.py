@@ -148,8 +148,9 @@ def test_a_flat_folder_without_names_gets_those_of_the_bundled_model(flat, tmp_p
 
 
 def test_options_reach_the_schedule(photos, tmp_path):
-    options = ("--epochs", 1, "--batch-size", 7, "--lr", "0.002")
+    options = ("--epochs", 1, "--batch-size", 7, "--lr", "0.002", "--keep-epochs", "never")
     assert cli.main(adapt(*options, method="microclip", data=photos, out=tmp_path / "run")) == 0
+    assert not (tmp_path / "run" / "epochs").exists()
     schedule = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["schedule"]
     assert (schedule["epochs"], schedule["batch_size"], schedule["lr"]) == (1, 7, 0.002)
 

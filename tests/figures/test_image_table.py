@@ -1,7 +1,8 @@
-"""The table of images: known answers, filters and sorting."""
+"""The table of images: known answers, filters, sorting, and cells that no spreadsheet executes."""
 
 from __future__ import annotations
 
+import io
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 from synthetic import synthetic_trace
 
-from clipviz.figures.image_table import OUTCOMES, SORTS, Filter, image_table, ordered, outcomes, passing
+from clipviz.figures.image_table import OUTCOMES, SORTS, Filter, export_csv, image_table, ordered, outcomes, passing
 from clipviz.trace import Trace
 
 NAMES = ("ant", "bee", "cat")
@@ -81,15 +82,17 @@ def test_flips_equal_a_slow_loop():
     ("wanted", "expected"),
     [
         (Filter(), [0, 1, 2, 3]),
-        (Filter(target=1), [1, 3]),
-        (Filter(label=0), [0, 1]),
+        (Filter(target=[1]), [1, 3]),
+        (Filter(label=[0]), [0, 1]),
+        (Filter(label=(0, 2)), [0, 1, 2]),
+        (Filter(target=()), []),
         (Filter(confidence=(0.65, 0.85)), [1, 2]),
         (Filter(margin=(0.0, 0.5)), []),
         (Filter(flips=1), [0, 1, 3]),
         (Filter(outcome="fixed"), [3]),
         (Filter(text="c.P"), [2]),
         (Filter(text="+1"), [1]),
-        (Filter(target=1, outcome="broken"), [1]),
+        (Filter(target=[1], outcome="broken"), [1]),
     ],
 )
 def test_filters(wanted, expected):
@@ -112,9 +115,22 @@ def test_sorting(by):
         assert list(falling[column]) == sorted(table[column], reverse=True)
 
 
+def test_no_cell_is_a_formula():
+    trace = small(
+        class_names=["@cmd", "bee", "-2"], files={"measured": ["=1+1", "+2", "\tx", 'a "b",\nc'], "learned": []}
+    )
+    read = pd.read_csv(io.StringIO(export_csv(image_table(trace), trace.class_names, {0: ["=odd", "b"]})), dtype=str)
+    assert read["image"].tolist() == ["0", "1", "2", "3"]
+    assert read["file"].tolist() == ["'=1+1", "'+2", "'\\tx", 'a "b",\\nc']
+    assert read["predicted class"].tolist() == ["'@cmd", "'@cmd", "'-2", "bee"]
+    assert read["tags"].fillna("").tolist() == ["'=odd; b", "", "", ""]
+    assert read["true class"].fillna("").tolist() == ["'@cmd", "bee", "", "bee"]
+
+
 def test_nothing_at_all():
     empty = image_table(Trace())
     assert empty.empty
+    assert export_csv(empty, (), {}).startswith("image,file,")
     assert passing(empty, Filter(outcome="wrong", text="a", flips=1)).empty
 
 

@@ -169,11 +169,9 @@ function niceTicks(low, high, n) {
 
 const written = (value) => `${+value.toPrecision(6)}`;
 
-let patterns = 0;
-
 function hatching(root, color, hatch) {
   if (!hatch) return paint(color);
-  const id = `clipviz-hatch-${patterns++}`;
+  const id = `clipviz-hatch-${Math.random().toString(36).slice(2)}`; // every view has its own copy of this script
   const lines = { "/": "M0,6L6,0", "\\": "M0,0L6,6", "|": "M3,0L3,6", x: "M0,0L6,6M0,6L6,0", ".": "M3,2L3,4" }[hatch];
   root.append(
     makeSvg(
@@ -211,8 +209,8 @@ function chart(spec, width = 340) {
   const looks = isBars ? drawBars(root, spec, px, py, x1 - x0) : drawLines(root, spec, px, py);
   spec.marks.forEach(([x, text], i) => {
     root.append(makeSvg("line", { x1: px(x), x2: px(x), y1: top, y2: height - bottom, class: "clipviz-mark" }));
-    const half = 3.5 * text.length; // one below the other, and within the chart
-    root.append(label(Math.max(left + half, Math.min(px(x), width - half)), top - 6 + 12 * (i % 4), text, "middle"));
+    const start = Math.max(left, Math.min(px(x) + 3, width - 7 * text.length)); // one below the other, and within the chart
+    root.append(label(start, top - 6 + 12 * (i % 4), text, "start"));
   });
   box.append(root, legend(spec.series, looks));
   return box;

@@ -11,6 +11,7 @@ function render({ model, el }) {
   let url = null;
   let largeUrl = null;
   let focused = 0;
+  let listed = null; // the ids that were drawn last
   let pointed = null; // the id of the image that is shown larger
   let shown = model.get("side");
 
@@ -36,6 +37,8 @@ function render({ model, el }) {
     empty.textContent = ids.length ? "" : model.get("empty");
     focused = 0;
     leave();
+    const isOther = listed !== null && listed !== ids.join();
+    listed = ids.join();
     const cells = ids.map((id, i) => {
       const cell = make(
         "div",
@@ -52,7 +55,8 @@ function render({ model, el }) {
     });
     grid.replaceChildren(...cells);
     scale();
-    mark();
+    mark(!isOther);
+    if (isOther) grid.scrollTop = 0; // another list is read from its top
   };
 
   const scale = () => {
@@ -97,11 +101,11 @@ function render({ model, el }) {
     large.hidden = true;
   };
 
-  const mark = () => {
+  const mark = (scrolls = true) => {
     const selected = new Set(model.get("selected"));
     model.get("ids").forEach((id, i) => grid.children[i]?.setAttribute("aria-selected", `${selected.has(id)}`));
     const chosen = grid.querySelector("[aria-selected=true]");
-    if (!chosen) return; // the grid scrolls to it, the notebook stays where it is
+    if (!chosen || !scrolls) return; // the grid scrolls to it, the notebook stays where it is
     const [from, to] = [chosen.offsetTop - grid.offsetTop, chosen.offsetTop - grid.offsetTop + chosen.offsetHeight];
     if (from < grid.scrollTop) grid.scrollTop = from;
     else if (to > grid.scrollTop + grid.clientHeight) grid.scrollTop = to - grid.clientHeight;
@@ -140,7 +144,7 @@ function render({ model, el }) {
   draw();
   const stops = [
     listen(model, ["sheet", "ids", "places", "captions", "label"], later(draw)),
-    listen(model, ["selected"], mark),
+    listen(model, ["selected"], () => mark()),
     listen(model, ["large"], later(enlarge)),
   ];
   return () => {
