@@ -1,5 +1,10 @@
-"""The methods: one file each. A new one is its file and a line in `METHODS`."""
+"""The methods: one file each. A new one is its file and a line in `METHODS`, or an entry point of another package."""
 
+import warnings
+from collections.abc import Container
+from importlib.metadata import entry_points
+
+from clipviz.errors import one_line
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.methods.dpa import DPA
 from clipviz.methods.microclip import MicroCLIP
@@ -24,5 +29,26 @@ METHODS: dict[str, type[Method]] = {
     "dpa": DPA,
     "microclip": MicroCLIP,
 }
+
+
+def installed(ours: Container[str]) -> dict[str, type[Method]]:
+    """Methods of other packages: entry points of the group `clipviz.methods`; one that cannot be had is told."""
+    found: dict[str, type[Method]] = {}
+    for entry in entry_points(group="clipviz.methods"):
+        try:
+            if entry.name in ours or entry.name in found:
+                raise ValueError("there is one of this name already")
+            method = entry.load()
+            if not (isinstance(method, type) and issubclass(method, Method)):
+                raise ValueError("it is no subclass of clipviz.methods.Method")
+        except Exception as error:
+            whose = f"method {entry.name!r} of {entry.dist.name if entry.dist else 'a package'}"
+            warnings.warn(f"{whose} is left out: {one_line(error) or type(error).__name__}", stacklevel=2)
+        else:
+            found[entry.name] = method
+    return found
+
+
+METHODS |= installed(METHODS)
 
 __all__ = ["METHODS", "AdaptConfig", "Method"]
