@@ -75,7 +75,7 @@ def losses(
     """The weighted terms of the module docstring; those of weight 0 are left out."""
     images, codes, shares, cover = (t.to(device) for t in (batch.images, batch.codes, batch.parts, batch.cover))
     texts = batch.captions + [prompt for prompts in batch.prompts for prompt in prompts] + list(batch.coarse.values())
-    # on a GPU, bf16 for the towers only; on two CPUs a step took half as long again in bf16 as in fp32
+    # on a GPU, bf16 for the towers only; on a core of a CPU a step took half as long again in bf16 as in fp32
     fast = partial(torch.autocast, device.type, torch.bfloat16, enabled=device.type != "cpu")
     with fast():
         text = normalize(model.encode_text(tokenizer(texts).to(device)).float())
@@ -108,7 +108,7 @@ def losses(
         return zoom_loss(patches, batch.region.to(device), target, scale)
 
     bird = normalize(torch.einsum("bn,bne->be", cover, patches))
-    salient = soap_token(tokens, cover > 0.25, model.visual.proj)
+    salient = soap_token(tokens, cover > 0.25, model.visual.proj)  # as `benchmarks.soap_oracle` draws the line
     terms: dict[str, Callable[[], Tensor]] = {
         "caption": lambda: clip_loss(cls, from_afar, scale),
         "attribute": lambda: told(cls),
