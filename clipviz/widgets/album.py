@@ -104,10 +104,10 @@ class Album:
     def rows(self, images: Sequence[str], epoch: int) -> pd.DataFrame:
         """The rows of images in `table`, by id and in order; of those that it has."""
         splits = [split for split in ("eval", "train") if any(image.startswith(split) for image in images)] or ["eval"]
-        tables = {split: self.table(epoch, split) for split in splits}
-        named = [table.set_axis([f"{split}/{i}" for i in table.index]) for split, table in tables.items()]
-        known = pd.concat(named)
-        return known.loc[[image for image in images if image in known.index]]
+        tables = ((split, self.table(epoch, split)) for split in splits)
+        known = pd.concat([table.set_axis([f"{split}/{i}" for i in table.index]) for split, table in tables])
+        places = known.index.get_indexer(pd.Index(images, dtype=object))
+        return known.take(places[places >= 0])
 
     def verdict(self, image: str, epoch: int) -> Verdict:
         """Prediction of an evaluation image, pseudo-label of a training image."""
@@ -170,7 +170,9 @@ class Album:
 
     def shown(self, index: Iterable[int], split: str) -> list[str]:
         """Ids of the images at these positions that can be shown."""
-        return [image for image in dict.fromkeys(f"{split}/{number}" for number in index) if self.has(image)]
+        kept, probe = {*self._probe, *self._highlights}, self.model_probe
+        images = {f"{split}/{number}": number for number in index}
+        return [i for i, number in images.items() if i in kept or (probe is not None and probe.has(split, number))]
 
 
 def parsed(image: str) -> tuple[str, int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import re
 import time
+from pathlib import Path
 
 import nbformat
 from playwright.sync_api import Locator, Page, expect
+from researcher import run_folders, walk
 
 SETUP = """
 import time
@@ -258,6 +260,19 @@ def test_two_runs_compared_filtered_and_turned_through_their_epochs(lab, page, r
     page.keyboard.press("ArrowLeft")
     expect(captions.nth(0)).to_contain_text("microCLIP, seed 1, epoch 0: ")
     expect(titles.filter(has_text=re.compile("^relevance, epoch 0$"))).to_have_count(2)
+    page.locator(".widget-play button").first.click()
+    expect(captions.nth(0)).to_contain_text("microCLIP, seed 1, epoch 1: ")
+
+
+def test_a_day_of_a_researcher_takes_the_lines_and_clicks_that_the_page_says(lab, page):
+    page.set_viewport_size({"width": 1400, "height": 5000})
+    with run_folders(lab.root, 24, 2, "--batch-size", "12", "--set", "crops=2"):
+        rows = [row for _, row in walk(lab, page, cell=r"(only [ab]|both|neither): [1-9]")]
+    table = (Path(__file__).parents[2] / "docs" / "researcher.md").read_text().splitlines()
+    assert [row for row in table if row in rows] == rows
+    patterns = [node.get_attribute("id") for node in page.locator(".clipviz-chart pattern").all()]
+    assert len(patterns) == len(set(patterns)) > 1, "or a chart is filled with the colors of another view"
+    assert (lab.root / "fixed.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_prototype_explorer_from_a_lasso_to_a_map(lab, page, run_all):

