@@ -27,3 +27,12 @@ def toy() -> ToyDataset:
 @pytest.fixture
 def toy_test() -> ToyDataset:
     return ToyDataset(n=9, seed=1, split="test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # the order below, also where xdist deals out the files
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notebooks and the browser first: their files take minutes, which one process would spend alone at the end."""
+    items.sort(key=lambda item: item.path.suffix != ".ipynb" and item.path.parent.name != "browser")
