@@ -217,11 +217,20 @@ def new_chart(
     `panels` are titles of several, side by side unless `grid`, more about them as for `make_subplots`, has rows.
     """
     figure = make_subplots(**{"cols": len(panels), "subplot_titles": panels, **grid}) if panels else go.Figure()
-    figure.update_layout(_LOOKS["chart"], title_text=title, height=height, legend_y=1 - 38 / height)
-    figure.update_layout(margin_t=44 + 22 * legend_rows + 28 * bool(panels))
-    for update, text in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
-        update(_LOOKS["axis"], title_text=text or None)
-    return figure.update_annotations(font_size=14)
+    look, names = _LOOKS["chart"], {"x": x or None, "y": y or None}
+    axes = {key: figure.layout[key].to_plotly_json() for key in figure.layout if key[1:5] == "axis"}
+    for key in axes or ("xaxis", "yaxis"):
+        axes[key] = axes.get(key, {}) | _LOOKS["axis"]
+        axes[key]["title"] = axes[key]["title"] | {"text": names[key[0]]}
+    own = {
+        "title": look["title"] | {"text": title},
+        "height": height,
+        "legend": look["legend"] | {"y": 1 - 38 / height},
+        "margin": look["margin"] | {"t": 44 + 22 * legend_rows + 28 * bool(panels)},
+        "annotations": [note.to_plotly_json() | {"font": {"size": 14}} for note in figure.layout.annotations],
+    }
+    figure.layout = look | axes | own  # at once: update_layout and its kind take four to eight times as long
+    return figure
 
 
 def add_line(figure: go.Figure, x: Any, y: Any, name: str, look: Look | MethodStyle, hover: str, **more: Any) -> None:
