@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipviz.figures import style
-from clipviz.figures.saliency import KIND_NAMES, SaliencyMaps, show_row, unit_range
+from clipviz.figures.saliency import KIND_NAMES, SaliencyMaps, show_rows, squares, unit_range
 from clipviz.trace import Trace
 
 
@@ -75,7 +75,7 @@ def draw_prediction_mistakes(info: PredictionMistakes) -> Figure:
     for i, mistake in enumerate(info.mistakes):
         left, top = 8 + 450 * (i % 2), head + 8 + i // 2 * row
         maps = [] if mistake.saliency is None else [SaliencyMaps(info.map_name, mistake.saliency, False)]
-        show_row(page, left, top, side, mistake.image, None, maps)
+        show_rows(page, left, top, side, [squares(mistake.image, None, maps, side=side)])
         if not maps:
             style.no_image(page.axes(left + 110, top, side, side), "no map")
         _draw_guesses(page.axes(left + 226, top, 208, side), mistake.guesses)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
+from PIL.Image import Resampling
 
 from clipviz.figures import style
 from clipviz.figures.moments import epoch_name, part_of_epoch
@@ -129,11 +130,13 @@ def draw_saliency_grid(info: SaliencyGrid) -> Figure:
     page = style.Page(_HEAD + len(info.images) * cell + foot, "")
     for i, title in enumerate(titles):
         page.write(_LEFT + (i + 0.5) * cell - 2, _HEAD - 6, title, ha="center", va="bottom", ma="center")
+    rows = []
     for row, name in enumerate(style.apart(info.titles, 56)):
         top, parts = _HEAD + row * cell, None if info.parts is None else info.parts[row]
         page.write(_LEFT - 8, top + cell / 2, textwrap.fill(name, 14), ha="right", va="center", ma="center")
         maps = [column._replace(values=column.values[row]) for column in info.columns]
-        show_row(page, _LEFT, top, cell - 4, info.images[row], parts, maps)
+        rows.append(squares(info.images[row], parts, maps, side=cell - 4))
+    show_rows(page, _LEFT, _HEAD, cell - 4, rows)
     if used:
         _part_legend(page.figure, info.part_names, used, y=(foot - 8) / page.height)
     if has_heat:
@@ -141,58 +144,54 @@ def draw_saliency_grid(info: SaliencyGrid) -> Figure:
     return page.figure
 
 
-def show_row(
-    page: style.Page, left: float, top: float, side: float, image: np.ndarray, parts: np.ndarray | None,
-    maps: Sequence[SaliencyMaps], gap: float = 4,
-) -> None:  # fmt: skip
-    """An image, its true parts where they are known, and its maps (h,w), beside each other."""
-    n = 1 + (parts is not None) + len(maps)
-    first, *others = (page.axes(left + i * (side + gap), top, side, side) for i in range(n))
-    show_image(first, image)
-    if parts is not None:
-        show_parts(others.pop(0), image, parts)
-    for axes, one in zip(others, maps, strict=True):
-        show_saliency(axes, image, one.values, one.is_mask)
+def show_rows(
+    page: style.Page, left: float, top: float, side: float, rows: Sequence[Sequence[np.ndarray]], gap: float = 4
+) -> None:
+    """Rows of squares (S,S,3) uint8 as one picture, `side` pixels each: axes for every square would take far longer."""
+    size = len(rows[0][0])
+    step, n_columns = round(size * (side + gap) / side), max(map(len, rows))
+    sheet = np.full((len(rows) * step, n_columns * step, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, square in enumerate(row):
+            sheet[i * step :, j * step :][:size, :size] = square
+    height, width, _ = np.array(sheet.shape) * side / size
+    style.bare(page.axes(left, top, width, height)).imshow(sheet, aspect="auto")
 
 
-def _backdrop(axis: Axes, image: np.ndarray) -> tuple[float, float, float, float]:
-    """A pale grey copy of the image; returns the extent that any overlay must have."""
-    extent = (0.0, float(image.shape[1]), float(image.shape[0]), 0.0)
-    gray = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
-    style.bare(axis).imshow(0.25 + 0.75 * gray, cmap="gray", vmin=0, vmax=1, extent=extent)
-    return extent
+def squares(
+    image: np.ndarray, parts: np.ndarray | None = None, maps: Sequence[SaliencyMaps] = (), *, side: float
+) -> list[np.ndarray]:
+    """An image, its true parts where they are known, and its maps (h,w), for `side` pixels of a page."""
+    size = round(1.3 * side)  # as fine as the pictures of a report
+    plain = _resized(image, size, Resampling.NEAREST if size > 4 * len(image) else Resampling.BICUBIC)
+    pale = (64 + 0.75 * (plain @ np.array([0.299, 0.587, 0.114], np.float32)))[..., None]
+    colored = [] if parts is None else [_over(pale, _part_colors(_resized(parts, size, Resampling.NEAREST)))]
+    return [plain, *colored, *(_over(pale, _saliency_colors(one, size)) for one in maps)]
 
 
-def show_image(axis: Axes, image: np.ndarray) -> None:
-    """The image (H,W,3) uint8 itself."""
-    style.bare(axis).imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
+def _resized(values: np.ndarray, size: int, how: Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(values)).resize((size, size), how))
 
 
-def show_saliency(axis: Axes, image: np.ndarray, saliency: np.ndarray, is_mask: bool = False) -> None:
-    """Lay saliency (h,w) in [0, 1] over a grey copy of the image (H,W,3).
-
-    A mask keeps its patches sharp and veils what it excludes; anything else is smoothed between patches.
-    """
-    extent = _backdrop(axis, image)
-    if is_mask:
-        veil = np.zeros((*saliency.shape, 4))
-        veil[saliency <= 0.5] = (0.05, 0.0, 0.2, 0.72)
-        veil[saliency > 0.5] = (1.0, 0.75, 0.0, 0.3)
-        axis.imshow(veil, extent=extent, interpolation="nearest")
-    else:
-        # Low values are let through, so that the image stays visible where nobody looked.
-        look: dict[str, Any] = {"cmap": style.SALIENCY_COLORS, "vmin": 0, "vmax": 1, "alpha": 0.2 + 0.65 * saliency}
-        axis.imshow(saliency, extent=extent, interpolation="bilinear", **look)
-    axis.set_xlim(extent[:2])
-    axis.set_ylim(extent[2:])
+def _over(pale: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Lay colors (S,S,4) in [0, 1] over a pale grey copy of an image."""
+    share = colors[..., 3:]
+    return ((1 - share) * pale + 255 * share * colors[..., :3] + 0.5).astype(np.uint8)
 
 
-def show_parts(axis: Axes, image: np.ndarray, parts: np.ndarray) -> None:
-    """Colour each part of the mask (H,W) over a grey copy of the image; 0 is background."""
-    extent = _backdrop(axis, image)
-    shown = (np.ma.masked_equal(parts, 0) - 1) % len(_PART_COLORS)
-    look: dict[str, Any] = {"vmin": -0.5, "vmax": len(_PART_COLORS) - 0.5, "alpha": 0.85}
-    axis.imshow(shown, ListedColormap(_PART_COLORS), extent=extent, interpolation="nearest", **look)
+def _saliency_colors(one: SaliencyMaps, size: int) -> np.ndarray:
+    """A mask keeps its patches sharp and veils what it excludes; anything else is smoothed between patches."""
+    values = _resized(one.values.astype(np.float32), size, Resampling.NEAREST if one.is_mask else Resampling.BILINEAR)
+    if one.is_mask:
+        return np.where((values > 0.5)[..., None], (1.0, 0.75, 0.0, 0.3), (0.05, 0.0, 0.2, 0.72))
+    # Low values are let through, so that the image stays visible where nobody looked.
+    return colormaps[style.SALIENCY_COLORS](values, alpha=0.2 + 0.65 * values)
+
+
+def _part_colors(parts: np.ndarray) -> np.ndarray:
+    """A color for each part (H,W); 0 is background."""
+    table = [to_rgba(color, 0.85) for color in _PART_COLORS]
+    return np.where(parts[..., None] > 0, np.take(table, parts.astype(int) - 1, 0, mode="wrap"), 0.0)
 
 
 def _part_legend(figure: Figure, names: list[str], used: list[int], y: float) -> None:

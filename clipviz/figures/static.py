@@ -140,10 +140,11 @@ def _letters_as_boxes() -> Iterator[None]:
 
 def pixels(figure: Figure, dpi: float | None = None) -> Image.Image:
     """The figure as RGB."""
-    buffer, quick = io.BytesIO(), {"compress_level": 1}  # it is read at once
+    buffer, inches = io.BytesIO(), figure.get_size_inches()
     with _letters_as_boxes():
-        figure.savefig(buffer, format="png", facecolor="white", dpi=dpi or figure.dpi, pil_kwargs=quick)
-    return Image.open(buffer).convert("RGB")
+        figure.savefig(buffer, format="rgba", facecolor="white", dpi=dpi or figure.dpi)
+    size = tuple((inches * (dpi or figure.dpi)).astype(int).tolist())
+    return Image.frombytes("RGBA", size, buffer.getvalue()).convert("RGB")
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from clipviz.figures import style
 from clipviz.figures.moments import epoch_name
-from clipviz.figures.saliency import show_image, show_row, show_saliency
+from clipviz.figures.saliency import SaliencyMaps, show_rows, squares
 from clipviz.figures.why import MAX_STRIP, METHOD, CacheEntry, ClassProbs, Example, Sentences, WhyWrong, why_wrong_info
 
 _MAX_EXAMPLES, _MAX_CACHE, _MAX_NAMES = 3, 5, 6
@@ -61,7 +61,7 @@ def _draw_images(page: style.Page, info: WhyWrong, top: float) -> None:
     side = min(168.0, (style.WIDTH - 16) / len(titles) - 6)
     for i, title in enumerate(titles):
         page.write(8 + i * (side + 6), top, style.shorten(title, 22))
-    show_row(page, 8, top + 18, side, info.image, info.parts, info.maps, gap=6)
+    show_rows(page, 8, top + 18, side, [squares(info.image, info.parts, info.maps, side=side)], gap=6)
 
 
 def _bars_height(info: WhyWrong) -> int:
@@ -120,11 +120,10 @@ def _draw_examples(page: style.Page, info: WhyWrong, top: float) -> None:
         page.write(510, top + 8, "the most confident image of each class")
     for i, (example, name) in enumerate(list(zip(info.examples, _names(info.examples), strict=True))[:_MAX_EXAMPLES]):
         left = 510 + 130 * i
-        axis = page.axes(left, top + 30, 110, 110)
         if example.image is None:
-            style.no_image(axis, "no other\nimage")
+            style.no_image(page.axes(left, top + 30, 110, 110), "no other\nimage")
         else:
-            show_image(axis, example.image)
+            show_rows(page, left, top + 30, 110, [squares(example.image, side=110)])
         name = textwrap.fill(name, 20)
         page.write(left, top + 144, name, style.fitting(name.split("\n")[0], 124, most=8.5))
 
@@ -134,7 +133,7 @@ def _draw_cache(page: style.Page, info: WhyWrong, top: float) -> None:
     for i, (entry, name) in enumerate(list(zip(info.cache, _names(info.cache, 36), strict=True))[:_MAX_CACHE]):
         left = 8 + 170 * i
         if entry.image is not None:
-            show_image(page.axes(left, top + 26, 100, 100), entry.image)
+            show_rows(page, left, top + 26, 100, [squares(entry.image, side=100)])
         page.write(left, top + 129, textwrap.fill(f"{name} {entry.contribution:+.2f}", 24), 8)
 
 
@@ -182,10 +181,10 @@ def _draw_strip(page: style.Page, info: WhyWrong, top: float) -> None:
     assert info.image is not None
     side = (style.WIDTH - 16) / MAX_STRIP - 4
     page.write(8, top + 4, "where the model looked, epoch by epoch")
-    for i, (epoch, saliency) in enumerate(info.strip):
-        left = 8 + i * (side + 4)
-        show_saliency(page.axes(left, top + 22, side, side), info.image, saliency)
-        page.write(left, top + 24 + side, "before" if epoch < 0 else f"epoch {epoch}", 8.5)
+    maps = [SaliencyMaps("", saliency, False) for _, saliency in info.strip]
+    show_rows(page, 8, top + 22, side, [squares(info.image, None, maps, side=side)[1:]])
+    for i, (epoch, _) in enumerate(info.strip):
+        page.write(8 + i * (side + 4), top + 24 + side, "before" if epoch < 0 else f"epoch {epoch}", 8.5)
 
 
 why_wrong = style.figure_of(why_wrong_info, draw_why_wrong)
