@@ -88,7 +88,9 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         )
         for output in cell.get("outputs", ()):
             # a live view is made anew by running the cell; what stays is its picture
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+            data = output.get("data", {})
+            if data.pop("application/vnd.jupyter.widget-view+json", None):
+                data.pop("text/html", None)
     return notebook
 
 

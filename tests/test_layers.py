@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, str] = {
     "figures": "errors files instructive trace",
     "report": "errors files trace figures",
     "training/follow": "errors events files trace",
-    "widgets": "errors events files instructive trace figures training/follow",
+    "widgets": "errors events files instructive trace figures report training/follow",
     # where they meet
     "training/recorder": "events ops trace",
     # on top of both

@@ -133,7 +133,7 @@ def test_figures_of_all_runs_stand_side_by_side_under_one_heading(report):
     page = Page(report)
     assert page.text.count(" Confidence of the pseudo-labels How confident the pseudo-labels were") == 1
     runs = [a["id"] for _, a in page.attributes if a.get("id", "").startswith("confidence_evolution-")]
-    assert runs == ["confidence_evolution-title", *(f"confidence_evolution-{run}-0" for run in (2, 3, 4))]
+    assert runs == ["confidence_evolution-title", *(f"confidence_evolution-{run}" for run in (2, 3, 4))]
 
 
 def test_the_summary_says_at_once_who_is_best_by_how_much_and_what_is_chance(report):
@@ -183,7 +183,7 @@ def test_the_table_holds_every_method_beside_zero_shot(report):
 def test_every_view_of_a_trained_run_is_there(report):
     page = Page(report)
     for view in VIEWS:
-        assert (html.unescape(view.title) in page.text) == (not view.is_explored)
+        assert html.unescape(view.title) in page.text
     assert {"microCLIP", "DPA", "NtUA"} <= {text.strip() for text in page.shown}
 
 

@@ -1,8 +1,9 @@
-"""How the class prototypes moved, in one fixed plane, how far each turned, and how alike they are."""
+"""How the class prototypes moved, in one fixed plane among images, how far each turned, and how alike they are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,9 +11,14 @@ import plotly.graph_objects as go
 
 from clipviz.figures import style
 from clipviz.figures.moments import Moments, draw_epochs, moments
+from clipviz.figures.source_logits import DIAGNOSTIC
 from clipviz.trace import Trace
 
 _NAMED_CLASSES = 10
+UNKNOWN, RIGHT, WRONG = 0, 1, 2
+MARKS = (("images", style.GRAY), (f"images, right {DIAGNOSTIC}", style.CORRECT.color),
+         (f"images, wrong {DIAGNOSTIC}", style.INCORRECT.color))  # fmt: skip
+IMAGES = "images"
 _DRIFT_ROWS, _SIMILARITY_NAMES = 30, 24
 _NO_SNAPSHOTS = "This trace holds no class prototypes."
 
@@ -270,3 +276,65 @@ def _add_heatmap(
 
 
 prototype_similarity = style.figure_of(prototype_similarity_info, draw_prototype_similarity)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Points of all epochs, prototypes first."""
+
+    places: np.ndarray  # (E1, n, 2) float32
+    groups: dict[str, style.Look]  # `IMAGES` last where there are images
+    group: np.ndarray  # (n,) uint8, number of each point's group
+    label: np.ndarray  # (n,) int32, class of a prototype; of an image its true class, -1 unknown
+    index: np.ndarray  # (n,) int64, position of an image in the evaluation images; -1 for prototypes
+    marks: np.ndarray  # (E1, n) uint8, whether the image is predicted right at the epoch
+    names: list[str]
+    explained: np.ndarray  # (2,) shares of the variance of the prototypes, in [0, 1]
+
+    @property
+    def is_image(self) -> np.ndarray:
+        """(n,) bool."""
+        return self.index >= 0
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """What the canvas calls things, and how many epochs there are."""
+        shares = [f"{share:.0%} of the variance of the prototypes" for share in self.explained]
+        return {
+            "n_epochs": len(self.places),
+            "groups": [{"name": style.shorten(name, 40), **look._asdict()} for name, look in self.groups.items()],
+            "axes": [f"first direction ({shares[0]})", f"second direction ({shares[1]})"],
+        }
+
+    @classmethod
+    def of(cls, trace: Trace) -> Scene:
+        """What a trace holds: no points where it holds no prototypes."""
+        info = prototype_paths_info(trace)
+        if (plane := info.plane) is None:
+            none = np.zeros(0, np.uint8)
+            return cls(np.zeros((1, 0, 2), np.float32), {}, none, none, none, none[None], [], np.zeros(2))
+        n_epochs, n_classes = next(iter(info.paths.values())).shape[:2]
+        parts = [(path, np.arange(n_classes), np.full(n_classes, -1)) for path in info.paths.values()]
+        groups = {name: style.prototype_look(i) for i, name in enumerate(info.paths)}
+        images = trace.embeddings
+        if images is not None and images.images.shape[-1] == len(plane.center):
+            # A tower that stands still may have been recorded less often.
+            stretched = images.images[np.minimum(np.arange(n_epochs), len(images.images) - 1)]
+            parts.append((plane.place(stretched.astype(np.float32)), images.target, images.index))
+            groups[IMAGES] = style.Look(style.GRAY, "circle", "none")
+        places, labels, indices = zip(*parts, strict=True)
+        index = np.concatenate(indices).astype(np.int64)
+        group = np.repeat(np.arange(len(groups)), [len(part) for part in labels]).astype(np.uint8)
+        marks, label = _marks(trace, n_epochs, index), np.concatenate(labels).astype(np.int32)
+        places = np.concatenate(places, axis=1).astype(np.float32)
+        return cls(places, groups, group, label, index, marks, info.names, info.explained)
+
+
+def _marks(trace: Trace, n_epochs: int, index: np.ndarray) -> np.ndarray:
+    marks = np.full((n_epochs, len(index)), UNKNOWN, np.uint8)
+    table = trace.predictions[trace.predictions["target"] >= 0]
+    for place in range(n_epochs):
+        rows = table[table["epoch"] == place - 1].drop_duplicates("index").set_index("index")
+        found = (rows["prediction"] == rows["target"]).map({True: RIGHT, False: WRONG})
+        marks[place, index >= 0] = found.reindex(index[index >= 0], fill_value=UNKNOWN)
+    return marks

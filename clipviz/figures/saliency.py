@@ -36,7 +36,7 @@ KIND_NAMES = {
 
 _LEFT, _HEAD = 130, 46  # pixels for the names of the rows and of the columns
 # Okabe and Ito's colours, then lighter and darker ones of the same hues, for up to fifteen parts.
-_PART_COLORS = [
+PART_COLORS = [
     "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF",
     "#8C6200", "#BFE3F7", "#7FD6BB", "#7A7322", "#6FB4DD", "#F5B183", "#7D3F63",
 ]  # fmt: skip
@@ -190,14 +190,14 @@ def _saliency_colors(one: SaliencyMaps, size: int) -> np.ndarray:
 
 def _part_colors(parts: np.ndarray) -> np.ndarray:
     """A color for each part (H,W); 0 is background."""
-    table = [to_rgba(color, 0.85) for color in _PART_COLORS]
+    table = [to_rgba(color, 0.85) for color in PART_COLORS]
     return np.where(parts[..., None] > 0, np.take(table, parts.astype(int) - 1, 0, mode="wrap"), 0.0)
 
 
 def _part_legend(figure: Figure, names: list[str], used: list[int], y: float) -> None:
     handles = [
         Patch(
-            facecolor=_PART_COLORS[(part - 1) % len(_PART_COLORS)],
+            facecolor=PART_COLORS[(part - 1) % len(PART_COLORS)],
             edgecolor="#555",
             label=style.shorten(names[part] if part < len(names) else f"part {part}", 16),
         )

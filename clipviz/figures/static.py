@@ -4,7 +4,7 @@ import base64
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -145,6 +145,16 @@ def pixels(figure: Figure, dpi: float | None = None) -> Image.Image:
         figure.savefig(buffer, format="rgba", facecolor="white", dpi=dpi or figure.dpi)
     size = tuple((inches * (dpi or figure.dpi)).astype(int).tolist())
     return Image.frombytes("RGBA", size, buffer.getvalue()).convert("RGB")
+
+
+def small_jpeg(drawn: Image.Image, most_bytes: float, tries: Sequence[tuple[float, int]]) -> bytes:
+    """A drawn figure as finely as a number of bytes allows: by the first of some (scale, quality) that does."""
+    for scale, quality in tries:
+        size = round(drawn.width * scale), round(drawn.height * scale)
+        data = encoded(drawn.resize(size, Image.Resampling.LANCZOS) if scale < 1 else drawn, "JPEG", quality=quality)
+        if len(data) <= most_bytes:
+            break
+    return data
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -14,11 +14,10 @@ import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from clipviz.errors import inert
-from clipviz.figures.static import encoded, pixels
+from clipviz.figures.static import pixels, small_jpeg
 
 # Nothing may be fetched and only these scripts run, whatever a class name tries; pictures are data.
 _POLICY = (
@@ -45,12 +44,16 @@ _TEMPLATES = Environment(
 
 def page(title: str, **contents: Any) -> str:
     """The whole document, by `templates/page.html` and what it includes."""
-    script, plotly = _script(), _plotly()
-    policy = _POLICY.format(f"{_hash(script)} {_hash(plotly)}")
-    return _TEMPLATES.get_template("page.html").render(
-        title=title, policy=Markup(policy), style=Markup(_style()), script=Markup(script),
-        license=plotly[: plotly.index("*/")].strip("/* \n"), plotly=packed(plotly), **contents,
-    )  # fmt: skip
+    plotly = get_plotlyjs()
+    license_ = plotly[: plotly.index("*/")].strip("/* \n")
+    return rendered("page.html", _hash(plotly), title=title, license=license_, plotly=packed(plotly), **contents)
+
+
+def rendered(template: str, scripts: str = "", **contents: Any) -> str:
+    """A template, with the scripts and the style of the page; `scripts`: hashes of others that may run."""
+    policy = _POLICY.format(f"{_hash(_script())} {scripts}")
+    look = {"policy": Markup(policy), "style": Markup(_style()), "script": Markup(_script())}
+    return _TEMPLATES.get_template(template).render(**look, **contents)
 
 
 def packed(text: str) -> str:
@@ -70,14 +73,8 @@ def charts(figures: dict[str, go.Figure]) -> str:
 
 def picture(figure: Figure, most_bytes: int = 400_000) -> str:
     """A matplotlib figure as the address of an embedded JPEG, as fine as `most_bytes` (of base64 text) allow."""
-    drawn = pixels(figure, _FINEST)  # once: drawing takes far longer than making it smaller
-    for scale, quality in _RESOLUTIONS:
-        size = round(drawn.width * scale), round(drawn.height * scale)
-        small = drawn.resize(size, Image.Resampling.LANCZOS)
-        data = base64.b64encode(encoded(small, "JPEG", quality=quality)).decode()
-        if len(data) <= most_bytes:
-            break
-    return f"data:image/jpeg;base64,{data}"
+    data = small_jpeg(pixels(figure, _FINEST), 0.75 * most_bytes, _RESOLUTIONS)
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 
 def _read(room: str, name: str) -> str:
@@ -99,11 +96,5 @@ def _script() -> str:
     return "\n".join([*parts, *(_read("clipviz.report", f"{name}.js") for name in _SCRIPTS)])
 
 
-@cache
-def _plotly() -> str:
-    return get_plotlyjs()
-
-
-@cache
 def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -35,7 +35,7 @@ def contents(traces: Sequence[Trace]) -> dict[str, Any]:
     has_accuracy = any(row.accuracy is not None for row in summary.rows)
     if has_accuracy or any(row.pseudo_label_accuracy is not None for row in summary.rows):
         drawn[COMPARED] = figures.accuracy_over_epochs(traces)
-    chapters = _chapters(labels, traces, drawn, has_images=images["n_explored"] > 0)
+    chapters = _chapters(labels, traces, drawn)
     skipped = sorted({(str(row.path), str(row.reason)) for t in traces for row in t.skipped.itertuples(index=False)})
     return {
         **introduction(labels, traces, summary),
@@ -87,20 +87,17 @@ def _ended(trace: Trace) -> str:
     return f"{place}: its accuracy is that {known}" if len(measured) else place
 
 
-def _chapters(
-    labels: Sequence[str], traces: Sequence[Trace], drawn: dict[str, go.Figure], has_images: bool
-) -> dict[str, list[Group]]:
+def _chapters(labels: Sequence[str], traces: Sequence[Trace], drawn: dict[str, go.Figure]) -> dict[str, list[Group]]:
     """Groups by chapter, of the runs that are not baselines; their charts are added to `drawn`."""
     runs = [run for run in enumerate(zip(labels, traces, strict=True)) if figures.is_trained(run[1][1])]
     chapters: dict[str, list[Group]] = {}
     most = max(_PICTURES // max(len(runs), 1), _LEAST_PICTURE)
     for chapter, view in ((chapter, view) for chapter, views in CHAPTERS.items() for view in views):
-        if view.is_explored and has_images:
-            continue
         shown, titles = list[dict[str, Any]](), dict[str, None]()
-        made = ((run, label, i, figure) for run, (label, t) in runs for i, figure in enumerate(view.figures(t)))
-        for run, label, i, figure in made:
-            name, address = f"{view.figure}-{run}-{i}", None
+        for run, (label, trace) in runs:
+            if (figure := view.draw(trace)) is None:
+                continue
+            name, address = f"{view.figure}-{run}", None
             if isinstance(figure, Figure):
                 address = picture(figure, most)
             else:

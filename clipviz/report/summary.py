@@ -121,11 +121,16 @@ def check_comparable(traces: Sequence[Trace]) -> None:
     """Refuse no runs, and runs measured on different images or classes, with a ValueError: one table would mislead."""
     if not traces:
         raise ValueError("a report needs at least one trace, got none; give the folder of a finished run")
-    seen = {_measured_on(trace): trace for trace in traces}
-    if len(seen) > 1:
+    if not is_comparable(traces):
+        seen = {_measured_on(trace): trace for trace in traces}
         labels = trace_labels(list(seen.values()))
         what = "; ".join(f"{label} on {place}" for (place, _), label in zip(seen, labels, strict=True))
         raise ValueError(f"these runs cannot share a table, write one report for each: {what}")
+
+
+def is_comparable(traces: Sequence[Trace]) -> bool:
+    """Whether all were measured on the same images and classes."""
+    return len({*map(_measured_on, traces)}) == 1
 
 
 def _measured_on(trace: Trace) -> tuple[str, tuple[str, ...]]:

@@ -26,6 +26,7 @@ class ImageExplorer(View):
 
     def __init__(self, traces: Sequence[Trace], models: Sequence[Any], state: ViewState | None) -> None:
         self.state = state or ViewState(epoch=max((trace.final_epoch for trace in traces), default=-1))
+        self.traces = traces
         self.inspector = Inspector(traces, models, self.state)
         folder = traces[0].folder or str(getattr(models[0], "folder", None) or "")
         self.finder = Finder(self, folder)

@@ -1,13 +1,12 @@
 """Pixels for the browser and for static pictures: JPEG bytes, sheets of thumbnails, color tables."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from clipviz.figures import static
+from clipviz.figures.static import encoded, pixels, small_jpeg
 from clipviz.figures.style import CHANGE_COLORS, SALIENCY_COLORS, color_table
 
 MOST_BYTES = 60_000
@@ -16,22 +15,14 @@ MOST_BYTES = 60_000
 _TRIES = ((1.0, 85), (1.0, 75), (1.0, 60), (0.85, 60), (0.7, 50), (0.5, 40))
 
 
-def jpeg(pixels: np.ndarray, quality: int = 85) -> bytes:
+def jpeg(values: np.ndarray, quality: int = 85) -> bytes:
     """Pixels (H, W, 3) uint8 as JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="jpeg", quality=quality)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(values), "JPEG", quality=quality)
 
 
 def figure_jpeg(figure: Figure) -> bytes:
-    """A matplotlib figure as JPEG of at most `MOST_BYTES`: drawn once, then encoded as finely as that allows."""
-    drawn = static.pixels(figure)
-    for scale, quality in _TRIES:
-        size = (round(drawn.width * scale), round(drawn.height * scale))
-        encoded = jpeg(np.asarray(drawn.resize(size) if scale < 1 else drawn), quality)
-        if len(encoded) <= MOST_BYTES:
-            break
-    return encoded
+    """A matplotlib figure as JPEG of at most `MOST_BYTES`."""
+    return small_jpeg(pixels(figure), MOST_BYTES, _TRIES)
 
 
 def thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:

@@ -1,8 +1,5 @@
 """PrototypeExplorer: prototypes and images in one plane, from points to images to saliency."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets
@@ -11,9 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipviz.figures.moments import when
-from clipviz.figures.prototypes import prototype_paths_info
-from clipviz.figures.source_logits import DIAGNOSTIC
-from clipviz.figures.style import CORRECT, GRAY, INCORRECT, MARKERS, Look, apart, prototype_look, shorten
+from clipviz.figures.prototypes import IMAGES, MARKS, WRONG, Scene
+from clipviz.figures.style import MARKERS, apart, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, Picture, ScatterCanvas
 from clipviz.widgets.charts import label_axes, legend_below
@@ -21,11 +17,6 @@ from clipviz.widgets.controls import wrapped
 from clipviz.widgets.explorer import PAGE
 from clipviz.widgets.inspector import Inspector
 from clipviz.widgets.view import View, ViewState, follow, one_at_a_time
-
-UNKNOWN, RIGHT, WRONG = 0, 1, 2
-MARKS = (("images", GRAY), (f"images, right {DIAGNOSTIC}", CORRECT.color),
-         (f"images, wrong {DIAGNOSTIC}", INCORRECT.color))  # fmt: skip
-IMAGES = "images"
 
 
 class PrototypeExplorer(View):
@@ -42,6 +33,7 @@ class PrototypeExplorer(View):
 
     def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:
         self.state = state or ViewState(epoch=trace.final_epoch)
+        self.traces = (trace,)
         self.scene = Scene.of(trace)
         self.inspector = Inspector([trace], [model], self.state, with_epoch=False)
         self.gallery = GalleryCanvas(
@@ -63,18 +55,9 @@ class PrototypeExplorer(View):
         return f"PrototypeExplorer({self.inspector.named})"
 
     def _make_scatter(self) -> ScatterCanvas:
-        scene = self.scene
-        looks = [{"name": shorten(name, 40), **look._asdict()} for name, look in scene.groups.items()]
-        shares = [f"{share:.0%} of the variance of the prototypes" for share in scene.explained]
-        arrays = {name: getattr(scene, name).tobytes() for name in ("places", "group", "label", "marks")}
-        return ScatterCanvas(
-            **arrays,
-            n_epochs=len(scene.places),
-            groups=looks,
-            names=apart(scene.names, 60),
-            axes=[f"first direction ({shares[0]})", f"second direction ({shares[1]})"],
-            layout={"flex": "0 0 570px"},
-        )
+        arrays = {name: getattr(self.scene, name).tobytes() for name in ("places", "group", "label", "marks")}
+        return ScatterCanvas(**arrays, **self.scene.words, names=apart(self.scene.names, 60),
+                             layout={"flex": "0 0 570px"})  # fmt: skip
 
     def _turned(self) -> None:
         """Another epoch: what the chosen images are called there, and what a prototype is given there."""
@@ -145,55 +128,3 @@ class PrototypeExplorer(View):
                 look = {"marker": MARKERS[shape.symbol], "edgecolors": "black", "linewidths": 0.5}
                 axes.scatter(places[mine, 0], places[mine, 1], size, shape.color, label=shorten(name, 40), **look)
         legend_below(axes, 0.46)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Points of all epochs, prototypes first."""
-
-    places: np.ndarray  # (E1, n, 2) float32
-    groups: dict[str, Look]  # `IMAGES` last where there are images
-    group: np.ndarray  # (n,) uint8, number of each point's group
-    label: np.ndarray  # (n,) int32, class of a prototype; of an image its true class, -1 unknown
-    index: np.ndarray  # (n,) int64, position of an image in the evaluation images; -1 for prototypes
-    marks: np.ndarray  # (E1, n) uint8, whether the image is predicted right at the epoch
-    names: list[str]
-    explained: np.ndarray  # (2,) shares of the variance of the prototypes, in [0, 1]
-
-    @property
-    def is_image(self) -> np.ndarray:
-        """(n,) bool."""
-        return self.index >= 0
-
-    @classmethod
-    def of(cls, trace: Trace) -> Scene:
-        """What a trace holds: no points where it holds no prototypes."""
-        info = prototype_paths_info(trace)
-        if (plane := info.plane) is None:
-            none = np.zeros(0, np.uint8)
-            return cls(np.zeros((1, 0, 2), np.float32), {}, none, none, none, none[None], [], np.zeros(2))
-        n_epochs, n_classes = next(iter(info.paths.values())).shape[:2]
-        parts = [(path, np.arange(n_classes), np.full(n_classes, -1)) for path in info.paths.values()]
-        groups = {name: prototype_look(i) for i, name in enumerate(info.paths)}
-        images = trace.embeddings
-        if images is not None and images.images.shape[-1] == len(plane.center):
-            # A tower that stands still may have been recorded less often.
-            stretched = images.images[np.minimum(np.arange(n_epochs), len(images.images) - 1)]
-            parts.append((plane.place(stretched.astype(np.float32)), images.target, images.index))
-            groups[IMAGES] = Look(GRAY, "circle", "none")
-        places, labels, indices = zip(*parts, strict=True)
-        index = np.concatenate(indices).astype(np.int64)
-        group = np.repeat(np.arange(len(groups)), [len(part) for part in labels]).astype(np.uint8)
-        marks, label = _marks(trace, n_epochs, index), np.concatenate(labels).astype(np.int32)
-        places = np.concatenate(places, axis=1).astype(np.float32)
-        return cls(places, groups, group, label, index, marks, info.names, info.explained)
-
-
-def _marks(trace: Trace, n_epochs: int, index: np.ndarray) -> np.ndarray:
-    marks = np.full((n_epochs, len(index)), UNKNOWN, np.uint8)
-    table = trace.predictions[trace.predictions["target"] >= 0]
-    for place in range(n_epochs):
-        rows = table[table["epoch"] == place - 1].drop_duplicates("index").set_index("index")
-        found = (rows["prediction"] == rows["target"]).map({True: RIGHT, False: WRONG})
-        marks[place, index >= 0] = found.reindex(index[index >= 0], fill_value=UNKNOWN)
-    return marks

@@ -3,7 +3,7 @@
 import base64
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from importlib.resources import files
 from typing import Any
@@ -13,6 +13,8 @@ import ipywidgets
 from matplotlib.figure import Figure
 from traitlets import HasTraits, Int, Tuple, Unicode
 
+from clipviz.report.explored import alive
+from clipviz.trace import Trace
 from clipviz.widgets.images import figure_jpeg
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -114,12 +116,14 @@ class View(ABC):
     """Base of the views.
 
     Shown in JupyterLab it is `widget`; where there is no kernel behind it (a notebook on a web page, reopened,
-    converted) it is a picture of the state it was shown in, with `alt` as its alternative text. Its text form is short
+    converted) it is a page to explore if scripts may run, and a picture of the state it was shown in, with `alt` as its
+    alternative text. Its text form is short
     and the same in every process, so that notebooks can be compared. `state` is shared with linked views.
     """
 
     state: ViewState
     widget: ipywidgets.Widget
+    traces: Sequence[Trace] = ()  # of views whose images can be explored without a kernel
 
     @abstractmethod
     def draw(self) -> Figure:
@@ -131,8 +135,12 @@ class View(ABC):
         """The current state in a sentence, for those who cannot see the picture."""
 
     def picture(self) -> bytes:
-        """The current state as JPEG, at most 60 kB."""
-        return figure_jpeg(self.draw())
+        """The current state as JPEG, at most 60 kB, and that it is a picture."""
+        figure = self.draw()
+        figure.text(
+            1, 0, "a picture: run the cell to work with it ", fontsize=6.5, color="#555", ha="right", va="bottom"
+        )
+        return figure_jpeg(figure)
 
     def close(self) -> None:
         """Give up the widgets and their connection to the browser."""
@@ -141,11 +149,14 @@ class View(ABC):
     def _repr_mimebundle_(
         self, include: Iterable[str] | None = None, exclude: Iterable[str] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
+        picture = base64.b64encode(self.picture()).decode()
         data = {
             "text/plain": repr(self),
-            "image/jpeg": base64.b64encode(self.picture()).decode(),
+            "image/jpeg": picture,
             _WIDGET: {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id},
         }
+        if self.traces and (html := alive(self.traces, picture, self.alt, self.state.selected)):
+            data["text/html"] = html
         return data, {"image/jpeg": {"alt": self.alt}}
 
 

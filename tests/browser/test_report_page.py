@@ -12,7 +12,8 @@ from playwright.sync_api import expect
 from synthetic import explorable, synthetic_comparison, synthetic_trace
 from tiny import ToyDataset, make_tiny_backbone
 
-from clipviz import adapt, record
+from clipviz import METHODS, adapt, record
+from clipviz.figures import why_wrong_info
 from clipviz.figures.image_table import image_table
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.dpa import DPA, DPAConfig
@@ -141,9 +142,9 @@ def test_runs_stand_side_by_side_on_equal_axes_and_can_be_left_out(opened, repor
     tab.set_viewport_size({"width": 800, "height": 900})
     tab.get_by_text("Contents", exact=True).click()
     tab.get_by_role("checkbox", name="DPA").check()
-    chart = tab.locator("#reliability-3-0")
+    chart = tab.locator("#reliability-3")
     fits = "c => Math.abs(c.querySelector('.main-svg').getBoundingClientRect().width - c.clientWidth) < 2"
-    tab.wait_for_function(f"({fits})(document.querySelector('#reliability-3-0'))")
+    tab.wait_for_function(f"({fits})(document.querySelector('#reliability-3'))")
     expect(chart).to_be_visible()
 
 
@@ -174,6 +175,51 @@ def test_who_fixed_whose_mistakes_and_where_it_looked_takes_two_clicks(opened, r
     history = card.get_by_role("region", name="Its label over the epochs")
     assert history.get_by_role("columnheader").all_inner_texts() == ["method", "before", "epoch 0", "epoch 1"]
     assert tab.url.endswith(f"#image=eval/{wanted[0]}")
+
+
+def test_the_card_says_why_as_fully_as_the_page_of_one_image(opened, tmp_path):
+    prompts, test, config = ToyDataset(3).prompts, ToyDataset(9, seed=1, split="test"), AdaptConfig(1, 8, 1e-2)
+    methods = [METHODS[name](make_tiny_backbone(0), prompts) for name in ("tda", "dpa")]
+    tda, dpa = (record(adapt(method, ToyDataset(17), config, eval_dataset=test)) for method in methods)
+    position = 0
+    number, info = int(tda.highlights.index[position]), why_wrong_info(tda, position)
+    tab = opened(write_report([tda, dpa], tmp_path / "report.html"), address=f"#image=eval/{number}")
+    card = tab.locator("#card")
+    logits = card.get_by_role("region", name="Logits of TDA")
+    expect(logits.get_by_role("columnheader", name="sum")).to_be_visible()
+    assert "the largest sum wins" in logits.inner_text()
+    rows = {
+        row.locator("th").inner_text(): row.locator("td").all_inner_texts() for row in logits.locator("tbody tr").all()
+    }
+    for one in info.classes:
+        shown = [float(text.replace("−", "-")) for text in rows["✓ " * one.is_target + one.name]]
+        names = logits.get_by_role("columnheader").all_inner_texts()[1:-1]
+        wanted = [one.addends[name.replace(" ", "_")] for name in names]
+        assert shown == pytest.approx([*wanted, one.addends["method"]], abs=0.12)
+    cached = card.get_by_role("list", name="Cache entries").get_by_role("listitem").all_inner_texts()
+    assert [text.split()[-1] for text in cached] == [f"{one.contribution:+.2f}".replace("-", "−") for one in info.cache]
+    surest = card.get_by_role("list", name="Surest images").get_by_role("listitem").all_inner_texts()
+    assert {text.removeprefix("✓ ") for text in surest} == {one.name for one in info.examples if one.image is not None}
+    blank = "c => new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, 84, 84).data.buffer)).size"
+    assert all(canvas.evaluate(blank) > 1 for canvas in card.locator(".pictures canvas").all())
+    card.get_by_role("button", name="DPA").click()
+    expect(card.get_by_role("heading", name="Why DPA says so")).to_be_visible()
+    expect(card.get_by_role("list", name="Cache entries")).to_have_count(0)
+
+
+def test_points_of_the_plane_lead_to_their_images(opened, report, traces):
+    tab = opened(report)
+    plane = tab.locator("#plane canvas")
+    plane.scroll_into_view_if_needed()
+    plane.focus()
+    plane.press("ArrowRight")  # the first prototype: images that NtUA gives its class
+    plane.press("Enter")
+    last = last_of(traces[2])
+    expect(tab.locator(".clipviz-thumb")).to_have_count(sum(last["prediction"] == 0))
+    tab.locator("#epoch").press("Home")
+    expect(tab.locator("#plane .clipviz-caption")).to_have_text("Prototypes and images, before training")
+    tab.get_by_role("button", name="all images").click()
+    expect(tab.locator(".clipviz-thumb")).to_have_count(60)
 
 
 def test_a_mailed_link_opens_the_image_and_arrow_keys_go_on(opened, report):
@@ -349,7 +395,7 @@ def test_no_name_of_a_class_or_file_runs_or_loads_anything(opened, tmp_path):
     tab = opened(write_report(traces, tmp_path / "report.html"), address="#image=eval/0")
     expect(tab.locator("#card h3")).to_have_text("<img src=x onerror=alert(5)>.png")
     assert tab.locator("img[src=x], a[href^=javascript]").count() == 0
-    chart = "#confusion-1-0"
+    chart = "#confusion-1"
     tab.locator(chart).scroll_into_view_if_needed()
     expect(tab.locator(f"{chart} .main-svg").first).to_be_attached()
     hover_until_it_speaks(tab, chart)  # what it says holds class names

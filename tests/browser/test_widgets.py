@@ -349,7 +349,7 @@ def clicks_end_with_the_right_pictures(page: Page) -> None:
     )
 
 
-def test_a_reopened_notebook_without_a_kernel_shows_pictures(lab, page, run_all):
+def test_a_reopened_notebook_without_a_kernel_shows_pictures_and_what_can_be_explored(lab, page, run_all):
     shows = [
         "views = [LiveMonitor(run)]\nviews[0]",
         "trace = run.start().wait()\nfor view in (SaliencyExplorer, PrototypeExplorer, DKAPlayground):\n"
@@ -380,7 +380,13 @@ def test_a_reopened_notebook_without_a_kernel_shows_pictures(lab, page, run_all)
     page.evaluate("window.jupyterapp.serviceManager.sessions.shutdownAll()")
     page.goto(f"{lab.url}/lab/tree/reopened.ipynb?reset")
     pictures = page.locator(".jp-OutputArea img[alt*='(microclip'], .jp-OutputArea img[alt*='(microCLIP']")
-    expect(pictures).to_have_count(4)
+    expect(pictures).to_have_count(2)
+    for i, name in enumerate(("SaliencyExplorer(microCLIP)", "PrototypeExplorer(microCLIP)")):
+        view = page.locator(".jp-OutputArea iframe").nth(i)
+        expect(view).to_have_attribute("title", re.compile(re.escape(name)))
+        expect(view.content_frame.locator(".clipviz-thumb").first).to_be_visible()
+    view.content_frame.locator(".clipviz-thumb").nth(1).click()
+    expect(view.content_frame.locator("#card")).to_be_visible()
     expect(page.get_by_text("model not found")).to_have_count(0)
     widths = pictures.evaluate_all("images => images.map(image => image.naturalWidth)")
     assert min(widths) >= 480

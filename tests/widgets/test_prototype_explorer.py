@@ -10,9 +10,9 @@ import pytest
 from synthetic import synthetic_trace
 from widget_helpers import HOSTILE
 
+from clipviz.figures.prototypes import RIGHT, UNKNOWN, WRONG, Scene
 from clipviz.trace import Trace
 from clipviz.widgets import PrototypeExplorer, SaliencyExplorer, ViewState
-from clipviz.widgets.prototypes import RIGHT, UNKNOWN, WRONG, Scene
 
 
 @pytest.fixture

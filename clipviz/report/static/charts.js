@@ -5,7 +5,7 @@ const PANEL = 210; // height of one of them, and the room between two
 const BETWEEN = 84;
 const CHART_CONFIG = { displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]] };
 
-const specs = unpacked("packed-charts").then((text) => JSON.parse(text || "{}"));
+let specs = null;
 let plotly = null;
 
 function loadPlotly() {
@@ -96,6 +96,7 @@ function fittedLayout(layout, data, width) {
 }
 
 async function drawChart(node, width) {
+  specs ||= unpacked("packed-charts").then((text) => JSON.parse(text || "{}"));
   const spec = (await specs)[node.id];
   await loadPlotly();
   const { data, layout } = recolored(spec);

@@ -10,14 +10,15 @@ async function explore() {
   const filters = makeFilters(images);
   const at = (id) => document.getElementById(id);
   const best = images.runs.findIndex((run) => run.isTrained);
-  const asked = { filter: "all", query: "", pair: null, cell: null, run: images.runs[Math.max(best, 0)], place: null, page: 0 };
+  const asked = { filter: "all", query: "", pair: null, cell: null, points: null, run: images.runs[Math.max(best, 0)], place: null, page: 0 };
   let found = [];
 
   const sheet = numbers(images.sheet);
   const picture = await createImageBitmap(new Blob([sheet], { type: "image/jpeg" }));
+  images.picture = picture;
   const gallery = new Model({ sheet: new DataView(sheet.buffer), side: images.side, columns: images.columns, ids: [], places: [], captions: [], label: "", empty: "No image passes. Ask for fewer things at once.", selected: [] });
   const matrix = new Model({ counts: null, names: images.classes, labels: images.labels, title: "", selected: [] });
-  const overlay = new Model({ image: picture, piece: null, rows: [], maps: new DataView(new ArrayBuffer(0)), side: 148, opacity: 0.7, contour: false, colors: viewOf(numbers(images.colors)), empty: "" });
+  const overlay = new Model({ image: picture, piece: null, rows: [], maps: new DataView(new ArrayBuffer(0)), side: 148, opacity: 0.7, contour: false, colors: viewOf(numbers(images.colors)), partColors: viewOf(numbers(images.partColors)), empty: "" });
   const card = at("card");
   card.looks = make("div");
   root.hidden = false;
@@ -37,7 +38,32 @@ async function explore() {
       if (matrix.get("selected").length === 2) ask({ cell: matrix.get("selected"), pair: null });
     });
     at("fixes").querySelector(".scroll").append(fixTable(images, (pair) => ask({ pair, cell: null, filter: "all", query: "" })));
-  } else at("fixes").hidden = true;
+  }
+  at("fixes").hidden = !images.hasTargets || images.runs.length < 2;
+  at("run").parentElement.hidden = images.runs.length < 2;
+
+  const scatter = new Model({ groups: [], names: images.classes, chosen: [], n_chosen: 0, epoch: -1, n_epochs: 1, title: "", axes: ["", ""] });
+  showPlane(asked.run);
+  canvases.scatter({ model: scatter, el: at("scatter") });
+  scatter.on("change:chosen", () => {
+    const chosen = scatter.get("chosen");
+    if (chosen.length) ask({ points: placesOf(images, asked.run, chosen, scatter.get("epoch")) });
+  });
+  at("epoch").addEventListener("input", (event) => turnPlane(Number(event.target.value)));
+
+  // Prototypes and images of the run that is asked about, where it has some.
+  function showPlane(run) {
+    at("plane").hidden = !run.plane;
+    if (!run.plane) return;
+    const { places, group, label, marks, n_epochs, groups, axes } = run.plane;
+    scatter.fill({ places: viewOf(numbers(places)), group: viewOf(numbers(group)), label: viewOf(numbers(label)), marks: viewOf(numbers(marks)), n_epochs, groups, axes, chosen: [], n_chosen: 0 });
+    at("epoch").max = n_epochs - 2;
+    turnPlane((at("epoch").value = n_epochs - 2));
+  }
+
+  function turnPlane(epoch) {
+    scatter.fill({ epoch, title: epoch < 0 ? "before training" : `after epoch ${epoch}` });
+  }
 
   fillSelect(at("filter"), Object.entries(filters).map(([name, { run, title }]) => [name, title, run?.label]));
   fillSelect(at("run"), images.runs.map((run, r) => [r, run.label]));
@@ -46,7 +72,10 @@ async function explore() {
   function ask(more) {
     const run = more.run ?? more.pair?.[0] ?? filters[more.filter]?.run ?? asked.run;
     if (images.hasTargets && run !== asked.run) matrix.fill({ counts: viewOf(countsOf(run)), title: matrixTitle(run) });
-    Object.assign(asked, more, { run, page: 0 });
+    if (run !== asked.run) showPlane(run);
+    Object.assign(asked, { points: null }, more, { run, page: 0 });
+    if (asked.points) Object.assign(asked, { filter: "all", query: "", pair: null, cell: null });
+    else if (scatter.get("chosen").length) scatter.fill({ chosen: [], n_chosen: 0 });
     at("run").value = images.runs.indexOf(run);
     found = choose(images, filters, asked);
     at("filter").value = asked.filter;
@@ -76,9 +105,16 @@ async function explore() {
     asked.place = place;
     const id = `eval/${images.index[place]}`;
     if (gallery.get("selected")[0] !== id) gallery.set("selected", [id]);
-    fillCard(card, images, asked, place, overlay, [stepButton("previous image", -1), stepButton("next image", 1)]);
-    history.replaceState(null, "", `#image=${id}`);
+    fillCard(card, images, asked, place, overlay, [stepButton("previous image", -1), stepButton("next image", 1)], askWhy);
+    if (location.protocol !== "about:") history.replaceState(null, "", `#image=${id}`); // a view within a page has no address
     if (moves) card.scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  }
+
+  // Another method: the images stay those that were asked for.
+  function askWhy(run) {
+    ask({ run, pair: asked.pair, filter: asked.filter });
+    show(asked.place, false);
+    card.querySelector(".methods [aria-pressed=true]").focus({ preventScroll: true });
   }
 
   function stepButton(name, by) {
@@ -100,7 +136,8 @@ async function explore() {
   }
 
   function readAddress() {
-    const [, number] = /^#image=eval\/(\d+)$/.exec(decodeURIComponent(location.hash)) || [];
+    const address = decodeURIComponent(location.hash) || `#image=${at("content").dataset.selected}`;
+    const [, number] = /^#image=eval\/(\d+)$/.exec(address) || [];
     const place = number === undefined ? -1 : images.index.indexOf(Number(number));
     if (place < 0) return;
     if (!found.includes(place)) ask({ filter: "all", query: "", pair: null, cell: null });
@@ -139,6 +176,16 @@ async function explore() {
   readAddress();
 }
 
+// Images of points of the plane; of prototypes, those that the run gives their classes at that epoch.
+function placesOf(images, run, chosen, epoch) {
+  const [index, label] = [numbers(run.plane.index), numbers(run.plane.label)];
+  const shown = new Set(chosen.map((i) => index[i]).filter((number) => number >= 0));
+  const labels = new Set(chosen.map((i) => label[i]));
+  const k = run.epochs.findLastIndex((known) => known <= epoch);
+  const isMeant = (place) => (shown.size ? shown.has(images.index[place]) : labels.has(images.said(run, place, Math.max(k, 0))?.label));
+  return new Set([...images.index.keys()].filter(isMeant));
+}
+
 const viewOf = (bytes) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 const matrixTitle = (run) => `${run.label}: which class is taken for which, in the end`;
 
@@ -165,6 +212,7 @@ function whatIsAsked(images, filters, asked) {
   const parts = [filters[asked.filter].title];
   if (asked.pair) parts[0] = `${asked.pair[0].label} right, ${asked.pair[1].label} wrong`;
   if (asked.cell) parts[0] = `${asked.run.label}: ${images.className(asked.cell[0])} called ${images.className(asked.cell[1])}`;
+  if (asked.points) parts[0] = "images of the points that were chosen";
   if (asked.query) parts.push(`“${asked.query}”`);
   return parts.join(", ");
 }

@@ -54,7 +54,8 @@ class Images {
         const from = rows.get(place) * size;
         found.set(`${map.kind} ${map.moment}`, { ...map, bytes: map.values.subarray(from, from + size) });
       }
-    return [...found.values()].sort((a, b) => (a.kind === b.kind ? (a.moment === "before" ? -1 : 1) : 0));
+    const kinds = [...new Set([...found.values()].map(({ kind }) => kind))];
+    return kinds.flatMap((kind) => ["before", "after"].flatMap((moment) => found.get(`${kind} ${moment}`) ?? []));
   }
 
   // [class, sentence, cosine] of the sentences that are most like an image.
@@ -93,6 +94,23 @@ class Images {
 
   className(label) {
     return this.classes[label] ?? `class ${label}`;
+  }
+
+  // The name of a class behind a tick where it is the true one.
+  marked(label, place) {
+    return `${label === this.target[place] ? "✓ " : ""}${this.className(label)}`;
+  }
+
+  // Where an image is in the sheet: [left, top, width, height].
+  piece(at) {
+    const { side, columns } = this;
+    return [(at % columns) * side, Math.floor(at / columns) * side, side, side];
+  }
+
+  // True parts of an image by their numbers, where they are known.
+  partMask(place) {
+    const [h, w, ids] = this.partMasks[this.index[place]] ?? [];
+    return ids ? { shape: [h, w], bytes: numbers(ids) } : null;
   }
 
   // "owl 0.93", with whether it is right and what it would be.
@@ -151,7 +169,7 @@ function choose(images, filters, asked) {
   const texts = (i) => [images.name(i), ...(images.target[i] < 0 ? [] : [images.className(images.target[i])])].join(" ").toLowerCase();
   const found = [];
   for (let i = 0; i < images.n; i++) {
-    if (!passes(i)) continue;
+    if (!passes(i) || (asked.points && !asked.points.has(i))) continue;
     if (asked.pair && !(images.isRight(asked.pair[0], i) && images.isWrong(asked.pair[1], i))) continue;
     if (asked.cell && !(images.target[i] === asked.cell[0] && images.said(asked.run, i)?.label === asked.cell[1])) continue;
     const text = words.length ? texts(i) : "";

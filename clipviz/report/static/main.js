@@ -14,13 +14,16 @@ function followTheme(changed) {
 
 let redraw = () => {};
 const theme = followTheme(() => redraw());
-foldContents();
-followReader();
-foldSettings();
-const drawing = drawWhenNear();
-redraw = () => drawing.again(true);
-chooseRuns(() => drawing.again(false));
-jumpTwice(drawing.settled);
-matchMedia("print").addEventListener("change", theme);
-addEventListener("beforeprint", drawing.all);
 explore();
+if (document.querySelector("nav.contents")) {
+  // A report, and not a view within another page.
+  foldContents();
+  followReader();
+  foldSettings();
+  const drawing = drawWhenNear();
+  redraw = () => drawing.again(true);
+  chooseRuns(() => drawing.again(false));
+  jumpTwice(drawing.settled);
+  matchMedia("print").addEventListener("change", theme);
+  addEventListener("beforeprint", drawing.all);
+}

@@ -123,6 +123,20 @@ function overlay(canvas, bitmap, piece, map, h, w, colors, { opacity = 0.7, cont
   context.putImageData(pixels, 0, 0);
 }
 
+// Color each part of a mask of numbers (h, w) over a grey copy of the image; 0 is background.
+function overlayParts(canvas, bitmap, piece, ids, h, w, colors) {
+  const size = canvas.width;
+  overlay(canvas, bitmap, piece, new Uint8Array(h * w), h, w, colors, { opacity: 0 });
+  const context = canvas.getContext("2d");
+  const pixels = context.getImageData(0, 0, size, size);
+  for (let i = 0; i < size * size; i++) {
+    const id = ids[Math.floor((Math.floor(i / size) / size) * h) * w + Math.floor(((i % size) / size) * w)];
+    const color = 3 * ((id - 1) % (colors.length / 3));
+    for (let c = 0; id && c < 3; c++) pixels.data[4 * i + c] = 0.15 * pixels.data[4 * i + c] + 0.85 * colors[color + c];
+  }
+  context.putImageData(pixels, 0, 0);
+}
+
 // White line with a black edge where the map crosses half of its maximum.
 function drawContour(data, values, size) {
   const inside = (x, y) => values[Math.min(y, size - 1) * size + Math.min(x, size - 1)] >= 0.5;

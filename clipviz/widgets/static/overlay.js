@@ -12,7 +12,7 @@ function render({ model, el }) {
     if (mine !== turn) return; // a newer image was asked for meanwhile
     const rows = model.get("rows");
     const side = model.get("side");
-    const [colors, changes] = [bytesOf(model, "colors"), bytesOf(model, "changes")];
+    const [colors, changes, partColors] = ["colors", "changes", "partColors"].map((name) => bytesOf(model, name));
     const maps = bytesOf(model, "maps");
     const look = { opacity: model.get("opacity"), contour: model.get("contour") };
     if (!bitmap) return root.replaceChildren(make("p", { class: "clipviz-empty" }, model.get("empty")));
@@ -24,7 +24,8 @@ function render({ model, el }) {
         const [h, w] = panel.shape;
         const map = h * w ? maps.subarray(start, start + h * w) : null;
         start += h * w;
-        overlay(canvas, bitmap, piece, map, h, w, panel.change ? changes : colors, { ...look, mask: panel.mask, change: panel.change });
+        if (panel.parts) overlayParts(canvas, bitmap, piece, map, h, w, partColors);
+        else overlay(canvas, bitmap, piece, map, h, w, panel.change ? changes : colors, { ...look, mask: panel.mask, change: panel.change });
         return make("figure", {}, canvas, make("figcaption", {}, panel.title));
       });
       return make("div", {}, make("div", { class: "clipviz-caption" }, row.title), make("div", { class: "clipviz-panels" }, ...panels));

@@ -261,7 +261,11 @@ function render({ model, el }) {
 
   load();
   // Drawn once it is on the page: there is no font and no color before.
-  const stops = [listen(model, ["epoch", "chosen", "title"], draw), themed(draw), fitted(root, draw)];
+  const again = later(() => {
+    load();
+    draw();
+  });
+  const stops = [listen(model, ["places"], again), listen(model, ["epoch", "chosen", "title"], later(draw)), themed(draw), fitted(root, draw)];
   return () => stops.forEach((stop) => stop());
 }
 

@@ -1,15 +1,19 @@
 // An extension of JupyterLab, as it is loaded: written by hand, nothing is built.
 //
 // A notebook that was run and saved in JupyterLab is trusted when it is opened again, so its widgets are preferred to
-// the pictures beside them. Their kernel is gone, and "model not found" is all that is shown. Here the picture is.
+// the pictures beside them. Their kernel is gone, and "model not found" is all that is shown. Here is what can be explored
+// without one, or the picture.
 
 (() => {
   const WIDGET = "application/vnd.jupyter.widget-view+json";
-  const CLIPVIZ = /^(LiveMonitor|SaliencyExplorer|PrototypeExplorer|DKAPlayground)\(/;
+  const CLIPVIZ = /^(LiveMonitor|SaliencyExplorer|PrototypeExplorer|CompareExplorer|DKAPlayground)\(/;
 
   const isOurs = (data) => data["image/jpeg"] && CLIPVIZ.test([data["text/plain"]].flat().join(""));
 
-  const showPicture = (renderer, model) => {
+  const showPast = (renderer, model) => {
+    const html = [model.data["text/html"] ?? ""].flat().join("");
+    // A fragment's scripts run: the notebook is trusted, or its widget would not have been preferred.
+    if (html) return renderer.node.replaceChildren(document.createRange().createContextualFragment(html));
     const picture = document.createElement("img");
     picture.src = `data:image/jpeg;base64,${[model.data["image/jpeg"]].flat().join("").replace(/\s/g, "")}`;
     picture.alt = model.metadata?.["image/jpeg"]?.alt || "";
@@ -22,7 +26,7 @@
     const render = renderer.renderModel.bind(renderer);
     renderer.renderModel = async (model) => {
       await render(model);
-      if (isOurs(model.data) && renderer.node.textContent.includes("model not found")) showPicture(renderer, model);
+      if (isOurs(model.data) && renderer.node.textContent.includes("model not found")) showPast(renderer, model);
     };
     return renderer;
   };

@@ -1,0 +1,100 @@
+"""A notebook that was exported as HTML: its views are alive from disk, without a kernel and a network."""
+
+from __future__ import annotations
+
+import base64
+
+import nbformat
+import pytest
+from nbconvert import HTMLExporter
+from playwright.sync_api import expect
+from synthetic import explorable, synthetic_trace
+
+from clipviz.report.explored import MOST_BYTES
+from clipviz.widgets import DKAPlayground, PrototypeExplorer, SaliencyExplorer
+
+HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>", "a", "b", "c", "d"]
+
+
+@pytest.fixture
+def exported(chromium, tmp_path):
+    """Opens a page with the outputs of some views; it must run nothing but its own scripts, and ask for nothing."""
+    contexts, said = [], []
+
+    def open_page(*views):
+        bundles = [view._repr_mimebundle_() for view in views]
+        outputs = [nbformat.v4.new_output("display_data", data, metadata=more) for data, more in bundles]
+        cells = [nbformat.v4.new_code_cell("view", outputs=[output]) for output in outputs]
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        path = tmp_path / "notebook.html"
+        path.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
+        contexts.append(chromium.new_context(viewport={"width": 1280, "height": 900}, offline=True))
+        tab = contexts[-1].new_page()
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+        # nbconvert's own page asks for the scripts of formulas.
+        tab.on("console", lambda message: "ERR_INTERNET" in message.text or said.append(message.text))
+        tab.goto(path.as_uri())
+        return tab, notebook
+
+    yield open_page
+    assert said == []
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def trace():
+    made = synthetic_trace(6, 2, method="dpa", n_images=90, n_eval=60, n_probe=3, class_names=HOSTILE)
+    return explorable(made, 60)
+
+
+def test_views_are_alive_with_the_same_canvases(exported, trace):
+    tab, notebook = exported(SaliencyExplorer(trace), PrototypeExplorer(trace))
+    assert len(nbformat.writes(notebook)) < 1_000_000
+    frames = [tab.frame_locator("iframe").nth(i) for i in range(2)]
+    for frame in frames:
+        expect(frame.locator(".clipviz-thumb")).to_have_count(60)
+        expect(frame.locator("#matrix canvas")).to_be_visible()
+        expect(frame.get_by_text("No kernel is running here")).to_be_visible()
+    first, second = frames
+    first.locator(".clipviz-thumb").nth(7).click()
+    expect(first.locator("#card h3")).to_have_text("image 7")
+    expect(first.locator("#card .clipviz-overlay canvas").nth(2)).to_be_visible()
+    expect(second.locator("#card")).to_be_hidden()  # each is a page of its own
+    height = "f => f.getBoundingClientRect().height >= f.contentDocument.body.offsetHeight"
+    tab.wait_for_function(f"[...document.querySelectorAll('iframe')].every({height})")
+    rows = trace.predictions[trace.predictions["epoch"] == 1]
+    plane = second.locator("#plane canvas")
+    plane.focus()
+    plane.press("ArrowRight")
+    plane.press("Enter")
+    expect(second.locator(".clipviz-thumb")).to_have_count(sum(rows["prediction"] == 0))
+    assert tab.url.endswith("notebook.html"), "the page that it is part of stays where it is"
+
+
+def test_what_does_not_fit_is_left_out_and_said(exported):
+    trace = explorable(synthetic_trace(24, 3, n_images=600, n_eval=480), 480, 24, ("soap", "ncut", "cls_attention"))
+    html = SaliencyExplorer(trace)._repr_mimebundle_()[0]["text/html"]
+    assert len(html) <= MOST_BYTES
+    tab, _ = exported(SaliencyExplorer(trace))
+    text = tab.frame_locator("iframe").locator("#explore")
+    expect(text).to_contain_text(" of 480 evaluation images: spread over the classes")
+    expect(text).to_contain_text("it holds the maps of one kind alone")
+
+
+def test_what_needs_a_kernel_is_a_picture(exported, trace):
+    tab, _ = exported(DKAPlayground(trace))
+    assert tab.locator("iframe").count() == 0
+    expect(tab.locator("img[src^='data:image/jpeg']")).to_be_visible()
+
+
+def test_without_scripts_the_picture_stays(chromium, trace):
+    bundle, metadata = SaliencyExplorer(trace)._repr_mimebundle_()
+    tab = chromium.new_page(java_script_enabled=False)
+    tab.set_content(bundle["text/html"])
+    picture = tab.locator("img")
+    expect(picture).to_have_attribute("alt", metadata["image/jpeg"]["alt"])
+    assert picture.get_attribute("src").split(",")[1] == bundle["image/jpeg"]
+    assert len(base64.b64decode(bundle["image/jpeg"])) > 1000
+    tab.close()
