@@ -2,6 +2,7 @@
 
 - a run with all four views attached against the same run alone, in turns within one process; the views send their
   messages through a connection that packs them as a kernel does
+- what it costs a run that another process follows its folder
 - Stop: how long a run goes on after the step in which it is pressed
 - memory of the process over 100 refreshes of every view
 - a click on an image until its saliency is on screen, in a real JupyterLab with a headless Chromium
@@ -19,6 +20,7 @@ import itertools
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -27,6 +29,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import comm
 import torch
@@ -35,6 +38,7 @@ from comm.base_comm import BaseComm
 import clipviz
 from clipviz.data import ImageDataset
 from clipviz.events import Event, StepFinished
+from clipviz.training.follow import Beacon
 from clipviz.training.loop import versions
 
 sys.path.append(str(Path(__file__).parent.parent / "tests" / "browser"))
@@ -110,12 +114,12 @@ def packed_messages() -> Iterator[type[PackingComm]]:
         comm.create_comm = before
 
 
-def make_run(data: ImageDataset, epochs: int, batch: int = 32) -> clipviz.Run:
+def make_run(data: ImageDataset, epochs: int, batch: int = 32, folder: str | None = None) -> clipviz.Run:
     """A run of microCLIP on birds, measured and followed as a notebook does."""
     method = clipviz.METHODS["microclip"](clipviz.load_backbone("birds"), data.prompts)  # type: ignore[call-arg]
     config = clipviz.AdaptConfig(epochs=epochs, batch_size=batch)
     probe = clipviz.spread_probe(data, method.backbone.image_size, 8)
-    return clipviz.Run(method, data, config, eval_dataset=data, probe=probe)
+    return clipviz.Run(method, data, config, eval_dataset=data, probe=probe, folder=folder)
 
 
 def views_of(run: clipviz.Run, trace: clipviz.Trace) -> list[Any]:
@@ -159,6 +163,30 @@ def overhead_rows(data: ImageDataset, epochs: int, rounds: int) -> list[Row]:
         Row(f"run with four views / run alone, birds, {rounds} rounds", statistics.median(wall), "x", 1.05),
         Row("  the same in processor seconds of all threads", statistics.median(processor), "x", 1.05),
     ]
+
+
+def followed_row(data: ImageDataset, epochs: int) -> Row:
+    """The share of a run's processor time that goes into telling another process, which follows its folder, of it."""
+    told, followers = [], []
+
+    class Timed(Beacon):
+        def run(self) -> None:
+            super().run()
+            told.append(time.thread_time())
+
+    def follow(event: Event) -> None:
+        if isinstance(event, StepFinished) and event.step == 1:
+            line = [sys.executable, "-m", "clipviz", "watch", folder]
+            followers.append(subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch("clipviz.training.run.Beacon", Timed):
+        run = make_run(data, epochs, folder=folder)
+        run.listeners.append(follow)
+        begun = time.process_time()
+        run.fit()
+        whole = time.process_time() - begun
+        followers[0].wait(60)  # it ends with the run
+    return Row(f"a followed run: share of its {whole:.0f} s that goes into that", told[0] / whole, "", 0.01)
 
 
 def stop_row(data: ImageDataset, presses: int) -> Row:
@@ -252,6 +280,7 @@ def main() -> None:
     data = clipviz.load_dataset("birds/fog", split="train", n=96 if args.quick else 256)
     tasks = (
         lambda: overhead_rows(data, 2 if args.quick else 4, 4 if args.quick else 10),
+        lambda: [followed_row(data, 2 if args.quick else 8)],
         lambda: [stop_row(data, 4 if args.quick else 10)],
         lambda: [memory_row(data)],
         lambda: select_rows(CLICKS),
