@@ -49,8 +49,8 @@ class ModelProbe:
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """The saliency kinds that work with this model."""
-        return available_kinds(self._method)
+        """The saliency kinds that work with this model; none where it holds embeddings only."""
+        return available_kinds(self._method) if self.image_size else ()
 
     def contrasts(self, kind: str) -> bool:
         """Whether a kind answers "why A and not B"."""

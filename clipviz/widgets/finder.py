@@ -181,7 +181,7 @@ class Nearest:
         Raises:
             ValueError: if that cannot be answered, with the reason.
         """
-        album, is_image = self.album, "/" in asked and self.album.has(asked)
+        album, is_image = self.album, asked in images or ("/" in asked and self.album.has(asked))
         if album.model_probe is None and not is_image:
             raise ValueError("a sentence needs the model to be embedded; open the run with its model")
         kept = self._embedded([asked] * is_image, images) or self._recorded(epoch)

@@ -170,6 +170,11 @@ def test_files_of_embeddings_open_with_their_classes_or_a_text_tower(tmp_path, w
     opened = clipviz.open(tmp_path / "run")
     assert says_what_the_trace_says(opened)
     assert says_what_the_trace_says(opened.at(-1))
+    view = clipviz.CompareExplorer([opened, tmp_path / "run"])
+    assert view.info.cells["both right"] + view.info.cells["neither right"] == len(view.info.table) > 0
+    assert view.inspector.kinds == {}, "there is nothing to look at, and nothing to refuse"
+    assert clipviz.explore(tmp_path / "run").alt
+    view.close()
     (tmp_path / "rows.npz").rename(tmp_path / "moved.npz")
     with pytest.raises(ValueError, match=r"no such file of embeddings.*if the images moved, give it: clipviz\.open\("):
         _ = clipviz.open(tmp_path / "run").data
