@@ -17,8 +17,8 @@ from synthetic import synthetic_comparison, synthetic_trace
 import clipviz
 from clipviz import figures
 from clipviz.figures.redraw import plain, redraw
-from clipviz.figures.static import jpeg, png, show
-from clipviz.figures.style import DASHES, MARKERS, method_style
+from clipviz.figures.static import jpeg, pixels, png, show
+from clipviz.figures.style import DASHES, MARKERS, empty_picture, method_style
 from clipviz.trace import Trace
 
 TRACE = synthetic_trace()
@@ -135,6 +135,13 @@ def test_save_writes_the_kind_that_the_ending_says(tmp_path):
         with pytest.raises(ValueError, match="unknown ending of a picture"):
             clipviz.save(figure, tmp_path / f"b{ending}")
     assert [path.name for path in tmp_path.glob("b*")] == []
+
+
+def test_a_picture_is_what_matplotlib_writes_into_a_file_at_any_size():
+    figure, file = empty_picture("A title", "Why it is empty."), io.BytesIO()
+    figure.set_size_inches(3.333, 1.777)
+    figure.savefig(file, format="png", facecolor="white", dpi=97.3)
+    np.testing.assert_array_equal(pixels(figure, 97.3), Image.open(file).convert("RGB"))
 
 
 def test_mathematics_in_a_name_stays_letters_everywhere():
