@@ -1,0 +1,63 @@
+"""How fast a report is written and opens: `python -m benchmarks.report_page RUN_DIR [RUN_DIR ...]`.
+
+Opened from disk in a headless Chromium with the network off, five times: until the first figure is on screen (the
+ladder of accuracies), until the page is loaded, and until the images can be explored. Medians in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from playwright.sync_api import Browser
+
+from clipviz.report import write_report
+from clipviz.trace import Trace
+
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "browser"))
+
+TURNS = 5
+TIMES = """() => {
+    const [{loadEventEnd}] = performance.getEntriesByType('navigation');
+    return [performance.getEntriesByName('first-contentful-paint')[0].startTime, loadEventEnd, performance.now()];
+}"""
+
+
+def opened(browser: Browser, path: Path) -> list[float]:
+    """First figure, page loaded, images to explore: milliseconds from the call on."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
+    tab = context.new_page()
+    tab.goto(path.as_uri())
+    tab.locator(".clipviz-thumb").first.wait_for()
+    times: list[float] = tab.evaluate(TIMES)
+    context.close()
+    return times
+
+
+def main() -> None:
+    """Write, open, print."""
+    from server import browsing
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    traces = [Trace.load(run) for run in parser.parse_args().runs]
+    with tempfile.TemporaryDirectory() as folder, browsing() as browser:
+        begun = time.perf_counter()
+        path = write_report(traces, Path(folder) / "report.html")
+        print(
+            f"load {os.getloadavg()[0]:.1f}; {len(traces)} runs written in {time.perf_counter() - begun:.1f} s,",
+            end=" ",
+        )
+        print(f"{path.stat().st_size / 1e6:.2f} MB")
+        rows = [opened(browser, path) for _ in range(TURNS)]
+    for name, values in zip(("first figure", "page loaded", "images to explore"), zip(*rows, strict=True), strict=True):
+        print(f"{name:18s} {statistics.median(values):5.0f} ms")
+
+
+if __name__ == "__main__":
+    main()
