@@ -128,11 +128,12 @@ async function drawGroup(group, redraws = false) {
   shareAxes(group);
 }
 
-function drawWhenNear() {
+// `first`: what is more urgent than charts, whether it succeeds or not.
+function drawWhenNear(first) {
   const groups = [...document.querySelectorAll(".figures, figure.single")].filter((group) => group.querySelector(".chart"));
   const near = new Set();
   const turns = new Map(); // groups are drawn one after the other, so that the page answers meanwhile
-  let last = Promise.resolve();
+  let last = new Promise((done) => first.finally(done));
 
   const draw = (group, redraws) => {
     if (turns.has(group) && !redraws) return;

@@ -14,13 +14,13 @@ function followTheme(changed) {
 
 let redraw = () => {};
 const theme = followTheme(() => redraw());
-explore();
+const explored = explore();
 if (document.querySelector("nav.contents")) {
   // A report, and not a view within another page.
   foldContents();
   followReader();
   foldSettings();
-  const drawing = drawWhenNear();
+  const drawing = drawWhenNear(explored);
   redraw = () => drawing.again(true);
   chooseRuns(() => drawing.again(false));
   jumpTwice(drawing.settled);
