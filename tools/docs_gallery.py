@@ -30,13 +30,10 @@ from clipviz.trace import Trace
 #: Width of a picture in pixels, that of a notebook's output.
 WIDTH = 900
 # Of single images, which a report has to explore.
-_MISTAKES = (
-    "With known labels, the most confident mistakes; without, the images it was least sure of. Compare where it looked "
-    "with the part that would have told the classes apart."
-)
 _WHY = (
-    "The first of these images in full. Did it look at the right place? Did one branch know better? Do the examples "
-    "show that the model has a wrong idea of a class? When did the label change?"
+    "With known labels, the most confident mistakes; without, the images it was least sure of, in full. Did it look at "
+    "the right place? Did one branch know better? Do the examples show that the model has a wrong idea of a class? "
+    "When did the label change?"
 )
 _COLORS = 128  # of a palette: charts look the same and weigh a third
 
@@ -85,7 +82,6 @@ def _chapters(traces: Sequence[Trace]) -> Iterator[tuple[str, str, Mapping[str, 
         if (drawn := view.draw(traces[0])) is not None:
             yield view.title, view.look_for, {view.figure: drawn}
     if n := min(3, len(traces[0].highlights.images)):
-        yield "Instructive images", _MISTAKES, {"prediction_mistakes": figures.prediction_mistakes(traces[0])}
         pages = {f"why_wrong_{i}": figures.why_wrong(traces[0], i) for i in range(n)}
         yield "Why is this one wrong?", _WHY, pages
 

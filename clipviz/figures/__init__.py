@@ -19,7 +19,6 @@ from clipviz.figures.flips import label_flips, label_flips_info, label_flow, lab
 from clipviz.figures.image_table import export_csv, image_table
 from clipviz.figures.labels import run_labels, trace_labels
 from clipviz.figures.losses import loss_terms, loss_terms_info
-from clipviz.figures.mistakes import prediction_mistakes, prediction_mistakes_info
 from clipviz.figures.prototypes import (
     prototype_drift,
     prototype_drift_info,

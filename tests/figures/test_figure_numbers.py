@@ -350,34 +350,6 @@ def test_loss_terms_keep_short_runs_and_average_long_ones():
 # ------------------------------------------------------------------------------------------- images
 
 
-def test_mistakes_list_the_top_classes_and_the_true_one():
-    arrays = {
-        "gallery/images": np.zeros((1, 4, 4, 3), np.uint8),
-        "gallery/index": np.array([7]),
-        "gallery/target": np.array([2]),
-        "gallery/probs": np.array([[0.6, 0.3, 0.02, 0.08]]),
-        "gallery/soap": np.array([[[0.0, 2.0], [4.0, 1.0]]]),
-    }
-    info = figures.prediction_mistakes_info(trace(arrays=arrays, meta={"class_names": [*NAMES, "dog"]}))
-    (mistake,) = info.mistakes
-    assert (mistake.number, info.is_labelled) == (7, True)
-    assert [(g.name, g.is_target) for g in mistake.guesses] == [
-        ("ant", False), ("bee", False), ("dog", False), ("cat", True)
-    ]  # fmt: skip
-    assert mistake.saliency.tolist() == [[0, 0.5], [1, 0.25]]
-    assert info.map_name == "SOAP attention"
-
-
-@pytest.mark.parametrize(("kept", "map_name"), [("cls_attention", "CLS attention"), (None, "where the model looked")])
-def test_mistakes_of_a_method_without_soap_show_the_attention_of_cls(kept, map_name):
-    arrays = {"gallery/images": np.zeros((1, 4, 4, 3), np.uint8), "gallery/target": np.array([0])}
-    if kept is not None:
-        arrays[f"gallery/{kept}"] = np.arange(4.0).reshape(1, 2, 2)
-    info = figures.prediction_mistakes_info(trace(arrays=arrays))
-    assert info.map_name == map_name
-    assert (info.mistakes[0].saliency is None) == (kept is None)
-
-
 def test_saliency_grid_takes_the_first_and_last_epoch_and_scales_each_map():
     maps = np.arange(3 * 2 * 4, dtype=float).reshape(3, 2, 2, 2)
     arrays = {

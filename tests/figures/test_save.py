@@ -82,7 +82,7 @@ def test_another_suffix_is_one_sentence(name, trace, tmp_path):
     with pytest.raises(
         ValueError, match=r"^unknown ending of a picture .* Choose from '\.pdf', '\.svg', '\.png', '\.jpg'$"
     ):
-        clipviz.save(figures.prediction_mistakes(trace), tmp_path / name)
+        clipviz.save(figures.why_wrong(trace), tmp_path / name)
     assert not any(tmp_path.iterdir())
 
 
