@@ -108,7 +108,7 @@ function isSum(images, run) {
 // A number with a bar from the middle, so far as the largest of them all reaches.
 function signed(value, most) {
   const share = (50 * value) / (most || 1);
-  const cell = make("td", { class: "signed" }, make("span", {}, `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`));
+  const cell = make("td", { class: "signed" }, make("span", {}, `${Number(value.toFixed(1)) < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`));
   const bar = make("i", { class: value < 0 ? "less" : "more" });
   Object.assign(bar.style, { left: `${50 + Math.min(share, 0)}%`, width: `${Math.abs(share)}%` });
   cell.append(make("div", { class: "bar-of" }, bar));
@@ -200,7 +200,7 @@ function stretchCell(images, stretch) {
 
 function nearestSentences(images, run, place) {
   const rows = images.nearest(run, place);
-  if (!rows.length) return [make("p", {}, `None were kept of this image for ${run.label}.`)];
+  if (!rows.length) return [make("p", {}, `No sentences were kept of this image for ${run.label}.`)];
   return [
     scrolled(
       "Nearest sentences",
