@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import base64
+import importlib
 import importlib.util
 import io
 import re
@@ -68,6 +70,16 @@ class TestFile:
         assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
         kinds = {kind for output in outputs(name) for kind in output.get("data", {})}
         assert kinds <= {"text/plain", "image/png", "image/jpeg"}
+
+    def test_what_it_imports_of_clipviz_is_there(self, name):
+        trees = [ast.parse(cell.source.replace("await ", "")) for cell in code_cells(name)]
+        found = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        ours = [
+            (node.module, alias.name) for node in found if node.module.startswith("clipviz") for alias in node.names
+        ]
+        assert ours
+        for module, thing in ours:
+            assert hasattr(importlib.import_module(module), thing), (module, thing)
 
     def test_tells_no_absolute_path(self, name):
         texts = [cell.source for cell in read(name).cells]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -167,6 +168,16 @@ def squares(
     pale = (64 + 0.75 * (plain @ np.array([0.299, 0.587, 0.114], np.float32)))[..., None]
     colored = [] if parts is None else [_over(pale, _part_colors(_resized(parts, size, Resampling.NEAREST)))]
     return [plain, *colored, *(_over(pale, _saliency_colors(one, size)) for one in maps)]
+
+
+def show_image(axis: Axes, image: np.ndarray) -> None:
+    """The image (H,W,3) uint8 itself, on axes of one's own."""
+    style.bare(axis).imshow(image)
+
+
+def show_saliency(axis: Axes, image: np.ndarray, saliency: np.ndarray, is_mask: bool = False) -> None:
+    """The same with saliency (h,w) in [0, 1] laid over a grey copy of it, as in `squares`."""
+    show_image(axis, squares(image, maps=[SaliencyMaps("", saliency, is_mask)], side=300)[-1])
 
 
 def _resized(values: np.ndarray, size: int, how: Resampling) -> np.ndarray:
