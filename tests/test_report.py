@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from synthetic import empty_trace, explorable, synthetic_comparison, synthetic_trace
 
-from clipviz.figures import confusion_info
+from clipviz.figures import confusion_info, image_table
 from clipviz.report import write_report
 from clipviz.report.summary import is_about_chance, summarize
 from clipviz.report.views import VIEWS
@@ -164,6 +164,21 @@ def test_what_can_be_explored_is_what_the_traces_say(report):
             assert (
                 maps["NCut mask"].reshape(trace.highlights.maps["ncut"].shape) == 255 * trace.highlights.maps["ncut"]
             ).all()
+
+
+def test_who_decided_images_that_were_learned_from(tmp_path):
+    trace = synthetic_trace(epochs=2, **SMALL)
+    trace.meta["accuracy_is"] = "transductive"
+    one = trace.samples["index"] == trace.highlights.index[0]
+    trace.samples.loc[one, "static_label"] = (trace.samples.loc[one, "pseudo_label"] + 1) % 6
+    content = packed(write_report([trace], tmp_path / "report.html").read_text(encoding="utf-8"), "images")
+    index, (found,) = unpacked(content["index"]), content["runs"]
+    by_epoch = unpacked(found["decided"]).reshape(-1, len(index))
+    names = {i: name.removeprefix("only ") for i, name in enumerate(found["deciders"])}
+    for epoch, codes in zip(found["epochs"], by_epoch, strict=True):
+        who = image_table(trace, "eval", epoch)["decider"][index].tolist()
+        assert [names.get(code, "") for code in codes.tolist()] == who
+    assert {"all agree", "dynamic"} <= set(who)
 
 
 def unpacked(text):

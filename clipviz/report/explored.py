@@ -12,8 +12,10 @@ import pandas as pd
 from PIL import Image
 
 from clipviz.figures import confusion_info, is_trained, trace_labels
+from clipviz.figures.image_table import decided
 from clipviz.figures.prototypes import Scene
 from clipviz.figures.saliency import KIND_NAMES, PART_COLORS, unit_range
+from clipviz.figures.sources import decision_name, kinds_of_decision, source_names
 from clipviz.figures.static import encoded
 from clipviz.figures.style import apart, color_table, shorten
 from clipviz.report.page import array, packed, rendered
@@ -241,8 +243,14 @@ def _run(label: str, trace: Trace, index: np.ndarray) -> dict[str, Any]:
     )
     counts = confusion_info(trace).counts
     cells = np.flatnonzero(counts)
+    is_learned, kinds = trace.meta.get("accuracy_is") == "transductive", kinds_of_decision(source_names(trace))
+    learned = trace.samples[trace.samples["index"].isin(index) & is_learned].drop_duplicates(["epoch", "index"])
+    who = learned.assign(who=decided(trace, learned)).pivot(index="epoch", columns="index", values="who")
+    who = who.reindex(index=prediction.index, columns=index)
     return {
         "label": label,
+        "deciders": [decision_name(kind, source_names(trace)) for kind in kinds],
+        "decided": array(pd.Categorical(who.to_numpy().ravel(), kinds).codes.view("u1"), "u1"),  # 255: nobody
         "isTrained": is_trained(trace),
         "epochs": prediction.index.tolist(),
         "prediction": array(prediction.fillna(_NONE), "u2"),

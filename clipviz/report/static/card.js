@@ -179,7 +179,7 @@ function timeline(images, place) {
       const k = run.epochs.indexOf(epoch);
       const said = k < 0 ? null : images.said(run, place, k);
       const last = stretches.at(-1);
-      if (last && last[0]?.label === said?.label) last.push(said);
+      if (last && last[0]?.label === said?.label && last[0]?.decider === said?.decider) last.push(said);
       else stretches.push([said]);
     }
     return [run.label, ...stretches.map((stretch) => stretchCell(images, stretch))];
@@ -195,6 +195,7 @@ function stretchCell(images, stretch) {
   const mark = { true: "✓ ", false: "✗ ", null: "" }[first.isRight];
   cell.className = { true: "stretch right", false: "stretch wrong", null: "stretch" }[first.isRight];
   cell.append(`${mark}${images.labels[first.label] ?? images.className(first.label)} `, make("span", { class: "value" }, from === to ? from : `${from}–${to}`));
+  if (first.decider) cell.append(make("div", { class: "value" }, first.decider));
   return cell;
 }
 

@@ -13,6 +13,7 @@ class Images {
       ...run,
       prediction: numbers(run.prediction),
       confidence: numbers(run.confidence),
+      decided: numbers(run.decided),
       parts: run.parts.map((part) => ({
         ...part,
         rows: new Map([...numbers(part.places)].map((place, row) => [place, row])),
@@ -24,13 +25,15 @@ class Images {
     }));
   }
 
-  // What a run called an image at its k-th measurement, -1 for the last: class, confidence, whether that is right.
+  // What a run called an image at its k-th measurement, -1 for the last: class, confidence, whether that is right, and
+  // which part of the method decided it, "" if that is not known.
   said(run, place, k = -1) {
     const row = k < 0 ? run.epochs.length + k : k;
     const label = row < 0 ? NONE : run.prediction[row * this.n + place];
     if (label === undefined || label === NONE) return null;
     const target = this.target[place];
-    return { label, confidence: run.confidence[row * this.n + place] / 255, isRight: target < 0 ? null : label === target };
+    const decider = run.deciders[run.decided[row * this.n + place]] ?? "";
+    return { label, confidence: run.confidence[row * this.n + place] / 255, isRight: target < 0 ? null : label === target, decider };
   }
 
   // The surest classes of an image in the end: {label, prob, logits by part of the method}, the surest first.
@@ -134,12 +137,15 @@ function makeFilters(images) {
   const filters = { all: { title: "all images", passes: () => true } };
   if (images.hasTargets)
     filters.wrong = { title: "all methods wrong, surest first", passes: (i) => runs.every((run) => images.isWrong(run, i)), rank: least };
-  if (runs.length > 1)
+  if (runs.length > 1) {
+    if (images.hasTargets) filters.right = { title: "all methods right", passes: (i) => runs.every((run) => images.isRight(run, i)) };
+    filters.agree = { title: "methods agree", passes: (i) => new Set(runs.map((run) => images.said(run, i)?.label)).size === 1 };
     filters.disagree = {
       title: "methods disagree, surest first",
       passes: (i) => new Set(runs.map((run) => images.said(run, i)?.label)).size > 1,
       rank: least,
     };
+  }
   runs.forEach((run, r) => {
     const add = (name, title, passes, rank) => (filters[`${name}-${r}`] = { run, title, passes, rank });
     if (images.hasTargets && evolves(run)) {
