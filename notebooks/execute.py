@@ -4,9 +4,9 @@
     python notebooks/execute.py --check [NAMES]   change nothing; exit 1 and say which outputs changed
 
 NAMES are beginnings of file names ("01", "06_microclip"); none means all. Compared is what a
-reader reads: printed text, text forms and errors. Pictures and live widgets are not: their pixels
-depend on fonts and processors. A written notebook holds no widget state, no timestamps and no
-machine's name, so executing it twice changes nothing but pixels.
+reader reads: printed text, text forms and errors. Pictures, explorables and live widgets are not:
+their pixels and last digits depend on fonts and processors. A written notebook holds no widget
+state, no timestamps and no machine's name, so executing it twice changes nothing but these.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def readable(cell: NotebookNode) -> list[str]:
             lines += [f"{output.ename}: {output.evalue}"]
         else:
             for kind in sorted(output.data):
-                if not kind.startswith("image/"):
+                if not kind.startswith("image/") and kind != "text/html":
                     lines += [f"[{kind}]", *str(output.data[kind]).splitlines()]
     return lines
 

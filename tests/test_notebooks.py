@@ -69,7 +69,9 @@ class TestFile:
         assert notebook.metadata == execute.METADATA
         assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
         kinds = {kind for output in outputs(name) for kind in output.get("data", {})}
-        assert kinds <= {"text/plain", "image/png", "image/jpeg"}
+        assert kinds <= {"text/plain", "image/png", "image/jpeg", "text/html"}
+        pages = [output.data["text/html"] for output in outputs(name) if "text/html" in output.get("data", {})]
+        assert all(page.startswith('<div class="clipviz-explorable">') for page in pages)
 
     def test_what_it_imports_of_clipviz_is_there(self, name):
         trees = [ast.parse(cell.source.replace("await ", "")) for cell in code_cells(name)]
@@ -245,6 +247,15 @@ def test_differences_are_those_that_a_reader_reads():
     changed = execute.differences(with_output("7 of 9", "AAAA"), with_output("6 of 9", "AAAA"))
     assert "-7 of 9" in changed
     assert "+6 of 9" in changed
+
+
+def test_of_an_explorable_the_text_beside_it_is_compared():
+    old, new = with_output("Explorable(cut)", "AAAA"), with_output("Explorable(cut)", "AAAA")
+    for notebook, digits in ((old, "0.1234"), (new, "0.1235")):
+        notebook.cells[0].outputs[0].data["text/html"] = f"<script>{digits}</script>"
+    assert execute.differences(old, new) == []
+    new.cells[0].outputs[0].data["text/plain"] = "Explorable(gamma)"
+    assert execute.differences(old, new) != []
 
 
 def test_check_fails_and_writes_nothing_where_an_output_changed(tmp_path, monkeypatch, capsys):

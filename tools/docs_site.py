@@ -33,6 +33,9 @@ _CODE_OR_FORMULA = re.compile(
     r"(?P<code>^```.*?^```|`[^`\n]+`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.S | re.M
 )
 
+#: Where an explorable of a notebook comes in.
+_EXPLORABLE = re.compile(r'<div data-explorable="(?P<path>[^":]+):(?P<cell>\d+):(?P<place>\d+)"></div>')
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """All pages and their pictures, by their paths in the repository."""
@@ -40,6 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     paths = sorted({path.relative_to(ROOT).as_posix() for pattern in PAGES + PICTURES for path in ROOT.glob(pattern)})
     own += [File(path, str(ROOT), config.site_dir, config.use_directory_urls) for path in paths]
     own.append(File.generated(config, "docs/reference/command_line.md", content=command_line()))
+    own.append(File.generated(config, "docs/explorables.md", content="\n\n".join(explorables())))
     for path in paths:
         if path.endswith(".ipynb"):
             own += [File.generated(config, name, content=data) for name, data in pictures(ROOT / path)]
@@ -54,6 +58,11 @@ def on_page_read_source(page: Page, config: MkDocsConfig) -> str | None:
     """A notebook as Markdown; other pages are read as they are."""
     path = page.file.src_uri
     return "\n\n".join(markdown(ROOT / path)) if path.endswith(".ipynb") else None
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """The explorables, put in last: no Markdown reads their scripts, and no search."""
+    return _EXPLORABLE.sub(_explorable, output)
 
 
 def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -114,13 +123,48 @@ def markdown(path: Path) -> Iterator[str]:
             continue
         yield f"```python\n{source}\n```"
         for place, output in enumerate(cell["outputs"]):
-            said = "".join(output.get("text", "") or output["data"].get("text/plain", ""))
-            if kind := _picture(output):
-                alt = re.sub(r"[\[\]\n]", " ", said).strip()
-                shown = f"![{alt}]({Path(_picture_name(path, number, place, kind)).name})"
-            else:
-                shown = f"```text\n{said.rstrip()}\n```"
-            yield f'<div class="output" markdown="1">\n\n{shown}\n\n</div>'
+            yield _shown(path, number, place, output)
+
+
+def _shown(path: Path, number: int, place: int, output: dict[str, Any], folder: str = "") -> str:
+    said = "".join(output.get("text", "") or output["data"].get("text/plain", ""))
+    if _is_explorable(output):
+        name = path.relative_to(ROOT).as_posix()
+        return f'<div class="output"><div data-explorable="{name}:{number}:{place}"></div></div>'
+    if kind := _picture(output):
+        alt = re.sub(r"[\[\]\n]", " ", said).strip()
+        shown = f"![{alt}]({folder}{Path(_picture_name(path, number, place, kind)).name})"
+    else:
+        shown = f"```text\n{said.rstrip()}\n```"
+    return f'<div class="output" markdown="1">\n\n{shown}\n\n</div>'
+
+
+def _is_explorable(output: dict[str, Any]) -> bool:
+    return "clipviz-explorable" in "".join(output.get("data", {}).get("text/html", ""))
+
+
+def _explorable(match: re.Match[str]) -> str:
+    cells = json.loads((ROOT / match["path"]).read_text(encoding="utf-8"))["cells"]
+    return "".join(cells[int(match["cell"])]["outputs"][int(match["place"])]["data"]["text/html"])
+
+
+def explorables() -> Iterator[str]:
+    """A page of all that can be moved, from the notebooks in which it stands."""
+    yield "# Explorables"
+    yield (
+        "Small pictures to turn by hand. They need no kernel: clipviz computed the numbers when the notebook was run, "
+        "and they are stored in the page. The mouse, a finger and the arrow keys all do."
+    )
+    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for number, cell in enumerate(cells):
+            outputs = cell.get("outputs", [])
+            for place in (i for i, output in enumerate(outputs) if _is_explorable(output)):
+                html = "".join(outputs[place]["data"]["text/html"])
+                lesson = "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
+                yield f"## {re.search('<b>(.+?)[.]</b>', html)[1]}"  # type: ignore[index]
+                yield f"In notebook [{lesson}](../{path.relative_to(ROOT).as_posix()})."
+                yield from (_shown(path, number, i, outputs[i], "../notebooks/") for i in (place - 1, place))
 
 
 def _with_markdown_inside(text: str) -> str:

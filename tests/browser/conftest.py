@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,33 @@ def page(chromium: sync_api.Browser, request: pytest.FixtureRequest) -> Iterator
         if folder:
             page.screenshot(path=Path(folder) / f"{request.node.name}.png", timeout=60_000)
         page.close()
+
+
+@pytest.fixture
+def opened(chromium: sync_api.Browser) -> Iterator[Callable[..., sync_api.Page]]:
+    """Opens a file without a network; the page must stay silent and ask for nothing but itself."""
+    contexts, said, asked = [], [], []
+
+    def open_page(path: Path, width: int = 1280, address: str = "", **options: Any) -> sync_api.Page:
+        context = chromium.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(120_000)
+        tab.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(path.as_uri() + address)
+        if tab.locator(".explorer").count():
+            sync_api.expect(tab.locator(".explorer")).to_be_visible()
+        return tab
+
+    yield open_page
+    assert said == []
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+    assert len([url for url in asked if url.startswith("file:")]) == len(contexts)
+    for context in contexts:
+        context.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,33 +25,6 @@ HOSTILE = [
     "x" * 1000, "$\\text{x}$", "{{7*7}}",
 ]  # fmt: skip
 SMALL = {"n_images": 90, "n_eval": 60, "n_probe": 3}
-
-
-@pytest.fixture
-def opened(chromium):
-    """Opens a file without a network; the page must stay silent and ask for nothing but itself."""
-    contexts, said, asked = [], [], []
-
-    def open_page(path: Path, width: int = 1280, address: str = "", **options):
-        context = chromium.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
-        contexts.append(context)
-        tab = context.new_page()
-        tab.set_default_timeout(120_000)
-        tab.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(path.as_uri() + address)
-        if tab.locator(".explorer").count():
-            expect(tab.locator(".explorer")).to_be_visible()
-        return tab
-
-    yield open_page
-    assert said == []
-    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
-    assert len([url for url in asked if url.startswith("file:")]) == len(contexts)
-    for context in contexts:
-        context.close()
 
 
 def comparison(**options):

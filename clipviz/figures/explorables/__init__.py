@@ -1,0 +1,118 @@
+"""Explorables: a picture for where no script runs, and HTML that takes its place. Arrays may be tensors on the CPU."""
+
+import base64
+import json
+import tomllib
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from jinja2 import Template
+from matplotlib.figure import Figure
+from PIL import Image
+
+from clipviz.figures import source_logits, style
+from clipviz.figures.prototypes import draw_prototype_paths, prototype_drift_info, prototype_paths_info, unit
+from clipviz.figures.redraw import redraw
+from clipviz.figures.saliency import show_image, show_saliency, unit_range
+from clipviz.figures.static import encoded, show
+from clipviz.trace import Trace
+
+
+def _show(kind: str, figure: Figure, data: dict[str, Any]) -> None:
+    """Two outputs: the picture, and what the script of this kind makes of the numbers."""
+    from IPython.display import display
+
+    names = "core.js", f"{kind}.js", "texts.toml", "page.html"
+    core, script, texts, page = ((files(__name__) / name).read_text(encoding="utf-8") for name in names)
+    numbers = json.dumps(data, default=lambda array: np.asarray(array, dtype=np.float64).round(4).tolist())
+    html = Template(page).render(**tomllib.loads(texts)[kind], script=f"{core}\n{script}", data=numbers)
+    show(figure)
+    display({"text/html": html, "text/plain": f"Explorable({kind})"}, raw=True)
+
+
+def _source(pixels: Any) -> str:
+    image = Image.fromarray(np.asarray(pixels))
+    image.thumbnail((128, 128))
+    return "data:image/jpeg;base64," + base64.b64encode(encoded(image, "JPEG", quality=85)).decode()
+
+
+def softmax(names: list[str], cosines: Any, logit_scale: float) -> None:
+    """Cosines (C,) of an image with C >= 2 classes, the first two of which can be moved, and the logit scale."""
+    values, names = np.asarray(cosines, dtype=np.float64), style.apart(names)
+    figure = Figure(figsize=(9, 0.8 + 0.5 * len(names)), layout="constrained")
+    panels = {"cosine f · w": values, "probability": source_logits.softmax(logit_scale * values)}
+    for axis, (title, lengths) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        axis.barh(names, lengths, color=style.BLUE)
+        axis.set_title(title, fontsize=13)
+    axis.invert_yaxis()
+    figure.suptitle(f"Cosines of an image with {len(names)} classes, and their softmax")
+    _show("softmax", figure, {"names": names, "cosines": values, "scale": logit_scale})
+
+
+def cut(image: Any, grid: tuple[int, int], taus: Any, graphs: Any, found: list[Any], asked: Any) -> None:
+    """The normalized cut of an image (H, W, 3) uint8 with N = h * w patches, for T rising taus.
+
+    Graphs (T, N, N) by `patch_affinity`, `found` by `microclip.foreground`, asked (N, N) by `soap_pool` for each patch.
+    """
+    pixels, edges, start = np.asarray(image), np.asarray(graphs) > 0.5, len(taus) // 2
+    parts = zip(*((*each.spectrum[:2], each.mask, each.attention, each.density) for each in found), strict=True)
+    names = "fiedler", "eigenvalue", "mask", "attention", "density"
+    rows = dict(zip(names, map(np.concatenate, parts), strict=True))
+    axes = (figure := Figure(figsize=(9, 2.7), layout="constrained")).subplots(1, 4)
+    show_image(axes[0], pixels)
+    style.bare(axes[1]).imshow(edges[start], cmap="gray_r", interpolation="nearest")
+    for axis, name in zip(axes[2:], ("fiedler", "attention"), strict=True):
+        show_saliency(axis, pixels, unit_range(rows[name][start].reshape(1, *grid))[0])
+    figure.suptitle(f"An image, its graph at tau = {taus[start]:.2f}, the Fiedler vector, and the attention of SOAP")
+    data = {"image": _source(pixels), "grid": grid, "taus": taus, "start": start, "level": edges.sum(0), "asked": asked}
+    _show("cut", figure, data | rows)
+
+
+def gamma(trace: Trace, images: Any, n: int = 5) -> None:
+    """At most n images that a run's two sources call different classes, as `images.image(i)`; ValueError without."""
+    stored = source_logits.SourceLogits.of(trace)
+    if stored is None or not (disputed := np.flatnonzero(stored.labels(0) != stored.labels(1))).size:
+        raise ValueError("wanted the trace of a run with two sources that differ somewhere, got one where none do")
+    sure = [source_logits.softmax(logits).max(1) for logits in (stored.first, stored.second)]
+    some = stored.rows(disputed[np.argsort(-np.minimum(*sure)[disputed], kind="stable")][:n])
+    photos, names = [images.image(int(i)) for i in some.index], style.apart(trace.class_names)
+    photo, axis = (figure := Figure(figsize=(9, 3), layout="constrained")).subplots(1, 2, width_ratios=(1, 3))
+    show_image(photo, np.asarray(photos[0]))
+    for c in dict.fromkeys(int(c) for g in (0, 0.5, 1) for c in np.argsort(-some.mix(g)[0])[:2]):
+        axis.plot((0, 1), (some.second[0, c], some.first[0, c]), label=names[c])
+    axis.axvline(some.reference, color="black", linestyle=":")
+    axis.set(xlabel=f"gamma (0: {some.sources[1]} alone, 1: {some.sources[0]} alone)", ylabel="logit")
+    axis.legend(fontsize=9)
+    data = {"names": names, "first": some.first, "second": some.second, "gamma": some.reference, "target": some.target,
+            "sources": some.sources, "images": [_source(photo) for photo in photos]}  # fmt: skip
+    figure.suptitle("What the best classes of an image score, for every gamma")
+    _show("gamma", figure, data)
+
+
+def prototypes(trace: Trace) -> None:
+    """The first two sets of class prototypes of a run, before training and after each epoch; ValueError without."""
+    paths, drift = prototype_paths_info(trace), prototype_drift_info(trace)
+    if len(sets := list(paths.paths)[:2]) < 2:
+        raise ValueError(f"wanted the trace of a run with two sets of prototypes, such as dpa's, got {len(sets)}")
+    first, second = (unit(trace.snapshots[name].astype(np.float64)) for name in sets)
+    turned = np.stack([drift.angles[name] for name in sets])
+    data = {"names": style.apart(paths.names), "sets": sets, "chosen": int(turned[:, -1].sum(0).argmax()),
+            "explained": paths.explained, "paths": np.stack([paths.paths[name] for name in sets]),
+            "cosines": (first * second).sum(-1), "turned": turned}  # fmt: skip
+    _show("prototypes", redraw(draw_prototype_paths(paths)), data)
+
+
+def anchor(names: list[str], strengths: Any, shares: Any, text: Any, target: Any) -> None:
+    """Shares (K, n, C) by `transclip.solve` for K alphas, those by the text alone (n, C), and true classes (n,)."""
+    held, said, true = np.asarray(shares), np.asarray(text), np.asarray(target)
+    names, truth, start = style.apart(names), np.bincount(true, minlength=held.shape[2]), len(held) // 2
+    axis = (figure := Figure(figsize=(9, 4.6), layout="constrained")).subplots()
+    axis.bar(names, held[start].sum(0), color=np.where(truth > 0, style.BLUE, style.ORANGE))
+    axis.plot(names, said.sum(0), "_", color="black", markersize=12)
+    axis.tick_params("x", rotation=90, labelsize=9)
+    figure.suptitle(f"Images that each class holds, alpha = {strengths[start]:g} (line: by the text alone)")
+    right, by_text = (100 * (probs.argmax(-1) == true).mean(-1) for probs in (held, said))
+    data = {"names": names, "strengths": strengths, "mass": held.sum(1), "text": said.sum(0), "truth": truth,
+            "right": right, "textRight": by_text, "start": start}  # fmt: skip
+    _show("anchor", figure, data)
