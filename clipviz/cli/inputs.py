@@ -143,15 +143,11 @@ def warn_of_skipped(dataset: ImageDataset, listed_in: Path | None = None) -> Non
     """Warn of files that could not be read; names the first of them, fewer if all are listed in a file."""
     n = len(dataset.skipped)
     shown = n if listed_in is None else _SKIPPED_SHOWN
-    names = listed((f"{_ending(s.path)!r}: {s.reason}" for s in dataset.skipped[:shown]), "; ")
+    ends = [(s.path if len(s.path) <= 80 else f"...{s.path[-77:]}", s.reason) for s in dataset.skipped[:shown]]
+    names = listed((f"{end!r}: {reason}" for end, reason in ends), "; ")
     more = f"; and {n - shown} more, all listed in {listed_in}" if n > shown else ""
     if n:
         warnings.warn(f"skipped {n} files: {names}{more}", stacklevel=2)
-
-
-def _ending(path: str, longest: int = 80) -> str:
-    """A path that fits into a line: of a long one the end, which says more."""
-    return path if len(path) <= longest else f"...{path[3 - longest :]}"
 
 
 def warn_of_cache(args: argparse.Namespace) -> None:

@@ -180,12 +180,6 @@ def class_name(names: Sequence[str], label: int) -> str:
     return names[label] if 0 <= label < len(names) else f"class {label}"
 
 
-def top_classes(probs: np.ndarray, target: int, n: int) -> list[int]:
-    """The n classes of the highest probabilities (C,), the surest first, then the true one if it is not among them."""
-    top = np.argsort(-probs, kind="stable")[:n].tolist()
-    return [*top, target] if 0 <= target < len(probs) and target not in top else top
-
-
 def thinned(names: Sequence[str], limit: int = MAX_LABELS, width: int = 26) -> dict:
     """Ticks for an axis of numbered classes: every name, or evenly spaced ones when they are too many.
 

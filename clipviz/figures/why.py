@@ -8,7 +8,7 @@ import numpy as np
 from clipviz.figures.compare import timeline_info
 from clipviz.figures.saliency import KIND_NAMES, SaliencyMaps, unit_range
 from clipviz.figures.source_logits import softmax
-from clipviz.figures.style import class_name, top_classes
+from clipviz.figures.style import class_name
 from clipviz.trace import ImageGroup, Trace
 
 _MAX_MAPS, MAX_STRIP = 4, 8
@@ -125,7 +125,9 @@ def _probs(trace: Trace, images: ImageGroup, position: int) -> dict[str, np.ndar
 def _classes(trace: Trace, probs: dict[str, np.ndarray], target: int, n_classes: int) -> list[ClassProbs]:
     if not probs:
         return []
-    top = top_classes(probs[METHOD] if METHOD in probs else np.mean(list(probs.values()), axis=0), target, n_classes)
+    mean = probs[METHOD] if METHOD in probs else np.mean(list(probs.values()), axis=0)
+    top = np.argsort(-mean, kind="stable")[:n_classes].tolist()
+    top += [target] if 0 <= target < len(mean) and target not in top else []
     of_sum = trace.meta.get("labels_are") and len(probs) > 1
     adds = _addends({name: values[top] for name, values in probs.items() if name != METHOD}) if of_sum else {}
     return [

@@ -58,8 +58,7 @@ def short_hash(parts: Iterable[str | bytes | memoryview]) -> str:
 class ClassPrompts:
     """What the text tower reads for each class.
 
-    Raises:
-        ValueError: If a name occurs twice or is blank, a template lacks "{}", or descriptions and names disagree.
+    A name that occurs twice or is blank, a template without "{}", and descriptions that do not fit are ValueErrors.
     """
 
     names: tuple[str, ...]  # the position is the class index; empty if the classes are not known yet

@@ -108,10 +108,8 @@ def map_infidelity(
 ) -> Tensor:
     """How badly a map, its scale fitted, predicts the change of the score when random cells are wiped out (captum's).
 
-    `samples` sets of a `share` of the cells, in (0, 1), are wiped out; all else is as for `deletion_auc`.
-
-    Returns:
-        (B,) float >= 0, in squared logits; 0 where the map predicts every change.
+    `samples` sets of a `share` of the cells, in (0, 1), are wiped out; all else is as for `deletion_auc`. The result is
+    (B,) float >= 0, in squared logits; 0 where the map predicts every change.
     """
     _require_maps(images, maps)
     images, maps = (tensor.to(backbone_of(model).device) for tensor in (images, maps))

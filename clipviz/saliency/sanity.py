@@ -29,11 +29,9 @@ def sanity_check(
 ) -> pd.DataFrame:
     """Rank correlation of a kind of map with itself as more and more of a copy's image tower is scrambled.
 
-    Args are those of `saliency_maps`; without a target the class that the intact model predicts is kept.
-
-    Returns:
-        One row per stage, from the output to the input: `scrambled` (the last part that was), `correlation` (mean over
-        images of Spearman's rho of the raw maps, in [-1, 1]), and `parts`, how many parts are scrambled so far.
+    Args are those of `saliency_maps`; without a target the class that the intact model predicts is kept. One row per
+    stage, from the output to the input: `scrambled` (the last part that was), `correlation` (mean over images of
+    Spearman's rho of the raw maps, in [-1, 1]), and `parts`, how many parts are scrambled so far.
     """
     with lock_of(model):  # the map and the copy are of the same weights
         if target is None and KINDS[kind].asks and isinstance(model, Method):

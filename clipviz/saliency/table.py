@@ -122,9 +122,8 @@ def mask_scores(
 def summarize_scores(scores: pd.DataFrame, *, seed: int = 0, resamples: int = 2000) -> pd.DataFrame:
     """Mean and 95 % bootstrap interval (percentiles) over images, of what `saliency_scores` returns.
 
-    Returns:
-        Columns kind, metric, region, mean, low, high, n (images whose value is not NaN; without any, the others are
-        NaN), in the order of first appearance.
+    Columns: kind, metric, region, mean, low, high, n (images whose value is not NaN; without any, the others are NaN),
+    in the order of first appearance.
     """
     rows = []
     for (kind, metric, region), group in scores.groupby(["kind", "metric", "region"], sort=False):

@@ -15,8 +15,7 @@ _IMAGE, _MOST_LETTERS, _MOST_BYTES = re.compile(r"(eval|train|probe)/\d{1,10}"),
 class Tags:
     """Tags of images by id ("eval/12"), kept as `tags.json` in a run folder; in memory where the folder is "".
 
-    Raises:
-        ValueError: if the file there is none of ours; it is left as it is.
+    A file there that is none of ours is a ValueError, and is left as it is.
     """
 
     def __init__(self, folder: str) -> None:
@@ -36,11 +35,7 @@ class Tags:
             raise ValueError(f"{reason}; move it elsewhere to tag images") from error
 
     def change(self, images: Iterable[str], tag: str, *, add: bool) -> None:
-        """Give images a tag, or take it from them, and keep that.
-
-        Raises:
-            ValueError: if it is no tag, or the file cannot be read or written (`CannotWrite`).
-        """
+        """Give images a tag, or take it from them, and keep that; ValueError if it is no tag, or cannot be kept."""
         if not _is_tag(tag := tag.strip()):
             raise ValueError(f"a tag has 1 to {_MOST_LETTERS} letters on one line, got {tag[:80]!r}")
         self._read()

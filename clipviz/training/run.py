@@ -156,8 +156,7 @@ class Run(Commanded):
     def restore(self) -> bool:
         """Go on from the folder's checkpoint; says whether there is one: else the run starts at the beginning.
 
-        Raises:
-            ValueError: if the checkpoint is damaged or belongs to another run, or the method is in another one.
+        One that is damaged or of another run, or a method that is in another run, is a ValueError.
         """
         self.adaptation.claim()
         self.adaptation.release()

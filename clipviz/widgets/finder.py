@@ -176,11 +176,7 @@ class Nearest:
         self._kept: dict[str, np.ndarray] = {}  # id -> (E,) unit norm
 
     def order(self, asked: str, images: Sequence[str], epoch: int) -> tuple[list[str], str]:
-        """Those of the images that are known, the nearest to an image (an id) or a sentence first; and what to say.
-
-        Raises:
-            ValueError: if that cannot be answered, with the reason.
-        """
+        """The known images, nearest to an image or a sentence first; and what to say. ValueError if none are known."""
         album, is_image = self.album, asked in images or ("/" in asked and self.album.has(asked))
         if album.model_probe is None and not is_image:
             raise ValueError("a sentence needs the model to be embedded; open the run with its model")
