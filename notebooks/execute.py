@@ -4,9 +4,10 @@
     python notebooks/execute.py --check [NAMES]   change nothing; exit 1 and say which outputs changed
 
 NAMES are beginnings of file names ("01", "06_microclip"); none means all. Compared is what a
-reader reads: printed text, text forms and errors. Pictures, explorables and live widgets are not:
-their pixels and last digits depend on fonts and processors. A written notebook holds no widget
-state, no timestamps and no machine's name, so executing it twice changes nothing but these.
+reader reads: printed text, text forms and errors, but for digits after "about" (sanitize.cfg).
+Pictures, explorables and live widgets are not: their pixels and last digits depend on fonts and
+processors. A written notebook holds no widget state, no timestamps and no machine's name, so
+executing it twice changes nothing but these.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import difflib
+import re
 import sys
 import time
 from pathlib import Path
@@ -22,10 +24,14 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
+from nbval.plugin import get_sanitize_patterns
 
 FOLDER = Path(__file__).resolve().parent
 TIMEOUT = 1800
 """Seconds a cell may take."""
+
+SANITIZE = get_sanitize_patterns((FOLDER / "sanitize.cfg").read_text())
+"""Pairs of a pattern and what stands for it where outputs are compared."""
 
 LAST_PICTURES = """
 import threading
@@ -84,7 +90,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict(
-            {key: cell.metadata[key] for key in ("tags",) if key in cell.metadata}
+            {key: cell.metadata[key] for key in ("jupyter", "tags") if key in cell.metadata}
         )
         for output in cell.get("outputs", ()):
             # a live view is made anew by running the cell; what stays is its picture
@@ -109,13 +115,20 @@ def readable(cell: NotebookNode) -> list[str]:
     return lines
 
 
+def sanitized(line: str) -> str:
+    """A line as it is compared."""
+    for pattern, stand_in in SANITIZE:
+        line = re.sub(pattern, stand_in, line)
+    return line
+
+
 def differences(old: NotebookNode, new: NotebookNode) -> list[str]:
     """Lines of a diff between the readable outputs of two runs of one notebook."""
     lines: list[str] = []
     for before, after in zip(old.cells, new.cells, strict=True):
         lines += difflib.unified_diff(
-            readable(before),
-            readable(after),
+            [sanitized(line) for line in readable(before)],
+            [sanitized(line) for line in readable(after)],
             f"{before.id} as committed",
             f"{before.id} now",
             lineterm="",
