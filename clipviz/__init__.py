@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where each public name is defined, as the stub has it for type checkers and editors; "" for rooms themselves.
 _STUB = Path(__file__).with_name("__init__.pyi").read_text(encoding="utf-8")

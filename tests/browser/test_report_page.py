@@ -320,6 +320,30 @@ def test_dark_is_dark_and_paper_is_white_without_what_only_a_screen_needs(opened
     assert tab.locator("#shared-settings").is_visible(), "nobody can unfold paper"
 
 
+def test_of_two_runs_a_table_says_who_is_right_both_ways_or_whether_they_agree(opened, traces, tmp_path):
+    tab = opened(write_report([traces[3], traces[1]], tmp_path / "two.html"))
+    a, b = (last_of(trace) for trace in (traces[3], traces[1]))
+    right = [run["prediction"] == run["target"] for run in (a, b)]
+    cells = {
+        "both right": right[0] & right[1], "DPA right, descriptions wrong": right[0] & ~right[1],
+        "descriptions right, DPA wrong": right[1] & ~right[0], "both wrong": ~right[0] & ~right[1],
+    }  # fmt: skip
+    for name, among in cells.items():
+        button = tab.get_by_role("button", name=name)
+        expect(button).to_have_text(f"{among.sum()}")
+        if among.any():
+            button.click()
+            expect(button).to_have_attribute("aria-pressed", "true")
+            expect(tab.locator("#fixes [aria-pressed=true]")).to_have_count(1)
+            expect(tab.locator(".clipviz-thumb")).to_have_count(int(among.sum()))
+    first, second = comparison(labelled=False)[3:]
+    assert not first.has_targets
+    tab = opened(write_report([first, second], tmp_path / "unlabelled.html"))
+    same = int((last_of(first)["prediction"] == last_of(second)["prediction"]).sum())
+    expect(tab.get_by_role("button", name="the same class")).to_have_text(f"{same}")
+    expect(tab.get_by_role("button", name="another class")).to_have_text(f"{60 - same}")
+
+
 @pytest.mark.parametrize("case", ["no labels", "200 classes", "one class", "one method", "ten runs", "no images"])
 def test_other_reports_open_and_draw(opened, tmp_path, case):
     made = {

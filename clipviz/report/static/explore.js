@@ -37,9 +37,10 @@ async function explore() {
     matrix.on("change:selected", () => {
       if (matrix.get("selected").length === 2) ask({ cell: matrix.get("selected"), pair: null });
     });
-    at("fixes").querySelector(".scroll").append(fixTable(images, (pair) => ask({ pair, cell: null, filter: "all", query: "" })));
   }
-  at("fixes").hidden = !images.hasTargets || images.runs.length < 2;
+  at("fixes").hidden = images.runs.length < 2 || (!images.hasTargets && images.runs.length > 2);
+  if (!at("fixes").hidden) at("fixes").querySelector(".scroll").append(outcomeTable(images, filters, ask));
+  if (!images.hasTargets) at("fixes").querySelector("summary").textContent = "Where the two agree";
   at("run").parentElement.hidden = images.runs.length < 2;
 
   const scatter = new Model({ groups: [], names: images.classes, chosen: [], n_chosen: 0, epoch: -1, n_epochs: 1, title: "", axes: ["", ""] });
@@ -81,7 +82,7 @@ async function explore() {
     at("filter").value = asked.filter;
     at("query").value = asked.query;
     if (!asked.cell && matrix.get("selected").length) matrix.set("selected", []);
-    for (const button of root.querySelectorAll("#fixes button")) button.setAttribute("aria-pressed", `${button.isFor(asked.pair)}`);
+    for (const button of root.querySelectorAll("#fixes button")) button.setAttribute("aria-pressed", `${button.isFor(asked)}`);
     showFound();
   }
 
@@ -217,18 +218,30 @@ function whatIsAsked(images, filters, asked) {
   return parts.join(", ");
 }
 
-// A button for each pair of methods: how many images the row has right and the column wrong.
-function fixTable(images, choosePair) {
+// Buttons with how many images they list. Of two runs: who is right, both ways, or without labels whether they agree; of
+// more, for each pair, what the row has right and the column wrong.
+function outcomeTable(images, filters, ask) {
   const { runs } = images;
-  const cell = (right, wrong) => {
-    let count = 0;
-    for (let i = 0; i < images.n; i++) count += images.isRight(right, i) && images.isWrong(wrong, i);
-    const button = make("button", { type: "button", "aria-label": `${count} images: ${right.label} right, ${wrong.label} wrong` }, `${count}`);
-    button.disabled = !count;
-    button.isFor = (pair) => pair?.[0] === right && pair?.[1] === wrong;
-    button.addEventListener("click", () => choosePair([right, wrong]));
-    return make("td", { class: "number" }, button);
+  const button = (name, { pair = null, filter = "all" }) => {
+    const asked = { pair, filter, cell: null, query: "" };
+    const count = choose(images, filters, asked).length;
+    const made = make("button", { type: "button", "aria-label": `${count} images: ${name}` }, `${count}`);
+    made.disabled = !count;
+    made.isFor = (now) => !now.cell && !now.points && now.filter === filter && now.pair?.[0] === pair?.[0] && now.pair?.[1] === pair?.[1];
+    made.addEventListener("click", () => ask(asked));
+    return make("td", { class: "number" }, made);
   };
-  const rows = runs.map((right) => [`${right.label} right`, ...runs.map((wrong) => (right === wrong ? make("td", {}, "") : cell(right, wrong)))]);
+  const fixed = (right, wrong) => button(`${right.label} right, ${wrong.label} wrong`, { pair: [right, wrong] });
+  if (!images.hasTargets)
+    return tableOf(["", "the same class", "another class"], [["both runs", button("the same class", { filter: "agree" }), button("another class", { filter: "disagree" })]]);
+  if (runs.length === 2) {
+    const [a, b] = runs;
+    const rows = [
+      [`${a.label} right`, button("both right", { filter: "right" }), fixed(a, b)],
+      [`${a.label} wrong`, fixed(b, a), button("both wrong", { filter: "wrong" })],
+    ];
+    return tableOf(["", `${b.label} right`, `${b.label} wrong`], rows);
+  }
+  const rows = runs.map((right) => [`${right.label} right`, ...runs.map((wrong) => (right === wrong ? make("td", {}, "") : fixed(right, wrong)))]);
   return tableOf(["", ...runs.map((run) => `${run.label} wrong`)], rows);
 }
