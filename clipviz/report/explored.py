@@ -250,7 +250,7 @@ def _run(label: str, trace: Trace, index: np.ndarray) -> dict[str, Any]:
     return {
         "label": label,
         "deciders": [decision_name(kind, source_names(trace)) for kind in kinds],
-        "decided": array(pd.Categorical(who.to_numpy().ravel(), kinds).codes.view("u1"), "u1"),  # 255: nobody
+        "decided": array(pd.Index(kinds).get_indexer(who.to_numpy().ravel()).astype("u1"), "u1"),  # 255: nobody
         "isTrained": is_trained(trace),
         "epochs": prediction.index.tolist(),
         "prediction": array(prediction.fillna(_NONE), "u2"),

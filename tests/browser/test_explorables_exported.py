@@ -71,7 +71,7 @@ def test_arrow_keys_and_the_mouse_walk_over_the_cut(opened, exported):
     page.keyboard.press("Home")
     for t in (0, 1, 2):
         expect(said).to_contain_text(f"tau = {data['taus'][t]:.2f}")
-        expect(said).to_contain_text(f"the mask has {sum(data['mask'][t])} of 64 patches")
+        expect(said).to_contain_text(f"the mask has {sum(data['mask'][t]):g} of 64 patches")
         page.keyboard.press("ArrowRight")
     high, wide = data["grid"]
     chosen = (high // 2) * wide + wide // 2
@@ -137,6 +137,6 @@ def test_mass_moves_with_the_anchor(opened, exported):
     for k in (0, len(data["strengths"]) - 1):
         put(sliders.first, k)
         absent = sum(mass for mass, n in zip(data["mass"][k], data["truth"], strict=True) if not n)
-        expect(said).to_contain_text(f"not there hold {absent:.1f} of the {sum(data['truth'])} images")
+        expect(said).to_contain_text(f"not there hold {absent:.1f} of the {sum(data['truth']):g} images")
         expect(said).to_contain_text(f"{data['right'][k]:.0f} % of the labels are right")
     expect(canvas).to_have_attribute("aria-label", re.compile("Bars of what each class holds. alpha = 100"))
