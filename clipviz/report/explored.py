@@ -247,10 +247,11 @@ def _run(label: str, trace: Trace, index: np.ndarray) -> dict[str, Any]:
     learned = trace.samples[trace.samples["index"].isin(index) & is_learned].drop_duplicates(["epoch", "index"])
     who = learned.assign(who=decided(trace, learned)).pivot(index="epoch", columns="index", values="who")
     who = who.reindex(index=prediction.index, columns=index)
+    codes = pd.Index(kinds).get_indexer(pd.Index(who.to_numpy().ravel()))  # -1, which is 255 as a byte: nobody
     return {
         "label": label,
         "deciders": [decision_name(kind, source_names(trace)) for kind in kinds],
-        "decided": array(pd.Index(kinds).get_indexer(who.to_numpy().ravel()).astype("u1"), "u1"),  # 255: nobody
+        "decided": array(codes.astype("u1"), "u1"),
         "isTrained": is_trained(trace),
         "epochs": prediction.index.tolist(),
         "prediction": array(prediction.fillna(_NONE), "u2"),
