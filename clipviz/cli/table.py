@@ -76,8 +76,8 @@ def summary(
 ) -> str:
     """Results on the same images: a line that names them, and an aligned table; `methods` are labels for their runs.
 
-    Accuracies are in percent, "-" where there is none; gain is that over the zero-shot accuracy of the same model.
-    Before is what the method says at first: for methods without training zero-shot by their own prompts.
+    Accuracies are in percent, "-" where there is none. Before is the method's own start, for methods without training
+    zero-shot by the same prompts; zero-shot is the same model by class names alone.
     """
 
     def percent(value: float | None) -> str:
@@ -97,12 +97,12 @@ def summary(
         "method": list(methods or [row["method"] for row in rows]),
         **{name: [str(row[name]) for row in rows] for name in ("model", "seed", "epochs")},
         "accuracy %": [percent(row["accuracy"]) for row in rows],
-        "gain": [gain(row) for row in rows],
-        "ECE %": [percent(row.get("ece")) for row in rows],
         "before %": [percent(row.get("accuracy_before")) for row in rows],
+        "ECE %": [percent(row.get("ece")) for row in rows],
         "ECE before %": [percent(row.get("ece_before")) for row in rows],
         "pseudo-labels %": [pseudo_labels(row) for row in rows],
         "zero-shot %": [percent(row["zero_shot_accuracy"]) for row in rows],
+        "over zero-shot": [gain(row) for row in rows],
         "seconds": [f"{row['seconds']:.0f}" for row in rows],
     }
     return f"{measured_on(rows[0])}\n{_aligned(columns)}"

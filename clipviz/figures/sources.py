@@ -72,7 +72,12 @@ def kinds_of_decision(sources: Sequence[str]) -> list[str]:
 
 def decision_name(kind: str, sources: Sequence[str]) -> str:
     """A kind of decision in words."""
-    return f"only {kind}" if kind in sources else kind
+    return f"only {source_title(kind)}" if kind in sources else kind
+
+
+def source_title(name: str) -> str:
+    """A source in words: "zero_shot" -> "zero-shot"."""
+    return name.replace("zero_shot", "zero-shot").replace("_", " ")
 
 
 def deciders(agrees: np.ndarray, sources: Sequence[str]) -> np.ndarray:
@@ -106,7 +111,7 @@ def draw_source_decisions(info: SourceDecisions) -> go.Figure:
     for name, values in info.accuracy.items():
         is_source = name in info.sources
         look = style.decider_look(name, info.sources) if is_source else style.Look(style.BLACK, "circle", "solid")
-        label = f"{style.escape(name)} alone" if is_source else f"the {name}"
+        label = f"{style.escape(source_title(name))} alone" if is_source else f"the {name}"
         style.add_line(figure, info.epochs, style.percent(values), label, look, _hover(label, ".1f"), **places[3])
     draw_epochs(figure, info.epochs, info.moments, *places)
     figure.update_yaxes(title_text="% of the images", range=[0, 100], **places[0])

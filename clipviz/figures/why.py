@@ -119,7 +119,8 @@ def _probs(trace: Trace, images: ImageGroup, position: int) -> dict[str, np.ndar
     if trace.meta.get("accuracy_is") == "transductive":  # then positions in training are those of the evaluation
         for row in np.flatnonzero(trace.sources.index == images.index[position])[-1:]:
             found |= {name: softmax(logits[row].astype(np.float64)) for name, logits in trace.sources.logits.items()}
-    return found
+    first = [name for name in (METHOD, *(trace.meta.get("sources") or ())) if name in found]  # then other branches
+    return {name: found[name] for name in dict.fromkeys([*first, *found])}
 
 
 def _classes(trace: Trace, probs: dict[str, np.ndarray], target: int, n_classes: int) -> list[ClassProbs]:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from clipviz.figures import style
 from clipviz.figures.moments import epoch_name
 from clipviz.figures.saliency import SaliencyMaps, show_rows, squares
+from clipviz.figures.sources import source_title
 from clipviz.figures.why import MAX_STRIP, METHOD, CacheEntry, ClassProbs, Example, Sentences, WhyWrong, why_wrong_info
 
 _MAX_EXAMPLES, _MAX_CACHE, _MAX_NAMES = 3, 5, 6
@@ -99,9 +100,9 @@ def _draw_probs(page: style.Page, info: WhyWrong, top: float) -> None:
             text, side = f"{round(value, 1) + 0.0:+.1f}" if adds else f"{value:.0%}", -1 if value < 0 else 1
             axis.text(value + side * gap, y, text, fontsize=7, va="center", ha="right" if value < 0 else "left")
     for i, source in enumerate(sources):
-        left, below = _COLUMN + 90 * i, top + 34 + each * len(bars)
+        left, below = _COLUMN + 118 * i, top + 34 + each * len(bars)
         style.bare(page.axes(left, below + 2, 10, 10)).set_facecolor(colors[i])
-        page.write(left + 15, below, style.shorten(source, 11), 8.5)
+        page.write(left + 15, below, style.shorten(source_title(source), 16), 8.5)
 
 
 def _names(items: Sequence[ClassProbs | Example | CacheEntry | Sentences], width: int = 60) -> list[str]:
@@ -129,7 +130,7 @@ def _draw_examples(page: style.Page, info: WhyWrong, top: float) -> None:
 
 
 def _draw_cache(page: style.Page, info: WhyWrong, top: float) -> None:
-    page.write(8, top + 4, "cached images that weigh most, with what each adds to the logit of its class")
+    page.write(8, top + 4, "images kept by the method that weigh most, with what each adds to the logit of its class")
     for i, (entry, name) in enumerate(list(zip(info.cache, _names(info.cache, 36), strict=True))[:_MAX_CACHE]):
         left = 8 + 170 * i
         if entry.image is not None:

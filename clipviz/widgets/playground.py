@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from clipviz.figures.saliency import unit_range
 from clipviz.figures.source_logits import DIAGNOSTIC, SourceLogits, softmax
+from clipviz.figures.sources import source_title
 from clipviz.figures.style import BLACK, MIXED_ACCURACY, MIXED_CHANGES, Look, apart, class_name, decider_look, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album
@@ -108,7 +109,7 @@ class DKAPlayground(View):
         marks = [(now.reference, "this run" if now.gamma is not None else "reference")]
         if abs(self.gamma.value - now.reference) > 0.005:
             marks.append((self.gamma.value, "slider"))
-        first, second = (shorten(name, 14) for name in now.sources)
+        first, second = (shorten(source_title(name), 14) for name in now.sources)
         x_label = f"gamma (0: only {second}; 1: only {first})"
         return Chart("Pseudo-labels of the last epoch", x_label, "% of the images", series, marks=marks)
 
@@ -122,7 +123,7 @@ class DKAPlayground(View):
         gamma, one = self.gamma.value, now.rows(np.array([row]))
         probs = [softmax(logits[0]) for logits in (one.first, one.second, one.mix(gamma))]
         top = np.argsort(-np.max(probs, 0))[:_TOP]
-        looks = {name: decider_look(name, now.sources) for name in now.sources}
+        looks = {source_title(name): decider_look(name, now.sources) for name in now.sources}
         looks[f"mixed, gamma {gamma:.2f}"] = Look(BLACK, "x", "none")
         series = [
             Series(name, look._replace(dash="none", hatch=""), range(len(top)), values[top])

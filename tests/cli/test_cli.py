@@ -114,8 +114,8 @@ def test_a_labelled_folder_gives_a_complete_run_folder(photos, tmp_path, capfd):
     images, header, row = captured.out.splitlines()
     assert images.endswith("photos (all), measured on the same images")
     assert row.split()[:2] == ["microclip", "birds"]
-    calibration = ["gain", "ECE %", "before %", "ECE before %"]
-    assert re.split("  +", header)[-7:] == [*calibration, "pseudo-labels %", "zero-shot %", "seconds"]
+    measured = ["accuracy %", "before %", "ECE %", "ECE before %", "pseudo-labels %"]
+    assert re.split("  +", header)[-8:] == [*measured, "zero-shot %", "over zero-shot", "seconds"]
     assert len([line for line in captured.err.splitlines() if "epoch" not in line]) == 1  # no bar: not a terminal
     assert "skipped 1 files: 'red square/broken.jpg'" in captured.err
 
@@ -502,7 +502,7 @@ def test_report_and_compare_read_run_folders(photos, tmp_path, capfd):
     assert images == f"{photos} (all), measured on the same images"
     assert header.split()[:4] == ["run", "method", "model", "seed"]
     assert [row.split()[:3] for row in rows] == [[run, Path(run).name, "birds"] for run in runs]
-    assert rows[0].split()[6] == "+0.0"  # what zero_shot gains over itself
+    assert rows[0].split()[-2] == "+0.0"  # what zero_shot gains over itself
     assert cli.main(["report", *runs, "--out", str(tmp_path / "page.html")]) == 0
     html = (tmp_path / "page.html").read_text()
     assert "descriptions" in html
