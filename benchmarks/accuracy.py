@@ -55,9 +55,9 @@ EMBEDDED = ("zero_shot", "descriptions", "transclip", "stata", "tda", "oga")
 
 
 class Images(NamedTuple):
-    """Both splits, and the embeddings of both with the seconds that those took: `unlabelled` is adapted to."""
+    """Both splits, and the embeddings of both with the seconds that those took: `unlabeled` is adapted to."""
 
-    unlabelled: ImageDataset
+    unlabeled: ImageDataset
     test: ImageDataset
     embedded: tuple[ImageDataset, ImageDataset]
     seconds: float
@@ -134,15 +134,15 @@ def _images(backbone: Any, domain: str, seed: int, args: argparse.Namespace) -> 
         for i in range(len(data)):
             data.image(i)
     begun = time.perf_counter()
-    unlabelled = embed_dataset(backbone, splits[0])
+    unlabeled = embed_dataset(backbone, splits[0])
     seconds = time.perf_counter() - begun
-    return Images(splits[0], splits[1], (unlabelled, embed_dataset(backbone, splits[1])), seconds)
+    return Images(splits[0], splits[1], (unlabeled, embed_dataset(backbone, splits[1])), seconds)
 
 
 def run(method: Method, images: Images, config: AdaptConfig, seed: int) -> dict[str, Any]:
     """One adaptation, measured after its last epoch; `seconds` are those of adapting, rendering and measuring aside."""
     on_embeddings = method.name in EMBEDDED
-    data, test = images.embedded if on_embeddings else (images.unlabelled, images.test)
+    data, test = images.embedded if on_embeddings else (images.unlabeled, images.test)
     begun = time.perf_counter()
     trace = record(adapt(method, data, config, seed=seed))
     seconds = time.perf_counter() - begun + on_embeddings * images.seconds
@@ -215,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--domains", metavar="A,B", help="default: all but the validation domain")
     parser.add_argument("--seeds", type=int, default=5, help="how many, default: %(default)s")
     parser.add_argument("--first-seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--images", type=int, default=1000, help="unlabelled images, default: %(default)s")
+    parser.add_argument("--images", type=int, default=1000, help="unlabeled images, default: %(default)s")
     parser.add_argument("--test-images", type=int, default=960, help="default: %(default)s")
     parser.add_argument("--epochs", type=int, help="of methods that train; default: what they recommend")
     parser.add_argument("--lr", type=float, help="likewise")

@@ -112,9 +112,9 @@ def headline(runs: pd.DataFrame) -> str:
     overall = _ranked(summarize(runs))
     n, seeds = runs["images"].max(), runs["seed"].nunique()
     lines = [
-        f"Top-1 % on unseen birds after adapting to {n} unlabelled ones, mean of {len(DOMAINS)} domains and {seeds} "
-        f"seeds ± half the 95 % interval; `{REFERENCE}` is zero-shot by the sentences that the methods read, "
-        "`zero_shot` by class names alone; ECE: calibration error in %, lower is better.",
+        f"Top-1 accuracy in % on unseen birds after adapting to {n} unlabeled images: mean of {len(DOMAINS)} domains "
+        f"and {seeds} seeds ± half the 95 % interval. `{REFERENCE}` is zero-shot with the descriptions that the "
+        "methods use, `zero_shot` with class names alone. ECE is the calibration error in %; lower is better.",
         "",
         *_head("", "accuracy", f"minus {REFERENCE}", "ECE"),
     ]
@@ -136,7 +136,7 @@ def without_training(runs: pd.DataFrame) -> str:
     if not domains:
         return "no runs yet"
     ece, last = "their ECE before → after", "spread over orders"
-    head = ["labels of the unlabelled images", f"minus {REFERENCE}", ece, last]
+    head = ["labels of the unlabeled images", f"minus {REFERENCE}", ece, last]
     missing = [d for d in DOMAINS if d not in domains]
     lines = [f"Mean of {', '.join(domains)}" + f"; not complete yet: {', '.join(missing)}" * bool(missing) + ".", ""]
     lines += _head("method", *head, "unseen images", f"minus {REFERENCE}", ece, last)
@@ -178,17 +178,17 @@ def _row(*values: str) -> str:
 def _caption(runs: pd.DataFrame) -> str:
     n, test, seeds = runs["images"].max(), runs["test_images"].max(), runs["seed"].nunique()
     return (
-        f"Top-1 % on {test} unseen test images after adapting to {n} unlabelled images of the same domain: mean of "
-        f"{seeds} seeds ± half the 95 % interval (Student's t); of tda and oga the mean of ten orders of each seed's "
-        f"images. The difference is taken seed by seed on the same images; `{REFERENCE}` is zero-shot by the sentences "
-        "that all methods but `zero_shot` read. The learning rates of microCLIP and DPA, microCLIP's tau and the beta "
-        f"of NtUA and Tip-Adapter were chosen by accuracy on another domain ({VALIDATION_DOMAIN}) with other seeds, "
-        "all other constants are the presets as first written; no target label is used in training, and the last "
-        "epoch is the result. ECE: calibration error % on the test images, lower is better; before: that of "
-        f"`{REFERENCE}`. Labels: share of right "
-        "ones among those of the unlabelled images, in the last epoch (tip_adapter and ntua: of the cached images "
-        "only; transductive and online: all images). Seconds: one adaptation, rendering and measuring aside. Code: the "
-        "last commit of `clipviz/` that the runs were made with."
+        f"Top-1 accuracy in % on {test} unseen test images after adapting to {n} unlabeled images of the same domain: "
+        f"mean of {seeds} seeds ± half the 95 % interval (Student's t). For tda and oga each seed is the mean of ten "
+        f"orders of its images. The difference is taken seed by seed on the same images; `{REFERENCE}` is zero-shot "
+        "with the descriptions that all methods but `zero_shot` use. The learning rates of microCLIP and DPA, "
+        "microCLIP's tau and the beta of NtUA and Tip-Adapter were chosen by accuracy on another domain "
+        f"({VALIDATION_DOMAIN}) with other seeds; all other constants are the presets as first written. No target "
+        "label is used in training, and the last epoch is the result. ECE: calibration error in % on the test "
+        f"images, lower is better; before: that of `{REFERENCE}`. Labels: accuracy of the labels of the unlabeled "
+        "images in the last epoch (tip_adapter and ntua: of the cached images only; transductive and online: of all "
+        "images). Seconds: one adaptation without rendering and evaluation. Code: the last commit of `clipviz/` that "
+        "the runs were made with."
     )
 
 

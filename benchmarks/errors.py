@@ -39,7 +39,7 @@ class Row(NamedTuple):
 # what is wrong -> the command, in a folder that `make_inputs` filled
 COMMANDS = {
     "no such folder": "adapt zero_shot --model birds --data /photos/birds --out run",
-    "folder misspelt": "adapt zero_shot --model birds --data phtoos --out run",
+    "folder misspelled": "adapt zero_shot --model birds --data phtoos --out run",
     "empty folder": "adapt zero_shot --model birds --data empty --out run",
     "folder with other files only": "adapt zero_shot --model birds --data texts --out run",
     "no readable image": "adapt zero_shot --model birds --data broken --out run",

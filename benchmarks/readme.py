@@ -28,12 +28,12 @@ def accuracy_section() -> str:
 
 
 WITHOUT_TRAINING = (
-    "The same study for the methods that decide on all unlabelled images together (transductive) or on one after the "
-    "other (online: each judged when it came, mean of ten orders): accuracy and calibration "
-    "error of the labels that the unlabelled images got, and of unseen images judged by what was learned of them. "
-    "Everything in %; spread: standard deviation over the ten orders of one seed's images. `python -m "
-    "benchmarks.accuracy --methods descriptions,zero_shot,transclip,stata,tda,oga --images 480 --test-images 480` "
-    "goes on where it was interrupted."
+    "The same study for the methods that label all unlabeled images jointly (transductive) or one after the other "
+    "(online: each when it arrives, mean of ten orders). It shows accuracy and calibration error of the labels given "
+    "to the unlabeled images, and of the predictions for unseen images afterwards. All values are in %; spread is "
+    "the standard deviation over the ten orders of one seed's images. `python -m benchmarks.accuracy --methods "
+    "descriptions,zero_shot,transclip,stata,tda,oga --images 480 --test-images 480` continues where it was "
+    "interrupted."
 )
 
 

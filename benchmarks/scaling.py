@@ -89,9 +89,9 @@ def measure_pixels() -> Iterator[Constant]:
         image = read_image(path)
     config, rng = ViewConfig(224, crops=CROPS), np.random.default_rng(0)
     for name, what, view in (
-        ("weak", "cut the weak view, 224 x 224", lambda: weak_view(image, 224, rng)),
-        ("strong", "cut and distort the strong view", lambda: strong_view(image, config, rng)),
-        ("crops", f"cut {CROPS} crops", lambda: crop_views(image, config, rng)),
+        ("weak", "crop the weak view, 224 x 224", lambda: weak_view(image, 224, rng)),
+        ("strong", "crop and augment the strong view", lambda: strong_view(image, config, rng)),
+        ("crops", f"make {CROPS} crops", lambda: crop_views(image, config, rng)),
     ):
         yield Constant(name, what, 1e3 * cpu_seconds(view, 50), "ms")
 
@@ -153,9 +153,7 @@ def measure_bookkeeping(n: int = 1_000_000, files: int = 4_000) -> Iterator[Cons
     with tempfile.TemporaryDirectory() as folder:
         make_manifest(Path(folder), files, 1000)  # its pictures; a folder a thousand
         held = allocated(lambda: ImageFolderDataset(folder, cache_bytes=0), at_peak=False)
-    yield Constant(
-        "listed", "an image of an open data set: a path of 25 characters, name, label", held / files, "bytes"
-    )
+    yield Constant("listed", "an image of an open data set: path of 25 characters, name, label", held / files, "bytes")
     loader = ViewLoader(_Unseen(n), ViewConfig(8), 64, 0)
     peak = allocated(lambda: next(loader.epoch(0)), at_peak=True)
     yield Constant("order", "an image in the order of an epoch, batches of 64", peak / n, "bytes")
@@ -184,7 +182,7 @@ def measure_trace(n: int = 50_000, n_classes: int = 1000) -> Iterator[Constant]:
             recorder(event)
         trace = recorder.trace()
         memory = trace.samples.memory_usage(index=False).sum() / n
-        yield Constant(f"row {name}", f"a row of {name}'s trace in memory: an image in an epoch", memory, "bytes")
+        yield Constant(f"row {name}", f"a row of {name}'s trace in memory (one image, one epoch)", memory, "bytes")
         with tempfile.TemporaryDirectory() as folder:
             disk = (trace.save(Path(folder) / "trace") / "samples.parquet").stat().st_size / n
         yield Constant(f"stored {name}", f"the same on disk ({name})", disk, "bytes")
@@ -203,7 +201,7 @@ def measure_features(n: int = 200_000) -> Iterator[Constant]:
             grown = (anonymous_bytes() - before) / n
             del held
         yield Constant(f"file {name}", f"a row of a file of {name} embeddings", size, "bytes")
-        yield Constant(f"read {name}", f"the same in memory of a process that opened it ({name})", grown, "bytes")
+        yield Constant(f"read {name}", f"the same, in memory of a process that opened it ({name})", grown, "bytes")
 
 
 def anonymous_bytes() -> int:
@@ -242,7 +240,7 @@ def arithmetic(c: dict[str, float], n: int, n_classes: int) -> list[tuple[str, s
         ("embed everything once", "n x (decode + weak + embed)", hours(n * once / cores)),
         ("dpa, one epoch", "n x (decode + weak + strong + step)", hours(n * dpa / cores)),
         ("microclip, one epoch", "the same with its crops and its step", hours(n * microclip / cores)),
-        ("ntua, its one pass", "n x (decode + weak + 10 views + 11 x embed)", hours(n * ntua / cores)),
+        ("ntua, its single pass", "n x (decode + weak + 10 views + 11 x embed)", hours(n * ntua / cores)),
         ("paths, names, labels", "n x bytes listed", size(n * c["listed"])),
         ("order of an epoch", "n x bytes of order", size(n * c["order"])),
         ("dpa's bank", "n x (4 E + 8)", size(n * (BYTES * EMBED + 8))),
@@ -321,7 +319,7 @@ def exchange_table() -> str:
 
 def devices_table(rows: list[Constant]) -> str:
     """Estimates for devices that nobody has measured."""
-    head = ["| an epoch of 1.28 M images | 1 device | 8 | 64 | cores a device |", "|---|---|---|---|---|"]
+    head = ["| an epoch of 1.28 M images | 1 device | 8 | 64 | cores per device |", "|---|---|---|---|---|"]
     made = devices({row.name: row.value for row in rows}, 1_281_167)
     return "\n".join([*head, *(f"| {' | '.join(cells)} |" for cells in made)])
 

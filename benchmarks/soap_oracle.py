@@ -47,7 +47,7 @@ HEAD = ("CLS", "[FG], NCut peak (IoU)", "[FG], NCut border (IoU)", "[FG], true m
 def soap_oracle(method: MicroCLIP, dataset: ImageDataset, batch_size: int = 64) -> pd.DataFrame:
     """Whether each image is told right by each kind of embedding, and how well each mask fits.
 
-    Images that are not labelled, or in which nothing of the object is visible, are left out.
+    Images that are not labeled, or in which nothing of the object is visible, are left out.
 
     Returns:
         Columns kind, metric ("accuracy", "iou"), region (""), image, value, as `saliency_scores` has them.

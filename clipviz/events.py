@@ -47,7 +47,7 @@ class Probe:
 
     images: Tensor  # (P, 3, S, S) float in [0, 1]
     index: Tensor  # (P,) int64, positions in the dataset they come from
-    target: Tensor  # (P,) int64, -1 unlabelled; for captions only
+    target: Tensor  # (P,) int64, -1 unlabeled; for captions only
     parts: Tensor | None = None  # (P, S, S) uint8 part ids (0 background), or None where no part masks exist
 
 
@@ -57,7 +57,7 @@ class Predictions:
 
     index: Tensor  # (n,) int64
     probs: Tensor  # (n, C) float
-    target: Tensor  # (n,) int64, -1 unlabelled
+    target: Tensor  # (n,) int64, -1 unlabeled
     # (n, E) float16, unit norm, the image tower's own, as they fell off on the way to `probs`; None if there are none
     embeddings: Tensor | None = None
     # name -> (n,) int64, the class that each part of a method says on its own, where that was asked for
@@ -105,7 +105,7 @@ class Exploration:
     """Evaluation images spread over the classes (all of a few), what a method says of each and where it looks."""
 
     index: Tensor  # (S,) int64, positions in the evaluation set, in order
-    target: Tensor  # (S,) int64, -1 unlabelled; for captions and filters only
+    target: Tensor  # (S,) int64, -1 unlabeled; for captions and filters only
     maps: Mapping[str, Tensor]  # kind -> (S, h, w) float saliency
     top: Tensor  # (S, K) int64, the most probable classes; the true one is the last if it is not among them
     probs: Tensor  # (S, K) float, theirs

@@ -24,7 +24,7 @@ and `--weight NAME=VALUE` sets another. The bundled model has the default ones. 
 tokens words, as large CLIPs have: microCLIP's [FG] token lives on them. The place of the bird must be told: left
 free, a small tower keeps what it knows about the bird in the idle patches of the background, and the likeness of two
 patches, which NCut cuts by, is mostly that of their positions. Plain contrastive learning alone is slow to find small
-parts; the attribute term is still language supervision, and the evaluation species and their near neighbours never
+parts; the attribute term is still language supervision, and the evaluation species and their near neighbors never
 occur. `--strangers` pastes pieces of other birds beside and behind the bird in a share of the views, and `--coarse`
 leaves the details out of a share of the captions that CLS reads, as captions of photographs mostly do.
 

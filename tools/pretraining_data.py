@@ -1,7 +1,7 @@
 """What pretraining sees and reads: random birds unlike the evaluation species, captions and prompts for them.
 
 All of it follows from the attributes, and no caption tells the whole bird. Whatever differs from an evaluation species
-in fewer than `MIN_DISTANCE` attributes never occurs, so recognising a species takes composition, not memory
+in fewer than `MIN_DISTANCE` attributes never occurs, so recognizing a species takes composition, not memory
 (`sample_attributes`, proved in `tests/birds/test_world.py`).
 """
 

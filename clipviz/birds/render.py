@@ -19,7 +19,7 @@ COLORS: dict[str, list[float]] = WORLD["colors"]
 class Plan(NamedTuple):
     """Proportions of a body plan in bird coordinates (see `shapes`)."""
 
-    body: tuple[float, float, float]  # rx, ry, angle; centred at the origin
+    body: tuple[float, float, float]  # rx, ry, angle; centered at the origin
     head: tuple[float, float, float]  # cx, cy, radius
     neck: float  # radius of the neck, 0 = none
     tail: tuple[float, float, float, float, float]  # root x, y, direction, length, half width
@@ -27,7 +27,7 @@ class Plan(NamedTuple):
     wing: tuple[float, float, float, float, float]  # cx, cy, rx, ry, angle
     legs: tuple[float, float, float]  # hip x of the rear leg, hip y, length
     eye: float  # radius
-    middle: tuple[float, float]  # middle of the whole bird: what a picture is centred on
+    middle: tuple[float, float]  # middle of the whole bird: what a picture is centered on
 
 
 PLANS = {name: Plan(**proportions) for name, proportions in WORLD["plans"].items()}
@@ -42,7 +42,7 @@ class Pose(NamedTuple):
     mirror: bool  # looks to the left
     proportions: np.ndarray  # (4,) factors near 1 on body width, body height, head radius and tail length
     tint: np.ndarray  # (3,) factors near 1 on every color of the bird
-    light: float  # darkening towards the belly, as a fraction per unit
+    light: float  # darkening toward the belly, as a fraction per unit
 
 
 def sample_pose(rng: np.random.Generator, size: float = 1.0) -> Pose:

@@ -136,7 +136,7 @@ class Canvas:
     ) -> None:
         """Paint a shape in a color (3,) over what is there; `part` is seen where that covers more than half a pixel.
 
-        The coverage of a pattern, `ink` (x, y) -> [0, 1], is multiplied with the shape's; `shade` darkens towards the
+        The coverage of a pattern, `ink` (x, y) -> [0, 1], is multiplied with the shape's; `shade` darkens toward the
         lower edge, as a fraction per unit of y.
         """
         window = self._window(shape.box)

@@ -2,7 +2,7 @@
 
 A bird is a vector of attribute values, one per entry of `ATTRIBUTES`. The evaluation species come in six
 groups, one per body plan; the four look-alikes of a group agree everywhere but in two small parts. Pretraining saw
-no species and nothing near one (`tools/pretraining_data.py`): recognising it takes composition, not memory.
+no species and nothing near one (`tools/pretraining_data.py`): recognizing it takes composition, not memory.
 
 The idea of a procedural bird world with known parts is FunnyBirds (Hesse et al., ICCV 2023); this one is 2-D and
 written from scratch.

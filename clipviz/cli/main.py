@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _no_such_option(unknown: Sequence[str], args: argparse.Namespace) -> str:
-    """Name what a command does not know, and its option that is spelt most like it."""
+    """Name what a command does not know, and its option that is spelled most like it."""
     others = ("command", "method", "run", "runs", "order", "jupyter")
     options = [f"--{name.replace('_', '-')}" for name in vars(args) if name not in others]
     nearest = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)

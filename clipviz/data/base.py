@@ -46,7 +46,7 @@ class ImageDataset(ABC):
     split: str  # "train", "val", "test"; "all" of data without splits, so that measuring on them is transductive
     class_names: tuple[str, ...]  # the position is the class index; empty if the classes are unknown
     prompts: ClassPrompts  # what the text tower reads for `class_names`
-    targets: NDArray[np.int64]  # (n,) int64 true class indices, -1 where unlabelled
+    targets: NDArray[np.int64]  # (n,) int64 true class indices, -1 where unlabeled
     names: Sequence[str]  # n display names, valid Unicode
     skipped: list[Skipped]  # files that could not be used
     part_names: tuple[str, ...] | None = None  # of the ids in `parts`, position = id (0 = background)
@@ -71,7 +71,7 @@ class ImageDataset(ABC):
 
     @property
     def has_targets(self) -> bool:
-        """Whether any image is labelled."""
+        """Whether any image is labeled."""
         return bool((self.targets != UNLABELLED).any())
 
     @cached_property
@@ -143,7 +143,7 @@ class Batch:
 
     views: Views
     index: torch.Tensor  # (B,) int64 positions in the data set
-    target: torch.Tensor  # (B,) int64 true class indices, -1 where unlabelled
+    target: torch.Tensor  # (B,) int64 true class indices, -1 where unlabeled
 
     def __len__(self) -> int:
         return len(self.index)

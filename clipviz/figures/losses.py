@@ -22,7 +22,7 @@ class LossTerms(NamedTuple):
 
 
 def loss_terms_info(trace: Trace) -> LossTerms:
-    """Weighted loss terms by step, averaged over neighbouring steps where there are too many to draw."""
+    """Weighted loss terms by step, averaged over neighboring steps where there are too many to draw."""
     steps = trace.steps
     terms = {}
     for name in sorted(steps["term"].unique(), key=lambda name: (name != "loss", name)):
@@ -33,7 +33,7 @@ def loss_terms_info(trace: Trace) -> LossTerms:
 
 
 def _averaged(values: np.ndarray) -> np.ndarray:
-    """Means of neighbouring values (n,), at most so many as can be drawn."""
+    """Means of neighboring values (n,), at most so many as can be drawn."""
     return np.array([part.mean() for part in np.array_split(values, min(len(values), _MAX_POINTS))])
 
 

@@ -263,7 +263,7 @@ def draw_prototype_similarity(info: PrototypeSimilarity) -> go.Figure:
 def _add_heatmap(
     figure: go.Figure, values: np.ndarray, colors: str, bounds: tuple[float, float], side: int, at: Mapping[str, int]
 ) -> None:
-    """A matrix with its colour bar at the lower left (`side` 0) or right (1)."""
+    """A matrix with its color bar at the lower left (`side` 0) or right (1)."""
     # Hundredths as bytes: a matrix of 200 classes then weighs 50 kB in a page instead of 400.
     ticks, edge = np.linspace(100 * bounds[0], 100 * bounds[1], 5), ("left", "right")[side]
     figure.add_heatmap(

@@ -1,4 +1,4 @@
-"""A plotly figure drawn again by matplotlib, at the same size, fonts and colours: a picture without a browser.
+"""A plotly figure drawn again by matplotlib, at the same size, fonts and colors: a picture without a browser.
 
 The drawing follows the figure's traces and layout, so every chart has one description, not two. It knows
 what the figures of this package use: scatter, bar and heatmap traces, subplots, annotations, straight lines, one
@@ -124,7 +124,7 @@ class _Redrawing:
             put(*reversed(get()))
 
     def _place(self) -> None:
-        """Every pair of axes into its domain of the plot area, and colour bars where the layout wants them."""
+        """Every pair of axes into its domain of the plot area, and color bars where the layout wants them."""
         for names, axes in self.axes.items():
             (left, right), (bottom, top) = (self._axis_layout(name).domain or (0, 1) for name in names)
             axes.set_position((*self._paper(left, bottom), *self._extent(right - left, top - bottom)))
@@ -142,7 +142,7 @@ class _Redrawing:
         return x1 - x0, y1 - y0
 
     def _make_room(self) -> None:
-        """Widen the margins by what tick labels and colour bars stick out, as plotly's automargin does."""
+        """Widen the margins by what tick labels and color bars stick out, as plotly's automargin does."""
         for _ in range(2):
             boxes = [box for axes in self.figure.axes if (box := axes.get_tightbbox()) is not None]
             left, bottom = (min((getattr(box, side) for box in boxes), default=0.0) for side in ("x0", "y0"))
@@ -197,7 +197,7 @@ class _Redrawing:
             self.bars.append((axes, bar, trace.colorbar))
 
     def _place_bar(self, axes: Axes, cax: Axes, layout: Any) -> None:
-        """A colour bar: right of the plot area, or (horizontal) below the labels of its own axes."""
+        """A color bar: right of the plot area, or (horizontal) below the labels of its own axes."""
         flat, length, thick = layout.orientation == "h", layout.len or 1.0, layout.thickness or 16
         if flat:
             x, width = self._paper(layout.x or 0.0, 0)[0], self._extent(length, 0)[0]
@@ -274,13 +274,13 @@ class _Redrawing:
 
 
 def _ticks(layout: Any) -> tuple[list[float], list[str]]:
-    """Places and labels of the ticks of an axis or a colour bar that has its own."""
+    """Places and labels of the ticks of an axis or a color bar that has its own."""
     labels = layout.ticktext if layout.ticktext is not None else [f"{value:g}" for value in layout.tickvals]
     return list(layout.tickvals), [plain(str(label)) for label in labels]
 
 
 def color(value: Any) -> Any:
-    """A colour of plotly's as one of matplotlib's."""
+    """A color of plotly's as one of matplotlib's."""
     found = re.fullmatch(r"rgba?\(([^)]*)\)", value) if isinstance(value, str) else None
     if not found:
         return value or "#444444"

@@ -36,7 +36,7 @@ KIND_NAMES = {
 """All kinds of maps that come with clipviz; others are a user's own."""
 
 _LEFT, _HEAD = 130, 46  # pixels for the names of the rows and of the columns
-# Okabe and Ito's colours, then lighter and darker ones of the same hues, for up to fifteen parts.
+# Okabe and Ito's colors, then lighter and darker ones of the same hues, for up to fifteen parts.
 PART_COLORS = [
     "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF",
     "#8C6200", "#BFE3F7", "#7FD6BB", "#7A7322", "#6FB4DD", "#F5B183", "#7D3F63",
@@ -117,7 +117,7 @@ def unit_range(maps: np.ndarray) -> np.ndarray:
 
 
 def draw_saliency_grid(info: SaliencyGrid) -> Figure:
-    """One row per image: the image, its true parts, then the maps laid over a grey copy of it."""
+    """One row per image: the image, its true parts, then the maps laid over a gray copy of it."""
     title = "Where the model looked"
     if not len(info.images):
         return style.empty_picture(title, "This trace holds no probe images.")
@@ -176,7 +176,7 @@ def show_image(axis: Axes, image: np.ndarray) -> None:
 
 
 def show_saliency(axis: Axes, image: np.ndarray, saliency: np.ndarray, is_mask: bool = False) -> None:
-    """The same with saliency (h,w) in [0, 1] laid over a grey copy of it, as in `squares`."""
+    """The same with saliency (h,w) in [0, 1] laid over a gray copy of it, as in `squares`."""
     show_image(axis, squares(image, maps=[SaliencyMaps("", saliency, is_mask)], side=300)[-1])
 
 
@@ -185,7 +185,7 @@ def _resized(values: np.ndarray, size: int, how: Resampling) -> np.ndarray:
 
 
 def _over(pale: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Lay colors (S,S,4) in [0, 1] over a pale grey copy of an image."""
+    """Lay colors (S,S,4) in [0, 1] over a pale gray copy of an image."""
     share = colors[..., 3:]
     return ((1 - share) * pale + 255 * share * colors[..., :3] + 0.5).astype(np.uint8)
 

@@ -121,7 +121,7 @@ def _faces(figure: Figure) -> bytes:
 
 
 def png(figure: Figure) -> bytes:
-    """A chart as PNG with at most 128 colours, a third of the size of true colour."""
+    """A chart as PNG with at most 128 colors, a third of the size of true color."""
     return encoded(pixels(figure).quantize(128, dither=Image.Dither.NONE), "PNG")
 
 

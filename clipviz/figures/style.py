@@ -1,7 +1,7 @@
-"""What all figures share: one colour and one marker per method, one layout, and safe text.
+"""What all figures share: one color and one marker per method, one layout, and safe text.
 
-Colours are Okabe and Ito's colour-blind-safe set; a marker shape and a dash tell methods apart without
-colour. Plotly reads a small markup (`<b>`, `<a href>`, entities) in every text, so whatever comes from data
+Colors are Okabe and Ito's color-blind-safe set; a marker shape and a dash tell methods apart without
+color. Plotly reads a small markup (`<b>`, `<a href>`, entities) in every text, so whatever comes from data
 goes through `escape` or `short_names` first.
 """
 
@@ -30,7 +30,7 @@ _COLORS: dict[str, str] = _LOOKS["colors"]
 BLACK, ORANGE, SKY, GREEN, BLUE = (_COLORS[name] for name in ("black", "orange", "sky", "green", "blue"))
 VERMILLION, PURPLE, GRAY, SILVER = (_COLORS[name] for name in ("vermillion", "purple", "gray", "silver"))
 
-#: Continuous colour maps: monotone in lightness (or diverging from white), never jet.
+#: Continuous color maps: monotone in lightness (or diverging from white), never jet.
 SALIENCY_COLORS, COUNT_COLORS = "magma", "Blues"
 SIMILARITY_COLORS, CHANGE_COLORS = "Cividis", "PuOr"
 #: At most so many names on an axis; more would overlap at 900 pixels.
@@ -59,7 +59,7 @@ class Look(NamedTuple):
     hatch: str = ""
 
 
-#: Images by whether their class is right, with a marker beside the colour, wherever these are told apart.
+#: Images by whether their class is right, with a marker beside the color, wherever these are told apart.
 CORRECT, INCORRECT = Look(BLUE, "circle", "solid"), Look(VERMILLION, "x", "dash")
 UNKNOWN = Look(GRAY, "square", "solid")
 #: A class before and after training.
@@ -112,13 +112,13 @@ class MethodStyle(NamedTuple):
 
 
 def method_style(method: str) -> MethodStyle:
-    """Name, colour, marker and dash of a method; unknown methods are grey."""
+    """Name, color, marker and dash of a method; unknown methods are gray."""
     name, color, *how = _LOOKS["methods"].get(method, (method, "gray", "hexagon", "solid"))
     return MethodStyle(name, _COLORS[color], *how)
 
 
 def trace_styles(traces: Sequence[Trace]) -> list[MethodStyle]:
-    """How each trace looks: further runs of one method keep its colour, with an open marker and another dash."""
+    """How each trace looks: further runs of one method keep its color, with an open marker and another dash."""
     styles, seen = list[MethodStyle](), Counter[str]()
     for trace in traces:
         style = method_style(trace.method)
@@ -237,7 +237,7 @@ def add_line(figure: go.Figure, x: Any, y: Any, name: str, look: Look | MethodSt
 
 
 def add_bars(figure: go.Figure, x: Any, y: Any, name: str | None, look: Look, hover: str = "", **more: Any) -> None:
-    """Bars with white hatching if their look has it, the second channel beside colour; `more` as for `add_line`."""
+    """Bars with white hatching if their look has it, the second channel beside color; `more` as for `add_line`."""
     hatching = {"shape": look.hatch, "bgcolor": look.color, "fgcolor": "white", "size": 7, "solidity": 0.25}
     marker = {"color": look.color, "pattern": hatching if look.hatch else {}} | more.pop("marker", {})
     said = f"{hover}<extra></extra>" if hover else None
@@ -249,7 +249,7 @@ _EMPTY = "empty"
 
 
 def empty_chart(title: str, why: str, x: str = "", y: str = "", height: int = 300) -> go.Figure:
-    """A labelled chart without data that says why (in our words, never data) it is empty."""
+    """A labeled chart without data that says why (in our words, never data) it is empty."""
     figure = new_chart(title, height, x=x, y=y)
     for update in (figure.update_xaxes, figure.update_yaxes):
         update(showticklabels=False, range=[0, 1])
@@ -296,7 +296,7 @@ def true_marked(name: str, is_target: bool) -> tuple[str, str]:
 
 
 def no_image(axes: Axes, why: str, size: float = FONT) -> None:
-    """A grey field that says why no image is there."""
+    """A gray field that says why no image is there."""
     bare(axes).set_facecolor("#f0f0f0")
     axes.text(0.5, 0.5, why, ha="center", va="center", fontsize=size, color="#555", transform=axes.transAxes)
 

@@ -64,7 +64,7 @@ def check_constants(config: Any, *, shares: str = "", positive: str = "", **leas
 class AdaptConfig:
     """The schedule of a run: AdamW with a cosine per step, as in the official code of microCLIP and DPA."""
 
-    epochs: int = 15  # passes over the unlabelled images
+    epochs: int = 15  # passes over the unlabeled images
     batch_size: int = 64  # images per step, of all processes together; the last, smaller batch is kept
     lr: float = 1e-4  # learning rate at the first step
     min_lr: float = 2e-6  # where the cosine would be one step after the last, at most `lr`

@@ -19,7 +19,7 @@ argmax s f nrm(Z)^T.
 
 As in the official code: the batch's own mean is in the window, which lives across epochs; weights divide by B, not by
 their sum; biases of LayerNorms do not decay, LayerNorm weights and Z do. Where we differ, and why:
-- m in (6). A batch of 64 cannot hold 100 classes, so the fairness of its own mean pulls towards those that happen to be
+- m in (6). A batch of 64 cannot hold 100 classes, so the fairness of its own mean pulls toward those that happen to be
   absent, harder than the cross-entropy does: pseudo-labels get better and predictions worse (docs/features.md). The
   window knows 32 batches; only the newest carries a gradient. `official` and the presets of benchmarks, whose `reg` was
   tuned with it, keep the batch's mean.

@@ -18,7 +18,7 @@ Where the official code is followed to the letter: hard labels, no threshold, pl
 halved with the past at every step but an epoch's first and divided by 0.5 in the loss; AdamW decays everything by 0.1.
 Where it is not, and why:
 - The sign of the Fiedler vector is fixed before the threshold, not after (see `clipviz.ncut`); one mask, not two.
-- Where (nearly) every pair of patches is connected, the mask is an artefact of the solver: the whole image is used.
+- Where (nearly) every pair of patches is connected, the mask is an artifact of the solver: the whole image is used.
 - The zero "unrelated" token of SOAP changes no output and no gradient; it is left out, so attention sums to 1.
 - t_c is the mean of unit prompt embeddings, as everywhere else, not of raw ones.
 - The strong view is filled with CLIP's mean color, as DPA does, not with black.

@@ -1,10 +1,10 @@
-"""NtUA (arXiv 2309.14928, BMVC 2024): a key-value cache of a few confident, unlabelled images. A re-implementation.
+"""NtUA (arXiv 2309.14928, BMVC 2024): a key-value cache of a few confident, unlabeled images. A re-implementation.
 
 No official code exists and the method section could not be read; the skeleton is from the abstracts and a summary, the
 mechanics are those of Tip-Adapter(-F), on which NtUA builds. What the sources leave open is marked "ours".
 
 Notation: f unit embedding of a query, f_ia of view a of cache image i (A augmented views), W text classifier, s logit
-scale, nrm = unit norm, p student's and p' teacher's probabilities, K shots, M cache entries, M_c of them labelled c.
+scale, nrm = unit norm, p student's and p' teacher's probabilities, K shots, M cache entries, M_c of them labeled c.
 
     (1) choose     for every predicted class the K images with the highest max p'                    (UPL's rule; ours)
     (2) keys       F_i = nrm(sum_a f_ia)
@@ -18,15 +18,15 @@ scale, nrm = unit norm, p student's and p' teacher's probabilities, K shots, M c
 formula is unknown, this one is ours ("reliability"; "contrastive" and "none" are the alternatives). Only F is trained,
 by AdamW with eps 1e-4, without re-normalization; inference is (5) on the whole image.
 
-K / M_c in (5): unlabelled images fill some classes and leave others nearly empty, and the plain sum, which was made for
-K labelled images of each class, elects the class with most entries. K times the mean of a class's entries is the same
+K / M_c in (5): unlabeled images fill some classes and leave others nearly empty, and the plain sum, which was made for
+K labeled images of each class, elects the class with most entries. K times the mean of a class's entries is the same
 where there are K. M_c counts the labels of (4), not the weights, so a class of doubtful entries stays quieter; a class
 without entries adds nothing. `paper` keeps the plain sum.
 
 Ours as well: keys average unit embeddings, Tip-Adapter averages raw ones; augmented views are square crops of at least
 half the area, every other one mirrored; the student guesses from one view and the teacher from all. Without a larger
 teacher the teacher is the student itself, on the averaged views. Not inherited from Tip-Adapter-F: choosing the epoch,
-alpha or beta by labelled images. A class that no image is predicted to be keeps its text logits.
+alpha or beta by labeled images. A class that no image is predicted to be keeps its text logits.
 """
 
 from collections.abc import Iterable

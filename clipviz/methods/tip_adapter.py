@@ -19,7 +19,7 @@ def _plain(presets: dict[str, NtUAConfig]) -> dict[str, NtUAConfig]:
 
 
 class TipAdapter(NtUA):
-    """A cache of pseudo-labelled images beside the text classifier; weights and teacher of `NtUA` are switched off."""
+    """A cache of pseudo-labeled images beside the text classifier; weights and teacher of `NtUA` are switched off."""
 
     name = "tip_adapter"
     presets: ClassVar = _plain(PRESETS)

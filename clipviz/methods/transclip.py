@@ -18,7 +18,7 @@ logit scale, E width, nrm = unit norm, k = 3 neighbors, T = 50, lambda = 1.
 
 The paper's objective weighs the likelihood by 1/N and takes all pairs; this is what the authors' code does. Unlike it
 we count the classes by their texts and not by labels, never take an image for its own neighbor (the first of their four
-need not be the image itself), take min(8, n) seeds, and compute StatA's v0 once. An image of the unlabelled set that is
+need not be the image itself), take min(8, n) seeds, and compute StatA's v0 once. An image of the unlabeled set that is
 asked for again is not unseen: it keeps its z. In a run s is the model's own, 100 for OpenAI's.
 """
 

@@ -1,6 +1,6 @@
 """Sanity check by randomised weights: a map that survives a scrambled model does not show what the model learned.
 
-Adebayo et al., NeurIPS 2018: randomise the weights from the output towards the input, block by block, and compare the
+Adebayo et al., NeurIPS 2018: randomise the weights from the output toward the input, block by block, and compare the
 maps before and after by rank correlation. Here the entries of each parameter are permuted, which keeps their scale.
 """
 

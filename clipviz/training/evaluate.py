@@ -43,7 +43,7 @@ def _views(method: Method, dataset: ImageDataset, batch_size: int, ranks: Ranks)
 def predict(
     method: Method, dataset: ImageDataset, batch_size: int = 256, ranks: Ranks = ONE, *, branches: bool = False
 ) -> Predictions:
-    """Class probabilities of every image of a dataset, on its whole (centre-cropped) view, and of `branches`.
+    """Class probabilities of every image of a dataset, on its whole (center-cropped) view, and of `branches`.
 
     All on the CPU; several processes share the work, if all of them call this, and all get the whole answer.
     """
@@ -94,7 +94,7 @@ def baseline_accuracies(method: Method, dataset: ImageDataset, ranks: Ranks = ON
 
 
 def accuracy(labels: Tensor, target: Tensor) -> float:
-    """Fraction of labelled images whose label is right, in [0, 1]; NaN if none is labelled."""
+    """Fraction of labeled images whose label is right, in [0, 1]; NaN if none is labeled."""
     known = target != UNLABELLED
     return float((labels[known] == target[known]).double().mean())
 

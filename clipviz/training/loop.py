@@ -42,7 +42,7 @@ class Options(TypedDict, total=False):
 def adapt(
     method: Method, dataset: ImageDataset, config: AdaptConfig | None = None, **options: Unpack[Options]
 ) -> Iterator[events.Event]:
-    """Adapt a method to unlabelled images, as an iterator of events.
+    """Adapt a method to unlabeled images, as an iterator of events.
 
     Nothing happens before the first `next`; leaving the `for` loop stops the run between two steps. Targets of the
     datasets reach the events, never the method.

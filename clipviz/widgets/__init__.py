@@ -4,7 +4,7 @@ LiveMonitor(run)                       a run while it happens, with its buttons
 SaliencyExplorer(traces)               from a confusion or a mistake to what the model looked at
 CompareExplorer([one, other])          two runs: who is right, where each looked, how it came about
 PrototypeExplorer(trace)               prototypes and images in one fixed plane, epoch by epoch
-DKAPlayground(trace)                   what another mixture of the sources would have labelled
+DKAPlayground(trace)                   what another mixture of the sources would have labeled
 ViewState()                            hand one to several views to link them
 """
 

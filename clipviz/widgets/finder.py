@@ -166,7 +166,7 @@ class Finder:
 
 
 class Nearest:
-    """Embeds the images of an album when it is asked for neighbours, for some seconds at a time, and keeps that.
+    """Embeds the images of an album when it is asked for neighbors, for some seconds at a time, and keeps that.
 
     Without a model it knows the images whose embeddings are in the trace, and no sentences.
     """

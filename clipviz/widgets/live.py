@@ -134,7 +134,7 @@ class LiveMonitor(View):
         self.pump.offer()
 
     def _show_what_if(self) -> None:
-        """What the slider's gamma would have labelled in the last whole epoch, from the stored logits."""
+        """What the slider's gamma would have labeled in the last whole epoch, from the stored logits."""
         with self._lock:
             stored = SourceLogits.of(self._trace) if len(self._trace.epochs) else None
             if stored is None:

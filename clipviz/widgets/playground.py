@@ -1,4 +1,4 @@
-"""DKAPlayground: what another mixture of the sources would have labelled, and what another cut would have kept."""
+"""DKAPlayground: what another mixture of the sources would have labeled, and what another cut would have kept."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ _NO_SOURCES = "This trace does not hold the logits of exactly two sources."
 class DKAPlayground(View):
     """Mixes the stored source logits of the last epoch again, while the sliders move.
 
-    It shows what another `gamma` or crop `temperature` would have labelled, not what training with it would have led
+    It shows what another `gamma` or crop `temperature` would have labeled, not what training with it would have led
     to; `result` says it in a sentence. With a model, `cutting` computes the normalized cut of the chosen image again.
 
     Args:

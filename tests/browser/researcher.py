@@ -86,15 +86,15 @@ def export(hand: Hand) -> None:
 
 
 STEPS = {
-    "reopen": Step("reopen a run of yesterday", 'clipviz.explore("runs/gamma03")', reopen),
+    "reopen": Step("reopen a finished run", 'clipviz.explore("runs/gamma03")', reopen),
     "follow": Step("follow a run of another process, and pause it", 'clipviz.LiveMonitor("runs/long")', pause),
     "compare": Step(
-        "which images did gamma 0.7 fix, where did the label flip, which source did it",
+        "which images did gamma 0.7 fix, when did the label flip, and which source decided it",
         'clipviz.CompareExplorer(["runs/gamma03", "runs/gamma07"])',
         compare,
     ),
-    "before_after": Step("one of them before training and after", "", before_and_after),
-    "export": Step("export that as PDF", 'clipviz.save(_, "fixed.pdf")', export),
+    "before_after": Step("one of these images before and after training", "", before_and_after),
+    "export": Step("export the view as PDF", 'clipviz.save(_, "fixed.pdf")', export),
 }
 
 

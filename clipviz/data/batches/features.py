@@ -37,7 +37,7 @@ class FeatureDataset(ImageDataset):
 
     Args:
         embeddings: (n, E) floating point, finite, no zero rows.
-        targets: (n,) integers in [-1, C); None: all unlabelled.
+        targets: (n,) integers in [-1, C); None: all unlabeled.
         class_names: C names; None: "class 0", "class 1", ... as many as `classifier` has rows, or as targets tell.
         classifier: (C, E) float, finite; None if a text tower will make one (`backbone(text)`).
         model: name of the model that made the embeddings; `logit_scale` multiplies its cosines.
@@ -247,6 +247,6 @@ def _targets(targets: Tensor | None, n: int, n_classes: int, source: str) -> np.
     low, high = int(targets.min()), int(targets.max())
     if low < UNLABELLED or (n_classes and high >= n_classes):
         raise ValueError(
-            f"{source}: labels must be in 0..{n_classes - 1}, or {UNLABELLED} for unlabelled, got {low}..{high}"
+            f"{source}: labels must be in 0..{n_classes - 1}, or {UNLABELLED} for unlabeled, got {low}..{high}"
         )
     return targets.numpy()

@@ -3,7 +3,7 @@
 A file is `.npz` or `.safetensors` and holds
 
     embeddings    (n, E) float16, bfloat16 or float; rows need not have unit norm
-    labels        (n,) integers, -1 = unlabelled; diagnostic only                      optional
+    labels        (n,) integers, -1 = unlabeled; diagnostic only                      optional
     classifier    (C, E) float, one row per class                                      optional
     class_names   C strings; in .safetensors the metadata "class_names", a JSON list   optional
     logit_scale   one number; 100 if it is missing                                     optional

@@ -31,7 +31,7 @@ class Layout:
     split: str  # its name; `ALL` if the data have no splits
     class_names: tuple[str, ...]  # in the order of the class indices; empty if nothing names them
     paths: list[str] = field(default_factory=list)  # one for each candidate
-    targets: list[int] = field(default_factory=list)  # class index of each candidate, -1 if unlabelled
+    targets: list[int] = field(default_factory=list)  # class index of each candidate, -1 if unlabeled
     skipped: list[Skipped] = field(default_factory=list)  # what was not even a candidate
 
     def add(self, path: str, target: int) -> None:

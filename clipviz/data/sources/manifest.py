@@ -3,7 +3,7 @@
 A `.csv` or `.parquet` file with the columns
 
     path     relative to the folder of the manifest; absolute ones and ".." only if allowed
-    label    the class name, or a number where a class list says what it means; empty = unlabelled      optional
+    label    the class name, or a number where a class list says what it means; empty = unlabeled      optional
     split    train, val or test                                                                         optional
 
 Other columns are passed over.

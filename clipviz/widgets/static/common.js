@@ -103,7 +103,7 @@ function enlarged(map, h, w, size, smooth) {
   return values;
 }
 
-// Lay a map over a grey copy of a piece [x, y, width, height] of a bitmap; of a change, one half is none.
+// Lay a map over a gray copy of a piece [x, y, width, height] of a bitmap; of a change, one half is none.
 function overlay(canvas, bitmap, piece, map, h, w, colors, { opacity = 0.7, contour = false, mask = false, change = false } = {}) {
   const size = canvas.width;
   const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -123,7 +123,7 @@ function overlay(canvas, bitmap, piece, map, h, w, colors, { opacity = 0.7, cont
   context.putImageData(pixels, 0, 0);
 }
 
-// Color each part of a mask of numbers (h, w) over a grey copy of the image; 0 is background.
+// Color each part of a mask of numbers (h, w) over a gray copy of the image; 0 is background.
 function overlayParts(canvas, bitmap, piece, ids, h, w, colors) {
   const size = canvas.width;
   overlay(canvas, bitmap, piece, new Uint8Array(h * w), h, w, colors, { opacity: 0 });
