@@ -1,5 +1,6 @@
 """Two runs on the same images: which images each of them has right, and what became of one image in a run."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 from clipviz.figures import style
 from clipviz.figures.image_table import SPLITS, decided, image_table
 from clipviz.figures.labels import trace_labels
-from clipviz.figures.moments import Part, part_of_epoch
+from clipviz.figures.moments import WHOLE, Part, part_of_epoch
 from clipviz.figures.sources import source_names
 from clipviz.trace import Trace
 
@@ -82,13 +83,13 @@ class Timeline(NamedTuple):
     `is_right` is None where the truth is unknown, `sources` are those that decide.
     """
 
-    epochs: list[int]
-    labels: list[str]
-    confidence: list[float]
-    deciders: list[str]
-    is_right: list[bool | None]
-    sources: list[str]
-    part: Part
+    epochs: Sequence[int] = ()
+    labels: Sequence[str] = ()
+    confidence: Sequence[float] = ()
+    deciders: Sequence[str] = ()
+    is_right: Sequence[bool | None] = ()
+    sources: Sequence[str] = ()
+    part: Part = WHOLE
 
     def turns(self) -> list[int]:
         """Places at which the label is another one than before, the first place among them."""

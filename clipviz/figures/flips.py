@@ -91,9 +91,6 @@ def draw_label_flips(info: LabelFlips) -> go.Figure:
     return figure
 
 
-label_flips = style.figure_of(label_flips_info, draw_label_flips)
-
-
 class Flow(NamedTuple):
     """`n` images whose label went from class `start` to class `end`, all with the same outcome."""
 
@@ -189,6 +186,3 @@ def _add_band(figure: go.Figure, flow: Flow, left: float, right: float, in_legen
         x=x.astype(np.float32), y=y.astype(np.float32), mode="lines", fill="toself", hoveron="fills", text=text,
         hoverinfo="text", name=flow.outcome, legendgroup=flow.outcome, showlegend=in_legend, **look,
     )  # fmt: skip
-
-
-label_flow = style.figure_of(label_flow_info, draw_label_flow)

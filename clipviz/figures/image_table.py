@@ -73,11 +73,11 @@ def _deciders(trace: Trace, split: str, epoch: int) -> pd.Series:
 def decided(trace: Trace, samples: pd.DataFrame) -> pd.Series:
     """Who decided each row of samples; "" where fewer than two sources were asked."""
     sources = source_names(trace)
-    votes = samples[[f"{name}_label" for name in sources]]
+    named = samples[[f"{name}_label" for name in sources]]
     if len(sources) < 2 or not len(samples):
         return pd.Series("", samples.index, dtype=object)
-    found = deciders(votes.to_numpy() == samples[["pseudo_label"]].to_numpy(), sources)
-    return pd.Series(found, samples.index).where(votes.notna().all(axis=1), "")
+    found = deciders(named.to_numpy() == samples[["pseudo_label"]].to_numpy(), sources)
+    return pd.Series(found, samples.index).where(named.notna().all(axis=1), "")
 
 
 def disputed_rows(trace: Trace, epoch: int) -> pd.DataFrame:

@@ -66,11 +66,7 @@ def _text(value: object) -> str:
 def _differences(facts: Sequence[Mapping[str, str]]) -> list[str]:
     """What differs, in words: the method's constants first; of many facts as many as tell the runs apart."""
     order = [key for fact in facts for key in fact if key not in _OTHERS or key == "epochs"]
-    differing = [
-        key
-        for key in dict.fromkeys([*order, *_OTHERS])
-        if len({fact.get(key) for fact in facts}) > 1
-    ]  # fmt: skip
+    differing = [key for key in dict.fromkeys([*order, *_OTHERS]) if len({fact.get(key) for fact in facts}) > 1]
 
     def told(n: int) -> list[str]:
         keys = differing[:n]

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from clipviz.figures.moments import Moments, add_marks, moments
-from clipviz.figures.style import add_line, empty_chart, escape, figure_of, new_chart, term_look
+from clipviz.figures.style import add_line, empty_chart, escape, new_chart, term_look
 from clipviz.trace import Trace
 
 #: More points than pixels say nothing; longer runs are averaged into so many.
@@ -53,6 +53,3 @@ def draw_loss_terms(info: LossTerms) -> go.Figure:
     last = float(next(iter(info.terms.values()))[0][-1])
     add_marks(figure, [(mark.step, mark.text) for mark in info.moments.marks], last)
     return figure.update_xaxes(showgrid=False)
-
-
-loss_terms = figure_of(loss_terms_info, draw_loss_terms)

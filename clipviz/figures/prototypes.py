@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import plotly.graph_objects as go
 
 from clipviz.figures import style
 from clipviz.figures.moments import Moments, draw_epochs, moments
-from clipviz.figures.source_logits import DIAGNOSTIC
+from clipviz.figures.sources import DIAGNOSTIC
 from clipviz.trace import Trace
 
 _NAMED_CLASSES = 10
@@ -136,9 +135,6 @@ def _name_farthest(figure: go.Figure, info: PrototypePaths) -> None:
             figure.add_annotation(x=x, y=y, text=names[label], **look)
 
 
-prototype_paths = style.figure_of(prototype_paths_info, draw_prototype_paths)
-
-
 class PrototypeDrift(NamedTuple):
     """Degrees between each prototype before training and at epochs (E1,), {snapshot: (E1,C)}."""
 
@@ -188,9 +184,6 @@ def draw_prototype_drift(info: PrototypeDrift) -> go.Figure:
     return figure.update_yaxes(tickvals=rows, ticktext=names, autorange="reversed", **style.RIGHT)
 
 
-prototype_drift = style.figure_of(prototype_drift_info, draw_prototype_drift)
-
-
 class PrototypeSimilarity(NamedTuple):
     """Cosines (C,C) in [-1, 1] of every row prototype with every column prototype, before training and after.
 
@@ -234,23 +227,19 @@ def prototype_similarity_info(trace: Trace, rows: str | None = None, columns: st
 
 def draw_prototype_similarity(info: PrototypeSimilarity) -> go.Figure:
     """Two heat maps: the cosines after the last epoch, and how they changed since before training."""
-    title = "Geometry: how similar the class prototypes are"
+    title, panels = (
+        "Geometry: how similar the class prototypes are",
+        ("cosine, last epoch", "change since before training"),
+    )
     if info.rows is None:
         return style.empty_chart(title, _NO_SNAPSHOTS, "class", "class")
-    figure = style.new_chart(
-        title,
-        660,
-        0,
-        panels=("cosine, last epoch", "change since before training"),
-        shared_yaxes=True,
-        horizontal_spacing=0.03,
-    )
+    figure = style.new_chart(title, 660, 0, panels=panels, shared_yaxes=True, horizontal_spacing=0.03)
     own, change = info.rows == info.columns, info.after - info.before
     others = ~np.eye(len(info.after), dtype=bool) if own and len(info.after) > 1 else np.ones_like(change, bool)
     largest = max(float(np.abs(change[others]).max()), 0.01)
     low, high = float(info.after[others].min()), float(info.after[others].max())
-    _add_heatmap(figure, info.after, style.SIMILARITY_COLORS, (low, max(high, low + 0.01)), 0, style.LEFT)
-    _add_heatmap(figure, change, style.CHANGE_COLORS, (-largest, largest), 1, style.RIGHT)
+    _add_heatmap(figure, info.after, style.SIMILARITY_COLORS, (low, max(high, low + 0.01)), 0)
+    _add_heatmap(figure, change, style.CHANGE_COLORS, (-largest, largest), 1)
     ticks = style.thinned(info.names, _SIMILARITY_NAMES, 20)
     figure.update_layout(margin_b=210).update_xaxes(tickangle=-60, **ticks)
     figure.update_yaxes(autorange="reversed", **ticks, col=1).update_yaxes(autorange="reversed", ticks="", col=2)
@@ -260,10 +249,8 @@ def draw_prototype_similarity(info: PrototypeSimilarity) -> go.Figure:
     return figure
 
 
-def _add_heatmap(
-    figure: go.Figure, values: np.ndarray, colors: str, bounds: tuple[float, float], side: int, at: Mapping[str, int]
-) -> None:
-    """A matrix with its color bar at the lower left (`side` 0) or right (1)."""
+def _add_heatmap(figure: go.Figure, values: np.ndarray, colors: str, bounds: tuple[float, float], side: int) -> None:
+    """A matrix in the left (`side` 0) or the right panel (1), with its colour bar below."""
     # Hundredths as bytes: a matrix of 200 classes then weighs 50 kB in a page instead of 400.
     ticks, edge = np.linspace(100 * bounds[0], 100 * bounds[1], 5), ("left", "right")[side]
     figure.add_heatmap(
@@ -271,11 +258,8 @@ def _add_heatmap(
         colorbar={"orientation": "h", "thickness": 12, "len": 0.46, "x": float(side), "xanchor": edge, "y": 0.01,
                   "yref": "container", "yanchor": "bottom", "tickvals": ticks,
                   "ticktext": [f"{tick / 100:z.2f}" for tick in ticks]},
-        hovertemplate="cosine %{z}/100<extra></extra>", **at,
+        hovertemplate="cosine %{z}/100<extra></extra>", **style.PANELS[side],
     )  # fmt: skip
-
-
-prototype_similarity = style.figure_of(prototype_similarity_info, draw_prototype_similarity)
 
 
 @dataclass(frozen=True)
@@ -331,10 +315,8 @@ class Scene:
 
 
 def _marks(trace: Trace, n_epochs: int, index: np.ndarray) -> np.ndarray:
-    marks = np.full((n_epochs, len(index)), UNKNOWN, np.uint8)
-    table = trace.predictions[trace.predictions["target"] >= 0]
-    for place in range(n_epochs):
-        rows = table[table["epoch"] == place - 1].drop_duplicates("index").set_index("index")
-        found = (rows["prediction"] == rows["target"]).map({True: RIGHT, False: WRONG})
-        marks[place, index >= 0] = found.reindex(index[index >= 0], fill_value=UNKNOWN)
-    return marks
+    """Whether each image is predicted right, (E1, n) uint8."""
+    table = trace.predictions[trace.predictions["target"] >= 0].drop_duplicates(["epoch", "index"])
+    table = table.assign(mark=np.where(table["prediction"] == table["target"], RIGHT, WRONG))
+    marks = table.pivot(index="epoch", columns="index", values="mark").reindex(range(-1, n_epochs - 1))
+    return marks.reindex(columns=index).fillna(UNKNOWN).to_numpy(np.uint8)  # of prototypes, at -1, nothing is known

@@ -20,27 +20,16 @@ from clipviz.figures import style
 from clipviz.figures.moments import epoch_name, part_of_epoch
 from clipviz.trace import Trace
 
-KIND_NAMES = {
-    "soap": "SOAP attention",
-    "ncut": "NCut mask",
-    "cls_attention": "CLS attention",
-    "fiedler": "Fiedler vector",
-    "layer_gradcam": "layer GradCAM",
-    "legrad": "LeGrad",
-    "grad_eclip": "Grad-ECLIP",
-    **{
-        kind: kind.replace("_", " ")
-        for kind in ("rollout", "relevance", "integrated_gradients", "occlusion", "class_map")
-    },
-}
+KIND_NAMES: dict[str, str] = style.LOOKS["kinds"]
 """All kinds of maps that come with clipviz; others are a user's own."""
 
+PART_COLORS: list[str] = style.LOOKS["parts"]
 _LEFT, _HEAD = 130, 46  # pixels for the names of the rows and of the columns
-# Okabe and Ito's colors, then lighter and darker ones of the same hues, for up to fifteen parts.
-PART_COLORS = [
-    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF",
-    "#8C6200", "#BFE3F7", "#7FD6BB", "#7A7322", "#6FB4DD", "#F5B183", "#7D3F63",
-]  # fmt: skip
+
+
+def kind_name(kind: str) -> str:
+    """A kind of map as its buttons and columns call it."""
+    return KIND_NAMES.get(kind, kind.replace("_", " "))
 
 
 class SaliencyMaps(NamedTuple):
@@ -53,9 +42,7 @@ class SaliencyMaps(NamedTuple):
     @classmethod
     def of(cls, kind: str, maps: np.ndarray, when: str = "") -> SaliencyMaps:
         """Raw maps (P,h,w), each stretched to [0, 1]."""
-        return cls(
-            KIND_NAMES.get(kind, kind.replace("_", " ")) + when, unit_range(maps), bool(np.isin(maps, (0, 1)).all())
-        )
+        return cls(kind_name(kind) + when, unit_range(maps), bool(np.isin(maps, (0, 1)).all()))
 
 
 class SaliencyGrid(NamedTuple):
@@ -228,6 +215,3 @@ def _color_bar(page: style.Page) -> None:
     page.figure.colorbar(scale, cax=axis, orientation="horizontal").set_ticks([])
     for x, side, text in ((0, "left", "least attention"), (1, "right", "most, in each map")):
         axis.text(x, -0.5, text, fontsize=style.FONT, ha=side, va="top", transform=axis.transAxes)
-
-
-saliency_grid = style.figure_of(saliency_grid_info, draw_saliency_grid)

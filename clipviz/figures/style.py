@@ -25,8 +25,8 @@ from plotly.subplots import make_subplots
 from clipviz.errors import inert
 from clipviz.trace import Trace
 
-_LOOKS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("looks.toml").read_text(encoding="utf-8"))
-_COLORS: dict[str, str] = _LOOKS["colors"]
+LOOKS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("looks.toml").read_text(encoding="utf-8"))
+_COLORS: dict[str, str] = LOOKS["colors"]
 BLACK, ORANGE, SKY, GREEN, BLUE = (_COLORS[name] for name in ("black", "orange", "sky", "green", "blue"))
 VERMILLION, PURPLE, GRAY, SILVER = (_COLORS[name] for name in ("vermillion", "purple", "gray", "silver"))
 
@@ -74,27 +74,21 @@ def _look(color: str, *others: str) -> Look:
 
 def _in_turn(looks: str, place: int) -> Look:
     """A look of a list in `looks.toml`; after the last comes the first again."""
-    return _look(*_LOOKS[looks][place % len(_LOOKS[looks])])
+    return _look(*LOOKS[looks][place % len(LOOKS[looks])])
+
+
+#: Those of a source of pseudo-labels, and of a snapshot's prototypes, by their place among the others.
+source_look, prototype_look = functools.partial(_in_turn, "sources"), functools.partial(_in_turn, "prototypes")
 
 
 def outcome_looks(of: str) -> dict[str, Look]:
     """Those of what became of pseudo-labels, "with_target" or "without_target"."""
-    return {name: _look(*look) for name, look in _LOOKS[of].items()}
-
-
-def source_look(place: int) -> Look:
-    """That of a source, by its place among the sources."""
-    return _in_turn("sources", place)
+    return {name: _look(*look) for name, look in LOOKS[of].items()}
 
 
 def decider_look(name: str, sources: Sequence[str]) -> Look:
     """That of a source, or of "all agree", "several", "neither"."""
-    return source_look(list(sources).index(name)) if name in sources else _look(*_LOOKS["deciders"][name])
-
-
-def prototype_look(place: int) -> Look:
-    """That of a snapshot's prototypes, by its place among the snapshots."""
-    return _in_turn("prototypes", place)
+    return source_look(list(sources).index(name)) if name in sources else _look(*LOOKS["deciders"][name])
 
 
 def term_look(place: int) -> Look:
@@ -112,8 +106,8 @@ class MethodStyle(NamedTuple):
 
 
 def method_style(method: str) -> MethodStyle:
-    """Name, color, marker and dash of a method; unknown methods are gray."""
-    name, color, *how = _LOOKS["methods"].get(method, (method, "gray", "hexagon", "solid"))
+    """Name, colour, marker and dash of a method; unknown methods are grey."""
+    name, color, *how = LOOKS["methods"].get(method, (method, "gray", "hexagon", "solid"))
     return MethodStyle(name, _COLORS[color], *how)
 
 
@@ -211,10 +205,10 @@ def new_chart(
     `panels` are titles of several, side by side unless `grid`, more about them as for `make_subplots`, has rows.
     """
     figure = make_subplots(**{"cols": len(panels), "subplot_titles": panels, **grid}) if panels else go.Figure()
-    look, names = _LOOKS["chart"], {"x": x or None, "y": y or None}
+    look, names = LOOKS["chart"], {"x": x or None, "y": y or None}
     axes = {key: figure.layout[key].to_plotly_json() for key in figure.layout if key[1:5] == "axis"}
     for key in axes or ("xaxis", "yaxis"):
-        axes[key] = axes.get(key, {}) | _LOOKS["axis"]
+        axes[key] = axes.get(key, {}) | LOOKS["axis"]
         axes[key]["title"] = axes[key]["title"] | {"text": names[key[0]]}
     own = {
         "title": look["title"] | {"text": title},

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipviz.figures.compare import timeline_info
+from clipviz.figures.compare import Timeline, timeline_info
 from clipviz.figures.saliency import KIND_NAMES, SaliencyMaps, unit_range
-from clipviz.figures.source_logits import softmax
+from clipviz.figures.sources import softmax
 from clipviz.figures.style import class_name
 from clipviz.trace import ImageGroup, Trace
 
@@ -52,15 +52,6 @@ class Sentences(NamedTuple):
     nearest: list[tuple[str, float]]
 
 
-class Moment(NamedTuple):
-    """The prediction at one epoch; `is_right` is None where the truth is unknown."""
-
-    epoch: int
-    name: str
-    confidence: float
-    is_right: bool | None
-
-
 class WhyWrong(NamedTuple):
     """One image: what it is, where the model looked, what each source said, and how that came about."""
 
@@ -73,7 +64,7 @@ class WhyWrong(NamedTuple):
     examples: Sequence[Example] = ()  # of these classes, as the model sees them
     cache: Sequence[CacheEntry] = ()  # those that weigh most, of methods with a cache
     sentences: Sequence[Sentences] = ()  # that pull hardest, of the predicted and of the true class
-    history: Sequence[Moment] = ()  # from before training on
+    history: Timeline = Timeline()  # of its predictions, from before training on
     strip: Sequence[tuple[int, np.ndarray]] = ()  # (epoch, map) of the first kind, for images that were followed
     file: str | None = None
     sources: Sequence[str] = ()  # of the pseudo-labels; they may be among those that gave probabilities
@@ -105,7 +96,7 @@ def why_wrong_info(trace: Trace, position: int = 0, group: str = "highlights", n
         _examples(trace, classes),
         [] if is_followed else _cache(trace, position),
         [] if is_followed else _sentences(trace, position, target),
-        _history(trace, number),
+        timeline_info(trace, f"eval/{number}"),
         _strip(maps) if is_followed else [],
         trace.file_name(number),
         trace.meta.get("sources") or (),
@@ -169,7 +160,7 @@ def _cache(trace: Trace, position: int) -> list[CacheEntry]:
         return []
     names = _named(trace, cache.labels[position])
     images = [None] * len(names) if cache.images is None else cache.images[position]
-    return [CacheEntry(*row) for row in zip(names, cache.votes[position].tolist(), images, strict=True)]
+    return [CacheEntry(*row) for row in zip(names, cache.contributions[position].tolist(), images, strict=True)]
 
 
 def _named(trace: Trace, labels: np.ndarray) -> list[str]:
@@ -182,11 +173,6 @@ def _sentences(trace: Trace, position: int, target: int) -> list[Sentences]:
         if place == position:
             said.setdefault(label, []).append((sentence, similarity))
     return [Sentences(class_name(trace.class_names, label), label == target, found) for label, found in said.items()]
-
-
-def _history(trace: Trace, number: int) -> list[Moment]:
-    seen = timeline_info(trace, f"eval/{number}")
-    return [Moment(*row) for row in zip(seen.epochs, seen.labels, seen.confidence, seen.is_right, strict=True)]
 
 
 def _strip(maps: dict[str, np.ndarray]) -> list[tuple[int, np.ndarray]]:

@@ -10,7 +10,7 @@ from clipviz.figures import style
 from clipviz.figures.moments import epoch_name
 from clipviz.figures.saliency import SaliencyMaps, show_rows, squares
 from clipviz.figures.sources import source_title
-from clipviz.figures.why import MAX_STRIP, METHOD, CacheEntry, ClassProbs, Example, Sentences, WhyWrong, why_wrong_info
+from clipviz.figures.why import MAX_STRIP, METHOD, CacheEntry, ClassProbs, Example, Sentences, WhyWrong
 
 _MAX_EXAMPLES, _MAX_CACHE, _MAX_NAMES = 3, 5, 6
 _COLUMN = 196  # where what is said of the classes on the left begins
@@ -26,7 +26,7 @@ def draw_why_wrong(info: WhyWrong) -> Figure:
         (_draw_probs, info.classes, probs),
         (_draw_cache, info.cache, 166),
         (_draw_sentences, info.sentences, 38 + 17 * sum(len(said.nearest) for said in info.sentences)),
-        (_draw_history, info.history, 76 + 24 * len(_history_names(info))),
+        (_draw_history, info.history.epochs, 76 + 24 * len(_history_names(info))),
         (_draw_strip, info.strip, 150),
     )
     top, headline = 56 if info.file else 40, _headline(info)
@@ -42,11 +42,11 @@ def draw_why_wrong(info: WhyWrong) -> Figure:
 
 
 def _headline(info: WhyWrong) -> str:
-    if not info.classes and not info.history:
+    if not info.classes and not info.history.epochs:
         return f"image {info.number}"
-    called = (info.classes or info.history[-1:])[0].name
+    called = info.classes[0].name if info.classes else info.history.labels[-1]
     confidences = [info.classes[0].probs.get(METHOD)] if info.classes else []
-    known = [one for one in (*confidences, *(final.confidence for final in info.history[-1:])) if one is not None]
+    known = [one for one in (*confidences, *info.history.confidence[-1:]) if one is not None]
     sure = f" ({known[0]:.0%})" if known else ""
     if info.target is None:
         return f"Image {info.number}: predicted as {style.shorten(called, 34)}{sure}; its true class is not known"
@@ -150,27 +150,27 @@ def _draw_sentences(page: style.Page, info: WhyWrong, top: float) -> None:
 
 def _history_names(info: WhyWrong) -> list[str]:
     """The predicted classes, the last one on top; rarer ones of many are left to "others"."""
-    names = list(dict.fromkeys(moment.name for moment in reversed(info.history)))
+    names = list(dict.fromkeys(reversed(info.history.labels)))
     return names if len(names) <= _MAX_NAMES else [*names[: _MAX_NAMES - 1], "others"]
 
 
 def _draw_history(page: style.Page, info: WhyWrong, top: float) -> None:
-    names = _history_names(info)
+    names, seen = _history_names(info), info.history
     page.write(8, top + 6, "prediction and its confidence (%)")
     axis = page.axes(_COLUMN, top + 34, 690, 24 * len(names))
-    rows = [names.index(moment.name) if moment.name in names else len(names) - 1 for moment in info.history]
+    rows = [names.index(label) if label in names else len(names) - 1 for label in seen.labels]
     axis.plot(range(len(rows)), rows, color=style.SILVER, linewidth=1.5, zorder=1)
     every = max(1, -(-len(rows) // 16))
-    for x, (row, moment) in enumerate(zip(rows, info.history, strict=True)):
-        look = {True: style.CORRECT, False: style.INCORRECT, None: style.UNKNOWN}[moment.is_right]
+    for x, (row, is_right, confidence) in enumerate(zip(rows, seen.is_right, seen.confidence, strict=True)):
+        look = {True: style.CORRECT, False: style.INCORRECT, None: style.UNKNOWN}[is_right]
         axis.plot(x, row, marker=style.MARKERS[look.symbol], color=look.color, markersize=7)
-        if x % every == 0 and np.isfinite(moment.confidence):
-            percent = f"{100 * moment.confidence:.0f}"
+        if x % every == 0 and np.isfinite(confidence):
+            percent = f"{100 * confidence:.0f}"
             axis.annotate(percent, (x, row), (0, 4), textcoords="offset points", fontsize=8, ha="center", va="bottom")
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_xlim(-0.4, max(len(rows) - 0.4, 0.6))
     ticks = range(0, len(rows), every)
-    axis.set_xticks(ticks, [epoch_name(info.history[tick].epoch) for tick in ticks], fontsize=8.5)
+    axis.set_xticks(ticks, [epoch_name(seen.epochs[tick]) for tick in ticks], fontsize=8.5)
     written = [textwrap.fill(name, 30) for name in style.apart(names, 60)]
     size = style.FONT if max(map(len, names)) <= 23 else 7.5
     axis.set_yticks(range(len(names)), written, fontsize=size, parse_math=False)
@@ -186,6 +186,3 @@ def _draw_strip(page: style.Page, info: WhyWrong, top: float) -> None:
     show_rows(page, 8, top + 22, side, [squares(info.image, None, maps, side=side)[1:]])
     for i, (epoch, _) in enumerate(info.strip):
         page.write(8 + i * (side + 4), top + 24 + side, "before" if epoch < 0 else f"epoch {epoch}", 8.5)
-
-
-why_wrong = style.figure_of(why_wrong_info, draw_why_wrong)

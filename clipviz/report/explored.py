@@ -179,7 +179,7 @@ def _reasons(trace: Trace, index: np.ndarray, sheet: dict[int | bytes, np.ndarra
         images = [[None] * len(labels) for labels in cache.labels] if cache.images is None else cache.images
         for row in np.flatnonzero(np.isin(found.index, index)):
             squares = [None if image is None else place(image) for image in images[row]]
-            facts = zip(cache.labels[row].tolist(), cache.votes[row].round(3).tolist(), squares, strict=True)
+            facts = zip(cache.labels[row].tolist(), cache.contributions[row].round(3).tolist(), squares, strict=True)
             entries[int(found.index[row])] = list(facts)
     surest = dict(zip(examples.label.tolist(), map(place, examples.images), strict=True)) if examples else {}
     return {"cache": entries, "surest": surest, "plane": _plane(trace)}

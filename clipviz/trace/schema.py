@@ -60,7 +60,7 @@ class Cache:
     """The heaviest cache entries of each highlight: class, what it adds to the logit, and whence it came."""
 
     labels: np.ndarray
-    votes: np.ndarray
+    contributions: np.ndarray
     index: np.ndarray | None
     images: np.ndarray | None
 

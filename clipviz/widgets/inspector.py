@@ -11,7 +11,7 @@ import numpy as np
 from clipviz.errors import one_line
 from clipviz.figures import trace_labels
 from clipviz.figures.moments import when
-from clipviz.figures.saliency import KIND_NAMES, unit_range
+from clipviz.figures.saliency import kind_name, unit_range
 from clipviz.figures.style import apart, class_name, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album, same_classes
@@ -249,11 +249,6 @@ def probe_of(model: Any) -> Any:
     except (OSError, ValueError) as error:
         warnings.warn(one_line(error, 600), stacklevel=3)
         return None
-
-
-def kind_name(kind: str) -> str:
-    """A kind of map in words."""
-    return KIND_NAMES.get(kind, kind.replace("_", " "))
 
 
 def _asks(model_probe: Any, kind: str) -> bool:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from clipviz.events import EpochFinished, Event, RunFinished
 from clipviz.figures.moments import when
 from clipviz.figures.saliency import KIND_NAMES
-from clipviz.figures.source_logits import SourceLogits
+from clipviz.figures.sources import SourceLogits
 from clipviz.figures.style import shorten
 from clipviz.trace import Trace
 from clipviz.training.follow import OVER, FollowedRun, progress_line

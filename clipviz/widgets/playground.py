@@ -6,16 +6,15 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from clipviz.figures.saliency import unit_range
-from clipviz.figures.source_logits import DIAGNOSTIC, SourceLogits, softmax
-from clipviz.figures.sources import source_title
+from clipviz.figures.saliency import kind_name, unit_range
+from clipviz.figures.sources import DIAGNOSTIC, SourceLogits, softmax, source_title
 from clipviz.figures.style import BLACK, MIXED_ACCURACY, MIXED_CHANGES, Look, apart, class_name, decider_look, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.album import Album
 from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, OverlayCanvas, Panel, Picture, Row
 from clipviz.widgets.charts import Chart, Series
 from clipviz.widgets.controls import PLAIN, dropdown, show_if, slider, wrapped
-from clipviz.widgets.inspector import kind_name, probe_of
+from clipviz.widgets.inspector import probe_of
 from clipviz.widgets.view import Newest, View, ViewState, follow, one_at_a_time
 
 _SHOWN = 30

@@ -10,8 +10,7 @@ import pandas as pd
 from clipviz import figures
 from clipviz.events import EpochFinished, Event, RunFinished, RunStarted, StepFinished
 from clipviz.figures.moments import Part, change_text, marks_of, part_of_epoch
-from clipviz.figures.source_logits import DIAGNOSTIC
-from clipviz.figures.sources import deciders, decision_name, kinds_of_decision
+from clipviz.figures.sources import DIAGNOSTIC, deciders, decision_name, kinds_of_decision
 from clipviz.figures.style import BLACK, BLUE, VERMILLION, Look, decider_look, prototype_look, term_look
 from clipviz.trace import Trace, named_classes
 from clipviz.widgets.charts import Chart, Series

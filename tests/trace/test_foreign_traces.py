@@ -110,7 +110,7 @@ def test_a_trace_is_read_by_groups(saved):
     assert set(highlights.maps) == {*PROBE_MAPS, "cls_attention"}
     assert list(sources.logits) == ["static", "dynamic"]
     assert sources.crop_gram.shape == (8, 4, 4)
-    assert trace.cache.votes.shape == (2, 2)
+    assert trace.cache.contributions.shape == (2, 2)
     assert trace.examples.label.tolist() == [0, 1, 2]
     assert trace.embeddings.images.shape == (3, 4, 32)
     assert set(trace.snapshots) == {"learned_classifier", "static_classifier"}

@@ -14,7 +14,7 @@ import torch
 from synthetic import synthetic_trace
 from widget_helpers import HOSTILE
 
-from clipviz.figures.source_logits import Crops, SourceLogits
+from clipviz.figures.sources import Crops, SourceLogits
 from clipviz.methods.microclip import crop_composite
 from clipviz.ncut import foreground_mask, patch_affinity, spectrum, turn_to_side
 from clipviz.ops import class_logits, normalize
