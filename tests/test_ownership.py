@@ -23,8 +23,7 @@ from clipviz.events import StepFinished
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
 from clipviz.saliency import KINDS, available_kinds, capture_attention, saliency_maps
-from clipviz.saliency.perturbation import deletion_auc, map_infidelity, map_sensitivity
-from clipviz.saliency.sanity import sanity_check
+from clipviz.saliency.perturbation import deletion_auc, map_infidelity, map_sensitivity, sanity_check
 from clipviz.training.run import Run
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))

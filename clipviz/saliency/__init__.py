@@ -11,7 +11,6 @@ sanity_check(method, images, "relevance")                                does th
 from clipviz.saliency.attention import capture_attention
 from clipviz.saliency.maps import KINDS, SaliencyMaps, available_kinds, register, saliency_maps, unit_maps
 from clipviz.saliency.metrics import bird_regions, part_mass, part_rank, pointing_game
-from clipviz.saliency.perturbation import deletion_auc, insertion_auc, map_infidelity, map_sensitivity
+from clipviz.saliency.perturbation import deletion_auc, insertion_auc, map_infidelity, map_sensitivity, sanity_check
 from clipviz.saliency.question import runner_up
-from clipviz.saliency.sanity import sanity_check
 from clipviz.saliency.table import saliency_scores, saliency_table, summarize_scores

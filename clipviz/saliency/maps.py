@@ -11,11 +11,19 @@ from torch import Tensor
 from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.errors import choose
 from clipviz.saliency.attention import attention_modules
-from clipviz.saliency.attention_maps import cls_attention, relevance, rollout
 from clipviz.saliency.attribution import integrated_gradients, layer_gradcam, occlusion
-from clipviz.saliency.class_maps import class_map, grad_eclip, legrad
-from clipviz.saliency.foreground import fiedler, ncut, soap
 from clipviz.saliency.question import Asked, Model, Question, ask, backbone_of
+from clipviz.saliency.token_maps import (
+    class_map,
+    cls_attention,
+    fiedler,
+    grad_eclip,
+    legrad,
+    ncut,
+    relevance,
+    rollout,
+    soap,
+)
 
 Needs = Literal["patches", "attention", "pixels"]
 
@@ -94,13 +102,7 @@ class SaliencyMaps(NamedTuple):
 
 
 def saliency_maps(
-    model: Model,
-    images: Tensor,
-    kind: str,
-    *,
-    target: Asked | None = None,
-    contrast: Asked | None = None,
-    **options: Any,
+    model: Model, images: Tensor, kind: str, *, target: Asked = None, contrast: Asked = None, **options: Any
 ) -> SaliencyMaps:
     """Where a model looks.
 

@@ -22,7 +22,7 @@ from clipviz.methods.base import Method
 from clipviz.ops import normalize
 
 Model: TypeAlias = Backbone | Method
-Asked: TypeAlias = int | str | Sequence[int] | Sequence[str] | Tensor
+Asked: TypeAlias = int | str | Sequence[int] | Sequence[str] | Tensor | None
 
 
 class Question(NamedTuple):
@@ -64,7 +64,7 @@ def backbone_of(model: Model) -> Backbone:
     return backbone
 
 
-def ask(model: Model, images: Tensor, target: Asked | None = None, contrast: Asked | None = None) -> Question:
+def ask(model: Model, images: Tensor, target: Asked = None, contrast: Asked = None) -> Question:
     """Turn classes (of a method) or sentences (for a backbone) into a question.
 
     Target and contrast are one for all images (B, 3, S, S) or one each: of a method a class, by index or name, by
@@ -97,7 +97,7 @@ def _sentence_score(backbone: Backbone, images: Tensor, direction: Tensor) -> Te
     return backbone.logit_scale * (embeddings * direction).sum(-1)
 
 
-def targets(model: Any, images: Tensor, target: Asked | None) -> Tensor:
+def targets(model: Any, images: Tensor, target: Asked) -> Tensor:
     """Classes (n,) int64 of a method, by default the predicted ones, or sentences (n, E) for a backbone."""
     return predicted_classes(model, images) if target is None else resolve(model, target, len(images))
 
@@ -114,7 +114,7 @@ def predicted_classes(method: Method, images: Tensor, batch_size: int = 256) -> 
         return torch.cat([method.logits(batch).argmax(-1) for batch in batches])
 
 
-def runner_up(method: Method, images: Tensor, target: Asked | None = None) -> Tensor:
+def runner_up(method: Method, images: Tensor, target: Asked = None) -> Tensor:
     """The class (B,) that a method would name if `target` did not exist: the natural look-alike for a contrast."""
     if len(method.class_names) < 2:
         raise ValueError("a runner-up needs at least two classes")

@@ -13,9 +13,15 @@ from clipviz.errors import choose
 from clipviz.methods.base import Method
 from clipviz.saliency.maps import KINDS, SaliencyMaps, available_kinds, saliency_maps
 from clipviz.saliency.metrics import part_mass, part_rank, pointing_game
-from clipviz.saliency.perturbation import deletion_auc, insertion_auc, map_infidelity, map_sensitivity
+from clipviz.saliency.perturbation import (
+    deletion_auc,
+    insertion_auc,
+    map_infidelity,
+    map_sensitivity,
+    rank_correlation,
+    scrambled_model,
+)
 from clipviz.saliency.question import Asked, Model, resolve, targets
-from clipviz.saliency.sanity import rank_correlation, scrambled_model
 
 MASK_METRICS = ("pointing_game", "part_mass", "part_rank")
 MODEL_METRICS = ("deletion_auc", "insertion_auc", "infidelity", "sensitivity", "sanity")
@@ -36,8 +42,8 @@ def saliency_scores(
     images: Tensor,
     kinds: Sequence[str] | None = None,
     *,
-    target: Asked | None = None,
-    contrast: Asked | None = None,
+    target: Asked = None,
+    contrast: Asked = None,
     regions: Mapping[str, Tensor] | None = None,
     parts: Tensor | None = None,
     metrics: Sequence[str] | None = None,

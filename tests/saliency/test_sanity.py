@@ -9,7 +9,7 @@ from towers import Known
 
 from clipviz.methods.base import Method
 from clipviz.saliency import sanity_check
-from clipviz.saliency.sanity import rank_correlation, scrambled_model
+from clipviz.saliency.perturbation import rank_correlation, scrambled_model
 
 
 def test_rank_correlation_on_known_cases() -> None:
