@@ -44,10 +44,12 @@ class Backbone(nn.Module):
     Attributes:
         origin: the arguments of `load_backbone` that gave it; None if it was made otherwise.
         built: the architecture and activation that were built for them.
+        reads_text: whether sentences can be embedded, or class names only.
     """
 
     origin: Mapping[str, Any] | None = None
     built: Mapping[str, Any] | None = None
+    reads_text = True
 
     def __init__(
         self,
@@ -110,11 +112,6 @@ class Backbone(nn.Module):
             scale = float(parameter.detach().exp())
             self._scale = (parameter, parameter._version, scale)
         return scale
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether sentences can be embedded, or class names only."""
-        return True
 
     @property
     def has_patches(self) -> bool:

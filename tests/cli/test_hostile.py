@@ -35,7 +35,7 @@ from clipviz.cli import main as cli
 from clipviz.cli.progress import opening
 from clipviz.data import load_dataset
 from clipviz.data.images.decode import UnreadableImage, read_image
-from clipviz.data.sources.scan import display_name
+from clipviz.data.sources.layout import display_name
 from clipviz.methods.base import AdaptConfig
 from clipviz.prompts import read_descriptions
 from clipviz.trace import Trace

@@ -6,7 +6,7 @@ from pictures import smooth_pixels
 from PIL import Image
 from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, AugmentOp
 
-from clipviz.data.images.randaugment import INCREASING_OPS, apply_op, rand_augment
+from clipviz.data.images.views import INCREASING_OPS, apply_op, rand_augment
 
 FILL = (10, 200, 30)
 IMAGE = Image.fromarray(smooth_pixels(32, 32))

@@ -12,18 +12,14 @@ from clipviz.parallel import ONE, Ranks
 
 
 def embed_dataset(
-    backbone: Backbone,
-    dataset: ImageDataset,
-    classifier: Tensor | None = None,
-    batch_size: int = 256,
-    ranks: Ranks = ONE,
+    backbone: Backbone, dataset: ImageDataset, classifier: Tensor | None = None, ranks: Ranks = ONE
 ) -> FeatureDataset:
     """Embeddings (n, E) float32, on the CPU, of the whole (center-cropped) views, with all that `dataset` says of them.
 
     A classifier (C, E) is kept beside them. All processes of `ranks` share the work and get all embeddings.
     """
     rows = []
-    for views in eval_views(dataset, ViewConfig(backbone.image_size), batch_size, backbone.device, ranks):
+    for views in eval_views(dataset, ViewConfig(backbone.image_size), 256, backbone.device, ranks):
         with preserved_state(backbone):
             rows.append(views.gather(backbone.embed(views.weak)).cpu())
     return FeatureDataset(

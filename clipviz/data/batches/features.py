@@ -154,11 +154,7 @@ class FeatureBackbone(Backbone):
         if len(self._table) < len(classifier or {}):
             raise ValueError(f"{name}: class names differ in underscores and spaces only; make them differ in words")
         self._text = [text] if text is not None else []  # a list: not a part of this model
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether sentences can be embedded, or class names only."""
-        return bool(self._text)
+        self.reads_text = text is not None
 
     def require_patches(self, purpose: str) -> None:
         """Refuse, with the reason."""

@@ -21,9 +21,8 @@ from PIL import Image
 
 from clipviz.data.base import ImageDataset
 from clipviz.data.sources.image_files import FileOptions, ImageFileDataset, drawn
-from clipviz.data.sources.layout import ALL, SPLITS, Layout, NoSuchSplit
+from clipviz.data.sources.layout import ALL, SPLITS, Layout, NoSuchSplit, find_images, list_folder
 from clipviz.data.sources.lists import read_cub, read_resisc45
-from clipviz.data.sources.scan import find_images, list_folder
 from clipviz.errors import choose, one_line
 from clipviz.files import read_text
 from clipviz.prompts import make_prompts, short_hash

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from clipviz.data.batches.features import DEFAULT_LOGIT_SCALE, FeatureDataset
 from clipviz.data.sources.image_files import Classes, FileOptions, drawn, given_classes
-from clipviz.data.sources.scan import data_name
+from clipviz.data.sources.layout import data_name
 from clipviz.errors import listed, one_line
 from clipviz.files import replacing, writing
 

@@ -14,8 +14,7 @@ from PIL import Image
 from clipviz.data.base import ImageDataset, Skipped
 from clipviz.data.images.decode import UnreadableImage, read_image
 from clipviz.data.images.pixel_cache import DiskCache, MemoryCache
-from clipviz.data.sources.layout import Layout, read_class_names, read_layout
-from clipviz.data.sources.scan import data_name, display_name, display_path
+from clipviz.data.sources.layout import Layout, data_name, display_name, display_path, read_class_names, read_layout
 from clipviz.errors import one_line
 from clipviz.prompts import Descriptions, check_class_names, make_prompts, short_hash
 
@@ -47,36 +46,22 @@ class ImageFileDataset(ImageDataset):
         layout: Which files, of which classes.
         root: The folder that their display names are relative to.
         place: Where the images lie, for the message that there is none, such as "the folder 'photos'".
-        cache_bytes: Decoded images are kept in memory up to this size; the rest is decoded at each use.
-        descriptions, templates, n, seed, disk_cache, progress: As for `load_dataset`.
+        options: As for `load_dataset`; decoded images are kept in memory up to `cache_bytes`, `CACHE_BYTES` by default,
+            the rest is decoded at each use.
     """
 
     are_files = True
 
-    def __init__(
-        self,
-        layout: Layout,
-        root: str,
-        *,
-        name: str,
-        place: str,
-        descriptions: Descriptions | None = None,
-        templates: str | Sequence[str] | None = None,
-        n: int | None = None,
-        seed: int = 0,
-        cache_bytes: int = CACHE_BYTES,
-        disk_cache: DiskCache | None = None,
-        progress: Progress | None = None,
-    ) -> None:
-        check_count(n)
+    def __init__(self, layout: Layout, root: str, *, name: str, place: str, **options: Unpack[FileOptions]) -> None:
+        check_count(options.get("n"))
         self.name, self.split = name, layout.split
-        self.prompts = make_prompts(layout.class_names, templates, descriptions)
+        self.prompts = make_prompts(layout.class_names, options.get("templates"), options.get("descriptions"))
         self.class_names = self.prompts.names
-        self._cache = MemoryCache(cache_bytes)
-        self._disk = disk_cache
-        if disk_cache is not None and os.path.realpath(disk_cache.folder).startswith(os.path.realpath(root) + os.sep):
-            raise ValueError(f"the cache {os.fspath(disk_cache.folder)!r} lies among the images; choose another place")
-        self._samples, unreadable = self._open_all(layout, root, n, seed, progress or (lambda done, total: None))
+        self._cache = MemoryCache(options.get("cache_bytes", CACHE_BYTES))
+        self._disk = disk = options.get("disk_cache")
+        if disk is not None and os.path.realpath(disk.folder).startswith(os.path.realpath(root) + os.sep):
+            raise ValueError(f"the cache {os.fspath(disk.folder)!r} lies among the images; choose another place")
+        self._samples, unreadable = self._open_all(layout, root, options)
         self.skipped = layout.skipped + unreadable
         if not self._samples:
             bad = unreadable or self.skipped
@@ -106,12 +91,11 @@ class ImageFileDataset(ImageDataset):
     def _decode(self, path: str) -> Image.Image:
         return read_image(path) if self._disk is None else self._disk.read(path)
 
-    def _open_all(
-        self, layout: Layout, root: str, n: int | None, seed: int, progress: Progress
-    ) -> tuple[dict[int, bytes], list[Skipped]]:
+    def _open_all(self, layout: Layout, root: str, options: FileOptions) -> tuple[dict[int, bytes], list[Skipped]]:
         """Decode until n are good (all if None); return their positions in order with a sample, and the bad ones."""
-        total = len(layout.paths)
-        order = list(range(total)) if n is None else np.random.default_rng(seed).permutation(total).tolist()
+        total, n, progress = len(layout.paths), options.get("n"), options.get("progress")
+        rng = np.random.default_rng(options.get("seed", 0))
+        order = list(range(total)) if n is None else rng.permutation(total).tolist()
         wanted = total if n is None else min(n, total)
         kept: dict[int, bytes] = {}
         unreadable: list[Skipped] = []
@@ -130,7 +114,8 @@ class ImageFileDataset(ImageDataset):
                         else:
                             unreadable.append(Skipped(display_path(layout.paths[i], root), sample))
                         opened += 1
-                        progress(opened, to_open)
+                        if progress is not None:
+                            progress(opened, to_open)
         finally:  # after Ctrl-C, files in line are not opened any more
             pool.shutdown(cancel_futures=True)
         return dict(sorted(kept.items())), unreadable

@@ -20,8 +20,7 @@ names, and the splits of the copies that Hugging Face's datasets read differ. Th
 import os
 
 from clipviz.data.base import Skipped
-from clipviz.data.sources.layout import ALL, SPLITS, Layout, NoSuchSplit
-from clipviz.data.sources.scan import display_name, find_images, list_folder
+from clipviz.data.sources.layout import ALL, SPLITS, Layout, NoSuchSplit, display_name, find_images, list_folder
 from clipviz.errors import choose, parse_json
 from clipviz.files import read_text
 from clipviz.prompts import check_class_names

@@ -11,9 +11,9 @@ from clipviz.data.images.pixel_cache import DiskCache
 from clipviz.data.sources.benchmarks import ROOT_VARIABLE, benchmark_of_file, benchmarks, find_benchmark, load_benchmark
 from clipviz.data.sources.feature_files import FEATURE_SUFFIXES, read_features
 from clipviz.data.sources.image_files import Classes, ImageFileDataset, ImageFolderDataset, Progress, given_classes
+from clipviz.data.sources.layout import data_name, display_name, list_folder
 from clipviz.data.sources.lists import is_coop_split, read_coop_split
 from clipviz.data.sources.manifest import MANIFEST_SUFFIXES, read_manifest
-from clipviz.data.sources.scan import data_name, display_name, list_folder
 from clipviz.errors import unknown
 from clipviz.origin import remembered
 from clipviz.prompts import Descriptions

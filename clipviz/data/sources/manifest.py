@@ -19,8 +19,16 @@ import numpy as np
 import pandas as pd
 
 from clipviz.data.base import UNLABELLED, Skipped
-from clipviz.data.sources.layout import ALL, SPLIT_FOLDERS, SPLITS, Layout, NoSuchSplit, used_split
-from clipviz.data.sources.scan import IMAGE_SUFFIXES, display_name
+from clipviz.data.sources.layout import (
+    ALL,
+    IMAGE_SUFFIXES,
+    SPLIT_FOLDERS,
+    SPLITS,
+    Layout,
+    NoSuchSplit,
+    display_name,
+    used_split,
+)
 from clipviz.errors import choose, listed, one_line
 from clipviz.prompts import check_class_names, normalize_name
 
