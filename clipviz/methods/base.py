@@ -129,6 +129,7 @@ class Method(nn.Module, ABC):
     preset: str | None = None  # what `config` began as, where somebody asked for it by name
     has_learned = False  # whether it has done a step of training
     adapted_by: Any = None  # weak reference to the `Adaptation` at work on it
+    needs = ViewNeeds()  # views to prepare
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: Any = None) -> None:
         super().__init__()
@@ -169,11 +170,6 @@ class Method(nn.Module, ABC):
     def schedule(self) -> AdaptConfig:
         """The schedule that its authors (or its preset) recommend: that of the configuration, where it has one."""
         return getattr(self.config, "schedule", None) or AdaptConfig()
-
-    @property
-    def needs(self) -> ViewNeeds:
-        """Views to prepare."""
-        return ViewNeeds()
 
     @property
     def settings(self) -> dict[str, Any]:

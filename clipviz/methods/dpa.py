@@ -30,6 +30,8 @@ their sum; biases of LayerNorms do not decay, LayerNorm weights and Z do. Where 
 - A learning rate below the schedule's 2e-6 floor stays where it is; in the code it rises to the floor.
 - Descriptions are used for (1) where the user gives some; `official` reads the templates only.
 - "_" in a class name is read as a space, as everywhere in clipviz; the code leaves it as it is.
+
+Each equation raises ValueError, naming the tensor, where shapes or precisions disagree.
 """
 
 from collections.abc import Iterable
@@ -89,10 +91,6 @@ BENCHMARK_PRESETS = {
     name: replace(_OFFICIAL, a=a, reg=reg, align=align, w=w, schedule=AdaptConfig(epochs=epochs, lr=lr))
     for name, (a, reg, align, w, lr, epochs) in BENCHMARKS.items()
 }
-
-
-# ------------------------------------------------------------------------------------------------- the equations
-# Each raises ValueError, naming the tensor, where shapes or precisions disagree.
 
 
 def image_prototypes(embeddings: Tensor, labels: Tensor, text_prototypes: Tensor) -> Tensor:
@@ -162,9 +160,6 @@ def alignment_loss(image_prototypes: Tensor, text_prototypes: Tensor, w: float) 
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
-# ------------------------------------------------------------------------------------------------- the method
-
-
 class DPA(Method):
     """DPA: trains the LayerNorms of the image tower and the text prototypes; on embeddings, the prototypes alone."""
 
@@ -193,11 +188,7 @@ class DPA(Method):
         self.register_buffer("window", text.new_zeros(self.config.window, len(text)))
         self.register_buffer("window_steps", torch.zeros((), dtype=torch.int64, device=text.device))
         unfreeze_norms(self.backbone.visual)
-
-    @property
-    def needs(self) -> ViewNeeds:
-        """A strong view."""
-        return ViewNeeds(strong=True, fill=self.config.fill)
+        self.needs = ViewNeeds(strong=True, fill=self.config.fill)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Biases do not decay."""

@@ -114,6 +114,7 @@ class GatheredMethod(AddingMethod):
     trains: ClassVar[bool] = False
     sized_by_data: ClassVar[tuple[str, ...]] = ("embeddings", "index")
     kept_once: ClassVar[tuple[str, ...]] = ("embeddings", "index")
+    needs = ViewNeeds(centered=True)
 
     embeddings: Tensor
     index: Tensor
@@ -122,11 +123,6 @@ class GatheredMethod(AddingMethod):
         super().__init__(backbone, prompts, config)
         self.register_buffer("embeddings", self.classifier.new_zeros(0, self.classifier.shape[1]))
         self.register_buffer("index", torch.zeros(0, dtype=torch.int64, device=self.classifier.device))
-
-    @property
-    def needs(self) -> ViewNeeds:
-        """The whole image, cut as for inference."""
-        return ViewNeeds(centered=True)
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:

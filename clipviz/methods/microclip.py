@@ -29,6 +29,8 @@ Where it is not, and why:
 Beyond the official method: `crop_teacher="frozen"` takes the g_k of (4) from the frozen model, once an image, which
 makes a step several times cheaper (`clipviz.methods.crop_teacher`); `side="border"` takes the side of the cut with
 less of the image's border, which finds the object in clutter (docs/saliency.md). No preset does either.
+
+Each equation raises ValueError, naming the tensor, where shapes or precisions disagree.
 """
 
 from collections.abc import Iterable
@@ -91,19 +93,13 @@ class MicroCLIPConfig:
         check_constants(self, shares="gamma rho", positive="crop_temperature", crops=1, fairness_weight=0)
 
 
-PRESETS = {
-    "default": MicroCLIPConfig(),
-    "official": MicroCLIPConfig(full_density=1.0, name_embedding="raw", fill=(0, 0, 0)),
-}
+_OFFICIAL = MicroCLIPConfig(full_density=1.0, name_embedding="raw", fill=(0, 0, 0))
+PRESETS = {"default": MicroCLIPConfig(), "official": _OFFICIAL}
 BACKBONE_PRESETS = {
     "birds": MicroCLIPConfig(
         crops=4, crop_scale=(0.7, 1.0), affinity="cosine", tau=0.4, full_density=1.0, schedule=AdaptConfig(lr=2e-3)
     )
 }
-
-
-# ------------------------------------------------------------------------------------------------- the equations
-# Each raises ValueError, naming the tensor, where shapes or precisions disagree.
 
 
 def saliency_query(patches: Tensor, mask: Tensor) -> Tensor:
@@ -209,9 +205,6 @@ def foreground(
     return Foreground(embedding, attention, mask, cut, density)
 
 
-# ------------------------------------------------------------------------------------------------- the method
-
-
 class MicroCLIP(Method):
     """microCLIP, on a ViT with patch tokens: trains its LayerNorms, the SOAP matrices and the learnable classifier."""
 
@@ -242,16 +235,9 @@ class MicroCLIP(Method):
         self.register_buffer("mean_steps", torch.zeros((), device=backbone.device))
         self.crop_teacher = FrozenCrops(backbone) if self.config.crop_teacher == "frozen" else None
         unfreeze_norms(self.backbone.visual)
-
-    @property
-    def needs(self) -> ViewNeeds:
-        """A strong view and the crops."""
-        return ViewNeeds(True, self.config.crops, self.config.crop_scale, self.config.fill)
-
-    @property
-    def training_needs(self) -> ViewNeeds:
-        """No crops where the teacher has embedded them once and for all."""
-        return replace(self.needs, crops=0) if self.crop_teacher else self.needs
+        self.needs = ViewNeeds(True, self.config.crops, self.config.crop_scale, self.config.fill)
+        # no crops where the teacher has embedded them once and for all
+        self.training_needs = replace(self.needs, crops=0) if self.crop_teacher else self.needs
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:

@@ -98,9 +98,6 @@ BENCHMARK_PRESETS = {
 }
 
 
-# ------------------------------------------------------------------------------------------------- the equations
-
-
 def cache_affinity(cosine: Tensor, beta: float) -> Tensor:
     """How much a cache entry counts for an image, exp(-beta (1 - cosine)), in (0, 1] for unit embeddings; any shape."""
     return (1.0 - cosine).mul_(-beta).exp_()
@@ -145,9 +142,6 @@ def class_affinity(embeddings: Tensor, prototypes: Tensor, labels: Tensor, beta:
         affinity = cache_affinity((embeddings * prototypes[labels]).sum(-1), beta)
         largest = affinity.new_zeros(len(prototypes)).scatter_reduce(0, labels, affinity, "amax")
         return affinity / largest[labels]
-
-
-# ------------------------------------------------------------------------------------------------- the method
 
 
 class NtUA(AddingMethod):
@@ -199,11 +193,8 @@ class NtUA(AddingMethod):
             self.register_buffer(name, empty(shape))
         for name in ("labels", "cache_index"):
             self.register_buffer(name, empty(0, dtype=torch.int64))
-
-    @property
-    def needs(self) -> ViewNeeds:
-        """The augmented views, for the pass that fills the cache."""
-        return ViewNeeds(crops=self.config.views, crop_scale=self.config.view_scale)
+        # the augmented views, for the pass that fills the cache
+        self.needs = ViewNeeds(crops=self.config.views, crop_scale=self.config.view_scale)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ they are.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -115,18 +115,12 @@ def take_in(x: Tensor, index: Tensor, memory: Memory, classifier: Tensor, scale:
 
 @torch.no_grad()
 def stream(
-    embeddings: Tensor,
-    classifier: Tensor,
-    *,
-    batch_size: int = 32,
-    tau: float = 0.05,
-    official: bool = False,
-    logit_scale: float = 100.0,
+    embeddings: Tensor, classifier: Tensor, *, batch_size: int = 32, logit_scale: float = 100.0, **constants: Any
 ) -> Tensor:
     """Predict images batch after batch.
 
-    Embeddings (n, E), in the order in which they come, and classifier (C, E) are floats of unit norm; `tau` and
-    `official` are those of `OGAConfig`, `logit_scale` is s.
+    Embeddings (n, E), in the order in which they come, and classifier (C, E) are floats of unit norm; `logit_scale` is
+    s, all else are constants of `OGAConfig`.
 
     Returns:
         (n, C) float probabilities in stream order.
@@ -136,7 +130,7 @@ def stream(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    config = OGAConfig(tau=tau, official=official)
+    config = OGAConfig(**constants)
     embeddings, classifier = unit_rows(embeddings, classifier)
     memory, found = empty_memory(classifier, config), []
     positions = torch.arange(len(embeddings), device=embeddings.device)

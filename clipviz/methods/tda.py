@@ -16,7 +16,7 @@ augmentation. In a run s is the model's own, 100 for OpenAI's; unseen images are
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -113,21 +113,11 @@ def take_in(
 
 
 @torch.no_grad()
-def stream(
-    embeddings: Tensor,
-    classifier: Tensor,
-    *,
-    alpha: float = 2.0,
-    beta: float = 5.0,
-    negative: bool = True,
-    entropy_range: tuple[float, float] = (0.2, 0.5),
-    vote_before_store: bool = False,
-    logit_scale: float = 100.0,
-) -> Tensor:
+def stream(embeddings: Tensor, classifier: Tensor, *, logit_scale: float = 100.0, **constants: Any) -> Tensor:
     """Predict images one after the other.
 
-    Embeddings (n, E), in the order in which they come, and classifier (C, E) are floats of unit norm; the constants
-    are those of `TDAConfig`, `logit_scale` is s.
+    Embeddings (n, E), in the order in which they come, and classifier (C, E) are floats of unit norm; `logit_scale` is
+    s, all else are constants of `TDAConfig`.
 
     Returns:
         (n, C) float logits in stream order.
@@ -135,9 +125,7 @@ def stream(
     Raises:
         ValueError: for what is NaN, not of unit norm, or does not fit together.
     """
-    config = TDAConfig(
-        alpha=alpha, beta=beta, negative=negative, entropy_range=entropy_range, vote_before_store=vote_before_store
-    )
+    config = TDAConfig(**constants)
     embeddings, classifier = unit_rows(embeddings, classifier)
     caches, text = empty_caches(classifier, config), logit_scale * embeddings @ classifier.T
     index = torch.arange(len(embeddings), device=embeddings.device)

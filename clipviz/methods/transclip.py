@@ -80,9 +80,6 @@ class Solution(NamedTuple):
     text_variances: Tensor  # v0 of StatA, (E,) float; of TransCLIP 1 / E
 
 
-# ------------------------------------------------------------------------------------------------- the equations
-
-
 class Problem(NamedTuple):
     """Embeddings (n, E) and text classifier (C, E), of unit norm; `anchor` means StatA, `logit_scale` is s."""
 
@@ -241,9 +238,6 @@ def solve(
     problem = Problem(*unit_rows(embeddings, classifier), config or TransCLIPConfig(), anchor, logit_scale)
     with torch.no_grad():
         return deque(passes(problem), maxlen=1).pop()  # eleven at once would be eleven times the memory
-
-
-# ------------------------------------------------------------------------------------------------- the method
 
 
 class TransCLIP(GatheredMethod):

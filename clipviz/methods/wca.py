@@ -96,13 +96,7 @@ class WCA(Method):
         sentences = sentence_embeddings(backbone, self.sentences)
         classifier = weighted_descriptions(sentences, names, self.config.text_scale)
         self.register_buffer("classifier", normalize(classifier) if self.config.normalized else classifier)
-
-    @property
-    def needs(self) -> ViewNeeds:
-        """The crops."""
-        return ViewNeeds(crops=self.config.crops, crop_scale=self.config.crop_scale)
-
-    test_needs = needs  # of test images, too
+        self.needs = self.test_needs = ViewNeeds(crops=self.config.crops, crop_scale=self.config.crop_scale)
 
     def _score(self, mean: Tensor) -> Tensor:
         return self.backbone.logit_scale * mean @ self.classifier.T

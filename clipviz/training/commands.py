@@ -57,12 +57,15 @@ def plain_numbers(values: Mapping[str, object]) -> dict[str, float]:
 
 
 class Commanded:
-    """The side of a `Run` that takes commands, from any thread, and that on which its owner carries them out."""
+    """The side of a `Run` that takes commands, from any thread, and that on which its owner carries them out.
+
+    `method` is the one being adapted; while the run is live its thread alone may touch it, see `ask`.
+    """
 
     recorder: Recorder
 
     def __init__(self, adaptation: Adaptation) -> None:
-        self.adaptation, self.ranks = adaptation, adaptation.ranks
+        self.adaptation, self.ranks, self.method = adaptation, adaptation.ranks, adaptation.method
         self.status = "ready"
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._pending: list[Change] = []
@@ -71,11 +74,6 @@ class Commanded:
         self._next_step = 0
         self._driver: int | None = None  # the thread that does the run
         self._steps_allowed: int | None = None  # None: any number; 0: paused
-
-    @property
-    def method(self) -> Method:
-        """The method being adapted; while the run is live its thread alone may touch it, see `ask`."""
-        return self.adaptation.method
 
     @property
     def changes(self) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -269,9 +270,9 @@ class FollowedRun:
             self.newest, self._told = {}, -2
         if RunStarted not in self.newest and meta:
             pixels = trace.probe.images.transpose(0, 3, 1, 2) / np.float32(255)
-            pictures: Any = (pixels, trace.probe.index, trace.probe.target)
+            images: Any = (pixels, trace.probe.index, trace.probe.target)
             n = int(meta.get("n_images") or 0)
-            probe: Any = Probe(*pictures) if len(pixels) else None
+            probe: Any = Probe(*images) if len(pixels) else None
             known = (trace.method, meta, trace.class_names, n, self.n_epochs, self.n_steps, probe, self.steps_done)
             self._tell(RunStarted(*known))
         for epoch, rows in trace.epochs[trace.epochs["epoch"] > self._told].groupby("epoch"):
@@ -297,18 +298,9 @@ class FollowedRun:
         """Refused: another process has it."""
         raise ValueError(f"the run in {self.folder} is that of another process; it is {self.status}")
 
-    def pause(self) -> Future[str]:
+    def step(self, n: int = 1) -> Future[str]:
         """As for `Run`, and so are the others; the future is the answer of the run, which `poll` brings."""
-        return self._send(do="pause")
-
-    def resume(self) -> Future[str]:  # noqa: D102
-        return self._send(do="resume")
-
-    def step(self, n: int = 1) -> Future[str]:  # noqa: D102
         return self._send(do="step", n=n)
-
-    def stop(self) -> Future[str]:  # noqa: D102
-        return self._send(do="stop")
 
     def set(self, **constants: float) -> Future[str]:  # noqa: D102
         return self._send(do="set", constants=constants)
@@ -327,6 +319,10 @@ class FollowedRun:
         with writing(self.folder / COMMANDS / name, durable=False) as file:
             file.write(json.dumps(order).encode())
         return future
+
+    pause = partialmethod(_send, do="pause")
+    resume = partialmethod(_send, do="resume")
+    stop = partialmethod(_send, do="stop")
 
 
 def progress_line(event: EpochFinished, n_epochs: int) -> str:

@@ -27,15 +27,11 @@ _AT_ONCE = 64
 
 
 def highlights(
-    method: Method,
-    dataset: ImageDataset,
-    predictions: Predictions,
-    n: int = 12,
-    train_dataset: ImageDataset | None = None,
+    method: Method, dataset: ImageDataset, predictions: Predictions, learned: ImageDataset | None = None, n: int = 12
 ) -> Highlights | None:
     """At most n instructive images with the final model's saliency; None where there is nothing to show.
 
-    `predictions` are of all images of `dataset`, those measured on; the entries of a cache come from `train_dataset`.
+    `predictions` are of all images of `dataset`, those measured on; the entries of a cache come from those `learned`.
     """
     index = instructive(predictions, n)
     if not dataset.has_pixels or len(index) == 0:
@@ -50,9 +46,9 @@ def highlights(
         cache = ask(method, "cache_contributions", images, NEIGHBORS)
     examples = surest_examples(predictions, index)
     called = predictions.probs[torch.from_numpy(examples)].argmax(-1)
-    cached = None if cache is None else _cache_images(train_dataset, cache)
-    pictures = _thumbnails(dataset, examples)
-    return Highlights(probe, probs, explanation, branches, pictures, called, sentences, cache, cached)
+    cached = None if cache is None else _cache_images(learned, cache)
+    thumbnails = _thumbnails(dataset, examples)
+    return Highlights(probe, probs, explanation, branches, thumbnails, called, sentences, cache, cached)
 
 
 def explained(method: Method, images: Tensor) -> dict[str, Tensor]:
@@ -81,8 +77,8 @@ def _thumbnails(dataset: ImageDataset | None, index: np.ndarray) -> Tensor | Non
 def _cache_images(dataset: ImageDataset | None, cache: CacheContributions) -> Tensor | None:
     """(G, k, 3, 64, 64): the images behind the cache entries; None where the cache came from embeddings."""
     unique, places = np.unique(cache.index.numpy(), return_inverse=True)
-    pictures = _thumbnails(dataset, unique)
-    return None if pictures is None else pictures[torch.from_numpy(places.reshape(cache.index.shape))]
+    thumbnails = _thumbnails(dataset, unique)
+    return None if thumbnails is None else thumbnails[torch.from_numpy(places.reshape(cache.index.shape))]
 
 
 def classes_in_question(probs: Tensor, target: Tensor) -> list[list[int]]:

@@ -58,7 +58,7 @@ def adapt(
         `StepFinished`s and an `EpochFinished`, and at last `RunFinished`.
 
     Raises:
-        ValueError: at once, for a method or a schedule that is none, or a dataset without images.
+        ValueError: at once, for what is not a method or not a schedule, or a dataset without images.
         FloatingPointError: if the loss is not finite (the step and its terms are named), or the weights are not.
     """
     return iter(Adaptation(method, dataset, config, **options))
@@ -314,7 +314,7 @@ class Adaptation:
         if self.eval_dataset is None:
             return None
         predictions = predictions or self._predictions(self.eval_dataset)
-        return highlights(self.method, self.eval_dataset, predictions, train_dataset=self.dataset)
+        return highlights(self.method, self.eval_dataset, predictions, self.dataset)
 
     def facts(self) -> dict[str, Any]:
         """What was chosen for this run, JSON-able: the metadata of its trace."""

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from clipviz.data.base import ImageDataset
@@ -50,6 +49,9 @@ class Run(Commanded):
         listeners: called with every event, in the thread that trains.
 
     Attributes:
+        name: of method and data.
+        folder: the run folder.
+        n_epochs: of the whole run, like `n_steps`.
         recorder: holds the trace so far.
         status: "ready", "running", "paused", "stopped", "finished" or "failed"; the last three are the end.
         steps_done: optimizer steps since this object began.
@@ -72,6 +74,9 @@ class Run(Commanded):
         super().__init__(Adaptation(method, dataset, config, **options))
         self.recorder = Recorder()
         self._disk = folder if isinstance(folder, RunFolder | None) else RunFolder(folder, keep_epochs)
+        self._writes = self._disk if self.ranks.is_first else None  # the folder, in the process that writes to it
+        self.folder = None if self._disk is None else self._disk.path
+        self.name, self.n_epochs = f"{self.method.name} on {dataset.name}", self.adaptation.n_epochs
         self.listeners = list(listeners)
         self.save_seconds = save_seconds
         self.steps_done = 0
@@ -88,11 +93,6 @@ class Run(Commanded):
         return inert(f"Run({self.name}, {self.status})")
 
     @property
-    def name(self) -> str:
-        """Method and data."""
-        return f"{self.method.name} on {self.adaptation.dataset.name}"
-
-    @property
     def gamma(self) -> float | None:
         """The mixing weight, of a method that has one."""
         return getattr(self.method.config, "gamma", None)
@@ -102,23 +102,8 @@ class Run(Commanded):
         """Of the whole run; some methods know it only when they are prepared."""
         return self.adaptation.n_steps
 
-    @property
-    def n_epochs(self) -> int:
-        """Of the whole run."""
-        return self.adaptation.n_epochs
-
     def poll(self) -> None:
         """Nothing: a run of this process tells its news itself; see `FollowedRun`."""
-
-    @property
-    def folder(self) -> Path | None:
-        """The run folder."""
-        return None if self._disk is None else self._disk.path
-
-    @property
-    def _writes(self) -> RunFolder | None:
-        """The run folder, in the process that writes to it."""
-        return self._disk if self.ranks.is_first else None
 
     @property
     def trace(self) -> Trace:
