@@ -32,9 +32,9 @@ import torch
 
 from benchmarks.accuracy_tables import markdown, summarize
 from clipviz import METHODS, adapt, load_backbone, load_dataset, record
-from clipviz.birds.domains import DOMAINS, VALIDATION_DOMAIN
+from clipviz.birds.dataset import DOMAINS, VALIDATION_DOMAIN
 from clipviz.data.base import ImageDataset
-from clipviz.data.batches.embed import embed_dataset
+from clipviz.data.batches.features import embed_dataset
 from clipviz.errors import choose
 from clipviz.methods import AdaptConfig, Method
 from clipviz.methods.build import build_method, parse_constants

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from clipviz import METHODS
-from clipviz.birds.domains import DOMAINS, VALIDATION_DOMAIN
+from clipviz.birds.dataset import DOMAINS, VALIDATION_DOMAIN
 
 REFERENCE = "descriptions"
 MEASURED = ["accuracy", "pseudo_label_accuracy", "ece", "label_ece", "seconds"]

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.accuracy_tables import half_width
 from clipviz import load_backbone, load_dataset
-from clipviz.data.batches.embed import embed_dataset
+from clipviz.data.batches.features import embed_dataset
 from clipviz.figures.style import method_style
 from clipviz.methods.base import prompt_sentences, text_classifier
 from clipviz.methods.transclip import solve

@@ -20,8 +20,7 @@ from torch import Tensor
 from clipviz import METHODS, load_backbone
 from clipviz.backbone import Backbone
 from clipviz.backbone.weights import BUNDLED
-from clipviz.birds.dataset import BirdsDataset
-from clipviz.birds.domains import DOMAINS, VALIDATION_DOMAIN, render_image
+from clipviz.birds.dataset import DOMAINS, VALIDATION_DOMAIN, BirdsDataset, render_image
 from clipviz.birds.world import ATTRIBUTE_NAMES, SPECIES
 from clipviz.data.base import ViewConfig
 from clipviz.data.batches.loader import ViewLoader

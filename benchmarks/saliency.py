@@ -41,7 +41,7 @@ from benchmarks.saliency_tables import (
 from benchmarks.soap_oracle import by_oracle, soap_oracle, summarize_oracle
 from benchmarks.soap_study import soap_study
 from clipviz import METHODS, adapt, load_backbone, load_dataset
-from clipviz.birds.domains import DOMAINS
+from clipviz.birds.dataset import DOMAINS
 from clipviz.events import Probe
 from clipviz.methods import Method
 from clipviz.methods.build import build_method, parse_constants

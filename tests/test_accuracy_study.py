@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import accuracy
 from benchmarks.accuracy_tables import half_width, markdown, of_one_state, summarize, without_training
-from clipviz.birds.domains import DOMAINS
+from clipviz.birds.dataset import DOMAINS
 
 
 def make_runs(methods, domains=("fog", "night"), seeds=(0, 1, 2), **columns):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipviz.birds.domains import SHIFTS, render_image
+from clipviz.birds.dataset import SHIFTS, render_image
 from clipviz.birds.render import IMAGE_SIDE, PART_NAMES
 from clipviz.birds.world import ATTRIBUTE_NAMES
 from tools.pretraining_data import FROM_AFAR, attribute_prompts, background_prompt, caption, sample_attributes

@@ -66,8 +66,8 @@ class Backbone(nn.Module):
         self.name, self.precision = name, precision
         self._collected: list[Tensor] | None = None
         self._scale: tuple[Tensor | None, int, float] = (None, 0, 0.0)  # parameter, its version, exponential
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.mean = nn.Buffer(torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.std = nn.Buffer(torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     @property
     def visual(self) -> Any:
@@ -77,7 +77,7 @@ class Backbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
-        return cast(Tensor, self.mean).device
+        return self.mean.device
 
     @property
     def image_size(self) -> int:
@@ -143,7 +143,7 @@ class Backbone(nn.Module):
                 f"{self.name} wants images (B, 3, {self.image_size}, {self.image_size}) in [0, 1], "
                 f"got {tuple(images.shape)}"
             )
-        pixels, inputs = (images - cast(Tensor, self.mean)) / cast(Tensor, self.std), None
+        pixels, inputs = (images - self.mean) / self.std, None
         if self.has_patches:
             embeddings, inputs = encode(self.visual, pixels)
         else:
@@ -193,7 +193,7 @@ class Backbone(nn.Module):
         model = copy.copy(self.model)
         with lock_of(self):  # neither in the middle of a step nor with somebody's hooks
             model._modules = {**self.model._modules, "visual": copy.deepcopy(self.visual)}
-        mean, std = (cast(Tensor, t).flatten().tolist() for t in (self.mean, self.std))
+        mean, std = (t.flatten().tolist() for t in (self.mean, self.std))
         own = Backbone(model, self.tokenizer, mean, std, self.name, self.precision).to(self.device)
         own.origin, own.built = self.origin, self.built
         return own

@@ -1,18 +1,148 @@
-"""Birds as a dataset: "birds" and "birds/DOMAIN", rendered on demand, split by seed."""
+"""Birds as a dataset: "birds" and "birds/DOMAIN", rendered on demand, split by seed.
+
+`render_image` is all of an image: background, bird, what lies over it, then the domain's effect on the pixels.
+`severity` scales the shift continuously: 0 is the source domain, 1 the default, 2 is cruel.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from clipviz.birds.domains import DOMAINS, VALIDATION_DOMAIN, render_image
-from clipviz.birds.render import ATTRIBUTE_PARTS, PART_ID, PART_NAMES
+from clipviz.birds.render import ATTRIBUTE_PARTS, IMAGE_SIDE, PART_ID, PART_NAMES, draw_bird, sample_pose
+from clipviz.birds.shapes import Canvas, Shape, capsule, ellipse
 from clipviz.birds.world import SPECIES
 from clipviz.data.base import ImageDataset
 from clipviz.data.sources.image_files import check_count
 from clipviz.errors import choose, parse_json
 from clipviz.prompts import Descriptions, make_prompts, short_hash
+
+DOMAINS = ("source", "clutter", "night", "fog", "small", "blur", "mix")
+"""Domains to report on: the source and the six shifted targets."""
+
+VALIDATION_DOMAIN = "dusk"
+"""A shifted domain for choosing hyperparameters; results on it are never reported as a test of a method."""
+
+SHIFTS = ("clutter", "night", "fog", "small", "blur")
+
+
+def _smooth_noise(side: int, cells: int, rng: np.random.Generator, channels: int = 1) -> np.ndarray:
+    """Low-frequency noise in [0, 1], (S, S, channels): a random cells x cells grid, enlarged bicubically."""
+    grid = rng.random((channels, cells, cells), dtype=np.float32)
+    planes = [np.asarray(Image.fromarray(g).resize((side, side), Image.Resampling.BICUBIC)) for g in grid]
+    return np.clip(np.stack(planes, -1), 0.0, 1.0)
+
+
+def _plain_background(side: int, rng: np.random.Generator) -> np.ndarray:
+    """A soft vertical gradient between two pale colors: a bird against the sky, or in a studio."""
+    top, bottom = (rng.uniform(0.5, 0.9, (2, 1)) + rng.uniform(-0.14, 0.14, (2, 3))).astype(np.float32)
+    t = np.linspace(0, 1, side, dtype=np.float32)[:, None, None]
+    background = top * (1 - t) + bottom * t
+    soft = _smooth_noise(side, 4, rng) - 0.5
+    return np.clip(np.broadcast_to(background, (side, side, 3)) + 0.12 * soft, 0.0, 1.0).astype(np.float32)
+
+
+FOLIAGE = np.array([[0.22, 0.42, 0.14], [0.35, 0.50, 0.18], [0.48, 0.40, 0.20], [0.30, 0.33, 0.22], [0.55, 0.52, 0.30]])
+
+
+def _leaf(side: int, rng: np.random.Generator) -> tuple[Shape, np.ndarray]:
+    size = rng.uniform(0.05, 0.12) * side
+    cx, cy = rng.uniform(0, side, 2)
+    color = FOLIAGE[rng.integers(len(FOLIAGE))] * rng.uniform(0.7, 1.3)
+    return ellipse(cx, -cy, size, size * rng.uniform(0.3, 0.5), rng.uniform(0, np.pi)), np.clip(color, 0, 1)
+
+
+def _cluttered_background(side: int, rng: np.random.Generator, severity: float) -> np.ndarray:
+    """Foliage: two octaves of colored noise, branches and leaves; blends in from the plain background."""
+    plain = _plain_background(side, rng)
+    base = FOLIAGE[rng.integers(len(FOLIAGE))].astype(np.float32)
+    noise = 0.6 * _smooth_noise(side, 7, rng, 3) + 0.4 * _smooth_noise(side, 28, rng, 3)
+    texture = np.clip(base * (0.5 + 1.1 * noise) + 0.15 * (noise - 0.5), 0, 1)
+    background = plain + min(1.0, 0.55 * severity) * (texture - plain)
+    canvas = Canvas(background.astype(np.float32))
+    for _ in range(round(3 * severity)):
+        (x0, y0), (x1, y1) = rng.uniform(0, side, (2, 2))
+        brown = np.array([0.30, 0.22, 0.14]) * rng.uniform(0.7, 1.4)
+        canvas.paint(capsule(x0, -y0, x1, -y1, rng.uniform(0.8, 2.5)), brown, 0)
+    for _ in range(round(10 * severity)):
+        canvas.paint(*_leaf(side, rng), 0)
+    return canvas.rgb
+
+
+def _occlude(rgb: np.ndarray, parts: np.ndarray, rng: np.random.Generator, severity: float) -> None:
+    """Leaves in front of the bird; what they hide is no longer a visible part."""
+    canvas = Canvas(rgb)
+    canvas.parts = parts
+    for _ in range(rng.poisson(2.8 * severity)):
+        canvas.paint(*_leaf(rgb.shape[0], rng), 0)
+
+
+def _night(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndarray:
+    """Little light, bluish, with a brighter spot somewhere and sensor noise."""
+    side = rgb.shape[0]
+    x, y = rng.uniform(0.25, 0.75, 2) * side
+    grid = np.arange(side, dtype=np.float32)
+    glow = np.exp(-((grid[None] - x) ** 2 + (grid[:, None] - y) ** 2) / (0.5 * side) ** 2)[..., None]
+    level = np.exp(-severity * (1.28 - 0.54 * glow)) * np.array([0.85, 0.95, 1.15], dtype=np.float32) ** severity
+    gray = rgb.mean(-1, keepdims=True)
+    dark = (rgb + min(0.9, 0.25 * severity) * (gray - rgb)) * level
+    return dark + rng.normal(0.0, 0.025 * severity, rgb.shape).astype(np.float32)
+
+
+def _fog(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndarray:
+    """Contrast lost towards a pale veil of uneven density."""
+    density = 1.0 - np.exp(-severity * (1.14 + 0.84 * (_smooth_noise(rgb.shape[0], 4, rng) - 0.5)))
+    veil = rng.uniform(0.70, 0.85) * np.array([0.97, 1.0, 1.02], dtype=np.float32)
+    return rgb + density * (veil - rgb)
+
+
+def _blur(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndarray:
+    """Out of focus."""
+    radius = severity * rng.uniform(2.1, 3.6) * rgb.shape[0] / IMAGE_SIDE
+    image = Image.fromarray(_to_uint8(rgb)).filter(ImageFilter.GaussianBlur(radius))
+    return np.asarray(image, dtype=np.float32) / 255.0
+
+
+def _dusk(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndarray:
+    """Low warm light with a slight haze: the validation domain, unlike any of the reported ones."""
+    level = np.exp(-0.55 * severity) * np.array([1.25, 0.92, 0.70], dtype=np.float32) ** severity
+    haze = np.array([0.55, 0.38, 0.30], dtype=np.float32)
+    warm = rgb * level
+    return warm + min(0.9, 0.35 * severity) * _smooth_noise(rgb.shape[0], 5, rng) * (haze - warm)
+
+
+_EFFECTS = {"night": _night, "fog": _fog, "blur": _blur, "dusk": _dusk}
+
+
+def _to_uint8(rgb: np.ndarray) -> np.ndarray:
+    return (np.clip(rgb, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+
+
+def render_image(
+    code: np.ndarray, domain: str, rng: np.random.Generator, severity: float = 1.0, side: int = IMAGE_SIDE
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image (S, S, 3) uint8 of the bird with the attributes `code` (A,), and its visible `PART_NAMES`, (S, S) uint8.
+
+    The same state of `rng` gives the same pixels. The domain "mix" applies two different shifts at 0.7 of the severity.
+    """
+    choose("domain", domain, (*DOMAINS, VALIDATION_DOMAIN))
+    if severity < 0:
+        raise ValueError(f"severity must be at least 0, got {severity}")
+    shifts = {domain: severity}
+    if domain == "mix":
+        shifts = {str(name): 0.7 * severity for name in rng.choice(SHIFTS, 2, replace=False)}
+    clutter = shifts.get("clutter", 0.0)
+    background = _cluttered_background(side, rng, clutter) if clutter else _plain_background(side, rng)
+    pose = sample_pose(rng, size=1.0 / (1.0 + 0.6 * shifts.get("small", 0.0)))
+    parts = draw_bird(background, code, pose)
+    if clutter:
+        _occlude(background, parts, rng, clutter)
+    for name, strength in shifts.items():
+        if name in _EFFECTS and strength > 0:
+            background = _EFFECTS[name](background, rng, strength)
+    return _to_uint8(background), parts
+
 
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {} in the wild.", "a close-up of a {}.")
 """Hand-written prompts for class names, as CLIP's template ensembles."""

@@ -8,8 +8,7 @@ from clipviz.backbone import Backbone
 from clipviz.cli import inputs
 from clipviz.data import load_dataset
 from clipviz.data.base import ImageDataset
-from clipviz.data.batches.embed import embed_dataset
-from clipviz.data.batches.features import FeatureDataset
+from clipviz.data.batches.features import FeatureDataset, embed_dataset
 from clipviz.data.sources.feature_files import FEATURE_SUFFIXES, write_features
 from clipviz.errors import inert
 from clipviz.files import prepare_folder

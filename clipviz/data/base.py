@@ -105,9 +105,9 @@ class ImageDataset(ABC):
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """Which views are made of an image."""
+    """Which views are made of an image besides the weak one; a method says what it needs, the loop how large."""
 
-    size: int  # side of every view in pixels; the input resolution of the backbone
+    size: int = 1  # side of every view in pixels: the input resolution of the backbone
     strong: bool = False  # whether to make the strong view
     crops: int = 0  # K, the number of square crops; 0 for none
     crop_scale: tuple[float, float] = (0.5, 0.9)  # range of a crop's side as a share of the image's short side

@@ -18,19 +18,16 @@ from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
 from clipviz.backbone.ownership import lock_of
-from clipviz.data.base import Batch, Views
+from clipviz.data.base import Batch, ViewConfig, Views
 from clipviz.data.batches.features import FeatureBackbone
 from clipviz.errors import choose
 from clipviz.events import PseudoLabels
 from clipviz.ops import normalize
-from clipviz.prompts import ClassPrompts
+from clipviz.prompts import ClassPrompts, TextSource
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 TUNED: dict[str, Any] = tomllib.loads(Path(__file__).with_name("benchmarks.toml").read_text(encoding="utf-8"))
-
-TextSource = Literal["templates", "descriptions"]
-"""What a text classifier is made of; where nobody wrote descriptions, the templates stand in for them."""
 
 
 def check_constants(config: Any, *, shares: str = "", positive: str = "", **least: float) -> None:
@@ -75,24 +72,13 @@ class AdaptConfig:
         check_constants(self, positive="lr", epochs=1, batch_size=1, workers=0, min_lr=0, weight_decay=0)
 
 
-@dataclass(frozen=True)
-class ViewNeeds:
-    """The views a method wants besides the weak one (`centered`: as for inference): a strong one, crops of a side."""
-
-    strong: bool = False
-    crops: int = 0
-    crop_scale: tuple[float, float] = (0.5, 0.9)
-    fill: tuple[int, int, int] = (123, 117, 104)
-    centered: bool = False
-
-
 class Method(nn.Module, ABC):
     """Base of all methods.
 
     To write: `pseudo_label`, `loss` (unless `trains` is False) and `logits`. All the rest has a default, and these are
     asked for only where a method has them (`ask`):
 
-        training_needs -> ViewNeeds             of the steps, where `prepare` has made some of `needs` superfluous
+        training_needs -> ViewConfig            of the steps, where `prepare` has made some of `needs` superfluous
         training_batches(batch_size, seed)      of what `prepare` has cached, instead of views of all images: `epoch(e,
                                                 first_step)` yields those of an epoch, `len` counts them
         begin_epoch(), end_epoch()              what is reset or updated once per epoch
@@ -100,7 +86,7 @@ class Method(nn.Module, ABC):
         explain(images) -> {kind: (B, h, w)}    saliency
         measured(views) -> (logits, branches)   both at once, where they share their work
         view_logits(views) -> (B, C)            inference on a test image and its crops, with
-        test_needs -> ViewNeeds                 views of a test image besides the whole one
+        test_needs -> ViewConfig                views of a test image besides the whole one
         baselines(images) -> {name: (B, C)}     logits that training does not change, measured once
         cache_contributions(images, n)          the n cache entries that weigh most for each image
 
@@ -115,6 +101,7 @@ class Method(nn.Module, ABC):
     labels_are: ClassVar[str | None] = None  # "transductive" or "online": they change over epochs without training
     adapts_tower: ClassVar[bool] = True  # whether training changes the image tower; if not, the caller's is not copied
     works_on_embeddings: ClassVar[bool] = False  # takes CLS embeddings (B, E) wherever images are asked for
+    text: ClassVar[TextSource] = "descriptions"  # what its text classifier is made of, unless `config` has a `text`
     sized_by_data: ClassVar[tuple[str, ...]] = ()  # buffers and parameters that `prepare` allocates
     kept_once: ClassVar[tuple[str, ...]] = ()  # buffers not kept for every epoch: no prediction needs those of its own
     # buffers whose rows are embeddings of training images -> buffer of their positions, "" for all in order; where the
@@ -129,7 +116,7 @@ class Method(nn.Module, ABC):
     preset: str | None = None  # what `config` began as, where somebody asked for it by name
     has_learned = False  # whether it has done a step of training
     adapted_by: Any = None  # weak reference to the `Adaptation` at work on it
-    needs = ViewNeeds()  # views to prepare
+    needs = ViewConfig()  # views to prepare, of whatever size
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: Any = None) -> None:
         super().__init__()
@@ -218,8 +205,8 @@ class Method(nn.Module, ABC):
 
     @property
     def sentences(self) -> list[tuple[str, ...]]:
-        """For each class what its text classifier is made of: by default its descriptions, or what `config` says."""
-        return prompt_sentences(self.prompts, getattr(self.config, "text", "descriptions"))
+        """For each class what its text classifier is made of: what `config` says, else `text`."""
+        return prompt_sentences(self.prompts, getattr(self.config, "text", self.text))
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """See the whole training set before the first epoch (banks, caches); default: nothing.

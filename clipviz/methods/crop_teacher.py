@@ -20,12 +20,10 @@ from clipviz.methods.base import embed_crops
 class FrozenCrops(nn.Module):
     """A bank of embeddings by the model as it was before training, (n, K, E) float16."""
 
-    bank: Tensor
-
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         empty = torch.zeros(0, 0, backbone.embed_dim, dtype=torch.float16, device=backbone.device)
-        self.register_buffer("bank", empty)
+        self.bank = nn.Buffer(empty)
 
     def see(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
         """Fill the bank; the model must not have been trained yet."""

@@ -43,21 +43,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
-from clipviz.data.base import Batch, Views
+from clipviz.data.base import Batch, ViewConfig, Views
 from clipviz.events import PseudoLabels
-from clipviz.methods.base import (
-    TUNED,
-    AdaptConfig,
-    Method,
-    TextSource,
-    ViewNeeds,
-    check_constants,
-    embed,
-    text_classifier,
-    unfreeze_norms,
-)
+from clipviz.methods.base import TUNED, AdaptConfig, Method, check_constants, embed, text_classifier, unfreeze_norms
 from clipviz.ops import class_logits, expect_axes, expect_floats, expect_integers, fairness_loss, normalize
-from clipviz.prompts import ClassPrompts
+from clipviz.prompts import ClassPrompts, TextSource
 
 _SUMMED_ROWS = 16_384
 
@@ -171,24 +161,19 @@ class DPA(Method):
     adjustable = ("a", "reg", "align", "w")
 
     config: DPAConfig
-    bank_embeddings: Tensor
-    bank_labels: Tensor
-    image_prototypes: Tensor
-    window: Tensor
-    window_steps: Tensor
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: DPAConfig | None = None) -> None:
         super().__init__(backbone, prompts, config)
         text = text_classifier(backbone, self.sentences)
         self.text_prototypes = nn.Parameter(text)
-        self.register_buffer("image_prototypes", text.clone())
-        self.register_buffer("bank_embeddings", text.new_zeros(0, text.shape[1]))
-        self.register_buffer("bank_labels", torch.zeros(0, dtype=torch.int64, device=text.device))
+        self.image_prototypes = nn.Buffer(text.clone())
+        self.bank_embeddings = nn.Buffer(text.new_zeros(0, text.shape[1]))
+        self.bank_labels = nn.Buffer(torch.zeros(0, dtype=torch.int64, device=text.device))
         # the last batch means of p_txt, written in turn, and how many were written
-        self.register_buffer("window", text.new_zeros(self.config.window, len(text)))
-        self.register_buffer("window_steps", torch.zeros((), dtype=torch.int64, device=text.device))
+        self.window = nn.Buffer(text.new_zeros(self.config.window, len(text)))
+        self.window_steps = nn.Buffer(torch.zeros((), dtype=torch.int64, device=text.device))
         unfreeze_norms(self.backbone.visual)
-        self.needs = ViewNeeds(strong=True, fill=self.config.fill)
+        self.needs = ViewConfig(strong=True, fill=self.config.fill)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Biases do not decay."""

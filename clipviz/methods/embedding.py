@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
-from clipviz.data.base import Batch, Views
+from clipviz.data.base import Batch, ViewConfig, Views
 from clipviz.events import UNLABELLED, CacheContributions, PseudoLabels
-from clipviz.methods.base import Method, ViewNeeds, embed, guesses, text_classifier
+from clipviz.methods.base import Method, embed, guesses, text_classifier
 from clipviz.ops import class_logits, expect_axes, expect_floats
 from clipviz.prompts import ClassPrompts
 
@@ -46,11 +46,9 @@ class EmbeddingMethod(Method):
     adapts_tower: ClassVar[bool] = False
     works_on_embeddings: ClassVar[bool] = True
 
-    classifier: Tensor
-
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: Any = None) -> None:
         super().__init__(backbone, prompts, config)
-        self.register_buffer("classifier", text_classifier(backbone, self.sentences))
+        self.classifier = nn.Buffer(text_classifier(backbone, self.sentences))
 
     def text_logits(self, embeddings: Tensor) -> Tensor:
         """Zero-shot, (B, E) -> (B, C)."""
@@ -114,15 +112,12 @@ class GatheredMethod(AddingMethod):
     trains: ClassVar[bool] = False
     sized_by_data: ClassVar[tuple[str, ...]] = ("embeddings", "index")
     kept_once: ClassVar[tuple[str, ...]] = ("embeddings", "index")
-    needs = ViewNeeds(centered=True)
-
-    embeddings: Tensor
-    index: Tensor
+    needs = ViewConfig(centered=True)
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: Any = None) -> None:
         super().__init__(backbone, prompts, config)
-        self.register_buffer("embeddings", self.classifier.new_zeros(0, self.classifier.shape[1]))
-        self.register_buffer("index", torch.zeros(0, dtype=torch.int64, device=self.classifier.device))
+        self.embeddings = nn.Buffer(self.classifier.new_zeros(0, self.classifier.shape[1]))
+        self.index = nn.Buffer(torch.zeros(0, dtype=torch.int64, device=self.classifier.device))
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:

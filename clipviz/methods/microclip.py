@@ -43,12 +43,11 @@ from torch import Tensor, nn
 
 from clipviz import ncut
 from clipviz.backbone import Backbone, ImageTokens
-from clipviz.data.base import Batch, Views
+from clipviz.data.base import Batch, ViewConfig, Views
 from clipviz.events import CropLogits, PseudoLabels
 from clipviz.methods.base import (
     AdaptConfig,
     Method,
-    ViewNeeds,
     check_constants,
     embed_crops,
     guesses,
@@ -214,9 +213,6 @@ class MicroCLIP(Method):
     sized_by_data = kept_once = ("crop_teacher.bank",)
 
     config: MicroCLIPConfig
-    static_classifier: Tensor
-    mean_probs: Tensor
-    mean_steps: Tensor
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: MicroCLIPConfig | None = None) -> None:
         backbone.require_patches(self.name)
@@ -224,18 +220,19 @@ class MicroCLIP(Method):
         templates = prompt_sentences(prompts, "templates")
         names = text_classifier(backbone, templates, unit=self.config.name_embedding == "unit")
         descriptions = sentence_embeddings(backbone, self.sentences)
-        self.register_buffer("static_classifier", description_classifier(descriptions, names))
+        self.static_classifier = nn.Buffer(description_classifier(descriptions, names))
         self.learned_classifier = nn.Parameter(text_classifier(backbone, self.sentences))
         identity = torch.eye(backbone.width, device=backbone.device)
         self.w_query, self.w_key, self.w_value = (
             nn.Parameter(identity.clone(), requires_grad=self.config.soap) for _ in range(3)
         )
         # Running mean of the predicted probabilities and the number of steps in it, both per epoch.
-        self.register_buffer("mean_probs", torch.zeros(len(self.class_names), device=backbone.device))
-        self.register_buffer("mean_steps", torch.zeros((), device=backbone.device))
+        self.mean_probs = nn.Buffer(torch.zeros(len(self.class_names), device=backbone.device))
+        self.mean_steps = nn.Buffer(torch.zeros((), device=backbone.device))
         self.crop_teacher = FrozenCrops(backbone) if self.config.crop_teacher == "frozen" else None
         unfreeze_norms(self.backbone.visual)
-        self.needs = ViewNeeds(True, self.config.crops, self.config.crop_scale, self.config.fill)
+        own = self.config
+        self.needs = ViewConfig(strong=True, crops=own.crops, crop_scale=own.crop_scale, fill=own.fill)
         # no crops where the teacher has embedded them once and for all
         self.training_needs = replace(self.needs, crops=0) if self.crop_teacher else self.needs
 

@@ -38,14 +38,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
-from clipviz.data.base import Batch, Views
+from clipviz.data.base import Batch, ViewConfig, Views
 from clipviz.data.batches.features import FeatureBackbone
 from clipviz.events import CacheContributions, PseudoLabels
-from clipviz.methods.base import TUNED, AdaptConfig, TextSource, ViewNeeds, check_constants, embed
+from clipviz.methods.base import TUNED, AdaptConfig, check_constants, embed
 from clipviz.methods.cache import CacheBatches, Candidates, Teacher, choose_streaming, class_sums, most_confident
 from clipviz.methods.embedding import AddingMethod, heaviest
 from clipviz.ops import expect_axes, expect_floats, normalize
-from clipviz.prompts import ClassPrompts
+from clipviz.prompts import ClassPrompts, TextSource
 
 _VIEWS_AT_ONCE = 640
 """256 images have 2,560 views; with the activations of all of them the demo took 2.2 GB."""
@@ -159,13 +159,6 @@ class NtUA(AddingMethod):
     adjustable = ("alpha", "beta")
 
     config: NtUAConfig
-    keys: Tensor
-    labels: Tensor
-    weights: Tensor
-    cache_index: Tensor
-    cache_views: Tensor
-    student: Tensor
-    teacher_probs: Tensor
 
     def __init__(
         self,
@@ -184,17 +177,12 @@ class NtUA(AddingMethod):
         self.teacher = None if teacher is None else Teacher(teacher, self.sentences)
         self._oracle_index = oracle_index
         (c, e), empty = self.classifier.shape, self.classifier.new_zeros
-        if self.trains:
-            self.register_parameter("keys", nn.Parameter(empty(0, e)))
-        else:
-            self.register_buffer("keys", empty(0, e))
-        shapes = {"student": (0, c), "teacher_probs": (0, c), "weights": (0,), "cache_views": (0, 1, e)}
-        for name, shape in shapes.items():
-            self.register_buffer(name, empty(shape))
-        for name in ("labels", "cache_index"):
-            self.register_buffer(name, empty(0, dtype=torch.int64))
+        self.keys = nn.Parameter(empty(0, e)) if self.trains else nn.Buffer(empty(0, e))
+        self.student, self.teacher_probs = nn.Buffer(empty(0, c)), nn.Buffer(empty(0, c))
+        self.weights, self.cache_views = nn.Buffer(empty(0)), nn.Buffer(empty(0, 1, e))
+        self.labels, self.cache_index = (nn.Buffer(empty(0, dtype=torch.int64)) for _ in range(2))
         # the augmented views, for the pass that fills the cache
-        self.needs = ViewNeeds(crops=self.config.views, crop_scale=self.config.view_scale)
+        self.needs = ViewConfig(crops=self.config.views, crop_scale=self.config.view_scale)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from clipviz.events import CacheContributions
-from clipviz.methods.base import AdaptConfig, TextSource, check_constants, embed
+from clipviz.methods.base import AdaptConfig, check_constants, embed
 from clipviz.methods.embedding import StreamMethod, heaviest, unit_rows
 from clipviz.methods.tda import STREAM
+from clipviz.prompts import TextSource
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,6 @@ class OGA(StreamMethod):
         "official": OGAConfig(text="templates", official=True),
     }
     config: OGAConfig
-    memory_index: Tensor
 
     def empty(self) -> dict[str, Tensor]:
         """The buffers of an empty memory."""
@@ -190,4 +190,4 @@ class OGA(StreamMethod):
 
     def diagnostics(self) -> dict[str, float]:
         """Filled slots."""
-        return {"memory_entries": float((self.memory_index >= 0).sum())}
+        return {"memory_entries": float((self.memory["index"] >= 0).sum())}

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from clipviz.events import CacheContributions
-from clipviz.methods.base import AdaptConfig, TextSource, check_constants, embed
+from clipviz.methods.base import AdaptConfig, check_constants, embed
 from clipviz.methods.embedding import StreamMethod, heaviest, sum_of, unit_rows
+from clipviz.prompts import TextSource
 
 STREAM = AdaptConfig(epochs=10, batch_size=32)
 """Ten slices of the stream; the batches of 32 are OGA's, and change nothing for TDA."""

@@ -29,16 +29,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, Views
 from clipviz.events import CacheContributions, PseudoLabels
-from clipviz.methods.base import AdaptConfig, TextSource, check_constants, embed, guesses
+from clipviz.methods.base import AdaptConfig, check_constants, embed, guesses
 from clipviz.methods.cache import CacheBatches
 from clipviz.methods.embedding import GatheredMethod, unit_rows
 from clipviz.methods.neighbors import nearest
-from clipviz.prompts import ClassPrompts
+from clipviz.prompts import ClassPrompts, TextSource
 
 _SCHEDULE = AdaptConfig(epochs=11, batch_size=256)
 _ROWS, _AFFORDABLE = 8192, 300_000
@@ -251,25 +251,16 @@ class TransCLIP(GatheredMethod):
     kept_once = (*GatheredMethod.kept_once, "neighbors", "weights")
 
     config: TransCLIPConfig
-    passes: Tensor
-    neighbors: Tensor
-    weights: Tensor
-    assignments: Tensor
-    prototypes: Tensor
-    variances: Tensor
-    pulls: Tensor
-    text_variances: Tensor
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: TransCLIPConfig | None = None) -> None:
         super().__init__(backbone, prompts, config)
         t = self.classifier
-        self.register_buffer("passes", self.index.new_zeros(()))
-        self.register_buffer("neighbors", self.index.new_zeros(0, self.config.neighbors))
-        self.register_buffer("weights", t.new_zeros(0, self.config.neighbors))
-        of_anchor = torch.zeros_like(t) if self.anchor else torch.zeros_like(t[0])
-        empty = t.new_zeros(0, len(t))
-        for name, tensor in zip(Solution._fields, (empty, t.clone(), of_anchor, empty, t[0] * 0), strict=True):
-            self.register_buffer(name, tensor.clone())
+        self.passes = nn.Buffer(self.index.new_zeros(()))
+        self.neighbors = nn.Buffer(self.index.new_zeros(0, self.config.neighbors))
+        self.weights = nn.Buffer(t.new_zeros(0, self.config.neighbors))
+        self.assignments, self.pulls = nn.Buffer(t.new_zeros(0, len(t))), nn.Buffer(t.new_zeros(0, len(t)))
+        self.prototypes, self.text_variances = nn.Buffer(t.clone()), nn.Buffer(torch.zeros_like(t[0]))
+        self.variances = nn.Buffer(torch.zeros_like(t if self.anchor else t[0]))
         self._found: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property

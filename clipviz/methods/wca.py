@@ -21,15 +21,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
-from clipviz.data.base import Views
+from clipviz.data.base import ViewConfig, Views
 from clipviz.events import PseudoLabels
 from clipviz.methods.base import (
     AdaptConfig,
     Method,
-    ViewNeeds,
     check_constants,
     embed_crops,
     guesses,
@@ -88,15 +87,14 @@ class WCA(Method):
     adapts_tower: ClassVar[bool] = False
 
     config: WCAConfig
-    classifier: Tensor
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: WCAConfig | None = None) -> None:
         super().__init__(backbone, prompts, config)
         names = text_classifier(backbone, prompt_sentences(prompts, "templates"))
         sentences = sentence_embeddings(backbone, self.sentences)
         classifier = weighted_descriptions(sentences, names, self.config.text_scale)
-        self.register_buffer("classifier", normalize(classifier) if self.config.normalized else classifier)
-        self.needs = self.test_needs = ViewNeeds(crops=self.config.crops, crop_scale=self.config.crop_scale)
+        self.classifier = nn.Buffer(normalize(classifier) if self.config.normalized else classifier)
+        self.needs = self.test_needs = ViewConfig(crops=self.config.crops, crop_scale=self.config.crop_scale)
 
     def _score(self, mean: Tensor) -> Tensor:
         return self.backbone.logit_scale * mean @ self.classifier.T

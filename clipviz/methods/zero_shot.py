@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 from clipviz.backbone import Backbone
 from clipviz.data.batches.features import FeatureBackbone
-from clipviz.methods.base import AdaptConfig, TextSource, prompt_sentences
+from clipviz.methods.base import AdaptConfig
 from clipviz.methods.embedding import EmbeddingMethod
-from clipviz.prompts import ClassPrompts
+from clipviz.prompts import ClassPrompts, TextSource
 
 
 class ZeroShot(EmbeddingMethod):
@@ -21,24 +21,19 @@ class ZeroShot(EmbeddingMethod):
 
     name = "zero_shot"
     trains: ClassVar[bool] = False
-    source: ClassVar[TextSource] = "templates"
+    text: ClassVar[TextSource] = "templates"
 
     @property
     def schedule(self) -> AdaptConfig:
         """One pass; the batch size changes nothing but speed."""
         return AdaptConfig(epochs=1, batch_size=256)
 
-    @property
-    def sentences(self) -> list[tuple[str, ...]]:
-        """Filled templates, or descriptions."""
-        return prompt_sentences(self.prompts, self.source)
-
 
 class Descriptions(ZeroShot):
     """Mean of the descriptions of each class; without descriptions the templates stand in for them."""
 
     name = "descriptions"
-    source: ClassVar[TextSource] = "descriptions"
+    text: ClassVar[TextSource] = "descriptions"
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: Any = None) -> None:
         if isinstance(backbone, FeatureBackbone) and not backbone.reads_text:

@@ -4,6 +4,7 @@ from clipviz.prompts.classes import (
     DEFAULT_TEMPLATES,
     ClassPrompts,
     Descriptions,
+    TextSource,
     check_class_names,
     fill_template,
     make_prompts,

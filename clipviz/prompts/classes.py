@@ -12,13 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clipviz.errors import listed, parse_json, unknown
 from clipviz.files import read_text
 
 Descriptions = str | os.PathLike[str] | Mapping[str, Sequence[str]]
 """A CuPL JSON file, or class name -> sentences."""
+
+TextSource = Literal["templates", "descriptions"]
+"""What a text classifier is made of; where nobody wrote descriptions, the templates stand in for them."""
 
 DEFAULT_TEMPLATES = (
     "a photo of a {}.",

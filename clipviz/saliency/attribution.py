@@ -158,7 +158,7 @@ def baseline_image(model: Model, images: Tensor, baseline: Baseline) -> Tensor:
     """
     choose("baseline", baseline, ("mean", "black", "white", "blur"))
     if baseline == "mean":
-        return cast(Tensor, backbone_of(model).mean).to(images.dtype).expand_as(images)
+        return backbone_of(model).mean.to(images.dtype).expand_as(images)
     if baseline == "blur":
         return _blurred(images, images.shape[-1] / 10)
     return torch.full_like(images, float(baseline == "white"))

@@ -1,6 +1,7 @@
 """Measuring: predictions, accuracies, and which images to look at. Only it and the recorder see targets."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,12 +9,11 @@ from torch import Tensor
 
 from clipviz.backbone.ownership import preserved_state
 from clipviz.data.base import ImageDataset, ViewConfig, Views
-from clipviz.data.batches.embed import embed_dataset
-from clipviz.data.batches.features import FeatureDataset
+from clipviz.data.batches.features import FeatureDataset, embed_dataset
 from clipviz.data.batches.loader import eval_views
 from clipviz.data.images.views import eval_parts, eval_view
 from clipviz.events import UNLABELLED, Predictions, Probe
-from clipviz.methods.base import Method, ViewNeeds
+from clipviz.methods.base import Method
 from clipviz.ops import normalize
 from clipviz.parallel import ONE, Ranks
 
@@ -35,8 +35,7 @@ def _views(method: Method, dataset: ImageDataset, batch_size: int, ranks: Ranks)
         for start in range(0, len(dataset), batch_size):
             yield Views(dataset.rows(slice(start, start + batch_size)).to(device))
         return
-    needs = getattr(method, "test_needs", ViewNeeds())
-    config = ViewConfig(method.backbone.image_size, False, needs.crops, needs.crop_scale)
+    config = replace(getattr(method, "test_needs", ViewConfig()), size=method.backbone.image_size)
     yield from eval_views(dataset, config, batch_size, device, ranks)
 
 

@@ -20,7 +20,7 @@ from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
 from clipviz.data.batches.features import FeatureDataset, FeatureLoader
 from clipviz.data.batches.loader import ViewLoader
 from clipviz.errors import whole_number
-from clipviz.methods.base import AdaptConfig, Method, ViewNeeds, ask
+from clipviz.methods.base import AdaptConfig, Method, ask
 from clipviz.parallel import ONE, Ranks
 from clipviz.training.evaluate import accuracy, baseline_accuracies, evaluation_inputs, predict
 from clipviz.training.highlights import explained, explore, highlights
@@ -218,12 +218,12 @@ class Adaptation:
             self.epoch_totals.setdefault(name, []).append(values)
         return events.StepFinished(epoch, step, batch.index, target, pseudo, losses)
 
-    def _loader(self, needs: ViewNeeds) -> ViewLoader | FeatureLoader:
+    def _loader(self, needs: ViewConfig) -> ViewLoader | FeatureLoader:
         """Batches of the views that a method needs, or of embeddings where the data are embeddings."""
         config, backbone = self.config, self.method.backbone
         if isinstance(self.dataset, FeatureDataset):
             return FeatureLoader(self.dataset, config.batch_size, self.seed, backbone.device)
-        views = ViewConfig(backbone.image_size, needs.strong, needs.crops, needs.crop_scale, needs.fill, needs.centered)
+        views = replace(needs, size=backbone.image_size)
         return ViewLoader(
             self.dataset, views, config.batch_size, self.seed, config.workers, backbone.device, self.ranks
         )

@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from clipviz.birds.dataset import SIZES, BirdsDataset, discriminative_parts
-from clipviz.birds.domains import DOMAINS
+from clipviz.birds.dataset import DOMAINS, SIZES, BirdsDataset, discriminative_parts
 from clipviz.birds.render import PART_NAMES
 from clipviz.birds.world import SPECIES
 from clipviz.data import load_dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipviz.birds.domains import DOMAINS, SHIFTS, VALIDATION_DOMAIN, render_image
+from clipviz.birds.dataset import DOMAINS, SHIFTS, VALIDATION_DOMAIN, render_image
 from clipviz.birds.world import SPECIES
 
 ALL = (*DOMAINS, VALIDATION_DOMAIN)

@@ -10,8 +10,7 @@ from tiny import ToyDataset, clusters
 
 from clipviz.data import load_dataset
 from clipviz.data.base import ViewConfig
-from clipviz.data.batches.embed import embed_dataset
-from clipviz.data.batches.features import FeatureDataset, FeatureLoader
+from clipviz.data.batches.features import FeatureDataset, FeatureLoader, embed_dataset
 from clipviz.data.batches.loader import ViewLoader
 from clipviz.data.sources.feature_files import write_features
 from clipviz.events import EpochFinished, StepFinished

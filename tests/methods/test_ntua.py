@@ -9,7 +9,7 @@ from tiny import ToyDataset, clusters, make_tiny_backbone
 
 from clipviz import load_backbone, load_dataset
 from clipviz.data.base import Batch, Views
-from clipviz.data.batches.embed import embed_dataset
+from clipviz.data.batches.features import embed_dataset
 from clipviz.data.batches.sampling import balanced_index
 from clipviz.events import EpochFinished, StepFinished
 from clipviz.methods.base import AdaptConfig

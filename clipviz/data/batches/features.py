@@ -1,7 +1,7 @@
 """Embeddings as data: rows stand in for images, and a classifier or a model's text tower makes the classes.
 
-`clipviz.data.sources.feature_files` reads and writes them. Rows keep their precision in memory; a batch is float32 of
-unit norm.
+`embed_dataset` makes them, `clipviz.data.sources.feature_files` reads and writes them. Rows keep their precision in
+memory; a batch is float32 of unit norm.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
+from clipviz.backbone.ownership import preserved_state
 from clipviz.data.base import ImageDataset, ViewConfig, Views
-from clipviz.data.batches.loader import ViewLoader
+from clipviz.data.batches.loader import ViewLoader, eval_views
 from clipviz.events import UNLABELLED
 from clipviz.ops import normalize
+from clipviz.parallel import ONE, Ranks
 from clipviz.prompts import ClassPrompts, Descriptions, make_prompts, short_hash, spoken_name
 
 DEFAULT_LOGIT_SCALE = 100.0
@@ -246,3 +248,26 @@ def _targets(targets: Tensor | None, n: int, n_classes: int, source: str) -> np.
             f"{source}: labels must be in 0..{n_classes - 1}, or {UNLABELLED} for unlabeled, got {low}..{high}"
         )
     return targets.numpy()
+
+
+def embed_dataset(
+    backbone: Backbone, dataset: ImageDataset, classifier: Tensor | None = None, ranks: Ranks = ONE
+) -> FeatureDataset:
+    """Embeddings (n, E) float32, on the CPU, of the whole (center-cropped) views, with all that `dataset` says of them.
+
+    A classifier (C, E) is kept beside them. All processes of `ranks` share the work and get all embeddings.
+    """
+    rows = []
+    for views in eval_views(dataset, ViewConfig(backbone.image_size), 256, backbone.device, ranks):
+        with preserved_state(backbone):
+            rows.append(views.gather(backbone.embed(views.weak)).cpu())
+    return FeatureDataset(
+        torch.cat(rows),
+        name=dataset.name,
+        split=dataset.split,
+        targets=torch.from_numpy(dataset.targets.copy()),
+        class_names=dataset.class_names,
+        classifier=None if classifier is None else classifier.cpu(),
+        logit_scale=backbone.logit_scale,
+        model=backbone.name,
+    )

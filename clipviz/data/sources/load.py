@@ -116,7 +116,7 @@ def _no_folder(text: str, folder: str) -> str:
         return f"{text!r} is a broken symbolic link; give a folder of images"
     if text.startswith((os.sep, ".", "~")):
         return f"no such folder: {text!r}; give an existing folder of images, or {_BIRDS!r}"
-    from clipviz.birds.domains import DOMAINS
+    from clipviz.birds.dataset import DOMAINS
 
     builtin = [_BIRDS, *(f"{_BIRDS}/{domain}" for domain in DOMAINS), *benchmarks()]
     beside: list[str] = []

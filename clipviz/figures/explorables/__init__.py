@@ -11,7 +11,7 @@ from jinja2 import Template
 from matplotlib.figure import Figure
 from PIL import Image
 
-from clipviz.figures import source_logits, style
+from clipviz.figures import sources, style
 from clipviz.figures.prototypes import draw_prototype_paths, prototype_drift_info, prototype_paths_info, unit
 from clipviz.figures.redraw import redraw
 from clipviz.figures.saliency import show_image, show_saliency, unit_range
@@ -41,7 +41,7 @@ def softmax(names: list[str], cosines: Any, logit_scale: float) -> None:
     """Cosines (C,) of an image with C >= 2 classes, the first two of which can be moved, and the logit scale."""
     values, names = np.asarray(cosines, dtype=np.float64), style.apart(names)
     figure = Figure(figsize=(9, 0.8 + 0.5 * len(names)), layout="constrained")
-    panels = {"cosine f · w": values, "probability": source_logits.softmax(logit_scale * values)}
+    panels = {"cosine f · w": values, "probability": sources.softmax(logit_scale * values)}
     for axis, (title, lengths) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
         axis.barh(names, lengths, color=style.BLUE)
         axis.set_title(title, fontsize=13)
@@ -71,10 +71,10 @@ def cut(image: Any, grid: tuple[int, int], taus: Any, graphs: Any, found: list[A
 
 def gamma(trace: Trace, images: Any, n: int = 5) -> None:
     """At most n images that a run's two sources call different classes, as `images.image(i)`; ValueError without."""
-    stored = source_logits.SourceLogits.of(trace)
+    stored = sources.SourceLogits.of(trace)
     if stored is None or not (disputed := np.flatnonzero(stored.labels(0) != stored.labels(1))).size:
         raise ValueError("wanted the trace of a run with two sources that differ somewhere, got one where none do")
-    sure = [source_logits.softmax(logits).max(1) for logits in (stored.first, stored.second)]
+    sure = [sources.softmax(logits).max(1) for logits in (stored.first, stored.second)]
     some = stored.rows(disputed[np.argsort(-np.minimum(*sure)[disputed], kind="stable")][:n])
     photos, names = [images.image(int(i)) for i in some.index], style.apart(trace.class_names)
     photo, axis = (figure := Figure(figsize=(9, 3), layout="constrained")).subplots(1, 2, width_ratios=(1, 3))
