@@ -91,7 +91,7 @@ def _night(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.nda
 
 
 def _fog(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndarray:
-    """Contrast lost towards a pale veil of uneven density."""
+    """Contrast lost toward a pale veil of uneven density."""
     density = 1.0 - np.exp(-severity * (1.14 + 0.84 * (_smooth_noise(rgb.shape[0], 4, rng) - 0.5)))
     veil = rng.uniform(0.70, 0.85) * np.array([0.97, 1.0, 1.02], dtype=np.float32)
     return rgb + density * (veil - rgb)

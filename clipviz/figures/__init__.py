@@ -2,7 +2,7 @@
 
 `name_info` holds the numbers as a NamedTuple; `draw_name` only draws. Charts are plotly figures, image grids are
 matplotlib figures; nothing is shown and no global state is touched. A trace that lacks what a figure needs gives an
-empty, labelled figure that says what is missing. Nothing here imports torch.
+empty, labeled figure that says what is missing. Nothing here imports torch.
 """
 
 from clipviz.figures.accuracy import (

@@ -250,7 +250,7 @@ def draw_prototype_similarity(info: PrototypeSimilarity) -> go.Figure:
 
 
 def _add_heatmap(figure: go.Figure, values: np.ndarray, colors: str, bounds: tuple[float, float], side: int) -> None:
-    """A matrix in the left (`side` 0) or the right panel (1), with its colour bar below."""
+    """A matrix in the left (`side` 0) or the right panel (1), with its color bar below."""
     # Hundredths as bytes: a matrix of 200 classes then weighs 50 kB in a page instead of 400.
     ticks, edge = np.linspace(100 * bounds[0], 100 * bounds[1], 5), ("left", "right")[side]
     figure.add_heatmap(

@@ -105,7 +105,7 @@ class SourceLogits:
         return self.mix(gamma).argmax(1)
 
     def accuracy(self, labels: np.ndarray) -> float | None:
-        """Share of the labelled images whose label is right; None without targets."""
+        """Share of the labeled images whose label is right; None without targets."""
         known = self.target >= 0
         return float((labels[known] == self.target[known]).mean()) if known.any() else None
 

@@ -106,7 +106,7 @@ class MethodStyle(NamedTuple):
 
 
 def method_style(method: str) -> MethodStyle:
-    """Name, colour, marker and dash of a method; unknown methods are grey."""
+    """Name, color, marker and dash of a method; unknown methods are gray."""
     name, color, *how = LOOKS["methods"].get(method, (method, "gray", "hexagon", "solid"))
     return MethodStyle(name, _COLORS[color], *how)
 

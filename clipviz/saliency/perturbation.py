@@ -10,7 +10,7 @@ The last two are captum's. Phi is the raw map spread evenly over the pixels of i
 color. The probability is the softmax of the model's logits at the target; in a contrast, and for a bare backbone with
 two sentences, that of the two alone.
 
-A sanity check changes the model instead (Adebayo et al., NeurIPS 2018): randomise the weights from the output towards
+A sanity check changes the model instead (Adebayo et al., NeurIPS 2018): randomize the weights from the output toward
 the input, block by block, and compare the maps before and after by rank correlation; a map that survives a scrambled
 model does not show what the model learned. Here the entries of each parameter are permuted, which keeps their scale.
 """
