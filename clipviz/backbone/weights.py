@@ -107,7 +107,6 @@ def planned(name: str, pretrained: str | None) -> Plan:
 
 
 def _has_quick_gelu(source: str) -> bool:
-    """Whether an architecture has QuickGELU of its own."""
     return bool((open_clip.get_model_config(source) or {}).get("quick_gelu"))
 
 
@@ -118,7 +117,6 @@ def _activation_of_tag(base: str, tag: str) -> bool:
 
 
 def _check_tag(name: str, pretrained: str, tags: list[str]) -> None:
-    """Refuse weights that are neither a file nor a tag of the architecture."""
     if Path(pretrained).is_dir():
         raise ValueError(f"the weights {pretrained!r} are a folder; give the file in it (.safetensors or .pt)")
     if not tags or Path(pretrained).suffix in {".safetensors", ".pt", ".pth", ".bin"}:

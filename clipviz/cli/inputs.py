@@ -115,7 +115,6 @@ def open_eval_data(args: argparse.Namespace, data: ImageDataset) -> ImageDataset
 
 
 def _check_same_classes(args: argparse.Namespace, data: ImageDataset, evaluation: ImageDataset) -> None:
-    """Refuse an evaluation set of other classes, with the first that differs."""
     here, there = data.class_names, evaluation.class_names
     if here == there:
         return

@@ -61,7 +61,6 @@ class Command(NamedTuple):
 
 
 def _arguments(usage: str, how: str | Mapping[str, Any]) -> dict[str, Any]:
-    """What argparse is told of an option."""
     arguments: dict[str, Any] = {"help": how} if isinstance(how, str) else dict(how)
     if "type" in arguments:
         arguments["type"] = _TYPES[arguments["type"]]

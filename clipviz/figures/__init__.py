@@ -13,7 +13,7 @@ from clipviz.figures.accuracy import (
     draw_per_class_accuracy,
     per_class_accuracy_info,
 )
-from clipviz.figures.compare import comparison_info, timeline_info
+from clipviz.figures.compare import comparison_info, run_labels, timeline_info, trace_labels
 from clipviz.figures.confidence import (
     confidence_evolution_info,
     crop_weights_info,
@@ -24,7 +24,6 @@ from clipviz.figures.confidence import (
 )
 from clipviz.figures.flips import draw_label_flips, draw_label_flow, label_flips_info, label_flow_info
 from clipviz.figures.image_table import export_csv, image_table
-from clipviz.figures.labels import run_labels, trace_labels
 from clipviz.figures.losses import draw_loss_terms, loss_terms_info
 from clipviz.figures.prototypes import (
     draw_prototype_drift,

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from clipviz.figures import style
-from clipviz.figures.labels import trace_labels
+from clipviz.figures.compare import trace_labels
 from clipviz.figures.moments import Mark, Moments, draw_epochs, marks
 from clipviz.trace import Trace
 

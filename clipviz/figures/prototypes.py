@@ -84,7 +84,6 @@ def prototype_paths_info(trace: Trace) -> PrototypePaths:
 
 
 def _names(trace: Trace, by_class: dict[str, np.ndarray]) -> list[str]:
-    """Names of the classes of arrays (E1,C,...)."""
     return [style.class_name(trace.class_names, i) for i in range(next(iter(by_class.values())).shape[1])]
 
 

@@ -243,7 +243,6 @@ class _Redrawing:
             )  # fmt: skip
 
     def _where(self, note: Any) -> tuple[float, float]:
-        """A note's place as fractions of the figure."""
         place = []
         for which, ref, value in ((0, note.xref or "x", note.x), (1, note.yref or "y", note.y)):
             point: Any = self._paper(value, value)
@@ -289,7 +288,6 @@ def color(value: Any) -> Any:
 
 
 def _mode(trace: Any) -> str:
-    """What plotly draws of a scatter trace; without a word, markers only where they are few."""
     return trace.mode or ("lines+markers" if len(trace.x) < 20 else "lines")
 
 
@@ -319,7 +317,6 @@ def _bar_look(trace: Any) -> dict[str, Any]:
 
 
 def _key(trace: Any) -> Any:
-    """What stands for a trace in the legend."""
     if trace.type == "bar":
         look = _bar_look(trace)
         return Patch(facecolor=look.pop("color"), **look)

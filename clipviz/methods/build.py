@@ -91,7 +91,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _value(method: str, config: Any, name: str, text: str) -> Any:
-    """The value of a constant, of the type it has."""
     if config is None:
         raise ValueError(f"{method} has no constants to set")
     constants = [f.name for f in fields(config) if not is_dataclass(getattr(config, f.name))]

@@ -161,7 +161,6 @@ _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def _call(endpoint: Endpoint, question: str) -> str:
-    """One call; returns the text of the answer."""
     body = {"model": endpoint.model, "messages": [{"role": "user", "content": question}], "temperature": 0.7}
     headers = {"Content-Type": "application/json"}
     if endpoint.key:

@@ -204,7 +204,6 @@ def _read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, str], dic
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of everything in a checkpoint."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -217,7 +216,6 @@ def _below(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _restore_moments(path: Path, method: Method, optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Give AdamW what it knew of each parameter."""
     for name, parameter in method.named_parameters():
         state = {key: moments[f"{key}/{name}"] for key in _MOMENTS if f"{key}/{name}" in moments}
         if any(tensor.shape not in (parameter.shape, ()) for tensor in state.values()):

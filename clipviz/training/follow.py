@@ -71,7 +71,6 @@ class Beacon(threading.Thread):
             (self._folder / COMMANDS).rmdir()
 
     def _orders(self) -> list[str]:
-        """Names of the orders that lie in the folder, the oldest first."""
         try:
             return sorted(name for name in os.listdir(self._folder / COMMANDS) if _ORDER.fullmatch(name))
         except OSError:

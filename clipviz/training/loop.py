@@ -153,7 +153,6 @@ class Adaptation:
             self.release()
 
     def _events(self) -> Iterator[events.Event]:
-        """The whole of training."""
         begun = time.perf_counter()
         method = self.method
         if is_resumed := self.epoch > 0 or self.steps_in_epoch > 0:
@@ -208,7 +207,6 @@ class Adaptation:
             yield
 
     def _step(self, batch: Batch, epoch: int, step: int) -> events.StepFinished:
-        """Guess and learn."""
         with self._owned():
             with torch.no_grad():
                 pseudo = self._guesses(batch)
@@ -269,7 +267,6 @@ class Adaptation:
             )
 
     def _total(self) -> dict[str, float]:
-        """What the steps of an epoch add up to."""
         columns = {name: torch.cat(values).cpu() for name, values in self.epoch_totals.items()}
         self.epoch_totals = {}
         labels, targets = columns.pop("labels", None), columns.pop("targets", None)

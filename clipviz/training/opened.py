@@ -243,7 +243,6 @@ class OpenedRun:
 
     @property
     def _prompts(self) -> ClassPrompts:
-        """The texts that the method read."""
         from clipviz.prompts import ClassPrompts, short_hash
 
         texts, path = self.config.get("prompts"), self.folder / _CONFIG
@@ -265,7 +264,6 @@ class OpenedRun:
         return self._build()
 
     def _build(self) -> Method:
-        """The method as it was before training."""
         from clipviz.data.batches.sampling import balanced_index
         from clipviz.methods import METHODS
         from clipviz.methods.base import Method

@@ -158,7 +158,6 @@ class Recorder:
             self._growing.setdefault(f"snapshot/{name}", []).append(_numpy(classifier).astype(np.float32))
 
     def _add(self, table: str, epoch: int, columns: dict[str, Any]) -> None:
-        """Add the rows of an epoch to a table."""
         self._tables[table].append(pd.DataFrame({"epoch": epoch, **columns}))
 
     def _keep_embeddings(self, predictions: Predictions) -> None:

@@ -67,7 +67,6 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def _divisor(image: Image.Image) -> int:
-    """What the sides are to be divided by."""
     return math.ceil(math.sqrt(image.width * image.height / LARGEST))
 
 

@@ -122,7 +122,6 @@ def _plain(array: np.ndarray) -> Any:
 
 
 def _read_safetensors(name: str) -> dict[str, Any]:
-    """Tensors of a .safetensors file, and the text in its metadata."""
     with safe_open(name, "pt") as file:
         metadata = file.metadata() or {}
         out: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)

@@ -111,7 +111,6 @@ def read_cub(folder: str, split: str) -> Layout:
 
 
 def _numbered(path: str) -> dict[str, str]:
-    """Lines of a number and a text."""
     found: dict[str, str] = {}
     for line, text in enumerate(_lines(path), 1):
         number, _, rest = text.partition(" ")
