@@ -5,12 +5,11 @@ A text tower cuts sentences that are too long without notice; one that does not 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from clipviz.errors import listed, one_line
-from clipviz.prompts.classes import description_pairs, description_problems, normalize_name
+from clipviz.prompts.classes import Descriptions, description_pairs, description_problems, normalize_name
 
 _BATCH = 512
 
@@ -62,9 +61,7 @@ class DescriptionCheck(NamedTuple):
 
 
 def check_descriptions(
-    descriptions: str | os.PathLike[str] | Mapping[str, Sequence[str]],
-    class_names: Sequence[str] | None = None,
-    tokenizer: Callable[..., Any] | None = None,
+    descriptions: Descriptions, class_names: Sequence[str] | None = None, tokenizer: Callable[..., Any] | None = None
 ) -> DescriptionCheck:
     """Look at descriptions, a CuPL JSON file or class name -> sentences, without using them.
 

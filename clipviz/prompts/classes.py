@@ -163,7 +163,7 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object as its pairs in order: a dict would silently drop all but the last of equal keys."""
 
 
-def description_pairs(descriptions: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, list[tuple[str, Any]]]:
+def description_pairs(descriptions: Descriptions) -> tuple[str, list[tuple[str, Any]]]:
     """Return the name of a source of descriptions and its entries in order, unchecked."""
     if isinstance(descriptions, Mapping):
         return "descriptions", list(descriptions.items())

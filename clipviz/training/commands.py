@@ -42,14 +42,13 @@ class Change(Future[int]):
         return f"{what}: {self.exception()}" if self.exception() else f"{what} from step {self.result()} on"
 
 
-def plain_numbers(values: Mapping[str, object]) -> dict[str, float]:
+def plain_numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Numbers as JSON takes them, those of numpy and torch as Python's; a ValueError for anything else."""
     plain = {}
     for name, value in values.items():
         number = value
-        if callable(item := getattr(value, "item", None)):
-            with suppress(RuntimeError, ValueError, TypeError, NotImplementedError):  # several numbers, or none
-                number = item()
+        with suppress(AttributeError, RuntimeError, ValueError, TypeError, NotImplementedError):  # several, or none
+            number = value.item()
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise ValueError(f"{name} must be a number, got {one_line(repr(value), 60)}")
         plain[name] = number
