@@ -221,7 +221,7 @@ class DPA(Method):
         """Add a batch mean to the window, over the oldest where it is full; returns the mean of the window, (C,)."""
         place = self.window_steps % len(self.window)  # never read by the host, so that no step waits for the device
         self.window.index_copy_(0, place[None], mean_probs[None])
-        self.window_steps += 1
+        self.window_steps.add_(1)
         return self.window.sum(0) / self.window_steps.clamp(max=len(self.window))
 
     def _window_with(self, mean_probs: Tensor) -> Tensor:

@@ -297,7 +297,7 @@ class MicroCLIP(Method):
         past = 0.5 * (self.mean_steps > 0)
         mean = past * self.mean_probs + (1.0 - past) * batch
         self.mean_probs.copy_(mean.detach())
-        self.mean_steps += 1
+        self.mean_steps.add_(1)
         return mean
 
     def begin_epoch(self) -> None:

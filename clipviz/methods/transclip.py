@@ -290,7 +290,7 @@ class TransCLIP(GatheredMethod):
             solution = refit(self._problem, solution)
         graph = neighbor_graph(self.weights, self.neighbors, self.config.neighbors)
         self.fill(**assign(self._problem, solution, graph)._asdict())
-        self.passes += 1
+        self.passes.add_(1)
 
     def _sum_of(self, embeddings: Tensor, pulls: Tensor) -> dict[str, Tensor]:
         """The addends of (6)."""
