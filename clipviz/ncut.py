@@ -72,7 +72,7 @@ def spectrum(affinity: Tensor) -> Spectrum:
         raise ValueError(f"affinity must be (B, N, N) with N >= 2, got {tuple(affinity.shape)}")
     try:
         values, vectors = torch.linalg.eigh(normalized_laplacian(affinity.detach().double()))
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ValueError("affinity must hold positive, finite numbers; the eigenproblem has no solution") from error
     second = vectors[:, :, 1].to(affinity.dtype)  # rounded before it is turned, so that the promise holds to the bit
     peak = second.gather(1, second.abs().argmax(1, keepdim=True))

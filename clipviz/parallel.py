@@ -188,7 +188,7 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
             'pip install "clipviz[multi]", or use one device'
         )
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # otherwise a banner
     try:

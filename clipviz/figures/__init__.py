@@ -61,5 +61,11 @@ saliency_grid = figure_of(saliency_grid_info, draw_saliency_grid)
 source_decisions = figure_of(source_decisions_info, draw_source_decisions)
 why_wrong = figure_of(why_wrong_info, draw_why_wrong)
 
-# What is named above, and nothing else: names would stand twice.
-__all__ = [name for name, value in list(globals().items()) if callable(value)]
+__all__ = ["accuracy_over_epochs", "accuracy_over_epochs_info", "comparison_info", "confidence_evolution",
+           "confidence_evolution_info", "confusion", "confusion_info", "crop_weights", "crop_weights_info",
+           "export_csv", "gamma_what_if", "gamma_what_if_info", "image_table", "is_trained", "label_flips",
+           "label_flips_info", "label_flow", "label_flow_info", "loss_terms", "loss_terms_info", "method_style",
+           "per_class_accuracy", "per_class_accuracy_info", "prototype_drift", "prototype_drift_info",
+           "prototype_paths", "prototype_paths_info", "prototype_similarity", "prototype_similarity_info",
+           "reliability", "reliability_info", "run_labels", "saliency_grid", "saliency_grid_info", "source_decisions",
+           "source_decisions_info", "timeline_info", "trace_labels", "why_wrong", "why_wrong_info"]  # fmt: skip

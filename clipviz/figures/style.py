@@ -174,7 +174,7 @@ def class_name(names: Sequence[str], label: int) -> str:
     return names[label] if 0 <= label < len(names) else f"class {label}"
 
 
-def thinned(names: Sequence[str], limit: int = MAX_LABELS, width: int = 26) -> dict:
+def thinned(names: Sequence[str], limit: int = MAX_LABELS, width: int = 26) -> dict[str, Any]:
     """Ticks for an axis of numbered classes: every name, or evenly spaced ones when they are too many.
 
     Positions are numbers, so that names which look like numbers or dates, or are equal, stay apart.

@@ -10,7 +10,9 @@ from clipviz.prompts.classes import (
     make_prompts,
     normalize_name,
     read_descriptions,
-    resolve_descriptions,
     short_hash,
     spoken_name,
 )
+
+__all__ = ["DEFAULT_TEMPLATES", "ClassPrompts", "Descriptions", "TextSource", "check_class_names", "fill_template",
+           "make_prompts", "normalize_name", "read_descriptions", "short_hash", "spoken_name"]  # fmt: skip

@@ -155,10 +155,6 @@ def read_descriptions(
     return {name: tuple(sentence.strip() for sentence in by_name[normalize_name(name)]) for name in classes}
 
 
-resolve_descriptions = read_descriptions
-"""The same, under the name that says what happens to a mapping."""
-
-
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object as its pairs in order: a dict would silently drop all but the last of equal keys."""
 

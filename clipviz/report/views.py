@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from clipviz import figures
+from clipviz.figures.sources import draw_gamma_what_if
 from clipviz.figures.style import is_empty
 from clipviz.trace import Trace
 
@@ -34,7 +35,7 @@ class View(NamedTuple):
 def gamma_what_if(trace: Trace) -> go.Figure:
     """Only where labels came from gamma * first + (1 - gamma) * second is another gamma a true what-if."""
     info = figures.gamma_what_if_info(trace)
-    return figures.draw_gamma_what_if(info if info.is_own else info._replace(sources=None))
+    return draw_gamma_what_if(info if info.is_own else info._replace(sources=None))
 
 
 _READ = tomllib.loads((files("clipviz.report") / "views.toml").read_text(encoding="utf-8"))

@@ -14,3 +14,8 @@ from clipviz.saliency.metrics import bird_regions, part_mass, part_rank, pointin
 from clipviz.saliency.perturbation import deletion_auc, insertion_auc, map_infidelity, map_sensitivity, sanity_check
 from clipviz.saliency.question import runner_up
 from clipviz.saliency.table import saliency_scores, saliency_table, summarize_scores
+
+__all__ = ["KINDS", "SaliencyMaps", "available_kinds", "bird_regions", "capture_attention", "deletion_auc",
+           "insertion_auc", "map_infidelity", "map_sensitivity", "part_mass", "part_rank", "pointing_game",
+           "register", "runner_up", "saliency_maps", "saliency_scores", "saliency_table", "sanity_check",
+           "summarize_scores", "unit_maps"]  # fmt: skip

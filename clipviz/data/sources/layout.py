@@ -10,8 +10,9 @@ import stat
 from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
-from clipviz.data.base import UNLABELLED, Skipped
+from clipviz.data.base import Skipped
 from clipviz.errors import choose, listed
+from clipviz.events import UNLABELLED
 from clipviz.files import read_text
 from clipviz.prompts import check_class_names, normalize_name
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipviz.data.base import UNLABELLED, Skipped
+from clipviz.data.base import Skipped
 from clipviz.data.sources.layout import (
     ALL,
     IMAGE_SUFFIXES,
@@ -30,6 +30,7 @@ from clipviz.data.sources.layout import (
     used_split,
 )
 from clipviz.errors import choose, listed, one_line
+from clipviz.events import UNLABELLED
 from clipviz.prompts import check_class_names, normalize_name
 
 MANIFEST_SUFFIXES = (".csv", ".parquet")
