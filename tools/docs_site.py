@@ -13,6 +13,8 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from importlib import import_module
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,14 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from clipviz.cli.main import build_parser
+from clipviz.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.md", "notebooks/README.md", "notebooks/*.ipynb",
          "clipviz/birds/MODEL_CARD.md")  # fmt: skip
 PICTURES = ("docs/**/*.png", "docs/**/*.webp", "docs/**/*.svg")
+
+METHODS_PAGE = "docs/methods.md"
 
 #: Code, which is left alone; a formula between two dollar signs, or one.
 _CODE_OR_FORMULA = re.compile(
@@ -44,6 +49,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     own += [File(path, str(ROOT), config.site_dir, config.use_directory_urls) for path in paths]
     own.append(File.generated(config, "docs/reference/command_line.md", content=command_line()))
     own.append(File.generated(config, "docs/explorables.md", content="\n\n".join(explorables())))
+    own.append(File.generated(config, METHODS_PAGE, content="\n\n".join(methods())))
     for path in paths:
         if path.endswith(".ipynb"):
             own += [File.generated(config, name, content=data) for name, data in pictures(ROOT / path)]
@@ -61,7 +67,9 @@ def on_page_read_source(page: Page, config: MkDocsConfig) -> str | None:
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """The explorables, put in last: no Markdown reads their scripts, and no search."""
+    """The explorables, put in last: no Markdown reads their scripts, and no search; code of the methods unfolded."""
+    if page.file.src_uri == METHODS_PAGE:
+        return output.replace('<details class="mkdocstrings-source">', '<details class="mkdocstrings-source" open>')
     return _EXPLORABLE.sub(_explorable, output)
 
 
@@ -84,8 +92,12 @@ def _formula(match: re.Match[str]) -> str:
     if match["code"]:
         return match["code"]
     if match["block"]:
-        return convert(match["block"], display="block")
-    return f'<span class="formula">{convert(match["inline"])}</span>'
+        return _mathml(match["block"], display="block")
+    return f'<span class="formula">{_mathml(match["inline"])}</span>'
+
+
+def _mathml(formula: str, display: str = "inline") -> str:
+    return convert(formula.replace(r"\arg\max", r"\operatorname{argmax}"), display=display)  # it knows no \arg
 
 
 def command_line() -> str:
@@ -96,6 +108,21 @@ def command_line() -> str:
     parts = ["# Command line", f"```text\n{parser.format_help()}```"]
     parts += [f"## clipviz {name}\n\n```text\n{command.format_help()}```" for name, command in commands.choices.items()]
     return "\n\n".join(parts)
+
+
+def methods() -> Iterator[str]:
+    """A page of the equations of every method, each with the function that computes it."""
+    yield "# The methods, equation by equation"
+    yield (
+        "Each method is one file. At its top stand its equations, and where they differ from the authors' code; below "
+        "stand its functions, each with the code that computes its equation. This page is made of those files."
+    )
+    homes = reversed(dict.fromkeys(method.__module__ for method in METHODS.values()))
+    for home in (*homes, "clipviz.ncut", "clipviz.ops"):
+        members = [
+            name for name, each in vars(import_module(home)).items() if isfunction(each) and home == each.__module__
+        ]
+        yield f"::: {home}\n    options: {{heading_level: 2, members: {json.dumps(members)}}}"
 
 
 def pictures(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -153,7 +180,9 @@ def explorables() -> Iterator[str]:
     yield "# Explorables"
     yield (
         "Small pictures to turn by hand. They need no kernel: clipviz computed the numbers when the notebook was run, "
-        "and they are stored in the page. The mouse, a finger and the arrow keys all do."
+        "and they are stored in the page. The mouse, a finger and the arrow keys all do. One more needs a kernel, for "
+        "the model reads what you write: words for a class, in "
+        "[notebook 2](../notebooks/02_zero_shot.ipynb#other-words-for-a-class)."
     )
     for path in sorted(ROOT.glob("notebooks/*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

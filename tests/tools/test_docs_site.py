@@ -13,6 +13,7 @@ import pytest
 
 import clipviz
 from clipviz.cli.options import COMMANDS
+from clipviz.methods import METHODS
 from tools import docs_site
 
 ROOT = Path(clipviz.__file__).parents[1]
@@ -81,10 +82,20 @@ def test_the_reference_has_every_public_name_and_every_command(site):
         assert f"usage: clipviz {command}" in shown
 
 
+def test_the_methods_have_their_equations_and_the_code_unfolded(site):
+    page = (site / "docs/methods.html").read_text(encoding="utf-8")
+    assert "(5) DKA      z = gamma b W_fix^T" in page
+    for method in METHODS.values():
+        assert f'id="{method.__module__}"' in page
+    assert page.count('<details class="mkdocstrings-source" open>') > 40
+    assert page.count('<details class="mkdocstrings-source">') == 0
+
+
 def test_the_notebooks_are_there_with_outputs_and_formulas(site):
     page = (site / "notebooks/06_microclip.html").read_text(encoding="utf-8")
     assert "CLS: (1, 128)  patches: (1, 64, 128)  grid: 8 x 8" in page
     assert page.count("<math ") > 20
+    assert [word for each in site.rglob("*.html") for word in re.findall(r"<m\w+>\\\w+", each.read_text("utf-8"))] == []
     assert "$" not in re.sub(r"<(pre|code|script|style).*?</\1>", "", page, flags=re.S)
 
 
