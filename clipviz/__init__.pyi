@@ -19,6 +19,7 @@ from clipviz.training.opened import open as open
 from clipviz.training.recorder import record as record
 from clipviz.training.run import Run as Run
 from clipviz.widgets import CompareExplorer as CompareExplorer
+from clipviz.widgets import DescriptionPlayground as DescriptionPlayground
 from clipviz.widgets import DKAPlayground as DKAPlayground
 from clipviz.widgets import LiveMonitor as LiveMonitor
 from clipviz.widgets import PrototypeExplorer as PrototypeExplorer

@@ -35,7 +35,7 @@ def test_its_lines_open_every_view(monkeypatch, tmp_path):
 
 def test_its_pictures_exist_and_are_small():
     pictures = re.findall(r"!\[[^\]]{30,}\]\((\S+)\)", PAGE)
-    assert len(pictures) == 5
+    assert len(pictures) == 6
     for name in pictures:
         path = DOCS / name
         assert path.stat().st_size < 60_000
@@ -45,3 +45,9 @@ def test_its_pictures_exist_and_are_small():
 
 def test_readme_leads_to_it():
     assert "(docs/widgets.md)" in (DOCS.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_view_is_known_by_its_text_form_where_its_kernel_is_gone():
+    script = Path(clipviz.widgets.__file__).parent / "jupyter/labextensions/clipviz/static/fallback.js"
+    (names,) = re.findall(r"CLIPVIZ = /\^\(([\w|]+)\)", script.read_text(encoding="utf-8"))
+    assert {*names.split("|"), "ViewState"} == {*clipviz.widgets.__all__}

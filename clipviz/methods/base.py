@@ -6,7 +6,7 @@ A method owns the model state that training changes. It sees images and their po
 import math
 import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from operator import attrgetter
@@ -305,7 +305,7 @@ def prompt_sentences(prompts: ClassPrompts, source: TextSource) -> list[tuple[st
     return [of_class(name) for name in prompts.names]
 
 
-def text_classifier(backbone: Backbone, sentences: list[tuple[str, ...]], *, unit: bool = True) -> Tensor:
+def text_classifier(backbone: Backbone, sentences: Sequence[Sequence[str]], *, unit: bool = True) -> Tensor:
     """Mean of the sentence embeddings of each of C classes, normalized: w_c = nrm(mean_m E(d_cm)), (C, E).
 
     `unit` is whether each embedding is normalized before the mean; the code of microCLIP does not.
@@ -313,7 +313,7 @@ def text_classifier(backbone: Backbone, sentences: list[tuple[str, ...]], *, uni
     return normalize(torch.stack([rows.mean(0) for rows in sentence_embeddings(backbone, sentences, unit=unit)]))
 
 
-def sentence_embeddings(backbone: Backbone, sentences: list[tuple[str, ...]], *, unit: bool = True) -> list[Tensor]:
+def sentence_embeddings(backbone: Backbone, sentences: Sequence[Sequence[str]], *, unit: bool = True) -> list[Tensor]:
     """Embeddings of each class's sentences, C tensors (M_c, E) of unit norm (or raw), embedded in one go."""
     flat = [sentence for group in sentences for sentence in group]
     return list(backbone.embed_text(flat, unit=unit).split([len(group) for group in sentences]))

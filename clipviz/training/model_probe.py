@@ -3,7 +3,7 @@
 It stands between views, which know no torch, and methods. A run's asks between two steps, and changes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.data.base import ImageDataset
 from clipviz.data.images.views import eval_view
-from clipviz.methods.base import Method
+from clipviz.methods.base import Method, text_classifier
 from clipviz.saliency import KINDS, available_kinds, saliency_maps
 from clipviz.saliency.attention import attention_modules
 from clipviz.saliency.maps import option_names
@@ -41,7 +41,8 @@ class ModelProbe:
         self._datasets = {"train": dataset, "eval": eval_dataset}
         self._ask = ask or self._directly
         self.image_size = method.backbone.image_size
-        self.class_names = method.class_names
+        self.class_names, self.prompts = method.class_names, method.prompts
+        self.logit_scale = method.backbone.logit_scale
 
     def _directly(self, question: Callable[[Method], T]) -> T:
         with preserved_state(self._method):
@@ -107,9 +108,9 @@ class ModelProbe:
         """Embeddings (n, E) of unit norm of images (n, S, S, 3) uint8, by the image tower as it is now."""
         return self._ask(lambda method: method.backbone.embed(self._batch(method, pixels)).numpy(force=True))
 
-    def embed_text(self, sentence: str) -> np.ndarray:
-        """(E,) of unit norm; a ValueError if the model reads no sentences."""
-        return self._ask(lambda method: method.backbone.embed_text([sentence])[0].numpy(force=True))
+    def embed_text(self, *sentences: Sequence[str]) -> np.ndarray:
+        """(C, E), a row of a classifier for each of C groups of sentences; a ValueError if the model reads none."""
+        return self._ask(lambda method: text_classifier(method.backbone, list(sentences)).numpy(force=True))
 
     def _batch(self, method: Method, pixels: np.ndarray) -> Tensor:
         size = self.image_size

@@ -5,6 +5,7 @@ SaliencyExplorer(traces)               from a confusion or a mistake to what the
 CompareExplorer([one, other])          two runs: who is right, where each looked, how it came about
 PrototypeExplorer(trace)               prototypes and images in one fixed plane, epoch by epoch
 DKAPlayground(trace)                   what another mixture of the sources would have labeled
+DescriptionPlayground(trace, model)    other words for a class: its row and the logits change
 ViewState()                            hand one to several views to link them
 """
 
@@ -15,10 +16,12 @@ for _name in ("anywidget", "ipywidgets"):  # the views are an extra: a script or
         raise ImportError(f"clipviz.widgets needs {_name}, which is not installed; pip install 'clipviz[lab]'")
 
 from clipviz.widgets.compare import CompareExplorer  # noqa: E402
+from clipviz.widgets.descriptions import DescriptionPlayground  # noqa: E402
 from clipviz.widgets.explorer import SaliencyExplorer  # noqa: E402
 from clipviz.widgets.live import LiveMonitor  # noqa: E402
 from clipviz.widgets.playground import DKAPlayground  # noqa: E402
 from clipviz.widgets.prototypes import PrototypeExplorer  # noqa: E402
 from clipviz.widgets.view import ViewState  # noqa: E402
 
-__all__ = ["CompareExplorer", "DKAPlayground", "LiveMonitor", "PrototypeExplorer", "SaliencyExplorer", "ViewState"]
+__all__ = ["CompareExplorer", "DKAPlayground", "DescriptionPlayground", "LiveMonitor", "PrototypeExplorer",
+           "SaliencyExplorer", "ViewState"]  # fmt: skip

@@ -124,7 +124,11 @@ class Album:
 
     def caption(self, image: str, epoch: int) -> str:
         """True class, or the predicted one and how sure, in few letters and on one line."""
-        verdict, names = self.verdict(image, epoch), self.trace.class_names
+        return self.said(image, self.verdict(image, epoch))
+
+    def said(self, image: str, verdict: Verdict) -> str:
+        """What `caption` makes of a verdict."""
+        names = self.trace.class_names
         true, called = apart([class_name(names, label) for label in (verdict.target, verdict.prediction)], 30)
         said = "" if verdict.confidence is None else f"{called} {verdict.confidence:.2f}"
         if verdict.target < 0:

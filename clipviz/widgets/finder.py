@@ -184,7 +184,7 @@ class Nearest:
         known = [image for image in images if image in kept]
         if not known or (is_image and asked not in kept):
             raise ValueError("the trace holds no embedding of it; open the run with its model")
-        query = kept[asked] if is_image else album.model_probe.embed_text(asked)
+        query = kept[asked] if is_image else album.model_probe.embed_text([asked])[0]
         similarity = np.stack([kept[image] for image in known]).astype(np.float32) @ query.astype(np.float32)
         places = np.argsort(-similarity, kind="stable")
         among = "" if len(known) == len(images) else f" among the {len(known)} of {len(images)} that are embedded yet"

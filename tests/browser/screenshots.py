@@ -1,4 +1,4 @@
-"""Pictures of the five views for docs/: `python tests/browser/screenshots.py [--out FOLDER] [--theme dark]`.
+"""Pictures of the six views for docs/: `python tests/browser/screenshots.py [--out FOLDER] [--theme dark]`.
 
 A short microCLIP run on birds in a real JupyterLab at 1000 pixels; each view is photographed as a reader meets it.
 """
@@ -41,8 +41,15 @@ CELLS = (
     "comparison.cells['only a right'].value = True\ncomparison.state.selected = (comparison.shown[0],)\ncomparison",
     "prototypes = clipviz.PrototypeExplorer(trace, run, state=state)\nprototypes",
     "playground = clipviz.DKAPlayground(trace, run)\nplayground.gamma.value = 0.8\nplayground",
+    "birds = clipviz.load_dataset('birds', split='test', n=240)\n"
+    "method = clipviz.METHODS['descriptions'](backbone, birds.prompts)\n"
+    "guesses = clipviz.record(clipviz.adapt(method, birds, eval_dataset=birds))\n"
+    "words = clipviz.DescriptionPlayground(guesses, clipviz.ModelProbe(method, birds, birds))\n"
+    "words.chosen.value = birds.class_names.index('plain swallow')\n"
+    "words.words.value = 'A swallow with a plain tail.'\nwords",
 )
-NAMES = ("live_monitor", "saliency_explorer", "compare_explorer", "prototype_explorer", "dka_playground")
+NAMES = ("live_monitor", "saliency_explorer", "compare_explorer", "prototype_explorer", "dka_playground",
+         "description_playground")  # fmt: skip
 
 
 def photograph(page: Any, url: str, out: Path, theme: str) -> None:

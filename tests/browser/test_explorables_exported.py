@@ -18,16 +18,21 @@ KINDS = {"softmax": "02_zero_shot", "prototypes": "05_dpa", "cut": "06_microclip
          "anchor": "09_transduction"}  # fmt: skip
 
 
+def committed(kind):
+    """(cell, the numbers in it) of an explorable."""
+    notebook = nbformat.read(FOLDER / f"{KINDS[kind]}.ipynb", as_version=4)
+    (cell,) = [cell for cell in notebook.cells if f"explorables.{kind}(" in cell.source]
+    (html,) = [output.data["text/html"] for output in cell.outputs if "text/html" in output.data]
+    return cell, json.loads(re.search(r"previousElementSibling, (\{.*\})\);</script>", html)[1])
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """One page of all cells that end with an explorable, and the numbers in them."""
     cells, numbers = [], {}
-    for kind, name in KINDS.items():
-        notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-        (cell,) = [cell for cell in notebook.cells if f"explorables.{kind}(" in cell.source]
+    for kind in KINDS:
+        cell, numbers[kind] = committed(kind)
         cells.append(cell)
-        (html,) = [output.data["text/html"] for output in cell.outputs if "text/html" in output.data]
-        numbers[kind] = json.loads(re.search(r"previousElementSibling, (\{.*\})\);</script>", html)[1])
     exporter = HTMLExporter(template_name="lab", mathjax_url="", require_js_url="", jquery_url="")
     path = tmp_path_factory.mktemp("exported") / "page.html"
     path.write_text(exporter.from_notebook_node(nbformat.v4.new_notebook(cells=cells))[0], encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,7 +10,11 @@ import shutil
 import nbformat
 import pytest
 from playwright.sync_api import expect
+from test_explorables_exported import committed
 from test_notebooks import FOLDER, NAMES, execute
+from tiny import ToyDataset, make_tiny_backbone
+
+from clipviz.methods.base import text_classifier
 
 CONTENT = "() => window.jupyterapp.shell.currentWidget.content.model.toJSON()"
 IDLE = "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
@@ -34,12 +39,20 @@ def test_notebook_runs_in_the_browser_as_committed(lab, page, run_all, name):
     expect(page.locator(LIVE).first).to_be_visible()
 
 
-SOFTMAX = "explorables.softmax("
+STORED = ("cut", "gamma", "prototypes", "anchor")
+SHOW = """import json
+from IPython.display import display
+for output in json.load(open("outputs.json"))[KIND]:
+    display(output["data"], raw=True)"""
+WORDS = """from tiny import ToyDataset, make_tiny_backbone
+from clipviz import METHODS, DescriptionPlayground, ModelProbe, adapt, record
+data = ToyDataset(12)
+method = METHODS["zero_shot"](make_tiny_backbone(), data.prompts)
+DescriptionPlayground(record(adapt(method, data, eval_dataset=data)), ModelProbe(method, data, data))"""
 
 
-def test_an_explorable_moves_where_it_was_run_and_is_a_picture_where_nobody_trusts_it(lab, page, run_all):
-    committed = nbformat.read(FOLDER / "02_zero_shot.ipynb", as_version=4)
-    cell = next(cell for cell in committed.cells if SOFTMAX in cell.source)
+def test_explorables_move_where_they_were_run_and_are_pictures_where_nobody_trusts_them(lab, page, run_all):
+    cell, _ = committed("softmax")
     opened = nbformat.v4.new_notebook(cells=[cell], metadata=execute.METADATA)
     nbformat.write(opened, lab.root / "untrusted.ipynb")
     page.goto(f"{lab.url}/lab/workspaces/untrusted/tree/untrusted.ipynb")
@@ -48,13 +61,46 @@ def test_an_explorable_moves_where_it_was_run_and_is_a_picture_where_nobody_trus
     assert page.get_by_role("slider").count() == 0
 
     source = "from clipviz.figures import explorables\nexplorables.softmax(['owl', 'duck'], [0.3, 0.25], 100.0)"
-    run_all(lab.write("explorable.ipynb", source))
-    said = page.locator(".clipviz-explorable p[role=status]")
+    kept = {kind: committed(kind) for kind in STORED}
+    (lab.root / "outputs.json").write_text(json.dumps({kind: cell.outputs for kind, (cell, _) in kept.items()}))
+    run_all(lab.write("explorable.ipynb", source, *(SHOW.replace("KIND", repr(kind)) for kind in STORED), WORDS))
+    said = page.locator(".clipviz-explorable p[role=status]").first
     expect(said).to_contain_text("The label is owl, with confidence 0.993")
-    expect(page.locator(".jp-RenderedImage img")).to_be_hidden()
+    for picture in page.locator(".jp-RenderedImage img").all():
+        expect(picture).to_be_hidden()
     slider = page.get_by_role("slider", name="cosine of owl")
     slider.focus()
     for _ in range(11):  # and no key may move the notebook instead
         page.keyboard.press("ArrowLeft")
     expect(said).to_contain_text("The label is duck, with confidence 0.622")
     expect(slider).to_be_focused()
+
+    steps = {"cut": f"tau = {kept['cut'][1]['taus'][0]:.2f}", "gamma": "gamma = 0.00", "prototypes": "Before training",
+             "anchor": "alpha = 0:"}  # fmt: skip
+    for place, (kind, first) in enumerate(steps.items(), 1):
+        root = page.locator(".clipviz-explorable").nth(place)
+        slider = root.get_by_role("slider").first
+        for key in ("End", "Home"):
+            slider.press(key)
+        expect(root.get_by_role("status")).to_contain_text(first)
+        slider.press("ArrowRight")
+        expect(root.get_by_role("status")).not_to_contain_text(first)
+        expect(slider, kind).to_be_focused()
+    patch = page.locator(".clipviz-explorable").nth(1)
+    patch.locator("canvas").press("ArrowUp")
+    expect(patch.get_by_role("status")).to_contain_text("Chosen: row 4, column 5")
+    write_words(page)
+
+
+def write_words(page):
+    """Letters that are commands of a notebook (a, b, dd, x) change the words, and with them the row; no cell."""
+    n_cells = page.locator(".jp-Notebook .jp-Cell").count()
+    backbone, prompts = make_tiny_backbone(), ToyDataset(1).prompts
+    box = page.locator(".widget-textarea textarea")
+    box.press("Control+a")
+    box.press_sequentially("a bad dd fox")
+    given, new = text_classifier(backbone, [prompts.description_sentences(prompts.names[0]), ("a bad dd fox",)])
+    expect(page.get_by_text(re.compile(f"The new row has cosine {float(given @ new):.3f} with"))).to_be_visible()
+    expect(page.locator(".clipviz-chart > svg")).to_have_count(2)
+    expect(box).to_have_value("a bad dd fox")
+    assert page.locator(".jp-Notebook .jp-Cell").count() == n_cells

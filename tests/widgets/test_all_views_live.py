@@ -1,4 +1,4 @@
-"""All four views on a run that goes on, worked all the while, against the same run alone."""
+"""Five views on a run that goes on, worked all the while, against the same run alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import pytest
 from comm.base_comm import BaseComm
 from tiny import assert_same_bits, differences, method_state
 
-from clipviz.widgets import DKAPlayground, LiveMonitor, PrototypeExplorer, SaliencyExplorer, ViewState
+from clipviz.widgets import (
+    DescriptionPlayground,
+    DKAPlayground,
+    LiveMonitor,
+    PrototypeExplorer,
+    SaliencyExplorer,
+    ViewState,
+)
 
 
 @pytest.fixture
@@ -25,7 +32,7 @@ def sent(monkeypatch):
     return sizes
 
 
-def test_four_views_at_work_leave_the_run_as_it_is_to_the_bit(make_run, sent):
+def test_views_at_work_leave_the_run_as_it_is_to_the_bit(make_run, sent):
     alone, run = make_run(epochs=12), make_run(epochs=12)
     expected = alone.fit()
     state = ViewState()
@@ -37,6 +44,7 @@ def test_four_views_at_work_leave_the_run_as_it_is_to_the_bit(make_run, sent):
     explorer = SaliencyExplorer(run.trace, run, state=state)
     prototypes = PrototypeExplorer(run.trace, run, state=state)
     playground = DKAPlayground(run.trace, run, state=state)
+    words = DescriptionPlayground(run.trace, run, state=state)
     monitor.start.click()  # goes on
     before, turns = len(sent), 0
     kinds = list(explorer.inspector.kinds.values())[:4]
@@ -45,6 +53,7 @@ def test_four_views_at_work_leave_the_run_as_it_is_to_the_bit(make_run, sent):
         kinds[turns % 4].value = not kinds[turns % 4].value
         prototypes.scatter.chosen = [turns % len(prototypes.scene.index)]
         playground.gamma.value = turns % 100 / 100
+        words.words.value = f"a photo of {turns}"
         monitor.gamma.value = turns % 100 / 100
         state.epoch = turns % 2 - 1
         turns += 1

@@ -89,7 +89,7 @@ def test_nearest_to_an_image_and_to_a_sentence(run, explorer):
     assert (np.diff(similarity) <= 1e-5).all()
     assert find.message.value.startswith("nearest to 'eval/5': cosine 1.00 to ")
     find.near.value = "a photo of a red square"
-    similarity = embedded[positions(explorer)] @ probe.embed_text("a photo of a red square")
+    similarity = embedded[positions(explorer)] @ probe.embed_text(["a photo of a red square"])[0]
     assert (np.diff(similarity) <= 1e-5).all()
 
 

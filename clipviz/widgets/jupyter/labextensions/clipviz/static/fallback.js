@@ -6,7 +6,7 @@
 
 (() => {
   const WIDGET = "application/vnd.jupyter.widget-view+json";
-  const CLIPVIZ = /^(LiveMonitor|SaliencyExplorer|PrototypeExplorer|CompareExplorer|DKAPlayground)\(/;
+  const CLIPVIZ = /^(LiveMonitor|SaliencyExplorer|PrototypeExplorer|CompareExplorer|DKAPlayground|DescriptionPlayground)\(/;
 
   const isOurs = (data) => data["image/jpeg"] && CLIPVIZ.test([data["text/plain"]].flat().join(""));
 
