@@ -13,10 +13,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of an explorable the text beside it is compared, as of a picture: its last digits depend on the processor."""
+@pytest.hookimpl(trylast=True)  # when it is known which tests of the browser are left
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What nbval compares, and of which notebooks."""
+    # Of an explorable it is the text beside it, as of a picture: its last digits depend on the processor.
     for notebook in {item.parent for item in items if hasattr(item.parent, "skip_compare")}:
         notebook.skip_compare += ("text/html",)
+    # A notebook that this session also runs in the browser is compared there.
+    opened = {item.name.rpartition("[")[2] for item in items if "as_committed[" in item.name}
+    again = [
+        item for item in items if item.path.suffix == ".ipynb" and f"{item.path.stem}]" in opened
+    ]
+    items[:] = [item for item in items if item not in again]
+    config.hook.pytest_deselected(items=again)
 
 
 def pytest_collectstart(collector):

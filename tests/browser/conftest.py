@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api")
-from server import Lab, browsing, open_and_run, serving  # noqa: E402
+from server import ANOTHER, Lab, browsing, open_and_run, run_notebook, serving  # noqa: E402
 
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
 
@@ -40,29 +41,79 @@ def is_error(message: sync_api.ConsoleMessage) -> bool:
     return message.type == "error" and "widget model not found" not in message.text
 
 
-@pytest.fixture
-def page(chromium: sync_api.Browser, request: pytest.FixtureRequest) -> Iterator[sync_api.Page]:
-    """A page that fails its test on any console error and on any request that leaves the machine."""
+@contextmanager
+def watched(page: sync_api.Page) -> Iterator[None]:
+    """Fails on any console error and on any request that leaves the machine."""
+    errors: list[str] = []
+    listeners = {
+        "console": lambda message: errors.append(message.text) if is_error(message) else None,
+        "pageerror": lambda error: errors.append(str(error)),
+        "dialog": lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()),
+        "request": lambda request: errors.append(request.url) if not request.url.startswith(LOCAL) else None,
+    }
+    for event, listener in listeners.items():
+        page.on(event, listener)
+    yield
+    for event, listener in listeners.items():
+        page.remove_listener(event, listener)
+    assert errors == []
+
+
+def photograph(page: sync_api.Page, name: str) -> None:
+    folder = os.environ.get("CLIPVIZ_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=Path(folder) / f"{name}.png", timeout=60_000)
+
+
+def blank_page(chromium: sync_api.Browser) -> sync_api.Page:
     page = chromium.new_page(viewport={"width": 1400, "height": 1500})
     page.set_default_timeout(90_000)
-    errors: list[str] = []
-    page.on("console", lambda message: errors.append(message.text) if is_error(message) else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda r: errors.append(r.url) if not r.url.startswith(LOCAL) else None)
+    return page
+
+
+@pytest.fixture
+def page(chromium: sync_api.Browser, request: pytest.FixtureRequest) -> Iterator[sync_api.Page]:
+    """A page of its own."""
+    page = blank_page(chromium)
     try:
-        yield page
-        assert errors == []
+        with watched(page):
+            yield page
     finally:
-        folder = os.environ.get("CLIPVIZ_SCREENSHOTS")
-        if folder:
-            page.screenshot(path=Path(folder) / f"{request.node.name}.png", timeout=60_000)
+        photograph(page, request.node.name)
         page.close()
 
 
+@pytest.fixture(scope="session")
+def desk(lab: Lab, chromium: sync_api.Browser) -> Iterator[sync_api.Page]:
+    """JupyterLab and a kernel that has imported everything, for one notebook after the other."""
+    page = blank_page(chromium)
+    with watched(page):
+        open_and_run(page, lab.write("desk.ipynb", "import clipviz"))
+    yield page
+    page.close()
+
+
 @pytest.fixture
-def opened(chromium: sync_api.Browser) -> Iterator[Callable[..., sync_api.Page]]:
-    """Opens a file without a network; the page must stay silent and ask for nothing but itself."""
+def run_cells(lab: Lab, desk: sync_api.Page, request: pytest.FixtureRequest) -> Iterator[Callable[..., sync_api.Page]]:
+    """Runs cells in a new notebook on the desk, with its kernel, and gives the page; an older notebook is closed."""
+
+    def run(*cells: str) -> sync_api.Page:
+        name = f"{len(list(lab.root.glob('*.ipynb')))}.ipynb"
+        lab.write(name, *cells)
+        desk.evaluate(ANOTHER, name)
+        run_notebook(desk, name)
+        return desk
+
+    try:
+        with watched(desk):
+            yield run
+    finally:
+        photograph(desk, request.node.name)
+
+
+@contextmanager
+def opening(chromium: sync_api.Browser) -> Iterator[Callable[..., sync_api.Page]]:
+    """Opens files without a network; their pages must stay silent and ask for nothing but themselves."""
     contexts, said, asked = [], [], []
 
     def open_page(path: Path, width: int = 1280, address: str = "", **options: Any) -> sync_api.Page:
@@ -85,6 +136,20 @@ def opened(chromium: sync_api.Browser) -> Iterator[Callable[..., sync_api.Page]]
     assert len([url for url in asked if url.startswith("file:")]) == len(contexts)
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def opened(chromium: sync_api.Browser) -> Iterator[Callable[..., sync_api.Page]]:
+    """Opens a file for one test."""
+    with opening(chromium) as open_page:
+        yield open_page
+
+
+@pytest.fixture(scope="module")
+def opened_once(chromium: sync_api.Browser) -> Iterator[Callable[..., sync_api.Page]]:
+    """Opens a file for all tests of a module."""
+    with opening(chromium) as open_page:
+        yield open_page
 
 
 @pytest.fixture

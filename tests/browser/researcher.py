@@ -8,6 +8,7 @@ counted, and `docs/researcher.md` has the numbers. The pictures are for that pag
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import re
 import subprocess
@@ -15,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,10 +115,11 @@ def walk(lab: Lab, page: Any, cell: str = "only b: [1-9]") -> Iterator[tuple[str
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def run_folders(root: Path, n_images: int, epochs: int, *options: str) -> Iterator[None]:
     """Photos, the two runs on them, and a long one that goes on in a process of its own."""
     import clipviz
+    from clipviz.cli.main import main as main_of_clipviz
 
     for split in ("train", "test"):
         data = clipviz.load_dataset("birds/fog", split=split, n=n_images)
@@ -127,14 +128,15 @@ def run_folders(root: Path, n_images: int, epochs: int, *options: str) -> Iterat
             path.parent.mkdir(parents=True, exist_ok=True)
             data.image(i).save(path)
 
-    def adapt(name: str, gamma: float, epochs: int) -> subprocess.Popen[bytes]:
+    def adapt(name: str, gamma: float, epochs: int) -> list[str]:
         chosen = f"--model birds --data photos --set gamma={gamma} --epochs {epochs} --out runs/{name}".split()
-        line = [sys.executable, "-m", "clipviz", "adapt", "microclip", *chosen, *options]
-        return subprocess.Popen(line, cwd=root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        return ["adapt", "microclip", *chosen, *options]
 
     for name, gamma in (("gamma03", 0.3), ("gamma07", 0.7)):
-        assert adapt(name, gamma, epochs).wait() == 0
-    other = adapt("long", 0.5, 10_000)
+        with contextlib.chdir(root), contextlib.redirect_stdout(io.StringIO()):
+            assert main_of_clipviz(adapt(name, gamma, epochs)) == 0
+    long = [sys.executable, "-m", "clipviz", *adapt("long", 0.5, 10_000)]
+    other = subprocess.Popen(long, cwd=root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         while not (root / "runs" / "long" / "live.json").exists():
             assert other.poll() is None

@@ -37,7 +37,13 @@ RUN_ALL = """() => Promise.race([
     window.jupyterapp.commands.execute('notebook:run-all-cells'),
     new Promise((_, reject) => setTimeout(() => reject(new Error('cells still run after 280 s')), 280000)),
 ])"""
-
+ANOTHER = """async path => {
+    const { commands, shell } = window.jupyterapp;
+    const old = shell.currentWidget;
+    const { id } = old.sessionContext.session.kernel;
+    await commands.execute('docmanager:open', { path, factory: 'Notebook', kernel: { id } });
+    old.dispose();
+}"""
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap(cell => cell.outputs || [])
     .filter(output => output.output_type === 'error').map(output => `${output.ename}: ${output.evalue}`)"""
 
@@ -140,7 +146,11 @@ def browsing() -> Iterator[Any]:
 def open_and_run(page: Any, url: str) -> None:
     """Open a notebook, wait until its kernel is really there, run all cells and wait for them; none may fail."""
     page.goto(url)
-    name = url.split("/")[-1].split("?")[0]
+    run_notebook(page, url.split("/")[-1].split("?")[0])
+
+
+def run_notebook(page: Any, name: str) -> None:
+    """The same for the one that is open."""
     page.wait_for_function(READY, arg=name, timeout=180_000)
     page.evaluate(RUN_ALL)
     errors = page.evaluate(ERRORS)

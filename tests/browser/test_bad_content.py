@@ -49,8 +49,8 @@ LONGEST = """() => Math.max(...[...document.querySelectorAll('.clipviz *, .jupyt
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("labelled", [True, False], ids=["labelled", "unlabelled"])
-def test_every_view_stays_usable_and_inert(lab, page, run_all, labelled):
-    run_all(lab.write(f"bad{labelled}.ipynb", SETUP.replace("LABELLED", str(labelled)), *VIEWS))
+def test_every_view_stays_usable_and_inert(run_cells, labelled):
+    page = run_cells(SETUP.replace("LABELLED", str(labelled)), *VIEWS)
     views = page.locator(OUTER)
     expect(views).to_have_count(4)
     monitor, explorer, prototypes, playground = (views.nth(i) for i in range(4))
@@ -115,8 +115,8 @@ FAINTEST = """() => {
 
 
 @pytest.mark.timeout(400)
-def test_views_are_readable_on_a_dark_page_too(lab, page, run_all):
-    run_all(lab.write("dark.ipynb", SHOWN, "clipviz.LiveMonitor(run)", "clipviz.SaliencyExplorer(trace)"))
+def test_views_are_readable_on_a_dark_page_too(run_cells):
+    page = run_cells(SHOWN, "clipviz.LiveMonitor(run)", "clipviz.SaliencyExplorer(trace)")
     expect(page.locator(".clipviz-chart > svg")).to_have_count(4)
     before = page.locator(".clipviz-matrix canvas").evaluate("canvas => canvas.toDataURL()")
     for theme, is_light in (("JupyterLab Light", "true"), ("JupyterLab Dark", "false")):

@@ -51,7 +51,7 @@ method = METHODS["zero_shot"](make_tiny_backbone(), data.prompts)
 DescriptionPlayground(record(adapt(method, data, eval_dataset=data)), ModelProbe(method, data, data))"""
 
 
-def test_explorables_move_where_they_were_run_and_are_pictures_where_nobody_trusts_them(lab, page, run_all):
+def test_explorables_move_where_they_were_run_and_are_pictures_where_nobody_trusts_them(lab, page, run_cells):
     cell, _ = committed("softmax")
     opened = nbformat.v4.new_notebook(cells=[cell], metadata=execute.METADATA)
     nbformat.write(opened, lab.root / "untrusted.ipynb")
@@ -63,7 +63,7 @@ def test_explorables_move_where_they_were_run_and_are_pictures_where_nobody_trus
     source = "from clipviz.figures import explorables\nexplorables.softmax(['owl', 'duck'], [0.3, 0.25], 100.0)"
     kept = {kind: committed(kind) for kind in STORED}
     (lab.root / "outputs.json").write_text(json.dumps({kind: cell.outputs for kind, (cell, _) in kept.items()}))
-    run_all(lab.write("explorable.ipynb", source, *(SHOW.replace("KIND", repr(kind)) for kind in STORED), WORDS))
+    page = run_cells(source, *(SHOW.replace("KIND", repr(kind)) for kind in STORED), WORDS)
     said = page.locator(".clipviz-explorable p[role=status]").first
     expect(said).to_contain_text("The label is owl, with confidence 0.993")
     for picture in page.locator(".jp-RenderedImage img").all():

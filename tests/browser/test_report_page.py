@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 
 import numpy as np
@@ -55,11 +56,34 @@ def report(traces, tmp_path_factory):
     return write_report(traces, tmp_path_factory.mktemp("report") / "report.html")
 
 
-def draw_all(tab):
-    """Scroll through the page, as a reader does: charts are drawn when they come near."""
-    for chart in tab.locator(".chart").all():
-        chart.scroll_into_view_if_needed()
-        expect(chart.locator(".main-svg").first).to_be_attached()
+@pytest.fixture(scope="module")
+def drawn(opened_once, report):
+    """The page of a width and color scheme, scrolled through as a reader does: charts are drawn when they come near."""
+
+    @cache
+    def draw_all(width, scheme="light"):
+        tab = opened_once(report, width, color_scheme=scheme)
+        assert tab.locator(".chart .main-svg").count() < tab.locator(".chart").count(), "those far away wait"
+        for chart in tab.locator(".chart").all():
+            chart.scroll_into_view_if_needed()
+            expect(chart.locator(".main-svg").first).to_be_attached()
+        return tab
+
+    return draw_all
+
+
+@pytest.fixture(scope="module")
+def page_of_all(opened_once, report):
+    return opened_once(report)
+
+
+@pytest.fixture
+def read(page_of_all):
+    """The page, of which others have read, with all images of the first trained method and its newest epoch."""
+    page_of_all.get_by_role("button", name="all images").click()
+    for name in ("microCLIP", "NtUA"):
+        page_of_all.locator("#run").select_option(name)
+    return page_of_all
 
 
 def last_of(trace):
@@ -83,10 +107,8 @@ def first_images(tab, n):
 
 
 @pytest.mark.parametrize("width", [390, 1280, 1920])
-def test_every_chart_is_drawn_within_the_page_when_it_comes_near(opened, report, width):
-    tab = opened(report, width)
-    assert tab.locator(".chart .main-svg").count() < tab.locator(".chart").count(), "those far away wait"
-    draw_all(tab)
+def test_every_chart_is_drawn_within_the_page_when_it_comes_near(drawn, width):
+    tab = drawn(width)
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     wide = (
         "[...document.querySelectorAll('.chart .main-svg')].filter(c => c.getBoundingClientRect().right > innerWidth)"
@@ -120,8 +142,8 @@ def test_runs_stand_side_by_side_on_equal_axes_and_can_be_left_out(opened, repor
     expect(chart).to_be_visible()
 
 
-def test_who_fixed_whose_mistakes_and_where_it_looked_takes_two_clicks(opened, report, traces):
-    tab = opened(report)
+def test_who_fixed_whose_mistakes_and_where_it_looked_takes_two_clicks(read, traces):
+    tab = read
     tab.get_by_role("button", name="DPA right, descriptions wrong").click()
     ours, theirs = (last_of(trace) for trace in (traces[3], traces[1]))
     wanted = ours.index[(ours["prediction"] == ours["target"]) & (theirs["prediction"] != theirs["target"])]
@@ -179,8 +201,8 @@ def test_the_card_says_why_as_fully_as_the_page_of_one_image(opened, tmp_path):
     expect(card.get_by_role("list", name="Cache entries")).to_have_count(0)
 
 
-def test_points_of_the_plane_lead_to_their_images(opened, report, traces):
-    tab = opened(report)
+def test_points_of_the_plane_lead_to_their_images(read, traces):
+    tab = read
     plane = tab.locator("#plane canvas")
     plane.scroll_into_view_if_needed()
     plane.focus()
@@ -209,8 +231,8 @@ def test_a_mailed_link_opens_the_image_and_arrow_keys_go_on(opened, report):
     expect(heading).to_have_text("day 0/bird-12.jpg")
 
 
-def test_filters_and_search_show_what_they_say(opened, report, traces):
-    tab = opened(report)
+def test_filters_and_search_show_what_they_say(read, traces):
+    tab = read
     last = [last_of(trace) for trace in traces]
     right = [rows["prediction"] == rows["target"] for rows in last]
     tab.locator("#filter").select_option("all methods wrong, surest first")
@@ -252,8 +274,8 @@ def test_filters_and_search_show_what_they_say(opened, report, traces):
     expect(tab.get_by_role("status")).to_have_text("no images")
 
 
-def test_a_cell_of_the_confusion_leads_to_its_images(opened, report, traces):
-    tab = opened(report)
+def test_a_cell_of_the_confusion_leads_to_its_images(read, traces):
+    tab = read
     rows = last_of(traces[2])  # NtUA, the first that is trained
     canvas = tab.locator("#matrix canvas")
     canvas.focus()
@@ -280,12 +302,12 @@ def test_the_keyboard_alone_gets_to_an_image(opened, report):
     expect(tab.locator("#card h3")).to_have_text("day 1/bird-1.jpg")
 
 
-def test_contents_follow_the_reader_and_fold_on_a_phone(opened, report):
+def test_contents_follow_the_reader_and_fold_on_a_phone(opened, report, drawn):
     tab = opened(report)
     expect(tab.locator("nav [aria-current]")).to_have_text("Results")
     tab.get_by_role("link", name="Per class, before and after").click()
     expect(tab.locator("nav [aria-current]")).to_have_text("Per class, before and after")
-    phone = opened(report, 390)
+    phone = drawn(390)
     link = phone.get_by_role("link", name="Loss terms")
     expect(link).to_be_hidden()
     phone.locator("nav summary").click()
@@ -295,17 +317,18 @@ def test_contents_follow_the_reader_and_fold_on_a_phone(opened, report):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
-def test_axe_finds_nothing_serious(opened, report, width, scheme):
-    tab = opened(report, width, "#image=eval/7", color_scheme=scheme)
-    draw_all(tab)
+def test_axe_finds_nothing_serious(drawn, width, scheme):
+    tab = drawn(width, scheme)
+    tab.evaluate("location.hash = '#image=eval/7'")
+    expect(tab.locator("#card h3")).to_have_text("day 1/bird-7.jpg")
     tab.evaluate((files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8"))
     found = tab.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
     serious = [rule for rule in found if rule["impact"] in ("serious", "critical")]
     assert [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in serious] == []
 
 
-def test_dark_is_dark_and_paper_is_white_without_what_only_a_screen_needs(opened, report):
-    tab = opened(report, color_scheme="dark")
+def test_dark_is_dark_and_paper_is_white_without_what_only_a_screen_needs(drawn):
+    tab = drawn(1280, "dark")
     tab.locator("#confidence_evolution").scroll_into_view_if_needed()
     expect(tab.locator("#confidence_evolution .main-svg").first).to_be_attached()
     ground = "getComputedStyle(document.body).backgroundColor"

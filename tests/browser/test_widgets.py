@@ -132,8 +132,8 @@ def press(page: Page, name: str) -> None:
     button.click()
 
 
-def test_live_monitor_obeys_its_buttons(lab, page, run_all):
-    run_all(lab.write("live.ipynb", setup(epochs=500, pause=0.05), "monitor = LiveMonitor(run)\nmonitor"))
+def test_live_monitor_obeys_its_buttons(run_cells):
+    page = run_cells(setup(epochs=500, pause=0.05), "monitor = LiveMonitor(run)\nmonitor")
     headline = page.locator(".clipviz-headline")
     expect(headline).to_contain_text("ready")
     press(page, "Start")
@@ -169,9 +169,8 @@ def test_live_monitor_obeys_its_buttons(lab, page, run_all):
     assert steps < 100, "it ends at the next step, long before the 4000th"
 
 
-def test_saliency_explorer_from_a_confusion_to_a_map(lab, page, run_all):
-    cells = [setup(), "trace = run.fit()", "explorer = SaliencyExplorer(trace, run)\nexplorer"]
-    run_all(lab.write("explorer.ipynb", *cells))
+def test_saliency_explorer_from_a_confusion_to_a_map(run_cells):
+    page = run_cells(setup(), "trace = run.fit()", "explorer = SaliencyExplorer(trace, run)\nexplorer")
     matrix = page.locator(".clipviz-matrix canvas")
     thumbs = page.locator(".clipviz-thumb")
     expect(thumbs).to_have_count(32)
@@ -225,9 +224,8 @@ opened = [clipviz.open(f"compared/{seed}", model=make_tiny_backbone(), data=data
 """
 
 
-def test_two_runs_compared_filtered_and_turned_through_their_epochs(lab, page, run_all):
-    compare = "view = CompareExplorer(opened)\nview"
-    run_all(lab.write("compare.ipynb", setup(), COMPARED, compare))
+def test_two_runs_compared_filtered_and_turned_through_their_epochs(run_cells):
+    page = run_cells(setup(), COMPARED, "view = CompareExplorer(opened)\nview")
     thumbs, captions = page.locator(".clipviz-thumb"), page.locator(".clipviz-overlay .clipviz-caption")
     expect(thumbs).to_have_count(32)
     expect(captions).to_have_count(2)
@@ -275,9 +273,8 @@ def test_a_day_of_a_researcher_takes_the_lines_and_clicks_that_the_page_says(lab
     assert (lab.root / "fixed.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_prototype_explorer_from_a_lasso_to_a_map(lab, page, run_all):
-    cells = [setup(), "trace = run.fit()", "explorer = PrototypeExplorer(trace, run)\nexplorer"]
-    run_all(lab.write("prototypes.ipynb", *cells))
+def test_prototype_explorer_from_a_lasso_to_a_map(run_cells):
+    page = run_cells(setup(), "trace = run.fit()", "explorer = PrototypeExplorer(trace, run)\nexplorer")
     plane = page.locator(".clipviz-scatter canvas")
     expect(page.locator(".clipviz-scatter .clipviz-legend")).to_contain_text("learned_classifier")
     box = plane.bounding_box()
@@ -304,12 +301,12 @@ def test_prototype_explorer_from_a_lasso_to_a_map(lab, page, run_all):
     expect(page.get_by_text(re.compile("images? chosen, "))).to_be_visible()
 
 
-def test_playground_mixes_and_cuts_while_the_sliders_move(lab, page, run_all):
+def test_playground_mixes_and_cuts_while_the_sliders_move(run_cells):
     mixing = (
         "from synthetic import synthetic_trace\nDKAPlayground(synthetic_trace(n_classes=8, epochs=2, n_images=200))"
     )
     cutting = "cut = DKAPlayground(run.fit(), run, state=ViewState(selected=('eval/0',)))\ncut"
-    run_all(lab.write("playground.ipynb", setup(), mixing, cutting))
+    page = run_cells(setup(), mixing, cutting)
     shown = page.locator(".jp-OutputArea-output", has_text="crop temp")
     expect(shown).to_have_count(2)
     mix, cut = shown.nth(0), shown.nth(1)

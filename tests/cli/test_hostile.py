@@ -12,9 +12,7 @@ import io
 import json
 import os
 import pickle
-import resource
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+from forked import start
 from hostile import BAD, CLASS_FOLDERS, GOOD, content, encoded, make_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -60,11 +59,12 @@ def hostile_run(tmp_path_factory):
     """microCLIP on the folder, through the command line; returns (exit status, stderr, run folder)."""
     root = tmp_path_factory.mktemp("hostile")
     make_folder(root / "photos", GOOD | BAD)
-    command = [sys.executable, "-m", "clipviz", *adapt("photos", "run", "--epochs", 1, method="microclip")]
-    before = os.listdir(root)
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=800)
+    command = adapt("photos", "run", "--epochs", 1, method="microclip")
+    before, said = os.listdir(root), tmp_path_factory.mktemp("said") / "stderr"
+    process = start(cli.main, command, folder=root, said=said)
+    process.join(800)
     assert sorted(os.listdir(root)) == sorted([*before, "run"]), "a file name was taken for something else"
-    return done.returncode, done.stderr, root / "run"
+    return process.exitcode, said.read_text(), root / "run"
 
 
 def test_the_hostile_folder_is_large_enough():
@@ -416,30 +416,27 @@ def test_opening_counts_on_a_terminal_only(capfd, monkeypatch):
         assert ("opening images" in shown.err) == is_terminal
 
 
-@pytest.fixture
-def photos(tmp_path):
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("few") / "photos"
     for i in range(12):
-        path = tmp_path / "photos" / f"class {i % 2}" / f"{i}.png"
+        path = root / f"class {i % 2}" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (48, 48), (20 * i, 90, 40 * (i % 2))).save(path)
-    return tmp_path / "photos"
+    return root
 
 
-def in_shell(photos, out, *extra, **options):
-    arguments = adapt(photos, out, "--epochs", 3, "--batch-size", 4, *extra, method="microclip")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in conftest.py: bits depend on the number of threads
-    return subprocess.Popen(
-        [sys.executable, "-m", "clipviz", *arguments], stderr=subprocess.PIPE, text=True, env=environment, **options
-    )
+def three_epochs(photos, out, *extra):
+    return adapt(photos, out, "--epochs", 3, "--batch-size", 4, *extra, method="microclip")
 
 
 def test_a_full_disk_leaves_no_half_written_file(photos, tmp_path):
     """A limit on the size of files stands in for the disk: the operating system refuses the bytes beyond it."""
-    out = tmp_path / "run"
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # noqa: E731
-    process = in_shell(photos, out, stdout=subprocess.DEVNULL, preexec_fn=limit)
-    _, stderr = process.communicate(timeout=250)
-    assert process.returncode == 2, stderr
+    out, said = tmp_path / "run", tmp_path / "stderr"
+    process = start(cli.main, three_epochs(photos, out), said=said, most=30_000)
+    process.join(250)
+    stderr = said.read_text()
+    assert process.exitcode == 2, stderr
     assert len([line for line in stderr.splitlines() if line.startswith("clipviz: error:")]) == 1, stderr
     assert "Traceback" not in stderr
     assert [name for name in os.listdir(out) if name not in ("config.json",)] == []
@@ -460,22 +457,30 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(photos, tmp_pa
     assert [found for found in differences(Trace.load(out), first) if found != "meta command"] == []
 
 
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """The trace of the run that nobody stops."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert cli.main(three_epochs(photos, out)) == 0
+    return Trace.load(out)
+
+
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_bits(photos, tmp_path, sign):
-    out, whole = tmp_path / "run", tmp_path / "whole"
-    process = in_shell(photos, out, stdout=subprocess.DEVNULL)
+def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_bits(photos, whole, tmp_path, sign):
+    out, said = tmp_path / "run", tmp_path / "stderr"
+    process = start(cli.main, three_epochs(photos, out), said=said)
     deadline = time.monotonic() + 200
-    while not (out / "checkpoint.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (out / "checkpoint.safetensors").exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(sign)
-    _, stderr = process.communicate(timeout=300)
+    os.kill(process.pid, sign)
+    process.join(300)
     assert (out / "checkpoint.safetensors").exists()
     assert not (out / "results.json").exists()
     if sign != signal.SIGKILL:
-        assert process.returncode == 128 + sign
+        assert process.exitcode == 128 + sign
         assert Trace.load(out).meta["status"] == "stopped"
-        assert stderr == "clipviz: error: stopped, and saved: the same command with --resume goes on from here\n"
-    for folder in (out, whole):
-        assert cli.main(adapt(photos, folder, "--epochs", 3, "--batch-size", 4, "--resume", method="microclip")) == 0
-    assert [d for d in differences(Trace.load(out), Trace.load(whole)) if d != "meta command"] == []
+        stopped = "clipviz: error: stopped, and saved: the same command with --resume goes on from here\n"
+        assert said.read_text() == stopped
+    assert cli.main(three_epochs(photos, out, "--resume")) == 0
+    assert [d for d in differences(Trace.load(out), whole) if d != "meta command"] == []
     assert not [name for name in os.listdir(out) if display_name(name).startswith(".")]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import start
 from tiny import ToyDataset, make_tiny_backbone, microclip
 
 from clipviz import AdaptConfig, LiveMonitor, Run
@@ -54,14 +53,13 @@ def finished(tmp_path_factory):
 def test_a_run_of_the_command_line_is_followed_paused_resumed_changed_and_stopped(tmp_path, capsys):
     """In two processes, as its users have it."""
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "clipviz", "adapt", "microclip", "--model", "birds", "--data", "birds/fog"]
     options = ["--epochs", "200", "--batch-size", "32", "--set", "crops=2", "--out", str(out)]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = start(cli.main, ["adapt", "microclip", "--model", "birds", "--data", "birds/fog", *options])
     try:
         end = time.monotonic() + PATIENCE
         while not (out / "live.json").exists():
             assert time.monotonic() < end
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.05)
         events = []
         run = FollowedRun(out, events.append)
@@ -84,22 +82,25 @@ def test_a_run_of_the_command_line_is_followed_paused_resumed_changed_and_stoppe
         assert cli.main(["watch", str(out), "--resume"]) == 0
         until(run, lambda: run.steps_done > rests_at + 3, "did not go on")
         assert cli.main(["watch", str(out), "--stop"]) == 0
-        assert process.wait(PATIENCE) == 0
+        process.join(PATIENCE)
+        assert process.exitcode == 0
         until(run, lambda: run.status == "stopped", "not seen to stop")
         assert isinstance(events[-1], RunFinished)
         assert "done" in capsys.readouterr().out
     finally:
         process.kill()
-        process.wait()
+        process.join()
     assert Trace.load(out).meta["changes"] == [{"step": rests_at + 2, "gamma": 0.25}]
     assert not (out / "live.json").exists()
     assert not (out / "commands").exists()
 
 
+def many_epochs(folder) -> None:
+    toy_run(folder, epochs=10_000).fit()
+
+
 def test_a_killed_run_is_dead_and_not_slow(tmp_path, capsys):
-    code = "import sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/training'); import test_follow as t\n"
-    code += "run = t.toy_run(sys.argv[1], epochs=10_000); run.fit()"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stderr=subprocess.DEVNULL)
+    process = start(many_epochs, tmp_path / "run")
     try:
         end = time.monotonic() + PATIENCE
         while not (tmp_path / "run" / "live.json").exists() and time.monotonic() < end:
@@ -111,7 +112,7 @@ def test_a_killed_run_is_dead_and_not_slow(tmp_path, capsys):
         assert run.status == "running"
     finally:
         process.kill()
-        process.wait()
+        process.join()
     run.poll()
     assert run.status == "interrupted"
     with pytest.raises(ValueError, match=r"is interrupted, so it takes no orders$"):
