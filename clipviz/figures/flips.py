@@ -148,13 +148,14 @@ def draw_label_flow(info: LabelFlow) -> go.Figure:
         came_from.setdefault(flow.end, []).extend([left.index(flow.start)] * flow.n)
     right = sorted(came_from, key=lambda name: float(np.mean(came_from[name])))
     figure = style.new_chart(title, 130 + 32 * max(len(left), len(right)))
-    edges, lowest = list[list[float]](), 0.0
+    edges, lowest, written = list[list[float]](), 0.0, list[dict[str, object]]()
     for side, names, anchor, shift in ((0, left, "right", -6), (1, right, "left", 6)):
         tops, middles = _stacked(info.flows, side, names)
         edges.append(tops)
         lowest = max(lowest, middles[-1])
         for name, y in zip(style.short_names(names), middles, strict=True):
-            figure.add_annotation(x=side, y=y, text=name, showarrow=False, xanchor=anchor, xshift=shift)
+            written.append({"x": side, "y": y, "text": name, "showarrow": False, "xanchor": anchor, "xshift": shift})
+    figure.layout.annotations = written  # at once: each that is added checks all before it again
     first = {flow.outcome: place for place, flow in reversed(list(enumerate(info.flows)))}
     for place, (flow, start_y, end_y) in enumerate(zip(info.flows, *edges, strict=True)):
         _add_band(figure, flow, start_y, end_y, first[flow.outcome] == place)

@@ -94,21 +94,32 @@ def desk(lab: Lab, chromium: sync_api.Browser) -> Iterator[sync_api.Page]:
 
 
 @pytest.fixture
-def run_cells(lab: Lab, desk: sync_api.Page, request: pytest.FixtureRequest) -> Iterator[Callable[..., sync_api.Page]]:
-    """Runs cells in a new notebook on the desk, with its kernel, and gives the page; an older notebook is closed."""
+def put_on_desk(desk: sync_api.Page, request: pytest.FixtureRequest) -> Iterator[Callable[..., sync_api.Page]]:
+    """Opens a notebook that lies in the folder of the server, with the kernel of the older one or with a new one."""
 
-    def run(*cells: str) -> sync_api.Page:
-        name = f"{len(list(lab.root.glob('*.ipynb')))}.ipynb"
-        lab.write(name, *cells)
-        desk.evaluate(ANOTHER, name)
-        run_notebook(desk, name)
+    def put(name: str, kernel: str = "") -> sync_api.Page:
+        desk.evaluate(ANOTHER, [name, kernel])
         return desk
 
     try:
         with watched(desk):
-            yield run
+            yield put
     finally:
         photograph(desk, request.node.name)
+
+
+@pytest.fixture
+def run_cells(lab: Lab, put_on_desk: Callable[..., sync_api.Page]) -> Callable[..., sync_api.Page]:
+    """Runs cells in a new notebook on the desk, and gives the page."""
+
+    def run(*cells: str) -> sync_api.Page:
+        name = f"{len(list(lab.root.glob('*.ipynb')))}.ipynb"
+        lab.write(name, *cells)
+        page = put_on_desk(name)
+        run_notebook(page, name)
+        return page
+
+    return run
 
 
 @contextmanager

@@ -37,13 +37,14 @@ RUN_ALL = """() => Promise.race([
     window.jupyterapp.commands.execute('notebook:run-all-cells'),
     new Promise((_, reject) => setTimeout(() => reject(new Error('cells still run after 280 s')), 280000)),
 ])"""
-ANOTHER = """async path => {
+ANOTHER = """async ([path, name]) => {
     const { commands, shell } = window.jupyterapp;
     const old = shell.currentWidget;
     const { id } = old.sessionContext.session.kernel;
-    await commands.execute('docmanager:open', { path, factory: 'Notebook', kernel: { id } });
+    await commands.execute('docmanager:open', { path, factory: 'Notebook', kernel: name ? { name } : { id } });
     old.dispose();
 }"""
+"""Open a notebook in the place of another, with its kernel or with a new one of a name."""
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap(cell => cell.outputs || [])
     .filter(output => output.output_type === 'error').map(output => `${output.ename}: ${output.evalue}`)"""
 

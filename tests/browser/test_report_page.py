@@ -61,7 +61,7 @@ def drawn(opened_once, report):
     """The page of a width and color scheme, scrolled through as a reader does: charts are drawn when they come near."""
 
     @cache
-    def draw_all(width, scheme="light"):
+    def draw_all(width, scheme):
         tab = opened_once(report, width, color_scheme=scheme)
         assert tab.locator(".chart .main-svg").count() < tab.locator(".chart").count(), "those far away wait"
         for chart in tab.locator(".chart").all():
@@ -108,7 +108,7 @@ def first_images(tab, n):
 
 @pytest.mark.parametrize("width", [390, 1280, 1920])
 def test_every_chart_is_drawn_within_the_page_when_it_comes_near(drawn, width):
-    tab = drawn(width)
+    tab = drawn(width, "light")
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     wide = (
         "[...document.querySelectorAll('.chart .main-svg')].filter(c => c.getBoundingClientRect().right > innerWidth)"
@@ -307,7 +307,7 @@ def test_contents_follow_the_reader_and_fold_on_a_phone(opened, report, drawn):
     expect(tab.locator("nav [aria-current]")).to_have_text("Results")
     tab.get_by_role("link", name="Per class, before and after").click()
     expect(tab.locator("nav [aria-current]")).to_have_text("Per class, before and after")
-    phone = drawn(390)
+    phone = drawn(390, "light")
     link = phone.get_by_role("link", name="Loss terms")
     expect(link).to_be_hidden()
     phone.locator("nav summary").click()
@@ -327,8 +327,8 @@ def test_axe_finds_nothing_serious(drawn, width, scheme):
     assert [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in serious] == []
 
 
-def test_dark_is_dark_and_paper_is_white_without_what_only_a_screen_needs(drawn):
-    tab = drawn(1280, "dark")
+def test_dark_is_dark_and_paper_is_white_without_what_only_a_screen_needs(opened, report):
+    tab = opened(report, color_scheme="dark")
     tab.locator("#confidence_evolution").scroll_into_view_if_needed()
     expect(tab.locator("#confidence_evolution .main-svg").first).to_be_attached()
     ground = "getComputedStyle(document.body).backgroundColor"

@@ -53,8 +53,13 @@ def finished(tmp_path_factory):
 def test_a_run_of_the_command_line_is_followed_paused_resumed_changed_and_stopped(tmp_path, capsys):
     """In two processes, as its users have it."""
     out = tmp_path / "run"
-    options = ["--epochs", "200", "--batch-size", "32", "--set", "crops=2", "--out", str(out)]
-    process = start(cli.main, ["adapt", "microclip", "--model", "birds", "--data", "birds/fog", *options])
+    data = ToyDataset(24)
+    for i in range(24):
+        folder = tmp_path / "photos" / data.class_names[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        data.image(i).save(folder / f"{i}.png")
+    options = ["--epochs", "10000", "--batch-size", "8", "--set", "crops=2", "--out", str(out)]
+    process = start(cli.main, ["adapt", "microclip", "--model", "birds", "--data", str(tmp_path / "photos"), *options])
     try:
         end = time.monotonic() + PATIENCE
         while not (out / "live.json").exists():
