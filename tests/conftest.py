@@ -29,6 +29,21 @@ def toy_test() -> ToyDataset:
     return ToyDataset(n=9, seed=1, split="test")
 
 
+LAB = tuple(f"tests/browser/test_{name}.py" for name in ("bad_content", "notebooks_in_lab", "widgets"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Files as with loadfile, but those in JupyterLab are one: it starts once, and so does its kernel."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "JupyterLab" if nodeid.startswith(LAB) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log) if config.option.dist == "loadfile" else None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # the order below, also where xdist deals out the files
 

@@ -37,14 +37,14 @@ RUN_ALL = """() => Promise.race([
     window.jupyterapp.commands.execute('notebook:run-all-cells'),
     new Promise((_, reject) => setTimeout(() => reject(new Error('cells still run after 280 s')), 280000)),
 ])"""
-ANOTHER = """async ([path, name]) => {
+ANOTHER = """async path => {
     const { commands, shell } = window.jupyterapp;
     const old = shell.currentWidget;
+    await old.sessionContext.ready;
     const { id } = old.sessionContext.session.kernel;
-    await commands.execute('docmanager:open', { path, factory: 'Notebook', kernel: name ? { name } : { id } });
+    await commands.execute('docmanager:open', { path, factory: 'Notebook', kernel: { id } });
     old.dispose();
 }"""
-"""Open a notebook in the place of another, with its kernel or with a new one of a name."""
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap(cell => cell.outputs || [])
     .filter(output => output.output_type === 'error').map(output => `${output.ename}: ${output.evalue}`)"""
 
