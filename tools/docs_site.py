@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from markdown import Extension, Markdown
+from markdown.preprocessors import Preprocessor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -74,13 +76,31 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 
 def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """What code hosts understand and this Markdown does not: formulas, and a list right after a line of text."""
-    return _CODE_OR_FORMULA.sub(_formula, "\n".join(_with_lists_apart(text)))
+    """What code hosts understand and this Markdown does not: formulas; lists see `ListsApart`."""
+    return _CODE_OR_FORMULA.sub(_formula, text)
 
 
-def _with_lists_apart(text: str) -> Iterator[str]:
+class ListsApart(Extension, Preprocessor):
+    """A list right after a line of text is one, as code hosts have it: on pages and in docstrings."""
+
+    def extendMarkdown(self, md: Markdown) -> None:
+        """Before code is taken out, which has lists of its own."""
+        md.preprocessors.register(self, "lists_apart", 29)
+
+    def run(self, lines: list[str]) -> list[str]:
+        """The lines, with an empty one where a list begins."""
+        return list(_with_lists_apart(lines))
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """For docstrings as well, which no page has."""
+    config.markdown_extensions.append(ListsApart())
+    return config
+
+
+def _with_lists_apart(lines: list[str]) -> Iterator[str]:
     before, is_code = "", False
-    for line in text.splitlines():
+    for line in lines:
         is_code ^= line.startswith("```")
         if not is_code and re.match(r"- |1\. ", line) and re.match(r"[^\s-]", before):
             yield ""
@@ -92,7 +112,7 @@ def _formula(match: re.Match[str]) -> str:
     if match["code"]:
         return match["code"]
     if match["block"]:
-        return _mathml(match["block"], display="block")
+        return f'<div class="equation">{_mathml(match["block"], display="block")}</div>'
     return f'<span class="formula">{_mathml(match["inline"])}</span>'
 
 
@@ -112,15 +132,19 @@ def command_line() -> str:
 
 def methods() -> Iterator[str]:
     """A page of the equations of every method, each with the function that computes it."""
+    homes = [*reversed(dict.fromkeys(method.__module__ for method in METHODS.values())), "clipviz.ncut", "clipviz.ops"]
+    yield "---\nhide: [toc]\n---"  # for its room: the equations are wide
     yield "# The methods, equation by equation"
     yield (
         "Each method is one file. At its top stand its equations, and where they differ from the authors' code; below "
         "stand its functions, each with the code that computes its equation. This page is made of those files."
     )
-    homes = reversed(dict.fromkeys(method.__module__ for method in METHODS.values()))
-    for home in (*homes, "clipviz.ncut", "clipviz.ops"):
+    yield " · ".join(f"[{home.rsplit('.')[-1]}][{home}]" for home in homes)
+    for home in homes:
         members = [
-            name for name, each in vars(import_module(home)).items() if isfunction(each) and home == each.__module__
+            name
+            for name, each in vars(import_module(home)).items()
+            if isfunction(each) and home == each.__module__ and not name.startswith("_")
         ]
         yield f"::: {home}\n    options: {{heading_level: 2, members: {json.dumps(members)}}}"
 
