@@ -104,6 +104,12 @@ class SourceLogits:
         """(n,) argmax of the mixture."""
         return self.mix(gamma).argmax(1)
 
+    def disputed(self) -> np.ndarray:
+        """Rows that the two sources call different classes, those first of which both are sure."""
+        rows = np.flatnonzero(self.labels(0) != self.labels(1))
+        least = np.minimum(softmax(self.first[rows]).max(1), softmax(self.second[rows]).max(1))
+        return rows[np.argsort(-least, kind="stable")]
+
     def accuracy(self, labels: np.ndarray) -> float | None:
         """Share of the labeled images whose label is right; None without targets."""
         known = self.target >= 0

@@ -53,6 +53,8 @@ class LiveMonitor(View):
         gamma: slider over the mixing weight; moving it shows what it would have changed, `apply` hands it to the run.
     """
 
+    note = "a picture of the last state: run the cell to follow a run"
+
     def __init__(
         self,
         run: Run | FollowedRun | str | os.PathLike[str],

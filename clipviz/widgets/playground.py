@@ -6,6 +6,7 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
+from clipviz.figures.explorables import html, mixed
 from clipviz.figures.saliency import kind_name, unit_range
 from clipviz.figures.sources import DIAGNOSTIC, SourceLogits, softmax, source_title
 from clipviz.figures.style import BLACK, MIXED_ACCURACY, MIXED_CHANGES, Look, apart, class_name, decider_look, shorten
@@ -174,6 +175,17 @@ class DKAPlayground(View):
     def alt(self) -> str:
         """The rule and what it changes."""
         return f"{self!r}: gamma {self.gamma.value:.2f}: {self.result.value}."
+
+    def page(self, picture: str) -> str:
+        """Images that the two sources call different classes, those that can be shown first, with a slider."""
+        if (stored := self._stored) is None:
+            return ""
+        ids = {row: f"{self.album.train_split}/{stored.index[row]}" for row in stored.disputed().tolist()}
+        rows = sorted(ids, key=lambda row: not self.album.has(ids[row]))[:_TOP]
+        photos = [self.album.pixels(ids[row]) if self.album.has(ids[row]) else None for row in rows]
+        curve, is_own = [line.y for line in self._charts["what_if"].series], stored.gamma is not None
+        data = mixed(self.names, stored, rows, photos) | {"curve": curve, "isOwn": is_own}
+        return html("gamma", data, source=f"data:image/jpeg;base64,{picture}", alt=self.alt) if rows else ""
 
     def draw(self) -> Figure:
         """Both charts, the images that change, and the cut of the chosen one."""

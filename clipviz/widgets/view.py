@@ -124,6 +124,7 @@ class View(ABC):
     state: ViewState
     widget: ipywidgets.Widget
     traces: Sequence[Trace] = ()  # of views whose images can be explored without a kernel
+    note = "a picture: run the cell to work with it"
 
     @abstractmethod
     def draw(self) -> Figure:
@@ -137,10 +138,12 @@ class View(ABC):
     def picture(self) -> bytes:
         """The current state as JPEG, at most 60 kB, and that it is a picture."""
         figure = self.draw()
-        figure.text(
-            1, 0, "a picture: run the cell to work with it ", fontsize=6.5, color="#555", ha="right", va="bottom"
-        )
+        figure.text(1, 0, f"{self.note} ", fontsize=6.5, color="#555", ha="right", va="bottom")
         return figure_jpeg(figure)
+
+    def page(self, picture: str) -> str:
+        """HTML that is alive without a kernel, with the picture (base64) for where no script runs; or ""."""
+        return alive(self.traces, picture, self.alt, self.state.selected) if self.traces else ""
 
     def close(self) -> None:
         """Give up the widgets and their connection to the browser."""
@@ -155,7 +158,7 @@ class View(ABC):
             "image/jpeg": picture,
             _WIDGET: {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id},
         }
-        if self.traces and (html := alive(self.traces, picture, self.alt, self.state.selected)):
+        if html := self.page(picture):
             data["text/html"] = html
         return data, {"image/jpeg": {"alt": self.alt}}
 

@@ -9,9 +9,11 @@ import pytest
 from nbconvert import HTMLExporter
 from playwright.sync_api import expect
 from synthetic import explorable, synthetic_trace
+from test_report_page import comparison, last_of
 
+from clipviz.figures.sources import SourceLogits
 from clipviz.report.explored import MOST_BYTES
-from clipviz.widgets import DKAPlayground, PrototypeExplorer, SaliencyExplorer
+from clipviz.widgets import CompareExplorer, DKAPlayground, PrototypeExplorer, SaliencyExplorer
 
 HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>", "a", "b", "c", "d"]
 
@@ -83,8 +85,39 @@ def test_what_does_not_fit_is_left_out_and_said(exported):
     expect(text).to_contain_text("it holds the maps of one kind alone")
 
 
-def test_what_needs_a_kernel_is_a_picture(exported, trace):
+def test_two_compared_runs_are_alive(exported):
+    traces = comparison(n_classes=6)[3:]
+    tab, notebook = exported(CompareExplorer(traces))
+    assert len(nbformat.writes(notebook)) < 1_000_000
+    frame = tab.frame_locator("iframe")
+    dpa, microclip = (last_of(trace) for trace in traces)
+    fixed = (dpa["prediction"] == dpa["target"]) & (microclip["prediction"] != microclip["target"])
+    button = frame.get_by_role("button", name="DPA right, microCLIP wrong")
+    expect(button).to_have_text(f"{fixed.sum()}")
+    button.click()
+    expect(frame.locator(".clipviz-thumb")).to_have_count(int(fixed.sum()))
+    frame.locator(".clipviz-thumb").first.click()
+    expect(frame.locator("#card h3")).to_have_text(f"image {fixed.index[fixed.to_numpy()][0]}")
+    expect(frame.locator("#card .clipviz-overlay canvas").nth(2)).to_be_visible()
+
+
+def test_the_playground_is_alive_and_says_what_a_gamma_does_to_all_images(exported):
+    trace = synthetic_trace(6, 2, n_images=90, n_eval=60, n_probe=3, class_names=HOSTILE)
     tab, _ = exported(DKAPlayground(trace))
+    said, slider = tab.get_by_role("status"), tab.get_by_role("slider", name="gamma")
+    expect(said).to_contain_text("gamma = 0.70: the pseudo-label is ")
+    assert tab.locator("img").count() == 0, "the picture has made room"
+    stored = SourceLogits.of(trace)
+    for key, gamma in (("Home", 0), ("End", 1)):
+        slider.press(key)
+        labels = stored.labels(gamma)
+        changed = 100 * (labels != stored.labels(0.7)).mean()
+        expect(said).to_contain_text(f"At gamma = {gamma}.00, {changed:.1f} % of all images get another label")
+        expect(said).to_contain_text(f"and {100 * stored.accuracy(labels):.1f} % a right one")
+
+
+def test_what_needs_a_kernel_is_a_picture(exported):
+    tab, _ = exported(DKAPlayground(synthetic_trace(6, 2, method="ntua", n_images=90, n_eval=60)))  # has three sources
     assert tab.locator("iframe").count() == 0
     expect(tab.locator("img[src^='data:image/jpeg']")).to_be_visible()
 

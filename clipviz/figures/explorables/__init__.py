@@ -3,6 +3,7 @@
 import base64
 import json
 import tomllib
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -19,16 +20,21 @@ from clipviz.figures.static import encoded, show
 from clipviz.trace import Trace
 
 
-def _show(kind: str, figure: Figure, data: dict[str, Any]) -> None:
-    """Two outputs: the picture, and what the script of this kind makes of the numbers."""
-    from IPython.display import display
-
+def html(kind: str, data: dict[str, Any], **picture: str) -> str:
+    """What the script of this kind makes of the numbers; until it runs, `picture`: its `source` and `alt`."""
     names = "core.js", f"{kind}.js", "texts.toml", "page.html"
     core, script, texts, page = ((files(__name__) / name).read_text(encoding="utf-8") for name in names)
     numbers = json.dumps(data, default=lambda array: np.asarray(array, dtype=np.float64).round(4).tolist())
-    html = Template(page).render(**tomllib.loads(texts)[kind], script=f"{core}\n{script}", data=numbers)
+    more = tomllib.loads(texts)[kind]
+    return Template(page).render(script=f"{core}\n{script}", data=numbers, picture=picture, **more)
+
+
+def _show(kind: str, figure: Figure, data: dict[str, Any]) -> None:
+    """Two outputs: the picture and the HTML."""
+    from IPython.display import display
+
     show(figure)
-    display({"text/html": html, "text/plain": f"Explorable({kind})"}, raw=True)
+    display({"text/html": html(kind, data), "text/plain": f"Explorable({kind})"}, raw=True)
 
 
 def _source(pixels: Any) -> str:
@@ -69,23 +75,27 @@ def cut(image: Any, grid: tuple[int, int], taus: Any, graphs: Any, found: list[A
     _show("cut", figure, data | rows)
 
 
+def mixed(names: Sequence[str], stored: sources.SourceLogits, rows: Any, photos: Sequence[Any]) -> dict[str, Any]:
+    """Images for gamma.js by their rows, with their pixels, or None."""
+    some, addresses = stored.rows(np.asarray(rows)), ["" if photo is None else _source(photo) for photo in photos]
+    return {"names": style.apart(names), "first": some.first, "second": some.second, "gamma": some.reference,
+            "target": some.target, "sources": some.sources, "images": addresses}  # fmt: skip
+
+
 def gamma(trace: Trace, images: Any, n: int = 5) -> None:
     """At most n images that a run's two sources call different classes, as `images.image(i)`; ValueError without."""
     stored = sources.SourceLogits.of(trace)
-    if stored is None or not (disputed := np.flatnonzero(stored.labels(0) != stored.labels(1))).size:
+    if stored is None or not (rows := stored.disputed()[:n]).size:
         raise ValueError("wanted the trace of a run with two sources that differ somewhere, got one where none do")
-    sure = [sources.softmax(logits).max(1) for logits in (stored.first, stored.second)]
-    some = stored.rows(disputed[np.argsort(-np.minimum(*sure)[disputed], kind="stable")][:n])
-    photos, names = [images.image(int(i)) for i in some.index], style.apart(trace.class_names)
+    some, photos = stored.rows(rows), [np.asarray(images.image(int(i))) for i in stored.index[rows]]
+    data = mixed(trace.class_names, stored, rows, photos)
     photo, axis = (figure := Figure(figsize=(9, 3), layout="constrained")).subplots(1, 2, width_ratios=(1, 3))
-    show_image(photo, np.asarray(photos[0]))
+    show_image(photo, photos[0])
     for c in dict.fromkeys(int(c) for g in (0, 0.5, 1) for c in np.argsort(-some.mix(g)[0])[:2]):
-        axis.plot((0, 1), (some.second[0, c], some.first[0, c]), label=names[c])
+        axis.plot((0, 1), (some.second[0, c], some.first[0, c]), label=data["names"][c])
     axis.axvline(some.reference, color="black", linestyle=":")
     axis.set(xlabel=f"gamma (0: {some.sources[1]} alone, 1: {some.sources[0]} alone)", ylabel="logit")
     axis.legend(fontsize=9)
-    data = {"names": names, "first": some.first, "second": some.second, "gamma": some.reference, "target": some.target,
-            "sources": some.sources, "images": [_source(photo) for photo in photos]}  # fmt: skip
     figure.suptitle("What the best classes of an image score, for every gamma")
     _show("gamma", figure, data)
 

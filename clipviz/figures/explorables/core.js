@@ -2,8 +2,9 @@
 
 if (root.dataset.awake) return;
 root.dataset.awake = "yes";
-root.querySelector(".clipviz-asleep").remove();
-const picture = root.closest(".jp-OutputArea-child, .output")?.previousElementSibling;
+const asleep = root.querySelector(".clipviz-asleep");
+asleep.remove();
+const picture = asleep.querySelector("img") ? null : root.closest(".jp-OutputArea-child, .output")?.previousElementSibling;
 if (picture?.querySelector("img")) picture.style.display = "none"; // the picture of this explorable, for where no script runs
 
 const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;

@@ -1,4 +1,6 @@
-// Two sources mixed by gamma. DATA: names (C), sources (2), first and second (n, C), images (n), target (n), gamma.
+// Two sources mixed by gamma. DATA: names (C), sources (2), first and second (n, C), images (n; "" for none), target (n), gamma,
+// and, if known, a curve over gamma (% of all images whose label differs from that at DATA.gamma, % that are right) with isOwn: whether
+// the run mixed by it.
 
 const { first, second } = DATA;
 const image = choice("image", DATA.images.map((_, i) => `${i + 1} of ${DATA.images.length}`));
@@ -6,7 +8,7 @@ const gamma = slider("gamma", { min: 0, max: 1, step: 0.01, value: DATA.gamma },
 const photos = DATA.images.map((source) => {
   const photo = new Image();
   photo.onload = redraw;
-  photo.src = source;
+  if (source) photo.src = source;
   return photo;
 });
 
@@ -34,10 +36,10 @@ canvas(
     // Those that are first somewhere, then those that are best at either end.
     const ends = [0, 1].flatMap((g) => mixed(i, g).map((v, c) => [v, c]).sort((a, b) => b[0] - a[0]).slice(0, 3).map(([, c]) => c));
     const shown = [...new Set([best(mixed(i, 0)), ...turns.map(([, c]) => c), ...ends])].slice(0, 5);
-    const side = Math.min(150, width * 0.26);
-    const [left, right, top, bottom] = [side + 58, width - 10, 14, 250];
+    const side = DATA.images[i] && Math.min(150, width * 0.26);
+    const [left, right, top, bottom] = [+side + 58, width - 10, 14, 250];
     pen.imageSmoothingEnabled = false;
-    if (photos[i].complete) pen.drawImage(photos[i], 0, top, side, side);
+    if (photos[i].naturalWidth) pen.drawImage(photos[i], 0, top, side, side);
     pen.font = letters(12);
     const all = shown.flatMap((c) => [first[i][c], second[i][c]]);
     const [low, high] = [Math.min(...all), Math.max(...all)];
@@ -72,6 +74,17 @@ function legend(shown, hues) {
     }),
   );
 }
+// What the nearest gamma of the curve does to all images.
+function ofAll() {
+  const [changed, right] = DATA.curve ?? [];
+  if (!changed) return "";
+  const k = Math.round(gamma.get() * (changed.length - 1));
+  const than = DATA.isOwn ? "in the run" : `at gamma = ${DATA.gamma.toFixed(2)}`;
+  return (
+    ` At gamma = ${(k / (changed.length - 1)).toFixed(2)}, ${changed[k].toFixed(1)} % of all images get another label than ${than}` +
+    `${right ? `, and ${right[k].toFixed(1)} % a right one` : ""}.${DATA.isOwn ? "" : " This method mixes otherwise, so all this is hypothetical."}`
+  );
+}
 tell(() => {
   const { i, scores, order, label, flips: turns } = now();
   const is = DATA.names[DATA.target[i]];
@@ -80,6 +93,6 @@ tell(() => {
   const where = turns.map(([g, c]) => `at ${g.toFixed(3)} to ${DATA.names[c]}`).join(", ");
   return (
     `gamma = ${gamma.get().toFixed(2)}: the pseudo-label is ${DATA.names[label]}${truth ?? ""}. It leads ${DATA.names[order[1]]} by ${lead.toFixed(2)}. ` +
-    (where ? `From 0 to 1 the label changes ${where}.` : "No gamma changes the label of this image.")
+    (where ? `From 0 to 1 the label changes ${where}.` : "No gamma changes the label of this image.") + ofAll()
   );
 });
