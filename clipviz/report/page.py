@@ -25,7 +25,7 @@ _POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 _CANVASES = ("gallery", "matrix", "overlay", "scatter")
-_SCRIPTS = ("model", "place", "charts", "filters", "card", "explore", "main")
+_SCRIPTS = ("model", "place", "charts", "paper", "filters", "card", "explore", "main")
 _FINEST = 130  # dots per inch
 _RESOLUTIONS = ((1.0, 82), (0.77, 82), (0.77, 65), (0.62, 60), (0.54, 45))  # scale, JPEG quality
 

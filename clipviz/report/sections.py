@@ -22,7 +22,7 @@ _MAX_SKIPPED = 100
 _UNFINISHED = {"stopped": "was stopped", "failed": "failed", "running": "had not ended, and stood"}
 _FACTS = ("model", "preset", "pretrained", "seed", "epochs", "status", "device")
 COMPARED = "accuracy_over_epochs"
-#: A view, what its figures call themselves, and for each its id, run, label, description and address (None: a chart).
+#: A view, their own titles, and for each its id, run, label, description, size, and address (None: a chart).
 Group = tuple[View, list[str], list[dict[str, Any]]]
 
 
@@ -97,13 +97,13 @@ def _chapters(labels: Sequence[str], traces: Sequence[Trace], drawn: dict[str, g
         for run, (label, trace) in runs:
             if (figure := view.draw(trace)) is None:
                 continue
-            name, address = f"{view.figure}-{run}", None
+            name, address, size = f"{view.figure}-{run}", None, [0, 0]
             if isinstance(figure, Figure):
-                address = picture(figure, most)
+                address, size = picture(figure, most), [round(100 * side) for side in figure.get_size_inches()]
             else:
                 drawn[name], titles[plain(figure.layout.title.text)] = figure, None
             what = f"{label}: {view.title}. {view.look_for}"
-            shown.append({"name": name, "run": run, "label": label, "what": what, "picture": address})
+            shown.append({"name": name, "run": run, "label": label, "what": what, "picture": address, "size": size})
         if shown:
             chapters.setdefault(chapter, []).append((view, list(titles), shown))
     return chapters

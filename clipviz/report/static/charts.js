@@ -5,16 +5,14 @@ const PANEL = 210; // height of one of them, and the room between two
 const BETWEEN = 84;
 const CHART_CONFIG = { displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]] };
 
-let specs = null;
-let plotly = null;
+let specs = {}; // charts by their ids
 
-function loadPlotly() {
-  plotly ||= unpacked("packed-plotly").then((source) => {
-    const script = document.createElement("script");
-    script.textContent = source; // its hash is in the page's policy
-    document.head.append(script);
-  });
-  return plotly;
+async function loadCharts() {
+  const [charts, source] = await Promise.all(["packed-charts", "packed-plotly"].map(unpacked));
+  specs = JSON.parse(charts);
+  const script = document.createElement("script");
+  script.textContent = source; // its hash is in the page's policy
+  document.head.append(script);
 }
 
 // Colors of the data as the theme shows them; a copy.
@@ -63,10 +61,12 @@ function stack(layout, panels, height, between) {
   return all;
 }
 
+const areaOf = ({ height, margin }) => height - margin.t - margin.b;
+
 // What a narrow chart leaves out or does otherwise; returns its height without margins.
 function narrowed(layout, data, width) {
   const isMatrix = data.some((trace) => trace.type === "heatmap");
-  let height = layout.height - layout.margin.t - layout.margin.b;
+  let height = areaOf(layout);
   for (const axis of axesOf(layout).flat()) {
     if (axis.ticktext) axis.ticktext = axis.ticktext.map((text) => cut(text, Math.floor(width / 32)));
     if (axis.visible === false && axis.range && axis.range[0] < axis.range[1])
@@ -83,11 +83,11 @@ function narrowed(layout, data, width) {
   return height;
 }
 
-// The layout of a chart for a width in pixels: no title, which the page says, and room for what is left.
-function fittedLayout(layout, data, width) {
+// The layout of a chart for a width in pixels: no title, which the page says, and room for what is left. `area` is its
+// height without margins.
+function fittedLayout(layout, data, width, area) {
   const rows = legendRows(data, width - 24);
   const titles = axesOf(layout).length > 1 ? 28 : 0;
-  const area = width < NARROW ? narrowed(layout, data, width) : layout.height - layout.margin.t - layout.margin.b;
   const margin = { ...layout.margin, t: 10 + 21 * rows + titles, l: Math.min(layout.margin.l, 0.14 * width) };
   const height = area + margin.t + margin.b;
   Object.assign(layout, { title: undefined, width, height, margin });
@@ -95,13 +95,12 @@ function fittedLayout(layout, data, width) {
   return layout;
 }
 
-async function drawChart(node, width) {
-  specs ||= unpacked("packed-charts").then((text) => JSON.parse(text || "{}"));
-  const spec = (await specs)[node.id];
-  await loadPlotly();
-  const { data, layout } = recolored(spec);
-  await Plotly.newPlot(node, data, fittedLayout(layout, data, width), CHART_CONFIG);
-  node.dataset.drawn = "";
+// A chart that is loaded, at once; its panels stay side by side where `area` says how high they are.
+function drawChart(node, width, area) {
+  const { data, layout } = recolored(specs[node.id]);
+  const own = area ?? (width < NARROW ? narrowed(layout, data, width) : areaOf(layout));
+  node.dataset.drawn = width;
+  return Plotly.newPlot(node, data, fittedLayout(layout, data, width, own), CHART_CONFIG);
 }
 
 // One range for the axes that plotly would fit to each run's own values.
@@ -118,23 +117,22 @@ function shareAxes(group) {
   if (Object.keys(ranges).length) nodes.forEach((node) => Plotly.relayout(node, structuredClone(ranges)));
 }
 
-async function drawGroup(group, redraws = false) {
-  for (const node of group.querySelectorAll("figure:not([hidden]) .chart")) {
-    const width = Math.floor(node.clientWidth);
-    if (!width || (!redraws && node.dataset.drawn === `${width}`)) continue;
-    await drawChart(node, width);
-    node.dataset.drawn = width;
-  }
-  shareAxes(group);
-}
-
 // `first`: what is more urgent than charts, whether it succeeds or not.
 function drawWhenNear(first) {
   const groups = [...document.querySelectorAll(".figures, figure.single")].filter((group) => group.querySelector(".chart"));
   const near = new Set();
   const turns = new Map(); // groups are drawn one after the other, so that the page answers meanwhile
-  let last = new Promise((done) => first.finally(done));
+  let isOnPaper = false;
+  let last = new Promise((done) => first.finally(done)).then(loadCharts);
 
+  const drawGroup = async (group, redraws) => {
+    for (const node of group.querySelectorAll("figure:not([hidden]) .chart")) {
+      const width = Math.floor(node.clientWidth);
+      if (isOnPaper || !width || (!redraws && node.dataset.drawn === `${width}`)) continue;
+      await drawChart(node, width);
+    }
+    if (!isOnPaper) shareAxes(group);
+  };
   const draw = (group, redraws) => {
     if (turns.has(group) && !redraws) return;
     turns.set(group, true);
@@ -155,5 +153,13 @@ function drawWhenNear(first) {
   );
   groups.forEach((group) => seen.observe(group));
   const again = (redraws) => near.forEach((group) => draw(group, redraws));
-  return { again, settled: () => last, all: () => Promise.all(groups.map((group) => drawGroup(group))) };
+  addEventListener("beforeprint", () => {
+    isOnPaper = true;
+    drawOnPaper(groups);
+  });
+  addEventListener("afterprint", () => {
+    isOnPaper = false;
+    leavePaper();
+  });
+  return { again, settled: () => last };
 }

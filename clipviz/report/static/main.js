@@ -3,7 +3,7 @@
 function followTheme(changed) {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const tell = () => {
-    document.body.dataset.jpThemeLight = `${!dark.matches || matchMedia("print").matches}`;
+    document.body.dataset.jpThemeLight = `${!dark.matches}`;
     changed();
   };
   document.body.classList.add("clipviz");
@@ -24,6 +24,5 @@ if (document.querySelector("nav.contents")) {
   redraw = () => drawing.again(true);
   chooseRuns(() => drawing.again(false));
   jumpTwice(drawing.settled);
-  matchMedia("print").addEventListener("change", theme);
-  addEventListener("beforeprint", drawing.all);
+  addEventListener("afterprint", theme);
 }
