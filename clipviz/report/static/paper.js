@@ -2,7 +2,6 @@
 // high that sheets are filled to their foot.
 
 const SHEET = 1000; // pixels between the margins of a sheet, and a little less
-const HEADING = 80; // that stays with what goes on on the next sheet, or is repeated there
 const LOWEST = { chart: 0.8, picture: 0.5, alone: 0.4 }; // of its height on a screen; of what is alone on its sheet and higher than that
 const HIGHEST = 2.2;
 const PAPER_SCALES = [0.66, 0.52]; // of charts that stand alone in a row, and two by two: panels have room beside each other
@@ -38,11 +37,18 @@ function sizeOnPaper(node, across) {
   return scale * area;
 }
 
+// Where the sheet begins that a piece of text above `end` is on; with a heading just before it, or with the head of its table.
+function nextSheet(sheet, piece, before, end) {
+  const { top, bottom } = piece.getBoundingClientRect();
+  if (bottom > end || bottom <= sheet + SHEET) return sheet;
+  return before?.matches("h2, h3, h4") ? before.getBoundingClientRect().top : top - (piece.closest("table")?.tHead?.offsetHeight ?? 0);
+}
+
 // Breaks go where the next row does not fit even if all are made lower; what is left of a sheet makes its charts higher.
 function fillSheets(rows) {
   let sheet = document.body.getBoundingClientRect().top;
   let [own, foot] = [[], sheet];
-  const pieces = [...document.querySelectorAll("main :is(p, pre, li, tr, figure)")].map((node) => node.getBoundingClientRect()).filter(({ height }) => height);
+  const pieces = [...document.querySelectorAll("main :is(h2, h3, h4, p, pre, li, tr, figure)")].filter((node) => node.offsetHeight);
   const heightOf = (rows, share) => rows.reduce((sum, row) => sum + share(row) * row.area, 0);
   const fits = (rows, end) => end - sheet - heightOf(rows, ({ lowest }) => 1 - lowest) <= SHEET;
   // Has the sheet end with the rows on it, if they need not be more than `most` times as high for it.
@@ -57,7 +63,7 @@ function fillSheets(rows) {
     if (foot <= sheet + SHEET && top > sheet + SHEET) {
       fill(1); // between the two is a text or a card, which goes on by itself
       own = [];
-      for (const piece of pieces) if (piece.bottom <= top && piece.bottom > sheet + SHEET) sheet = piece.top - HEADING;
+      sheet = pieces.reduce((sheet, piece, i) => nextSheet(sheet, piece, pieces[i - 1], top), sheet);
     }
     if (top > sheet && !fits([...own, row], bottom)) {
       fill(HIGHEST);
