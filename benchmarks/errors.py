@@ -45,7 +45,7 @@ COMMANDS = {
     "no readable image": "adapt zero_shot --model birds --data broken --out run",
     "a file in the place of a folder": "adapt zero_shot --model birds --data notes.txt --out run",
     "images without classes": "adapt zero_shot --model RN50 --data flat --out run",
-    "split that is not there": "embed --model birds --data splits --split val --out x.npz",
+    "split that does not exist": "embed --model birds --data splits --split val --out x.npz",
     "class folder not in the list": "adapt zero_shot --model birds --data photos --classes cats.txt --out run",
     "class list with a name twice": "adapt zero_shot --model birds --data flat --classes twice.txt --out run",
     "unknown method": "adapt micro_clip --model birds --data photos --out run",

@@ -78,7 +78,7 @@ def replace_sections(page: Path, sections: dict[str, str]) -> None:
         made = f"<!-- {name} -->\n{section}\n<!-- /{name} -->"
         text, n = re.subn(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, made=made: made, text, flags=re.DOTALL)
         if n != 1:
-            raise ValueError(f"{page} wants one place between <!-- {name} --> and <!-- /{name} -->, found {n}")
+            raise ValueError(f"{page} needs one place between <!-- {name} --> and <!-- /{name} -->, found {n}")
     page.write_text(text)
 
 

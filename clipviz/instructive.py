@@ -9,7 +9,7 @@ import numpy as np
 
 
 def confidently_wrong(prediction: np.ndarray, confidence: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Positions of the mistakes, the surest first."""
+    """Positions of the mistakes, the most confident first."""
     wrong = np.flatnonzero((target >= 0) & (prediction != target))
     return wrong[np.argsort(-confidence[wrong], kind="stable")]
 

@@ -153,7 +153,7 @@ def _connected(ranks: Ranks) -> Iterator[None]:
     except RuntimeError as error:
         raise ConnectionError(
             f"process {ranks.rank} of {ranks.size} lost the others ({one_line(error)}); "
-            "see what the first one to end has said"
+            "see the error of the process that ended first"
         ) from error
 
 
@@ -184,7 +184,7 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
     kind = _kind(device, devices)
     if importlib.util.find_spec("lightning_fabric") is None:
         raise ValueError(
-            f"{devices * num_nodes} processes want lightning-fabric, which is not installed; "
+            f"{devices * num_nodes} processes need lightning-fabric, which is not installed; "
             'pip install "clipviz[multi]", or use one device'
         )
     from lightning_fabric import Fabric
@@ -206,9 +206,9 @@ def _kind(device: str | None, devices: int) -> str:
     """Where several processes compute, checked: "cuda" or "cpu"."""
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind not in ("cuda", "cpu"):
-        raise ValueError(f"several processes want --device cuda or --device cpu, got {kind!r}; leave the number out")
+        raise ValueError(f"several processes need --device cuda or --device cpu, got {kind!r}; leave the number out")
     there_are = torch.cuda.device_count() if kind == "cuda" else os.cpu_count() or 1
     if devices > there_are:
         what = "GPUs" if kind == "cuda" else "CPU cores and no GPU in use"
-        raise ValueError(f"--devices {devices} is more than there are: {there_are} {what}; ask for at most so many")
+        raise ValueError(f"--devices {devices} is more than there are: {there_are} {what}; ask for at most that many")
     return kind

@@ -75,7 +75,7 @@ def test_results_of_other_types_are_refused_by_name(tmp_path, capsys, key, value
     if fits:
         assert main(["compare", folder]) == 0
     else:
-        assert f"results.json is no result of a clipviz run: {key} is " in says(capsys, "compare", folder)
+        assert f"results.json is not a result of clipviz: {key} is " in says(capsys, "compare", folder)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000 + "]" * 100_000, "[" * 500 + "]" * 500, '{"seconds": NaN}', "[1e999]"])
@@ -136,7 +136,7 @@ def test_a_device_that_holds_no_numbers_is_one_line(device):
 def test_a_constant_of_another_kind_is_one_short_line(tmp_path, capsys, constant):
     where = ("adapt", "microclip", "--model", "birds", "--data", "birds/fog", "--out", str(tmp_path / "run"))
     line = says(capsys, *where, "--set", constant)
-    assert f"{constant.split('=')[0]} of microclip wants " in line
+    assert f"{constant.split('=')[0]} of microclip needs " in line
     assert len(line) < 300
 
 

@@ -249,7 +249,7 @@ ATTACKS = {
     "storage that is larger than its bytes": module(text("w"), tensor(stored(count=HUGE))),
     "size that is absurd": module(text("w"), tensor(stored(), size=HUGE + HUGE + b"\x86")),
     "numbers of no kind": module(text("w"), tensor(stored(kind=b"ctorch\nUntypedStorage\n"))),
-    "part that is not there": module(text("w"), tensor(stored(key="../../../etc/passwd"))),
+    "part that does not exist": module(text("w"), tensor(stored(key="../../../etc/passwd"))),
     "other persistent object": module(text("w"), b"(" + text("module") + text("os") + b"tQ"),
     "memo far away": b"\x80\x02Nr\xff\xff\xff\xff0r.",
     "bytes that are not there": b"\x80\x05\x96" + (2**60).to_bytes(8, "little") + b".",

@@ -237,7 +237,7 @@ def test_chance_is_called_chance(tmp_path):
         trace.epochs.loc[last, "value"] = 0.05
     text = Page(write(tmp_path, traces)).text
     assert "guessing among 24 classes gives 4.2 %" in text
-    assert "No better than guessing (4.2 %) in the end: zero-shot, microCLIP." in text
+    assert "No better than chance (4.2 %) after the last epoch: zero-shot, microCLIP." in text
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_a_place_that_cannot_be_written_is_refused_and_keeps_what_is_there(tmp_p
 
 
 def test_a_folder_in_the_place_of_its_trace_is_told(tmp_path):
-    with pytest.raises(ValueError, match=r"wants traces, got 'runs/dpa'; Trace\.load reads that of a run folder"):
+    with pytest.raises(ValueError, match=r"needs traces, got 'runs/dpa'; Trace\.load reads that of a run folder"):
         write_report(["runs/dpa"], tmp_path / "r.html")
 
 

@@ -74,5 +74,5 @@ def test_a_page_without_a_place_for_a_section_is_refused(tmp_path):
     page.write_text("a\n<!-- kinds -->\nold\n<!-- /kinds -->\nb\n")
     readme.replace_sections(page, {"kinds": "new"})
     assert page.read_text() == "a\n<!-- kinds -->\nnew\n<!-- /kinds -->\nb\n"
-    with pytest.raises(ValueError, match="wants one place between <!-- sides -->"):
+    with pytest.raises(ValueError, match="needs one place between <!-- sides -->"):
         readme.replace_sections(page, {"sides": "new"})

@@ -31,9 +31,8 @@ from clipviz.trace import Trace
 WIDTH = 900
 # Of single images, which a report has to explore.
 _WHY = (
-    "With known labels, the most confident mistakes; without, the images it was least sure of, in full. Did it look at "
-    "the right place? Did one branch know better? Do the examples show that the model has a wrong idea of a class? "
-    "When did the label change?"
+    "The most confident mistakes or, without true labels, the least confident images, in detail. Did the model look at "
+    "the right place? Was one branch right? Do the examples show a wrong idea of a class? When did the label change?"
 )
 _COLORS = 128  # of a palette: charts look the same and weigh a third
 
@@ -55,7 +54,10 @@ def write_gallery(traces: Sequence[Trace], folder: str | os.PathLike[str]) -> Pa
     out = prepare_folder(folder)
     label, data = figures.trace_labels(traces)[0], traces[0].meta.get("data", "unnamed images")
     lines = [f"# Figures of a run: {_plain(label)} on {_plain(data)}", ""]
-    lines += ["Each was drawn from the stored trace alone; `clipviz report RUN --out FILE.html` has them live.", ""]
+    lines += [
+        "All are drawn from the stored trace alone; `clipviz report RUN --out FILE.html` makes them interactive.",
+        "",
+    ]
     charts: dict[str, go.Figure] = {}
     for title, look_for, pictures in _chapters(traces):
         lines += [f"## {title}", "", look_for, ""]
@@ -77,7 +79,7 @@ def write_gallery(traces: Sequence[Trace], folder: str | os.PathLike[str]) -> Pa
 def _chapters(traces: Sequence[Trace]) -> Iterator[tuple[str, str, Mapping[str, go.Figure | Figure]]]:
     """Title, what to look for, and the figures by file name."""
     compared = {"accuracy_over_epochs": figures.accuracy_over_epochs(traces)}
-    yield "Accuracy over epochs", "How often each method and its pseudo-labels are right.", compared
+    yield "Accuracy over epochs", "Accuracy of each method and of its pseudo-labels.", compared
     for view in VIEWS:
         if (drawn := view.draw(traces[0])) is not None:
             yield view.title, view.look_for, {view.figure: drawn}

@@ -140,7 +140,7 @@ class Backbone(nn.Module):
         """Unit embeddings, and of a tower with patch tokens the input of its last block."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[-2:] != (self.image_size,) * 2:
             raise ValueError(
-                f"{self.name} wants images (B, 3, {self.image_size}, {self.image_size}) in [0, 1], "
+                f"{self.name} needs images (B, 3, {self.image_size}, {self.image_size}) in [0, 1], "
                 f"got {tuple(images.shape)}"
             )
         pixels, inputs = (images - self.mean) / self.std, None
@@ -278,7 +278,7 @@ def load_backbone(
     notices = [plan.notice]
     if is_random:
         notices.append(
-            f"{name!r} has random weights and knows nothing; name pretrained weights (a tag or a file) to change that"
+            f"{name!r} has random weights, so it is untrained; name pretrained weights (a tag or a file) to change that"
         )
     elif pretrained is not None and plan.archive is None:
         notices.append(rounding_notice(plan, pretrained, model.visual))

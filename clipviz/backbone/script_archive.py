@@ -68,7 +68,7 @@ def read_archive(path: str) -> Archive:
         raise ValueError(f"the weights {path!r} are a TorchScript archive, which is never run, and {error}") from None
     except Exception as error:  # a damaged file raises whatever reading it raises
         raise ValueError(
-            f"the weights {path!r} are damaged, or no weights ({type(error).__name__}); copy or download them again"
+            f"the weights {path!r} are damaged, or not weights ({type(error).__name__}); copy or download them again"
         ) from error
     kinds = {name.rpartition(".")[2] for name in names} & {"QuickGELU", "GELU"}
     if not kinds and "input_resolution" in tensors:  # a size that only OpenAI keeps
@@ -97,7 +97,7 @@ class _Parts:
             case ("storage", _Named() as kind, str() as key, _, int() as count):
                 dtype = _DTYPES.get(kind.removeprefix("torch.").removesuffix("Storage"))
             case _:
-                raise ValueError("it refers to something that is no tensor")
+                raise ValueError("it refers to something that is not a tensor")
         if dtype is None:
             raise ValueError(f"it has numbers of the kind {kind}")
         if key not in self.storages:
@@ -193,7 +193,7 @@ def _contents(top: Any) -> tuple[dict[str, Tensor], set[str]]:
         prefix, module = todo.pop()
         seen += 1
         if seen > 100_000 or len(prefix) > 1000:
-            raise ValueError("its modules hold one another")
+            raise ValueError("its modules contain each other")
         if not isinstance(module, _Module) or not isinstance(module.state, dict):
             continue
         names.add(module.name)

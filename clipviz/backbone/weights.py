@@ -65,7 +65,7 @@ def source_of(name: str) -> str:
         return name
     if Path(name).is_dir():
         raise ValueError(
-            f"the folder {name!r} is no model: it holds no {_CONFIG_FILE} (and open_clip_model.safetensors); give a "
+            f"the folder {name!r} is not a model: it holds no {_CONFIG_FILE} (and open_clip_model.safetensors); give a "
             "folder with both, or the name of an architecture"
         )
     if Path(name).is_file():
@@ -85,7 +85,7 @@ def planned(name: str, pretrained: str | None) -> Plan:
     if pretrained is None:
         return Plan(source)
     if source != name or ":" in source:
-        raise ValueError(f"the model {name!r} brings its own weights, got pretrained={pretrained!r}; leave it out")
+        raise ValueError(f"the model {name!r} has its own weights, got pretrained={pretrained!r}; leave it out")
     base = name.removesuffix("-quickgelu")
     tags = list(dict.fromkeys(tag for n in (name, base) for tag in open_clip.list_pretrained_tags_by_model(n)))
     archive = quick = None
@@ -156,7 +156,7 @@ def rounding_notice(plan: Plan, path: str, visual: Any) -> str | None:
         return None
     return (
         f"the weights {path!r} are rounded to half precision, as OpenAI's are; if they are OpenAI's, or were trained "
-        f"from those, they want QuickGELU: use the architecture {quick!r}"
+        f"from those, they need QuickGELU: use the architecture {quick!r}"
     )
 
 
@@ -252,7 +252,7 @@ def _refuse_folder(where: str) -> None:
     for path in sorted(folder.rglob("*")):
         name = f"{path.relative_to(folder)} of {where}"
         if path.suffix.lower() in (".pkl", ".pickle") or (path.is_dir() and path.is_symlink()):
-            raise ValueError(f"its {name} is a pickle or a link to a folder, which could bring code; take that out")
+            raise ValueError(f"its {name} is a pickle or a link to a folder, which could contain code; remove it")
         if path.suffix == ".json" and path.name not in _TOKEN_TABLES and path.is_file():
             _refuse_keys(name, _json_in(path))
 
@@ -265,8 +265,8 @@ def _refuse_keys(file: str, content: Any) -> None:
         if isinstance(value, dict):
             if asks := [key for key in value if key in _ASKS_FOR_CODE and value[key]]:
                 raise ValueError(
-                    f"its {file} asks for code to be run ({asks[0]}), which clipviz never does; take that out if the "
-                    "model does without it"
+                    f"its {file} asks for code to be run ({asks[0]}), which clipviz never does; remove that if the "
+                    "model works without it"
                 )
             todo += value.values()
         elif isinstance(value, list):

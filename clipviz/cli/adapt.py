@@ -64,9 +64,7 @@ def _chosen(args: argparse.Namespace, out: Path, ranks: Ranks) -> tuple[Method, 
     loaded = inputs.load_model(args.model, args.pretrained, args, ranks)
     data = inputs.open_data(args)
     if args.precision != "32" and not data.has_pixels:
-        raise ValueError(
-            f"{args.data} holds embeddings, so nothing is left to compute in {args.precision}; leave it out"
-        )
+        raise ValueError(f"{args.data} holds embeddings, so --precision {args.precision} has no effect; leave it out")
     backbone = inputs.backbone_for(data, loaded)
     evaluation = inputs.open_eval_data(args, data)
     teacher = inputs.load_model(args.teacher, args.teacher_pretrained, args, ranks)
@@ -79,7 +77,7 @@ def _chosen(args: argparse.Namespace, out: Path, ranks: Ranks) -> tuple[Method, 
     constants = {"preset": args.preset, "constants": parse_constants(args.set), "allow_labels": args.allow_labels}
     method = build_method(args.method, backbone, data, teacher=teacher, **constants)
     if not data.has_pixels and args.preset is None and method.preset not in (None, "default"):
-        preset = f"the embeddings are of the model {backbone.name!r}, so its preset is used; or --preset default"
+        preset = f"the embeddings are of the model {backbone.name!r}, so its preset is used; else: --preset default"
         warnings.warn(preset, stacklevel=2)
     return method, data, evaluation
 

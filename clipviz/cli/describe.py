@@ -31,11 +31,11 @@ def describe(args: argparse.Namespace) -> None:
     empty = [name for name, sentences in filled.items() if not sentences]
     url = args.endpoint or os.environ.get(BASE_URL_VARIABLE)
     if not empty:
-        print(f"{inert(out)}: all {len(filled)} classes have their sentences")
+        print(f"{inert(out)}: all {len(filled)} classes have sentences")
     elif not url:
         print(
-            f"wrote {inert(out)}: {len(empty)} of {len(filled)} classes have no sentences yet; put some into each "
-            f"list, or name an OpenAI-compatible endpoint (--endpoint, ${BASE_URL_VARIABLE}) that does"
+            f"wrote {inert(out)}: {len(empty)} of {len(filled)} classes have no sentences yet; add some to each "
+            f"list, or name an OpenAI-compatible endpoint that writes them (--endpoint, ${BASE_URL_VARIABLE})"
         )
     else:
         endpoint = Endpoint(url, args.llm or os.environ.get(MODEL_VARIABLE, ""), os.environ.get(KEY_VARIABLE))
@@ -49,11 +49,11 @@ def _class_names(args: argparse.Namespace) -> tuple[str, ...]:
     if args.data is None:
         names = given_classes(args.classes)
         if names is None:
-            raise ValueError("which classes? give --data SPEC or --classes FILE (one name a line)")
+            raise ValueError("which classes? give --data SPEC or --classes FILE (one name per line)")
         return names
     data = load_dataset(args.data, classes=args.classes, root=args.root, n=1)
     if not data.class_names:
-        raise ValueError(f"the class names of {args.data} are not known; give --classes FILE (one a line)")
+        raise ValueError(f"the class names of {args.data} are not known; give --classes FILE (one per line)")
     return data.class_names
 
 
@@ -65,8 +65,8 @@ def _confirm(endpoint: Endpoint, calls: int, n: int, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise ValueError(f"{cost}; add --yes to make them")
-    if input(f"{inert(cost)}. Go on? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise ValueError("no call was made; the file has a list for each class to be filled by hand")
+    if input(f"{inert(cost)}. Continue? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ValueError("no call was made; fill in the list of each class in the file by hand")
 
 
 def _tell(name: str, n: int) -> None:

@@ -30,7 +30,7 @@ def load_model(
     """A model if one is named, on the device of this process."""
     if name is None:
         if pretrained is not None:
-            raise ValueError(f"the weights {pretrained!r} need an architecture; name the model, too")
+            raise ValueError(f"the weights {pretrained!r} need an architecture; name the model as well")
         return None
     device = ranks.device or usable_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return load_backbone(name, pretrained, device, args.precision)
@@ -49,7 +49,7 @@ def backbone_for(data: ImageDataset, loaded: Backbone | None) -> Backbone:
     if isinstance(data, FeatureDataset):
         return data.backbone(loaded)
     if loaded is None:
-        raise ValueError(f"{data.name} needs a model to look at it; give --model birds, or an open_clip architecture")
+        raise ValueError(f"{data.name} needs a model; give --model birds, or an open_clip architecture")
     return loaded
 
 
@@ -61,11 +61,11 @@ def open_data(args: argparse.Namespace) -> ImageDataset:
     if isinstance(data, FeatureDataset):
         raise ValueError(
             f"{args.data} holds embeddings without class names; add an array classifier or class_names to it, or give "
-            "--classes FILE (one a line) with a --model that reads them"
+            "--classes FILE (one per line) with a --model that reads them"
         )
     if args.model != "birds":
         raise ValueError(
-            f"{args.data} has no class folders, so its class names are not known; give --classes FILE (one a line), "
+            f"{args.data} has no class folders, so its class names are not known; give --classes FILE (one per line), "
             "--descriptions FILE, or a classes.txt in the folder"
         )
     from clipviz.birds.world import SPECIES
@@ -134,7 +134,7 @@ def _warn_of_classifier(data: ImageDataset, evaluation: ImageDataset) -> None:
     own, other = data.classifier, evaluation.classifier
     if other is not None and (own is None or not torch.equal(own, other)):
         used = "the text tower's" if own is None else f"that of {data.name}"
-        note = f"{evaluation.name} brings another classifier, which is not used: all is measured with {used}"
+        note = f"{evaluation.name} holds another classifier, which is not used: accuracy is measured with {used}"
         warnings.warn(note, stacklevel=2)
 
 

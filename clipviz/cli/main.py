@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(2, f"clipviz {args.command}: error: {one_line(_no_such_option(unknown, args), None)}\n")
     for name, value in vars(args).items():
         if "\0" in "".join(value if isinstance(value, list) else str(value)):
-            parser.exit(2, f"clipviz {args.command}: error: {name} holds a NUL character, as no name of a file can\n")
+            parser.exit(2, f"clipviz {args.command}: error: {name} holds a NUL character, which no file name has\n")
         if isinstance(value, str | list):  # a shell leaves the ~ of --out=~/x as it is
             home = os.path.expanduser
             setattr(args, name, home(value) if isinstance(value, str) else [*map(home, value)])
@@ -97,7 +97,7 @@ def _failed(error: Exception, args: argparse.Namespace) -> int:
     if args.debug or not isinstance(error, (ValueError, OSError, FloatingPointError)):
         raise error
     if isinstance(error, FloatingPointError):
-        return _fail(f"{error}; the checkpoint of the last whole epoch is kept", 1)
+        return _fail(f"{error}; the checkpoint of the last complete epoch is kept", 1)
     if not _is_about_the_input(error):
         raise error
     return _fail(str(error) or type(error).__name__, 2)
@@ -113,12 +113,12 @@ def _command(name: str, came: Sequence[int]) -> Callable[[argparse.Namespace], N
 
 def _stopped(args: argparse.Namespace) -> str:
     if args.command == "watch":
-        return "stopped watching; the run goes on"
+        return "stopped watching; the run continues"
     if args.command == "adapt" and os.path.exists(os.path.join(args.out, "results.json")):
-        return f"stopped when the run was finished; {args.out} holds all of it"
+        return f"the run had already finished; {args.out} holds all of it"
     if args.command == "adapt" and os.path.exists(os.path.join(args.out, "checkpoint.safetensors")):
-        return "stopped, and saved: the same command with --resume goes on from here"
-    return "stopped; nothing of this was saved"
+        return "stopped and saved; the same command with --resume continues from here"
+    return "stopped; nothing was saved"
 
 
 def _is_about_the_input(error: Exception) -> bool:

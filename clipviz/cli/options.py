@@ -37,7 +37,7 @@ def _whole_number(text: str, least: int) -> int:
 _TYPES: dict[str, Callable[[str], Any]] = {
     "positive": positive, "natural": natural, "gigabytes": gigabytes, "number": float,
 }  # fmt: skip
-_ONE_OF, _ONE_OF_AT_MOST = "file, one of", "orders to the run"
+_ONE_OF, _ONE_OF_AT_MOST = "file, one of", "commands to the run"
 """The groups whose options exclude each other; of the first one is wanted."""
 
 

@@ -29,17 +29,17 @@ def read_results(run: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({one_line(error)}); repeat the run") from error
     missing = [key for key in _SHOWN if key not in row] if isinstance(row, dict) else list(_SHOWN)
     if missing:
-        raise ValueError(f"{path} is no result of a clipviz run: it lacks {', '.join(missing)}; repeat the run")
+        raise ValueError(f"{path} is not a result of clipviz: it lacks {', '.join(missing)}; repeat the run")
     for key, kind in _SHOWN.items():
         if isinstance(row[key], bool) or not isinstance(row[key], kind):
-            raise ValueError(f"{path} is no result of a clipviz run: {key} is {reprlib.repr(row[key])}; repeat the run")
+            raise ValueError(f"{path} is not a result of clipviz: {key} is {reprlib.repr(row[key])}; repeat the run")
     return dict(row)
 
 
 def _lack(run: Path) -> str:
     """Why a folder has no results."""
     if not run.exists():
-        return "is not there"
+        return "does not exist"
     try:
         status = str(Trace.load(run).meta.get("status"))
     except ValueError:

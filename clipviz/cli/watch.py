@@ -52,7 +52,7 @@ def _answer(run: FollowedRun, args: argparse.Namespace) -> str:
         time.sleep(0.1)
         run.poll()
     if not order.done():
-        return f"sent; the run has not answered in {_PATIENCE:g} s, it will between two steps"
+        return f"sent; the run has not answered in {_PATIENCE:g} s, and will do so between two steps"
     if (said := order.result()).startswith("refused: "):
         raise ValueError(said.removeprefix("refused: "))
     return said

@@ -120,7 +120,7 @@ class ViewConfig:
         if self.size < 1 or self.crops < 0:
             raise ValueError(f"views want size >= 1 and crops >= 0, got size={self.size}, crops={self.crops}")
         if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale wants 0 < low <= high <= 1, got {self.crop_scale}")
+            raise ValueError(f"crop_scale needs 0 < low <= high <= 1, got {self.crop_scale}")
 
 
 @dataclass(frozen=True)

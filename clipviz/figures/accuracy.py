@@ -56,7 +56,7 @@ def draw_accuracy_over_epochs(info: AccuracyOverEpochs) -> go.Figure:
     title = "Accuracy over epochs"
     pairs = [pair for series in info.series for pair in (series.test, series.pseudo_label)]
     if not any(len(values) for _, values in pairs):
-        return style.empty_chart(title, "No image came with its true label: accuracy cannot be measured.", "epoch", "%")
+        return style.empty_chart(title, "No image has a true label, so accuracy cannot be measured.", "epoch", "%")
     panels = ("evaluation images", "pseudo-labels")
     figure = style.new_chart(title, 440, panels=panels, shared_yaxes=True, horizontal_spacing=0.04)
     epochs = sorted({int(epoch) for pair in pairs for epoch in pair[0]})
@@ -109,11 +109,11 @@ def draw_per_class_accuracy(info: PerClassAccuracy) -> go.Figure:
     """A dumbbell per class from before to after; of many classes the most gained and the most lost."""
     title = "Accuracy of each class, before and after"
     if info.epochs is None:
-        return style.empty_chart(title, "No evaluation image came with its true label.", "accuracy (%)", "class")
+        return style.empty_chart(title, "No evaluation image has a true label.", "accuracy (%)", "class")
     n, half = len(info.names), _PER_CLASS_ROWS // 2
     shown = np.arange(n) if n <= _PER_CLASS_ROWS else np.r_[:half, n - half : n]
     if n > len(shown):
-        title += f" ({n - len(shown)} classes between are left out)"
+        title += f" ({n - len(shown)} classes in between omitted)"
     figure = style.new_chart(title, max(240, 150 + 20 * len(shown)), x="accuracy (%)")
     rows, before, after = np.arange(len(shown)), style.percent(info.before[shown]), style.percent(info.after[shown])
     gained, lost = style.Look(style.BLUE, "", "solid"), style.Look(style.VERMILLION, "", "dot")
@@ -183,7 +183,7 @@ def draw_confusion(info: Confusion) -> go.Figure:
     """The matrix in percent of each true class, and below it the pairs that are confused most."""
     title = "Confusion matrix"
     if info.epoch is None:
-        return style.empty_chart(title, "No evaluation image came with its true label.", "predicted", "true class")
+        return style.empty_chart(title, "No evaluation image has a true label.", "predicted", "true class")
     top, below, height = {"row": 1, "col": 1}, {"row": 2, "col": 1}, 26 * max(len(info.pairs), 4)
     panels = ("row: true class, column: predicted class", "most confused pairs (true → predicted)")
     grid: dict[str, Any] = {"row_heights": [500, height], "vertical_spacing": 180 / (680 + height)}

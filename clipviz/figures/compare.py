@@ -137,7 +137,7 @@ def comparison_info(trace_a: Trace, trace_b: Trace, epoch: int | None = None, sp
     if not is_same or (split == "eval" and len(both) < max(len(one), len(other))):
         tables = zip((one, other), images, strict=True)
         places = " and ".join(f"{len(table)} of {place}" for table, (_, place) in tables)
-        raise ValueError(f"these runs say nothing of the same images ({places}); compare runs on the same")
+        raise ValueError(f"these runs have no images in common ({places}); compare runs on the same images")
     one, other = one.loc[both], other.loc[both]
     target, a, b = one["target"].where(one["target"] >= 0, other["target"]), one["label"], other["label"]
     known, a_right, b_right = target >= 0, a == target, b == target

@@ -182,7 +182,7 @@ def crop_weights_info(trace: Trace) -> CropWeights:
 
 def draw_crop_weights(info: CropWeights) -> go.Figure:
     """Effective number of crops over the epochs, beside the largest weight in the first and the last epoch."""
-    title = "Crop weights: how many crops count"
+    title = "Crop weights: how many crops contribute"
     if not len(info.epochs):
         why = "This method has no crops, or their weights were not recorded."
         return style.empty_chart(title, why, "epoch", "crops")
@@ -200,7 +200,7 @@ def draw_crop_weights(info: CropWeights) -> go.Figure:
         style.add_line(figure, centers, style.percent(shares), name, look, hover, line={"shape": "hvh"}, **style.RIGHT)
     if info.n_crops:
         line = {"color": style.BLACK, "dash": "dot", "width": 1.5}
-        style.add_line(figure, [None], [None], "all alike", style.Look(style.BLACK, "", "dot"), "", line=line)
+        style.add_line(figure, [None], [None], "equal weights", style.Look(style.BLACK, "", "dot"), "", line=line)
         figure.add_hline(y=info.n_crops, line=line, **style.LEFT)
         figure.add_vline(x=1 / info.n_crops, line=line, **style.RIGHT)
     draw_epochs(figure, info.epochs, info.moments, style.LEFT)

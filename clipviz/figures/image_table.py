@@ -15,7 +15,7 @@ from clipviz.trace import Trace
 SPLITS = {"eval": ("predictions", "prediction", "measured"), "train": ("samples", "pseudo_label", "learned")}
 #: What to sort by -> column.
 SORTS = {"as listed": None, "confidence": "confidence", "margin": "margin", "flips": "flips", "true class": "target",
-         "predicted class": "label", "who decided": "decider", "file name": "file"}  # fmt: skip
+         "predicted class": "label", "decided by": "decider", "file name": "file"}  # fmt: skip
 OUTCOMES = ("right", "wrong", "fixed", "broken", "changed")
 _CLASSES = {"target": "true class", "label": "predicted class", "before": "first predicted class"}
 

@@ -44,7 +44,7 @@ def draw_loss_terms(info: LossTerms) -> go.Figure:
         return empty_chart(title, "Nothing was trained.", "step", "loss")
     figure = new_chart(title, 400, x="step (faint vertical lines: a new epoch)", y="loss")
     for place, (name, (steps, values)) in enumerate(info.terms.items()):
-        label, mode = "loss = their sum" if name == "loss" else escape(name), "lines" if len(steps) > 1 else "markers"
+        label, mode = "total loss" if name == "loss" else escape(name), "lines" if len(steps) > 1 else "markers"
         hover = "%{fullData.name}: %{y:.3f}, step %{x:.0f}"
         add_line(figure, steps, values, label, term_look(place), hover, mode=mode)
     if len(info.epoch_starts) <= 60:

@@ -111,7 +111,7 @@ def _add_paths(figure: go.Figure, names: list[str], label: str, path: np.ndarray
     style.add_line(figure, x, y, label, look, "", mode="lines", line={"width": 1.3}, **hidden)
     ends = [("before", 0, f"{look.symbol}-open"), ("last epoch", -1, look.symbol)]
     if np.array_equal(path[0], path[-1]):
-        ends = [("never moves", 0, look.symbol)]
+        ends = [("fixed", 0, look.symbol)]
     more: dict[str, Any] = {"mode": "markers", "legendgroup": label, "text": style.short_names(names, 40)}
     for when, at, symbol in ends:
         name, shown = f"{label}, {when}", look._replace(symbol=symbol)

@@ -223,9 +223,9 @@ def draw_source_decisions(info: SourceDecisions) -> go.Figure:
     """Who decided and by what margin; with targets also how right that was, and each source alone."""
     title = "Which source decided the pseudo-label"
     if not len(info.epochs):
-        return style.empty_chart(title, "This method has no two sources to compare.", "epoch", "% of the images")
-    panels = ["who decided", "margin of the decision (median)"]
-    panels += ["accuracy, by who decided", "accuracy of each source alone"] if info.accuracy else []
+        return style.empty_chart(title, "This method has only one source.", "epoch", "% of the images")
+    panels = ["deciding source", "margin of the decision (median)"]
+    panels += ["accuracy, by deciding source", "accuracy of each source alone"] if info.accuracy else []
     n_rows, places = len(panels) // 2, style.PANELS[: len(panels)]
     grid: dict[str, Any] = {"rows": n_rows, "cols": 2, "horizontal_spacing": 0.1, "vertical_spacing": 0.17}
     figure = style.new_chart(title, 120 + 300 * n_rows, 2, panels=panels, **grid).update_layout(barmode="stack")

@@ -83,7 +83,7 @@ def _draw_probs(page: style.Page, info: WhyWrong, top: float) -> None:
     sources, each, colors = list(info.classes[0].probs), _bars_height(info), _bar_colors(info)
     adds = info.classes[0].addends is not None
     bars, low, high = [one.addends or one.probs for one in info.classes], 0.0, 1.0
-    title = "what each part adds to the logit, against the mean" if adds else "probabilities in the last epoch"
+    title = "what each part adds to the logit, minus the mean" if adds else "probabilities in the last epoch"
     page.write(8, top + 8, title + " (✓ the true class)" * (info.target is not None))
     axis = style.bare(page.axes(_COLUMN, top + 30, 250, each * len(bars)))
     if adds:  # with room for the numbers on both sides
@@ -130,7 +130,7 @@ def _draw_examples(page: style.Page, info: WhyWrong, top: float) -> None:
 
 
 def _draw_cache(page: style.Page, info: WhyWrong, top: float) -> None:
-    page.write(8, top + 4, "images kept by the method that weigh most, with what each adds to the logit of its class")
+    page.write(8, top + 4, "cached images that contribute most, with what each adds to the logit of its class")
     for i, (entry, name) in enumerate(list(zip(info.cache, _names(info.cache, 36), strict=True))[:_MAX_CACHE]):
         left = 8 + 170 * i
         if entry.image is not None:

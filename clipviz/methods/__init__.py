@@ -37,10 +37,10 @@ def installed(ours: Container[str]) -> dict[str, type[Method]]:
     for entry in entry_points(group="clipviz.methods"):
         try:
             if entry.name in ours or entry.name in found:
-                raise ValueError("there is one of this name already")
+                raise ValueError("there already is one of this name")
             method = entry.load()
             if not (isinstance(method, type) and issubclass(method, Method)):
-                raise ValueError("it is no subclass of clipviz.methods.Method")
+                raise ValueError("it is not a subclass of clipviz.methods.Method")
         except Exception as error:
             whose = f"method {entry.name!r} of {entry.dist.name if entry.dist else 'a package'}"
             warnings.warn(f"{whose} is left out: {one_line(error) or type(error).__name__}", stacklevel=2)

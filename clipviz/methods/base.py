@@ -124,7 +124,7 @@ class Method(nn.Module, ABC):
             raise ValueError(f"{self.name} needs class names; give them with the dataset (classes=...)")
         if isinstance(backbone, FeatureBackbone) and not self.works_on_embeddings:
             raise ValueError(
-                f"{self.name} looks into the images, but the data are their embeddings only; "
+                f"{self.name} needs the images themselves, but the data are embeddings only; "
                 "give images, or use zero_shot, tip_adapter, transclip, tda, ntua or dpa"
             )
         self.backbone = backbone.trainable_copy() if self.trains and self.adapts_tower else backbone
@@ -300,7 +300,7 @@ def embed_crops(backbone: Backbone, views: Views) -> Tensor:
 def prompt_sentences(prompts: ClassPrompts, source: TextSource) -> list[tuple[str, ...]]:
     """The sentences that each class is made of."""
     if not isinstance(prompts, ClassPrompts):  # but a data set, whose names are those of its images
-        raise ValueError(f"a method wants the prompts of a data set (data.prompts), got {type(prompts).__name__}")
+        raise ValueError(f"a method needs the prompts of a data set (data.prompts), got {type(prompts).__name__}")
     of_class = prompts.description_sentences if source == "descriptions" else prompts.template_sentences
     return [of_class(name) for name in prompts.names]
 

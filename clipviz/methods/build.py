@@ -49,9 +49,9 @@ def build_method(
         config = replace(config, **{"allow_labels": allow_labels, **changes})
         if "beta" not in changes and config.beta <= 1:
             warnings.warn(
-                f"preset {preset} of {name} has beta {config.beta:g}, from where Tip-Adapter searches on with labels: "
-                "all entries count nearly alike, which with guesses for labels may cost accuracy; "
-                f"compare with --set beta={NtUAConfig.beta:g}",
+                f"preset {preset} of {name} has beta {config.beta:g}, the value from which Tip-Adapter searches with "
+                "labels: all entries count nearly alike, which may cost accuracy with pseudo-labels; compare with "
+                f"--set beta={NtUAConfig.beta:g}",
                 stacklevel=2,
             )
         if config.selection == "oracle_balanced":
@@ -109,6 +109,6 @@ def _value(method: str, config: Any, name: str, text: str) -> Any:
     if now is None or type(value) is type(now):
         return value
     raise ValueError(
-        f"{name} of {method} wants {_KINDS.get(type(now), 'a value')} such as {json.dumps(now)}, its default; "
+        f"{name} of {method} needs {_KINDS.get(type(now), 'a value')} such as {json.dumps(now)}, its default; "
         f"got {reprlib.repr(text)}"
     )

@@ -163,8 +163,8 @@ def description_classifier(descriptions: list[Tensor], name_embeddings: Tensor) 
     if not torch.isfinite(classifier).all():
         lost = [c for c, row in enumerate(classifier) if not torch.isfinite(row).all()]
         raise ValueError(
-            f"the descriptions of classes {lost} have no similarity to the class name that adds up to a weight; "
-            "give others, or look for NaN among the embeddings"
+            f"the descriptions of classes {lost} have no similarity to the class name that sums to a weight; "
+            "give others, or check the embeddings for NaN"
         )
     return classifier
 

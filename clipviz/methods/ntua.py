@@ -85,7 +85,7 @@ class NtUAConfig:
         if self.selection == "oracle_balanced" and not self.allow_labels:
             raise ValueError(
                 "selection='oracle_balanced' picks images by their true labels, so the result is not label-free; "
-                "say allow_labels=True (--allow-labels) if that is meant, or use 'topk_pseudo' or 'random'"
+                "pass allow_labels=True (--allow-labels) if that is intended, or use 'topk_pseudo' or 'random'"
             )
 
 
@@ -171,7 +171,7 @@ class NtUA(AddingMethod):
     ) -> None:
         super().__init__(backbone, prompts, config)
         if teacher is not None and isinstance(backbone, FeatureBackbone):
-            raise ValueError("a teacher wants to see images, but the data are their embeddings only; leave it out")
+            raise ValueError("a teacher needs images, but the data are embeddings only; leave it out")
         if (self.config.selection == "oracle_balanced") != (oracle_index is not None):
             raise ValueError("oracle_index and selection='oracle_balanced' go together; give both or neither")
         self.teacher = None if teacher is None else Teacher(teacher, self.sentences)

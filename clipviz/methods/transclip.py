@@ -99,8 +99,8 @@ class Problem(NamedTuple):
         if queries is None:
             if lists is None and k and len(self.embeddings) > _AFFORDABLE:
                 warnings.warn(
-                    f"the exact search for neighbors among {len(self.embeddings):,} images takes long, it grows with "
-                    "their square; search=likely (--set search=likely) looks among likely classes only",
+                    f"the exact search for neighbors among {len(self.embeddings):,} images takes long, because it "
+                    "grows with their square; search=likely (--set search=likely) searches among likely classes only",
                     stacklevel=2,
                 )
             return nearest(self.embeddings, self.embeddings, k, lists, same=True)

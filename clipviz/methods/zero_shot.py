@@ -38,7 +38,7 @@ class Descriptions(ZeroShot):
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: Any = None) -> None:
         if isinstance(backbone, FeatureBackbone) and not backbone.reads_text:
             raise ValueError(
-                f"descriptions needs a text tower, but {backbone.name!r} brings one classifier and no sentences; "
+                f"descriptions needs a text tower, but {backbone.name!r} has one classifier and no sentences; "
                 "use zero_shot, or give the model and the descriptions"
             )
         super().__init__(backbone, prompts, config)

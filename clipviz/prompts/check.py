@@ -56,7 +56,7 @@ class DescriptionCheck(NamedTuple):
     def require(self) -> DescriptionCheck:
         """Return itself; problems are refused with the whole report in one line."""
         if self.problems:
-            raise ValueError(f"{self.report()}; mend the file, then `clipviz describe --check` looks at it again")
+            raise ValueError(f"{self.report()}; correct the file, then run `clipviz describe --check` again")
         return self
 
 

@@ -206,7 +206,7 @@ def _sentences_problem(key: str, sentences: Any) -> str | None:
     if not _is_encodable(key):
         return f"key {key!r} is broken Unicode (a lone surrogate)"
     if not isinstance(sentences, list | tuple) or isinstance(sentences, _Pairs):
-        return f"{key!r} wants a list of sentences, got {_json_type(sentences)}"
+        return f"{key!r} needs a list of sentences, got {_json_type(sentences)}"
     if not sentences:
         return f"{key!r} has an empty list"
     if wrong := sorted({_json_type(item) for item in sentences if not isinstance(item, str)}):

@@ -85,7 +85,7 @@ def open_skeleton(path: Path, class_names: Sequence[str]) -> dict[str, list[str]
     filled = {name: held.get(normalize_name(name), []) for name in class_names}
     for name, sentences in filled.items():
         if not isinstance(sentences, list) or not all(isinstance(text, str) for text in sentences):
-            raise ValueError(f"{source}: {name!r} wants a list of sentences; mend the file or choose another --out")
+            raise ValueError(f"{source}: {name!r} needs a list of sentences; correct the file or choose another --out")
     return filled
 
 
@@ -110,7 +110,7 @@ def fill(
         try:
             result[name] = ask(endpoint, name, n, kind)
         except _Refused as error:
-            raise ValueError(f"{endpoint} refuses: {error}; what was answered so far is in {path}") from error
+            raise ValueError(f"{endpoint} refused the request: {error}; the answers so far are in {path}") from error
         except Unanswered as error:
             failed[name] = str(error)
         write_json(path, result)
@@ -119,7 +119,7 @@ def fill(
         name, reason = next(iter(failed.items()))
         raise ValueError(
             f"{len(failed)} of {len(result)} classes got no sentences, for example {name!r}: {reason}; "
-            "the others are saved, the same command asks for the rest"
+            "the others are saved, and the same command asks for the rest"
         )
     return result
 

@@ -34,7 +34,7 @@ def write_report(traces: Trace | Sequence[Trace], path: str | os.PathLike[str], 
     """
     traces = [traces] if isinstance(traces, Trace) else list(traces)
     if strange := [trace for trace in traces if not isinstance(trace, Trace)]:
-        raise ValueError(f"a report wants traces, got {strange[0]!r}; Trace.load reads that of a run folder")
+        raise ValueError(f"a report needs traces, got {strange[0]!r}; Trace.load reads that of a run folder")
     check_comparable(traces)
     path = Path(path).expanduser()
     if path.is_dir():

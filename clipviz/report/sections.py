@@ -19,7 +19,7 @@ from clipviz.trace import Trace
 
 _PICTURES, _LEAST_PICTURE = 800_000, 36_000  # bytes that the runs share, so that the page stays below 6 MB
 _MAX_SKIPPED = 100
-_UNFINISHED = {"stopped": "was stopped", "failed": "failed", "running": "had not ended, and stood"}
+_UNFINISHED = {"stopped": "was stopped", "failed": "failed", "running": "had not ended and was"}
 _FACTS = ("model", "preset", "pretrained", "seed", "epochs", "status", "device")
 COMPARED = "accuracy_over_epochs"
 #: A view, their own titles, and for each its id, run, label, description, size, and address (None: a chart).

@@ -71,7 +71,7 @@ def attention_modules(model: nn.Module, tower: Tower = "image") -> list[nn.Modul
     modules = [getattr(block, "attn", None) for block in getattr(transformer, "resblocks", ())]
     if not modules or not all(isinstance(module, nn.Module) for module in modules):
         raise ValueError(
-            f"attention capture wants an {tower} tower made of open_clip's transformer blocks, got a "
+            f"attention capture needs an {tower} tower made of open_clip's transformer blocks, got a "
             f"{type(part).__name__}; {_ELSEWHERE}"
         )
     if getattr(transformer, "grad_checkpointing", False):
@@ -112,7 +112,7 @@ def _require_supported(module: nn.Module) -> None:
         if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
             reason = f"it is not plain self-attention; {_ELSEWHERE}"
     elif not isinstance(module, Attention):
-        reason = f"only open_clip's own attention is known, not {type(module).__module__}; {_ELSEWHERE}"
+        reason = f"only open_clip's own attention is supported, not {type(module).__module__}; {_ELSEWHERE}"
     elif module.logit_scale is not None:
         reason = f"scaled cosine attention fails in open_clip itself; {_ELSEWHERE}"
     if reason:
@@ -135,7 +135,7 @@ def _explicit_forward(module: Any, layer: int, captured: dict[int, Tensor]) -> C
             output, captured[layer] = _attend(module, x, asked["attn_mask"])
             return output
         if asked["key"] is not x or asked["value"] is not x or asked["key_padding_mask"] is not None:
-            raise ValueError("attention capture knows self-attention without padding only")
+            raise ValueError("attention capture supports self-attention without padding only")
         output, weights = _attend(module, x if module.batch_first else x.transpose(0, 1), asked["attn_mask"])
         captured[layer] = weights
         shown = weights.mean(1) if asked["average_attn_weights"] else weights

@@ -73,7 +73,7 @@ def occlusion(
     cell = max(1, images.shape[-1] // max(h, w))
     window, stride = window or cell, stride or cell
     if not 1 <= stride <= window <= images.shape[-1]:
-        raise ValueError(f"occlusion wants 1 <= stride <= window <= {images.shape[-1]}, got {stride} and {window}")
+        raise ValueError(f"occlusion needs 1 <= stride <= window <= {images.shape[-1]}, got {stride} and {window}")
     with torch.no_grad():
         attribution = Occlusion(question.score).attribute(
             images.detach(),
@@ -105,7 +105,7 @@ def layer_gradcam(model: Model, images: Tensor, question: Question, *, layer: nn
         return _token_gradcam(score, outputs, patch_grid(model))
     if not all(output.ndim == 4 for output in outputs):
         shapes = [tuple(output.shape) for output in outputs]
-        raise ValueError(f"layer_gradcam wants a layer with output (B, C, h, w) or (B, L, W), got {shapes}")
+        raise ValueError(f"layer_gradcam needs a layer with output (B, C, h, w) or (B, L, W), got {shapes}")
     attribution = LayerGradCam(question.score, layer).attribute(pixels, additional_forward_args=question.args)
     return cast(Tensor, attribution).detach()[:, 0]
 
@@ -118,7 +118,7 @@ def _token_gradcam(score: Tensor, outputs: list[Tensor], grid: Grid) -> Tensor:
     for output, gradient in zip(outputs, gradients, strict=True):
         first = output.shape[1] - h * w  # class and register tokens stand in front
         if first < 0:
-            raise ValueError(f"layer_gradcam wants a token for each of {h} x {w} patches, got {output.shape[1]} tokens")
+            raise ValueError(f"layer_gradcam needs a token for each of {h} x {w} patches, got {output.shape[1]} tokens")
         if gradient is not None:
             total += (gradient * output.detach())[:, first:].sum(-1)
     return total.unflatten(1, grid)

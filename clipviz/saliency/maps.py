@@ -68,16 +68,16 @@ def register(name: str, function: Callable[..., Tensor], needs: Needs = "pixels"
     """
     if not isinstance(name, str) or not name.isidentifier() or name in _OTHER_ARRAYS:
         taken = " (a trace holds other things by that name)" if name in _OTHER_ARRAYS else ""
-        raise ValueError(f"a kind of map wants a name of letters, digits and _, got {name!r}{taken}; take another")
+        raise ValueError(f"a kind of map needs a name of letters, digits and _, got {name!r}{taken}; choose another")
     if name in KINDS:
         remove = "" if name in BUILT_IN else f", or first: del clipviz.saliency.KINDS[{name!r}]"
-        raise ValueError(f"there is a kind of map {name!r} already; take another name{remove}")
+        raise ValueError(f"there already is a kind of map {name!r}; choose another name{remove}")
     choose("need of a kind of map", needs, get_args(Needs))
     given = list(inspect.signature(function).parameters.values()) if callable(function) else []
     places = [p for p in given if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
     if len(places) not in (2, 3) or any(p.kind is p.VAR_POSITIONAL for p in places):
         raise ValueError(
-            "a kind of map wants function(model, images) or function(model, images, question), with options after a *, "
+            "a kind of map needs function(model, images) or function(model, images, question), with options after a *, "
             f"got {getattr(function, '__name__', function)!r} of {', '.join(p.name for p in given) or 'nothing'}"
         )
     KINDS[name] = Kind(function, needs, asks=len(places) == 3)
@@ -130,7 +130,7 @@ def saliency_maps(
         raise ValueError(f"{kind} is the same for every class, so it has no contrast; these have: {asking}")
     side = backbone_of(model).image_size
     if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != (3, side, side):
-        raise ValueError(f"saliency wants images (B, 3, {side}, {side}) in [0, 1], B >= 1, got {tuple(images.shape)}")
+        raise ValueError(f"saliency needs images (B, 3, {side}, {side}) in [0, 1], B >= 1, got {tuple(images.shape)}")
     with preserved_state(model, gradients=True):  # over both: the model of the question is that of the map
         require_kind(model, kind)
         images = images.detach().clone().to(backbone_of(model).device)

@@ -53,12 +53,12 @@ def backbone_of(model: Model) -> Backbone:
     backbone = model.backbone if isinstance(model, Method) else model
     if not isinstance(backbone, Backbone):
         raise ValueError(
-            f"saliency wants a Backbone (load_backbone) or a method (METHODS[name](backbone, prompts)), "
+            f"saliency needs a Backbone (load_backbone) or a method (METHODS[name](backbone, prompts)), "
             f"got {type(model).__name__}"
         )
     if backbone.image_size == 0:
         raise ValueError(
-            f"saliency wants images, but {backbone.name!r} holds their embeddings only; "
+            f"saliency needs images, but {backbone.name!r} holds their embeddings only; "
             "load the images themselves, and the model that embeds them with load_backbone"
         )
     return backbone
@@ -144,7 +144,7 @@ def _embeddings(backbone: Backbone, asked: Asked, n: int) -> Tensor:
         rows = backbone.embed_text([str(text) for text in texts])
     else:
         raise ValueError(
-            f"a backbone wants a sentence, one sentence per image, or embeddings, got {asked!r}; "
+            f"a backbone needs a sentence, one sentence per image, or embeddings, got {asked!r}; "
             "class indices need a method, such as METHODS['zero_shot'](backbone, prompts)"
         )
     if rows.ndim == 1 or len(rows) == 1:

@@ -195,7 +195,7 @@ def class_direction(score: Tensor, seen: Sequence[Tensor]) -> Tensor:
 def _chosen(backbone: Backbone, layers: Sequence[int] | None) -> list[int]:
     chosen = layer_indices(layers, len(attention_modules(backbone)))
     if not chosen:
-        raise ValueError("layers wants at least one layer, got none; leave it out for those of the paper")
+        raise ValueError("layers needs at least one layer, got none; leave it out for those of the paper")
     return list(dict.fromkeys(chosen))
 
 
@@ -204,7 +204,7 @@ def _gradients(score: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
     found = torch.autograd.grad(score.sum(), outputs, retain_graph=True, allow_unused=True) if outputs else ()
     if all(gradient is None for gradient in found):
         raise ValueError(
-            "the score does not depend on the tokens of the image tower; take a kind that needs pixels only"
+            "the score does not depend on the tokens of the image tower; use a kind that needs pixels only"
         )
     return [
         torch.zeros_like(output) if gradient is None else gradient.float()

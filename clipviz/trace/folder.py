@@ -85,7 +85,7 @@ def _refuse_to_replace_foreign(directory: Path, names: Collection[str]) -> None:
     foreign = sorted(set(os.listdir(directory)) - set(names))
     if foreign:
         raise ValueError(
-            f"{directory} holds {foreign[0]!r}, which is no part of a trace and would be lost; choose another folder"
+            f"{directory} holds {foreign[0]!r}, which is not part of a trace and would be lost; choose another folder"
         )
 
 
@@ -158,7 +158,7 @@ def _parse_manifest(content: bytes, names: Collection[str]) -> dict[str, str]:
         raise Refused(f"wanted the manifest of a {FORMAT}, this is something else")
     version = manifest.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise Refused(f"format_version must be a whole number from 1 on, got {version!r}")
+        raise Refused(f"format_version must be a whole number of at least 1, got {version!r}")
     if version > FORMAT_VERSION:
         raise Refused(f"format {version} is newer than this clipviz reads (up to {FORMAT_VERSION}); upgrade clipviz")
     hashes = manifest.get("files")

@@ -126,7 +126,7 @@ def check_table(name: str, table: pd.DataFrame, n_classes: int) -> pd.DataFrame:
     if missing := [column for column in kinds if column not in columns]:
         raise Refused(f"lacks the columns {missing}; it has {columns}")
     if len(set(columns)) < len(columns):
-        raise Refused(f"has two columns of one name; it has {columns}")
+        raise Refused(f"has two columns with the same name; it has {columns}")
     return table.assign(**{c: _checked(f"column {c!r}", kind, table[c], n_classes) for c, kind in kinds.items()})
 
 
@@ -160,7 +160,7 @@ def check_arrays(arrays: Mapping[str, np.ndarray], n_classes: int) -> dict[str, 
             wanted = [int(axis) if axis.isdigit() else sizes.get(axis, axis) for axis in axes]
             fits = [size > 0 and want in (size, axis) for size, want, axis in zip(shape, wanted, axes, strict=False)]
             if len(shape) != len(axes) or not all(fits):
-                raise Refused(f"array {name!r} wants the shape ({', '.join(map(str, wanted))}), got {shape}")
+                raise Refused(f"array {name!r} needs the shape ({', '.join(map(str, wanted))}), got {shape}")
             found[name] = _checked(f"array {name!r}", kind, arrays[name], n_classes)
     return found
 
@@ -175,7 +175,7 @@ def _checked(what: str, kind: str, values: Any, n_classes: int) -> Any:
     else:
         is_good = isinstance(values.dtype, np.dtype) and values.dtype.kind in letters
     if not is_good:
-        raise Refused(f"{what} wants {noun}, got {values.dtype}")
+        raise Refused(f"{what} needs {noun}, got {values.dtype}")
     if high < inf:
         numbers = np.asarray(values)
         high += n_classes if noun.startswith("class") else 0
@@ -184,7 +184,7 @@ def _checked(what: str, kind: str, values: Any, n_classes: int) -> Any:
             is_bad |= np.floor(numbers) < numbers
         if is_bad.any():
             among = f"of the {n_classes} in class_names" if noun.startswith("class") else f"from {low} to {high}"
-            raise Refused(f"{what} wants {noun} {among}, got {numbers[is_bad][0]}")
+            raise Refused(f"{what} needs {noun} {among}, got {numbers[is_bad][0]}")
     is_float = values.dtype.kind == "f" and (isinstance(values, np.ndarray) or values.dtype.itemsize > 2)
     return values if is_float else values.astype(dtype)  # pandas has no quantiles of half precision
 

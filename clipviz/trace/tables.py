@@ -206,7 +206,7 @@ class Trace:
 
         Raises:
             ValueError: The place holds something other than a trace, a table lacks a column, an array holds
-                Python objects, or the metadata is not JSON-able.
+                Python objects, or the metadata cannot be stored as JSON.
             OSError: The disk is full or the place is not writable. What was there before is untouched.
         """
         files = {_META: _meta_json({**self.meta, "format_version": FORMAT_VERSION}).encode()}
@@ -249,14 +249,14 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise TypeError(f"{type(value).__name__} is not JSON-able")
+    raise TypeError(f"{type(value).__name__} cannot be stored as JSON")
 
 
 def _meta_json(meta: dict[str, Any]) -> str:
     try:
         return json.dumps({"format_version": FORMAT_VERSION, **meta}, indent=1, default=_plain, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"trace metadata must be JSON-able (numbers finite), but {error}") from error
+        raise ValueError(f"trace metadata must be valid JSON with finite numbers, but {error}") from error
 
 
 def _table_bytes(name: str, table: pd.DataFrame) -> bytes:

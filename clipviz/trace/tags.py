@@ -28,7 +28,7 @@ class Tags:
         try:
             if self.path is not None and self.path.exists():
                 if not self.path.is_file() or self.path.stat().st_size > _MOST_BYTES:  # a pipe would never end
-                    raise ValueError("it is no file, or too large")
+                    raise ValueError("it is not a file, or too large")
                 self.by_image = _checked(parse_json(read_text(self.path, self.path.name)))
         except (OSError, ValueError) as error:
             reason = f"{self.path} cannot be read as tags ({one_line(error)})"

@@ -105,7 +105,7 @@ class Commanded:
         if the method cannot change such a constant, or not to this value, or the run is over or shared by processes.
         """
         if self.ranks.size > 1:
-            raise ValueError(f"constants cannot change while {self.ranks.size} processes share a run; use one")
+            raise ValueError(f"constants cannot change while {self.ranks.size} processes share a run; use one process")
         change = Change(plain_numbers(constants))
         self.method.adjusted(**change.constants)  # refuses here, not in the thread
         with self._gate:

@@ -125,10 +125,10 @@ def _order(path: Path) -> dict[str, Any]:
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise ValueError("orders are files of the user who trains")
+            raise ValueError("commands must be files of the user who trains")
         order = parse_json(file.read(4096))
     if not isinstance(order, dict):
-        raise ValueError("an order is a JSON object")
+        raise ValueError("a command is a JSON object")
     return order
 
 
@@ -217,7 +217,7 @@ class FollowedRun:
             self.status = self._live.get("status") or "running" if alive else recorded or "interrupted"
             if not alive and self.status not in ("stopped", "finished", "failed"):
                 self.status = "interrupted"
-                self.error = InterruptedError("its process is gone; --resume goes on from what it saved")
+                self.error = InterruptedError("its process is gone; --resume continues from what it saved")
             for name, text in answers.items():
                 if (future := self._sent.pop(name, None)) is not None:
                     future.set_result(str(text))
@@ -252,9 +252,9 @@ class FollowedRun:
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
         if not isinstance(live, dict) or not isinstance(version := live.get("format"), int):
-            raise ValueError(f"{path} is nothing that a run of clipviz has written")
+            raise ValueError(f"{path} was not written by a run of clipviz")
         if version > _FORMAT:
-            raise ValueError(f"{path} is of a newer clipviz (format {version}); upgrade clipviz to follow this run")
+            raise ValueError(f"{path} is from a newer clipviz (format {version}); upgrade clipviz to follow this run")
         return live
 
     def _tell(self, event: Event) -> None:
@@ -295,7 +295,7 @@ class FollowedRun:
 
     def start(self) -> None:
         """Refused: another process has it."""
-        raise ValueError(f"the run in {self.folder} is that of another process; it is {self.status}")
+        raise ValueError(f"the run in {self.folder} belongs to another process; it is {self.status}")
 
     def step(self, n: int = 1) -> Future[str]:
         """As for `Run`, and so are the others; the future is the answer of the run, which `poll` brings."""
@@ -308,10 +308,10 @@ class FollowedRun:
         """Lay an order into the folder; a ValueError if the run is over, or is not the reader's to command."""
         self.poll()
         if self.status in OVER:
-            raise ValueError(f"the run in {self.folder} is {self.status}, so it takes no orders")
+            raise ValueError(f"the run in {self.folder} is {self.status}, so it takes no commands")
         if self.folder.stat().st_uid != os.geteuid() or not os.access(self.folder, os.W_OK):
             raise ValueError(
-                f"the run in {self.folder} is not yours to command: you can watch it, its user can stop it"
+                f"the run in {self.folder} belongs to another user: you can watch it, but only its user can stop it"
             )
         name = f"{time.time_ns()}-{secrets.token_hex(4)}.json"
         future = self._sent[name] = Future()

@@ -88,11 +88,11 @@ class Adaptation:
     ) -> None:
         if not isinstance(method, Method):
             raise ValueError(
-                f"adapt wants a method that was built, got {method!r}; for example "
+                f"adapt needs a method that was built, got {method!r}; for example "
                 'METHODS["dpa"](load_backbone("birds"), dataset.prompts)'
             )
         if not isinstance(config, AdaptConfig | None):
-            raise ValueError(f"adapt wants an AdaptConfig, got {config!r}; a method's constants go into the method")
+            raise ValueError(f"adapt needs an AdaptConfig, got {config!r}; a method's constants go into the method")
         check_labels(method, dataset, eval_dataset)
         self.method, self.dataset, self.eval_dataset = method, dataset, eval_dataset
         self.ranks = ranks
@@ -102,7 +102,7 @@ class Adaptation:
         if method.trains and self.config.lr < self.config.min_lr:
             warnings.warn(
                 f"the learning rate {self.config.lr:g} is below the schedule's floor {self.config.min_lr:g}, so it "
-                "stays as it is; the authors' code lets it rise to the floor",
+                "stays constant; the authors' code lets it rise to the floor",
                 stacklevel=3,
             )
         self.settings = method.settings  # as the run began; some may be adjusted on the way
@@ -231,7 +231,7 @@ class Adaptation:
         pseudo = self.method.pseudo_label(batch.views, batch.index)
         if len(pseudo.labels) != len(batch):
             raise ValueError(
-                f"{self.method.name} guesses {len(pseudo.labels)} of the {len(batch)} images of a batch; a method that "
+                f"{self.method.name} labels {len(pseudo.labels)} of the {len(batch)} images of a batch; a method that "
                 "several processes share passes what it computes from views through views.gather"
             )
         return pseudo

@@ -89,7 +89,7 @@ class ModelProbe:
         """Image as the model sees it, (S, S, 3) uint8; a ValueError if `has` says no."""
         dataset = self._datasets.get(split)
         if dataset is None or not self.has(split, index):
-            raise ValueError(f"there is no image {index} of {split!r} to look at")
+            raise ValueError(f"there is no image {index} in {split!r}")
         return eval_view(dataset.image(index), self.image_size)
 
     def saliency(self, pixels: np.ndarray, kind: str, **options: Any) -> np.ndarray:
@@ -116,5 +116,5 @@ class ModelProbe:
         size = self.image_size
         batch = pixels[None] if pixels.ndim == 3 else pixels
         if batch.shape[1:] != (size, size, 3):
-            raise ValueError(f"this model looks at images ({size}, {size}, 3), got {pixels.shape}")
+            raise ValueError(f"this model needs images ({size}, {size}, 3), got {pixels.shape}")
         return torch.from_numpy(batch.copy()).permute(0, 3, 1, 2).to(method.backbone.device) / 255.0

@@ -167,7 +167,7 @@ class OpenedRun:
         known = config if isinstance(config, dict) else {}
         for key in _AGREE:
             if known.get(key) != self.trace.meta.get(key):
-                raise ValueError(f"{path} says another {key} than the trace beside it; {only}")
+                raise ValueError(f"{path} has other {key} than the trace beside it; {only}")
         return known
 
     @_shared
@@ -223,7 +223,7 @@ class OpenedRun:
         was = self._facts and self._facts.identity[called]
         if was and was != found.identity:
             what = difference(called, was, found.identity)
-            raise ValueError(f"{found.name!r} is not what this run knew: {what}; {self._give(which)}, as it was then")
+            raise ValueError(f"{found.name!r} has changed since this run: {what}; {self._give(which)}, as it was then")
         return found
 
     @_shared
@@ -271,7 +271,7 @@ class OpenedRun:
         settings = self.config["settings"]["method"]
         kind: Any = self._given["method"] or METHODS.get(self.config["method"])
         if kind is None:
-            raise ValueError(f"{self.config['method']!r} is no method of clipviz; {self._give('method')}, its class")
+            raise ValueError(f"{self.config['method']!r} is not a method of clipviz; {self._give('method')}, its class")
         backbone, prompts, options = self.backbone, self._prompts, {}
         default = kind.default_config(backbone) if isclass(kind) and issubclass(kind, Method) else None
         if default is None and settings:
@@ -305,7 +305,7 @@ class OpenedRun:
     def _file(self) -> Path:
         newest = self.folder / _CHECKPOINT
         if not newest.is_file():
-            raise ValueError(f"{self.folder} holds no {_CHECKPOINT}, so nothing that its model learned can be had")
+            raise ValueError(f"{self.folder} holds no {_CHECKPOINT}, so no learned weights are available")
         return newest if self.epoch is None else self._weights[self.epoch]
 
     def _load(self, method: Method) -> None:
@@ -321,7 +321,7 @@ class OpenedRun:
 def _arguments(load: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a function from a file, refused if it takes no such."""
     if foreign := sorted(options.keys() - signature(load).parameters.keys()):
-        raise ValueError(f"{_CONFIG} has {foreign[0]!r} for {load.__name__}, which takes no such thing; it was altered")
+        raise ValueError(f"{_CONFIG} has {foreign[0]!r} for {load.__name__}, which does not take it; it was altered")
     return options
 
 

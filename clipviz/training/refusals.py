@@ -62,8 +62,8 @@ def check_shares(method: Method, dataset: ImageDataset, config: AdaptConfig, ran
     """Refuse what several processes cannot share, or gain nothing by."""
     if not dataset.has_pixels:
         raise ValueError(
-            f"{dataset.name} holds embeddings, and {ranks.size} processes share the making of embeddings only; "
-            "use one device"
+            f"{dataset.name} holds embeddings, and {ranks.size} processes can share only the computation of "
+            "embeddings; use one device"
         )
     if config.batch_size < ranks.size:
         raise ValueError(

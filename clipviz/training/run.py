@@ -174,7 +174,7 @@ class Run(Commanded):
         """Do the run in a thread of its own and return at once; of one that goes on already, say so and do nothing."""
         with self._gate:
             if self.status in ("running", "paused"):
-                more = "; resume() lets it go on" if self.status == "paused" else ""
+                more = "; resume() continues it" if self.status == "paused" else ""
                 print(f"this run is {self.status} already{more}")
                 return self
             self._claim()
@@ -198,7 +198,7 @@ class Run(Commanded):
             if came:
                 raise_for(came[0])
         if self.is_live:
-            raise TimeoutError(f"the run is still {self.status} after {timeout:g} s; it goes on")
+            raise TimeoutError(f"the run is still {self.status} after {timeout:g} s; it continues")
         if self.error is not None:
             raise self.error
         return self.trace
@@ -223,7 +223,7 @@ class Run(Commanded):
 
     def _claim(self) -> None:
         if self.status != "ready":
-            raise RuntimeError(f"this run is {self.status}; a run is done once, make a new Run to repeat it")
+            raise RuntimeError(f"this run is {self.status}; a Run runs only once; make a new one to repeat it")
         self.adaptation.claim()
         try:
             if self._writes is not None:

@@ -107,7 +107,7 @@ class RunFolder:
         if self._lock is not None and not (
             self.path.is_dir() and os.path.samestat(os.fstat(self._lock), self.path.stat())
         ):
-            warnings.warn(f"{self.path} was deleted or moved while the run went on; it is made anew", stacklevel=2)
+            warnings.warn(f"{self.path} was deleted or moved during the run; it is created again", stacklevel=2)
             self.unlock()
             self._is_begun = not self.lock()
         self._begin(trace, adaptation)
@@ -178,7 +178,7 @@ class RunFolder:
             return Trace()  # the run measures itself anew
         if not (self.path / _TRACE).is_dir():
             raise ValueError(
-                f"{self.path} holds a checkpoint, but not the {_TRACE}/ that it goes on with; put that back, or begin "
+                f"{self.path} holds a checkpoint, but not the {_TRACE}/ that it continues; put that back, or begin "
                 "anew in another folder"
             )
         return _known_to(adaptation, Trace.load(self.path))
@@ -193,7 +193,7 @@ class RunFolder:
                 damage.append(str(error))
                 continue
             if damage:
-                warnings.warn(f"{damage[0]}; going on from the one before it", stacklevel=2)
+                warnings.warn(f"{damage[0]}; continuing from the one before it", stacklevel=2)
             return
         which = "both" if len(damage) > 1 else "it"
         raise DamagedCheckpoint(f"{' and '.join(damage)}; delete {which} to start at the beginning")

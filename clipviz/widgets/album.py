@@ -14,8 +14,8 @@ from clipviz.figures.style import apart, class_name, shorten
 from clipviz.instructive import confidently_wrong, least_sure
 from clipviz.trace import ImageGroup, Trace
 
-PAIR = "one taken for another"
-FILTERS = ("all", "confidently wrong", "least sure", "flipped", "fixed", "broken", "sources disagree", PAIR)
+PAIR = "matrix cell"
+FILTERS = ("all", "confidently wrong", "least confident", "flipped", "fixed", "broken", "sources disagree", PAIR)
 _GRAY = np.full((1, 1, 3), 200, np.uint8)
 
 
@@ -144,7 +144,7 @@ class Album:
         needs = {
             **dict.fromkeys(("confidently wrong", PAIR), has_targets),
             **dict.fromkeys(("fixed", "broken"), has_targets and is_followed),
-            "least sure": len(predictions) > 0,
+            "least confident": len(predictions) > 0,
             "flipped": is_followed,
             "sources disagree": len(source_names(self.trace)) > 1,
         }
@@ -153,7 +153,7 @@ class Album:
     def chosen(self, name: str, epoch: int, pair: Sequence[int] = (), split: str = "eval") -> list[str]:
         """Ids of the images of a split that a filter lets through and that can be shown, the most telling first.
 
-        `pair` is (true class, predicted class), for "one taken for another"; sources disagree on training images only.
+        `pair` is (true class, predicted class), for "matrix cell"; sources disagree on training images only.
         """
         table = self.table(epoch, split)
         label, confidence, target = (table[column].to_numpy() for column in ("label", "confidence", "target"))
@@ -162,7 +162,7 @@ class Album:
         if name == "all":
             followed = [*self._highlights, *self._probe] if split == "eval" else []
             return list(dict.fromkeys([*filter(self.has, followed), *self.shown(table.index, split)]))
-        if name == "least sure":
+        if name == "least confident":
             return self.shown(table.index[least_sure(confidence)], split)
         if name == "confidently wrong":
             return self.shown(table.index[confidently_wrong(label, confidence, target)], split)

@@ -118,7 +118,11 @@ class CompareExplorer(ImageExplorer):
         table, names = self.info.table, self.inspector.album.trace.class_names
         table = table.set_axis([f"{self.info.split}/{index}" for index in table.index])
         called = table["b"].map(lambda label: class_name(names, label))
-        return {f"{self.info.names[1]} says": called, "its confidence": table["confidence_b"], "cell": table["cell"]}
+        return {
+            f"{self.info.names[1]}: predicted class": called,
+            f"{self.info.names[1]}: confidence": table["confidence_b"],
+            "cell": table["cell"],
+        }
 
     @property
     def _what(self) -> str:
@@ -148,7 +152,7 @@ def _opened(run: Any) -> tuple[Trace, Any]:
 
 def timeline_chart(name: str, album: Album, image: str) -> Chart:
     """Confidence over the epochs, in the colors of who decided; a mark where the label became another one."""
-    title, empty = shorten(name, 60), "Choose an image that this run has said something of."
+    title, empty = shorten(name, 60), "Choose an image that this run has labeled."
     info = timeline_info(album.trace, image)
     kinds, bars = kinds_of_decision(info.sources), [*zip(info.confidence, info.deciders, strict=True)]
     looks = {kind: (decision_name(kind, info.sources), decider_look(kind, info.sources)) for kind in kinds}

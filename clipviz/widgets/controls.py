@@ -67,9 +67,9 @@ class RunControls:
 
     def __init__(self, run: Run | FollowedRun, pressed: Callable[[str], None], moved: Callable[[], None]) -> None:
         self.run, self._pressed, self._status = run, pressed, ""
-        self.start = self._button("Start", "play", "start the run, or go on after a pause", self._start)
-        self.pause = self._button("Pause", "pause", "rest at the next step boundary", run.pause)
-        self.step = self._button("Step", "step-forward", "do one optimizer step, then rest", self._step)
+        self.start = self._button("Start", "play", "start the run, or resume it after a pause", self._start)
+        self.pause = self._button("Pause", "pause", "pause at the next step boundary", run.pause)
+        self.step = self._button("Step", "step-forward", "do one optimizer step, then pause", self._step)
         self.stop = self._button("Stop", "stop", "end the run at the next step boundary", run.stop)
         own = run.gamma
         self.gamma = slider("gamma", 0.5 if own is None else float(own), 0, 1, 0.01, moved)

@@ -161,9 +161,9 @@ class SaliencyExplorer(ImageExplorer):
         if self._drawn != (drawn := (name, measured)):  # of many classes it takes its time
             self._drawn = drawn
             info = confusion_info(album.trace, measured)
-            whose = f"{name}: which" if several else "Which"
+            title = f"{name}: confusion matrix" if several else "Confusion matrix"
             moment = "not measured" if info.epoch is None else when(info.epoch)
-            self.matrix.fill(info.counts, info.names, f"{whose} class is taken for which, {moment}")
+            self.matrix.fill(info.counts, info.names, f"{title}, {moment}")
         super()._publish(ids)
 
     @property

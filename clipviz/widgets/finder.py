@@ -64,7 +64,7 @@ class Finder:
         self.target, self.label = (words(name, options=self._classes) for name in ("true class", "predicted class"))
         self.confidence, self.margin = share("confidence"), share("margin")
         self.flips = control(ipywidgets.BoundedIntText, "flips, at least", max=10**6)
-        self.decider = choice("who decided", options=[("any", ""), *decided])
+        self.decider = choice("decided by", options=[("any", ""), *decided])
         self.outcome = choice("outcome", options=[("any", ""), *((name, name) for name in OUTCOMES)])
         self.text, self.tag = words("file name has"), choice("tag", options=self._tag_options())
         self.sort, self.falling = choice("sort by", options=list(SORTS)), control(ipywidgets.Checkbox, "falling")
@@ -79,14 +79,14 @@ class Finder:
         self.file = ipywidgets.Text("selection.csv", description="file", style=PLAIN, layout={"width": "260px"})
         tagging = [
             self.tag_name,
-            button("Tag", "tag", lambda: self._change_tag(True), "give the chosen images this tag"),
-            button("Untag", "times", lambda: self._change_tag(False), "take this tag from the chosen images"),
+            button("Tag", "tag", lambda: self._change_tag(True), "add this tag to the chosen images"),
+            button("Untag", "times", lambda: self._change_tag(False), "remove this tag from the chosen images"),
         ]
         for part in tagging:
             part.disabled = self.tags is None
         return wrapped(
-            button("Near this", "crosshairs", self._near_chosen, "sort by nearness to the chosen image"),
-            button("Reset", "undo", self.reset, "all filters as they were"),
+            button("Near this", "crosshairs", self._near_chosen, "sort by similarity to the chosen image"),
+            button("Reset", "undo", self.reset, "reset all filters"),
             *tagging,
             self.file,
             button("Export", "download", self.export, "write the listed images to this file as CSV"),
@@ -158,7 +158,7 @@ class Finder:
         text = export_csv(table, album.trace.class_names, self.tags.by_image if self.tags else {})
         try:
             if path.exists() and not path.read_bytes().startswith(b"image,file,tags,"):
-                raise ValueError(f"{path} is there and is no list of images; give another name")
+                raise ValueError(f"{path} exists and is not a list of images; give another name")
             write_text(path, text)
             self.message.value = f"wrote {len(table)} images to {path.resolve()}"
         except (OSError, ValueError) as error:
@@ -179,15 +179,15 @@ class Nearest:
         """The known images, nearest to an image or a sentence first; and what to say. ValueError if none are known."""
         album, is_image = self.album, asked in images or ("/" in asked and self.album.has(asked))
         if album.model_probe is None and not is_image:
-            raise ValueError("a sentence needs the model to be embedded; open the run with its model")
+            raise ValueError("a sentence can only be embedded by the model; open the run with its model")
         kept = self._embedded([asked] * is_image, images) or self._recorded(epoch)
         known = [image for image in images if image in kept]
         if not known or (is_image and asked not in kept):
-            raise ValueError("the trace holds no embedding of it; open the run with its model")
+            raise ValueError("the trace holds no embedding of this image; open the run with its model")
         query = kept[asked] if is_image else album.model_probe.embed_text([asked])[0]
         similarity = np.stack([kept[image] for image in known]).astype(np.float32) @ query.astype(np.float32)
         places = np.argsort(-similarity, kind="stable")
-        among = "" if len(known) == len(images) else f" among the {len(known)} of {len(images)} that are embedded yet"
+        among = "" if len(known) == len(images) else f" among the {len(known)} of {len(images)} embedded so far"
         best = f"cosine {similarity[places[0]]:.2f} to {similarity[places[-1]]:.2f}"
         return [known[place] for place in places], f"nearest to {asked!r}{among}: {best}"
 

@@ -107,12 +107,12 @@ class Inspector:
         self.change.observe(lambda _: self.show(), "value")
         show_if(final_epoch >= 0, self.change)
         self.opacity = slider("opacity", 0.7, 0, 1, 0.05)
-        self.contour = ipywidgets.Checkbox(False, description="contour at half", indent=False)
+        self.contour = ipywidgets.Checkbox(False, description="contour at 0.5", indent=False)
         self.contour.layout = {"width": "auto", "margin": "2px 16px 2px 2px"}
         # In the browser, so that they answer at once and without the kernel.
         ipywidgets.jslink((self.opacity, "value"), (self.canvas, "opacity"))
         ipywidgets.jslink((self.contour, "value"), (self.canvas, "contour"))
-        self.beside = dropdown("beside it", [NOBODY, *self.albums], self.show)
+        self.beside = dropdown("compare with", [NOBODY, *self.albums], self.show)
         show_if(len(self.albums) > 1, self.beside)
         return [self.opacity, self.contour, self.change, self.beside]
 
@@ -170,7 +170,7 @@ class Inspector:
         said, measured = album.caption(image, epoch), album.measured(epoch)
         if image.startswith("eval/") and measured != epoch and len(album.trace.predictions):
             said += f" (measured {when(measured)})"
-        panels = [Panel(album.name(image) + ": the run has its pixels, the trace has not" * (pixels.size == 3))]
+        panels = [Panel(album.name(image) + " is in the run but not in the trace" * (pixels.size == 3))]
         for kind in self.chosen_kinds:
             panels += self._panels(label, image, kind, epoch)
         return Row(f"{label}, {when(epoch, album.part)}: {said}", panels, pixels)
@@ -203,12 +203,12 @@ class Inspector:
         if values is not None:
             return Panel(name, unit_range(values[None])[0], kind == "ncut")
         if model_probe is None and album.model_probe is not None:
-            return Panel(f"{name}: not kept {when(epoch)}; the model at hand is that of {when(album.last)}")
+            return Panel(f"{name}: not kept {when(epoch)}; the loaded model is that of {when(album.last)}")
         if model_probe is None or kind not in model_probe.kinds:
             return Panel(f"{name}: not in this trace")
         pixels = album.pixels(image)
         if pixels.shape[0] != model_probe.image_size:
-            return Panel(f"{name}: these pixels are not the model's")
+            return Panel(f"{name}: the image does not have the model's size")
         try:
             options, asked = self._options(model_probe, pixels, kind)
             now = ", now" if epoch == album.last else ""

@@ -140,7 +140,7 @@ class LiveMonitor(View):
         with self._lock:
             stored = SourceLogits.of(self._trace) if len(self._trace.epochs) else None
             if stored is None:
-                self.what_if.value = "what-if: after the first epoch"
+                self.what_if.value = "what-if: available after the first epoch"
                 return
             own = stored.reference  # of that epoch, whatever was applied since
             changed = stored.compare(stored.labels(self.gamma.value), stored.labels(own))

@@ -75,7 +75,7 @@ class DKAPlayground(View):
         show_if(crops is not None, self.temperature)
         self.result = ipywidgets.Label("" if self._stored else _NO_SOURCES)
         self.what_if, self.ballot = (ChartCanvas(layout={"flex": "1 1 350px", "min_width": "0"}) for _ in range(2))
-        self.gallery = GalleryCanvas(empty="No pseudo-label of an image that can be shown changes.")
+        self.gallery = GalleryCanvas(empty="No shown image changes its pseudo-label.")
         self.gallery.link(self.state)
         sliders, charts = wrapped(self.gamma, self.temperature), wrapped(self.what_if, self.ballot)
         self._mixing = [sliders, self.result, charts, self.gallery]
@@ -89,7 +89,7 @@ class DKAPlayground(View):
         is_own = crops is None or np.isclose(temperature, crops.temperature)  # then the stored logits are exact
         self._now = now = stored if is_own else stored.reweighed(temperature)
         self._labels = now.labels(self.gamma.value)
-        hypothetical = "" if stored.gamma is not None else "; this method mixes otherwise, so this is hypothetical"
+        hypothetical = "" if stored.gamma is not None else "; hypothetical: this method mixes its sources differently"
         self.result.value = f"{now.compare(self._labels, self._reference)}{hypothetical}"
         self._show("what_if", self._curve(now))
         self._show_ballot()
@@ -118,7 +118,7 @@ class DKAPlayground(View):
         """The chosen image by each source alone, and by their mixture."""
         title, now, row = "Sources on the chosen image", self._now, self._row()
         if now is None or row is None:
-            self._show("ballot", Chart(title, "class", "probability", empty="Choose an image that was learned from."))
+            self._show("ballot", Chart(title, "class", "probability", empty="Choose a training image."))
             return
         gamma, one = self.gamma.value, now.rows(np.array([row]))
         probs = [softmax(logits[0]) for logits in (one.first, one.second, one.mix(gamma))]

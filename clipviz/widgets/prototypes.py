@@ -37,7 +37,7 @@ class PrototypeExplorer(View):
         self.scene = Scene.of(trace)
         self.inspector = Inspector([trace], [model], self.state, with_epoch=False)
         self.gallery = GalleryCanvas(
-            empty="Draw around points, or click one, to see its images.",
+            empty="Draw around points, or click one, to see images.",
             layout={"flex": "1 1 220px", "min_width": "200px"},
         )
         self._ids: list[str] = []
@@ -85,7 +85,7 @@ class PrototypeExplorer(View):
         shown, hidden = self._ids[:PAGE], len(images) - len(self._ids)
         self.gallery.show(album, shown, epoch)
         self.count.value = f"{len(images)} {'image' if len(images) == 1 else 'images'} chosen, {len(shown)} shown" + (
-            f"; the pixels of {hidden} are not in the trace, give a run to see them" if hidden else ""
+            f"; the pixels of {hidden} are not in the trace; open the run to see them" if hidden else ""
         )
 
     @property

@@ -146,7 +146,7 @@ class Watch:
             text += f", {100 * float(is_right.mean()):.0f} % right {DIAGNOSTIC}"
         sources, shares = self.decided()
         decided = ", ".join(f"{decision_name(kind, sources)} {100 * share:.0f} %" for kind, share in shares.items())
-        return [text, f"Who decided: {decided}"] if decided else [text]
+        return [text, f"Decided by: {decided}"] if decided else [text]
 
     def decided(self) -> tuple[list[str], dict[str, float]]:
         """The sources of the newest batch that name a class, and its shares by who decided; nothing of fewer than two.
@@ -190,9 +190,9 @@ class Watch:
         for i, name in enumerate(self._exact or (sampled[0][1] if sampled else ())):
             steps, values = self._exact.get(name, ((), ()))
             x, y = [*steps, *(step for step, _ in sampled)], [*values, *(terms[name] for _, terms in sampled)]
-            series.append(Series("loss = their sum" if name == "loss" else name, term_look(i), x, y))
+            series.append(Series("total loss" if name == "loss" else name, term_look(i), x, y))
         marks = [(mark.step, mark.text) for mark in marks_of(self.changes, 1)]
-        return Chart("Losses", "step", "loss", series, marks=marks, empty="The first step will show here.")
+        return Chart("Losses", "step", "loss", series, marks=marks, empty="Appears after the first step.")
 
     @property
     def epoch_marks(self) -> list[tuple[float, str]]:
@@ -213,7 +213,7 @@ class Watch:
             series.append(Series(name, look, places, [100 * share for share in y]))
         return Chart(
             "Which source decides", "epoch", "% of the images", series, "bars", (0, 100), ticks, self.epoch_marks,
-            empty="One source alone decides." if self.last_step else "The first step will show here.",
+            empty="This method has only one source." if self.last_step else "Appears after the first step.",
         )  # fmt: skip
 
 
@@ -225,15 +225,15 @@ def pseudo_label_chart(trace: Trace) -> Chart:
         f"pseudo-labels right {DIAGNOSTIC}": (Look(BLUE, "square", "dash"), trace.metric("pseudo_label_accuracy")),
         f"predictions right {DIAGNOSTIC}": (Look(VERMILLION, "diamond", "dot"), trace.metric("accuracy")),
     }
-    empty = "The first epoch will show here."
+    empty = "Appears after the first epoch."
     return Chart("Pseudo-labels", "epoch", "share", y_range=(0, 1), empty=empty, **_by_epoch(lines, info.moments.part))
 
 
 def held_chart(trace: Trace) -> Chart:
     """What a method without training has gathered after each epoch: entries of its caches, classes with an image."""
     lines = {text: (term_look(i), trace.metric(name)) for i, (name, text) in enumerate(_HELD.items())}
-    empty = "Nothing is trained: there is no loss."
-    return Chart("What is held", "epoch", "number", empty=empty, **_by_epoch(lines, part_of_epoch(trace)))
+    empty = "This method does not train, so it has no loss."
+    return Chart("What the method stores", "epoch", "number", empty=empty, **_by_epoch(lines, part_of_epoch(trace)))
 
 
 def _by_epoch(lines: Mapping[str, tuple[Look, pd.Series]], part: Part) -> dict[str, Any]:

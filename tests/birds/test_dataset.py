@@ -101,7 +101,7 @@ def test_unknown_names_get_the_nearest(arguments, message):
 
 
 def test_an_empty_set_is_refused():
-    with pytest.raises(ValueError, match="wants at least 1, got 0"):
+    with pytest.raises(ValueError, match="needs at least 1, got 0"):
         BirdsDataset("fog", "train", n=0)
 
 

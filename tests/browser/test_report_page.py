@@ -167,7 +167,7 @@ def test_who_fixed_whose_mistakes_and_where_it_looked_takes_two_clicks(read, tra
     ]
     assert f"✓ {names[ours.loc[wanted[0], 'prediction']]}" in rows[4]
     assert f"{names[theirs.loc[wanted[0], 'prediction']]}" in rows[2]
-    history = card.get_by_role("region", name="Its label over the epochs")
+    history = card.get_by_role("region", name="Label over the epochs")
     assert history.get_by_role("columnheader").all_inner_texts() == ["method", "before", "epoch 0", "epoch 1"]
     assert tab.url.endswith(f"#image=eval/{wanted[0]}")
     assert tab.evaluate("window.clicks") == 2, "from the question to the answer"
@@ -194,12 +194,12 @@ def test_the_card_says_why_as_fully_as_the_page_of_one_image(opened, tmp_path):
         assert shown == pytest.approx([*wanted, one.addends["method"]], abs=0.12)
     cached = card.get_by_role("list", name="Cache entries").get_by_role("listitem").all_inner_texts()
     assert [text.split()[-1] for text in cached] == [f"{one.contribution:+.2f}".replace("-", "−") for one in info.cache]
-    surest = card.get_by_role("list", name="Surest images").get_by_role("listitem").all_inner_texts()
+    surest = card.get_by_role("list", name="Most confident images").get_by_role("listitem").all_inner_texts()
     assert {text.removeprefix("✓ ") for text in surest} == {one.name for one in info.examples if one.image is not None}
     blank = "c => new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, 84, 84).data.buffer)).size"
     assert all(canvas.evaluate(blank) > 1 for canvas in card.locator(".pictures canvas").all())
     card.get_by_role("button", name="DPA").click()
-    expect(card.get_by_role("heading", name="Why DPA says so")).to_be_visible()
+    expect(card.get_by_role("heading", name="Why DPA predicts this")).to_be_visible()
     expect(card.get_by_role("list", name="Cache entries")).to_have_count(0)
 
 
@@ -237,7 +237,7 @@ def test_filters_and_search_show_what_they_say(read, traces):
     tab = read
     last = [last_of(trace) for trace in traces]
     right = [rows["prediction"] == rows["target"] for rows in last]
-    tab.locator("#filter").select_option("all methods wrong, surest first")
+    tab.locator("#filter").select_option("all methods wrong, most confident first")
     expect(tab.locator(".clipviz-thumb")).to_have_count(sum(~(right[0] | right[1] | right[2] | right[3] | right[4])))
     first = traces[4].predictions[traces[4].predictions["epoch"] == -1].set_index("index")
     fixed = (first["prediction"] != first["target"]) & right[4]
@@ -252,16 +252,16 @@ def test_filters_and_search_show_what_they_say(read, traces):
     logits = np.stack([traces[4].arrays[f"exploration/logits/{name}"] for name in ("cls", "fg")]).astype(float)
     ordered, top = np.sort(logits, -1), logits.argmax(-1)
     lead = np.where(top[0] == top[1], 0, (ordered[..., -1] - ordered[..., -2]).min(0))
-    tab.locator("#filter").select_option("parts of microCLIP disagree, surest first")
+    tab.locator("#filter").select_option("parts of microCLIP disagree, most confident first")
     expect(tab.locator(".clipviz-thumb")).to_have_count(int(sum(lead > 0)))
     least, own = np.min([rows["confidence"] for rows in last], 0), last[4]["confidence"].to_numpy()
     said = np.array([rows["prediction"] for rows in last])
     for name, rank in {
         "changed most often by microCLIP": flips.to_numpy(),
-        "parts of microCLIP disagree, surest first": lead,
-        "wrong by microCLIP, surest first": np.where(right[4], -1, np.round(255 * own) / 255),
-        "methods disagree, surest first": np.where((said != said[0]).any(0), np.round(255 * least) / 255, -1),
-        "least sure of microCLIP": -np.round(255 * own) / 255,
+        "parts of microCLIP disagree, most confident first": lead,
+        "mistakes of microCLIP, most confident first": np.where(right[4], -1, np.round(255 * own) / 255),
+        "methods disagree, most confident first": np.where((said != said[0]).any(0), np.round(255 * least) / 255, -1),
+        "least confident images of microCLIP": -np.round(255 * own) / 255,
     }.items():
         tab.locator("#filter").select_option(name)
         values = [rank[i] for i in first_images(tab, 5)]

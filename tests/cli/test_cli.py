@@ -283,7 +283,7 @@ def mistakes(photos, flat, tmp_path, architectures):
         "output is a file": (adapt(out=tmp_path / "a-file"), "cannot write to folder .* choose another place"),
         "descriptions": (
             adapt("--descriptions", tmp_path / "bad.json", data=photos, out=out),
-            "no entry for 'green square'; .*'reds'.*'reds' has an empty list.*'blue square' wants a list",
+            "no entry for 'green square'; .*'reds'.*'reds' has an empty list.*'blue square' needs a list",
         ),
         "missing descriptions": (adapt("--descriptions", "no.json", data=photos, out=out), "cannot be read"),
         "damaged weights": (
@@ -429,7 +429,7 @@ def test_ctrl_c_is_status_130_in_one_line(photos, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("clipviz.cli.adapt.run_one", interrupted)
     (photos / "red square" / "broken.jpg").unlink()
     assert cli.main(adapt(data=photos, out=tmp_path / "run")) == 130
-    assert capfd.readouterr().err == "clipviz: error: stopped; nothing of this was saved\n"
+    assert capfd.readouterr().err == "clipviz: error: stopped; nothing was saved\n"
 
 
 def test_ctrl_c_that_a_library_swallows_stops_it_all_the_same(photos, tmp_path, capfd, monkeypatch):
@@ -442,7 +442,7 @@ def test_ctrl_c_that_a_library_swallows_stops_it_all_the_same(photos, tmp_path, 
     monkeypatch.setattr("clipviz.cli.adapt.run_one", swallowed_while_imported)
     (photos / "red square" / "broken.jpg").unlink()
     assert cli.main(adapt(data=photos, out=tmp_path / "run")) == 130
-    assert capfd.readouterr().err == "clipviz: error: stopped; nothing of this was saved\n"
+    assert capfd.readouterr().err == "clipviz: error: stopped; nothing was saved\n"
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -82,7 +82,7 @@ def test_what_a_file_does_not_tell_by_itself_is_told(files, capsys):
     assert "logit_scale is 4.60517" in said
     assert "store its exponential, 100" in said
     assert "b.npz brings another classifier, which is not used" in said
-    assert "the embeddings are of the model 'birds', so its preset is used; or --preset default" in said
+    assert "the embeddings are of the model 'birds', so its preset is used; else: --preset default" in said
     config = json.loads(Path("run/config.json").read_text())
     assert (config["preset"], config["classes_from"]) == ("birds", "classifier")
     assert (results()["preset"], Trace.load("run").meta["preset"]) == ("birds", "birds")

@@ -453,7 +453,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(photos, tmp_pa
     capfd.readouterr()
     assert cli.main([*arguments, "--resume"]) == 0
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("cannot read checkpoint")]
-    assert line.endswith("going on from the one before it")
+    assert line.endswith("continuing from the one before it")
     assert [found for found in differences(Trace.load(out), first) if found != "meta command"] == []
 
 
@@ -479,7 +479,7 @@ def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_bits(photos, whole,
     if sign != signal.SIGKILL:
         assert process.exitcode == 128 + sign
         assert Trace.load(out).meta["status"] == "stopped"
-        stopped = "clipviz: error: stopped, and saved: the same command with --resume goes on from here\n"
+        stopped = "clipviz: error: stopped and saved; the same command with --resume continues from here\n"
         assert said.read_text() == stopped
     assert cli.main(three_epochs(photos, out, "--resume")) == 0
     assert [d for d in differences(Trace.load(out), whole) if d != "meta command"] == []

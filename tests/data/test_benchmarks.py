@@ -227,7 +227,7 @@ def test_a_missing_benchmark_says_where_to_put_it_and_nothing_is_made_or_loaded(
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     root = tmp_path / "absent"
-    with pytest.raises(ValueError, match=r"wants .* exists, but it does not; give the folder that has it") as error:
+    with pytest.raises(ValueError, match=r"needs .* exists, but it does not; give the folder that has it") as error:
         load_dataset(name, root=root)
     message = str(error.value)
     assert str(root / benchmarks()[name].files) in message
@@ -350,7 +350,7 @@ def test_a_damaged_list_of_cub_is_one_line(build, file, content, message):
     with pytest.raises(ValueError, match=message) as error:
         load_dataset("cub200", "test", root=path.parents[1])
     assert "\n" not in str(error.value)
-    assert "it wants the folder CUB_200_2011" in str(error.value)
+    assert "it needs the folder CUB_200_2011" in str(error.value)
 
 
 def test_a_split_that_a_benchmark_lacks_is_named(build):
@@ -383,7 +383,7 @@ def test_a_folder_of_yours_goes_before_a_benchmark(tmp_path, save_image, monkeyp
     save_image("pets/rex/1.png")
     monkeypatch.chdir(tmp_path)
     assert load_dataset("pets").class_names == ("rex",)
-    with pytest.raises(ValueError, match="Oxford-IIIT Pet wants"):
+    with pytest.raises(ValueError, match="Oxford-IIIT Pet needs"):
         load_dataset("pets", root="elsewhere")
 
 

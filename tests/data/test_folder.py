@@ -213,7 +213,7 @@ def test_a_folder_has_one_name_however_it_is_written(two_classes, monkeypatch):
 def test_one_class_that_holds_folders_is_told(tmp_path, save_image, recwarn):
     save_image("set/photos/cat/1.png")
     save_image("set/photos/dog/1.png")
-    with pytest.warns(UserWarning, match=r"one class, 'photos', so every guess is right; .* give '.*set/photos'"):
+    with pytest.warns(UserWarning, match=r"one class, 'photos', so every prediction is right; .* give '.*set/photos'"):
         ImageFolderDataset(tmp_path / "set")
     recwarn.clear()
     assert len(ImageFolderDataset(tmp_path / "set" / "photos")) == 2

@@ -91,7 +91,7 @@ def test_an_epoch_can_be_taken_up_in_its_middle(array_dataset):
 
 @pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"seed": -1}, {"workers": -1}])
 def test_numbers_out_of_range_are_refused(array_dataset, arguments):
-    with pytest.raises(ValueError, match="a loader wants"):
+    with pytest.raises(ValueError, match="a loader needs"):
         ViewLoader(array_dataset, CONFIG, **{"batch_size": 4, "seed": 0, **arguments})
 
 

@@ -138,7 +138,7 @@ def test_a_manifest_cannot_reach_devices(write, pictures):
         ('path,label\n"a.png\n', "is not a table"),
         ("path,label\na.png,3\n", r"its labels are numbers \(3, \.\.\.\)"),
         ("Path,path\na.png,b.png\n", "has the column 'path' twice"),
-        ("path,split\na.png,holdout\n", "the column split wants train, val or test, got 'holdout'"),
+        ("path,split\na.png,holdout\n", "the column split needs train, val or test, got 'holdout'"),
         ("path,label\na.png,x\na.png,y,z,w\n", "is not a table"),
     ],
 )
@@ -236,7 +236,7 @@ def test_the_images_of_a_coop_file_may_lie_elsewhere(coop, tmp_path):
         ('{"train": []}', "wanted {'train'"),
         ('{"train": [["a.png", "x", 0]]}', "item 0 of 'train' is"),
         ('{"train": [["a.png", -1, "x"]]}', "item 0 of 'train' is"),
-        ('{"train": [["a.png", 0, "x"], ["b.png", 0, "y"]]}', "label 0 is called both 'x' and 'y'"),
+        ('{"train": [["a.png", 0, "x"], ["b.png", 0, "y"]]}', "label 0 has two names, 'x' and 'y'"),
         ('{"train": [["a.png", 1, "x"]]}', r"its labels should be 0\.\.0, but 0 does not occur"),
         ('{"train": [["a.png", 0, "x"], ["b.png", 1, "x"]]}', "'x' occurs twice"),
         ('{"test": [["a.png", 0, "x"]]}', "has no split 'train'; it has test"),

@@ -239,7 +239,7 @@ def test_what_cannot_be_is_one_line(photos, tmp_path):
     with pytest.raises(ValueError, match="cannot write to folder"):
         DiskCache(photos / "owl" / "0.png")
     for options in ({"gigabytes": 0}, {"gigabytes": float("nan")}, {"side": 0}):
-        with pytest.raises(ValueError, match="a cache wants gigabytes > 0 and side >= 1"):
+        with pytest.raises(ValueError, match="a cache needs gigabytes > 0 and side >= 1"):
             DiskCache(tmp_path / "cache", **options)
 
 

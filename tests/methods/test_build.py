@@ -48,7 +48,7 @@ def test_a_model_that_is_called_like_another_preset_does_not_get_it(model):
         ("dpa", {"preset": "dtt"}, "did you mean 'dtd'"),
         ("dpa", {"constants": {"b": "1"}}, "unknown constant of dpa 'b'"),
         ("dpa", {"constants": {"schedule": "1"}}, "unknown constant of dpa 'schedule'"),
-        ("dpa", {"constants": {"a": "much"}}, r"a of dpa wants a number such as 0\.5, its default; got 'much'"),
+        ("dpa", {"constants": {"a": "much"}}, r"a of dpa needs a number such as 0\.5, its default; got 'much'"),
         ("dpa", {"constants": {"a": "2"}}, r"a must be in \[0, 1\]"),
         ("ntua", {"constants": {"selection": "best"}}, "unknown selection of ntua 'best'"),
         ("ntua", {"constants": {"selection": "oracle_balanced"}}, "--allow-labels"),

@@ -52,8 +52,8 @@ def test_a_method_of_another_package_is_one_like_ours(monkeypatch, tmp_path, tin
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("dpa = other_methods:Echo", "method 'dpa' of other-methods is left out: there is one of this name already"),
-        ("echo = other_methods:not_a_method", "is left out: it is no subclass of clipviz.methods.Method"),
+        ("dpa = other_methods:Echo", "method 'dpa' of other-methods is left out: there already is one of this name"),
+        ("echo = other_methods:not_a_method", "is left out: it is not a subclass of clipviz.methods.Method"),
         ("echo = other_methods:Missing", "is left out: .*Missing"),
         ("echo = no_such_module:Echo", "is left out: No module named 'no_such_module'"),
     ],

@@ -385,7 +385,7 @@ def test_a_teacher_of_another_size_and_width_gives_labels_and_is_reported(tiny_b
 
 def test_a_teacher_cannot_look_at_embeddings(tiny_backbone):
     dataset = clusters()
-    with pytest.raises(ValueError, match="wants to see images"):
+    with pytest.raises(ValueError, match="a teacher needs images"):
         NtUA(dataset.backbone(), dataset.prompts, teacher=tiny_backbone)
 
 

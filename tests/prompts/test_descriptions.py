@@ -63,14 +63,14 @@ def test_everything_wrong_is_in_one_line_with_the_counts(write):
     with pytest.raises(ValueError, match=r"given\.json") as error:
         check.require()
     message = str(error.value)
-    assert message.endswith("; mend the file, then `clipviz describe --check` looks at it again")
+    assert message.endswith("; correct the file, then run `clipviz describe --check` again")
     for part in (
         "no entry for 'cat'",
         "entries for no class: 'fox', 'x'",
         "ambiguous keys for one class: 'Wren', 'wren'",
         "'owl' has an empty list",
         "'fox' holds a number where a sentence belongs",
-        "'x' wants a list of sentences, got a string",
+        "'x' needs a list of sentences, got a string",
         "3 sentences for 3 classes, 1 to 1 for one",
         "1 (33.3 %) do not name their class",
     ):
@@ -274,7 +274,7 @@ def test_a_file_of_other_classes_is_not_overwritten(write):
     path = write({"owl": ["An owl."], "fox": []})
     with pytest.raises(ValueError, match=r"describes other classes \('fox'\); choose another --out"):
         open_skeleton(path, ["owl", "wren"])
-    with pytest.raises(ValueError, match="'owl' wants a list of sentences"):
+    with pytest.raises(ValueError, match="'owl' needs a list of sentences"):
         open_skeleton(write({"owl": "An owl."}), ["owl"])
 
 
@@ -315,7 +315,7 @@ def test_the_number_of_calls_is_shown_before_any_is_made(names, server, tmp_path
     assert len(server.requests) == 2
     assert "4 sentences for 2 classes, 2 to 2 for one (mean 2.0)" in capsys.readouterr().out
     assert run(*arguments) == 0  # nothing is left to ask
-    assert "all 2 classes have their sentences" in capsys.readouterr().out
+    assert "all 2 classes have sentences" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("answer", "calls"), [("y", 2), ("n", 0), ("", 0)])

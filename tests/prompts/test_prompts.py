@@ -109,9 +109,9 @@ def test_one_error_lists_every_problem_on_one_line(write):
         "ambiguous keys for one class: 'a b', 'a_b'",
         "'c' has an empty list",
         "'d' holds a number and null where a sentence belongs",
-        "'e' wants a list of sentences, got a string",
+        "'e' needs a list of sentences, got a string",
         "'f' has a blank sentence",
-        "'g' wants a list of sentences, got an object",
+        "'g' needs a list of sentences, got an object",
         "'i' has a sentence with broken Unicode",
     ):
         assert part in message

@@ -134,7 +134,7 @@ def test_restored_exactly(microclip: Method, images: Tensor) -> None:
 
 def test_restored_after_an_exception(tiny_backbone: Backbone) -> None:
     attributes = attributes_of(tiny_backbone)
-    with pytest.raises(ValueError, match="tiny wants images"), capture_attention(tiny_backbone):
+    with pytest.raises(ValueError, match="tiny needs images"), capture_attention(tiny_backbone):
         tiny_backbone.embed(torch.rand(1, 3, 31, 31))
     assert attributes_of(tiny_backbone) == attributes
 

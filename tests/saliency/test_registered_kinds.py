@@ -122,8 +122,8 @@ def test_runs_keep_it_and_grids_and_explorers_show_it(
     [
         ("soap", "pixels", "there is a kind of map 'soap' already; take another name$"),
         ("twice", "pixels", r"already; take another name, or first: del clipviz.saliency.KINDS\['twice'\]"),
-        ("my map", "pixels", "wants a name of letters, digits and _, got 'my map'"),
-        (7, "pixels", "wants a name of letters, digits and _, got 7"),
+        ("my map", "pixels", "needs a name of letters, digits and _, got 'my map'"),
+        (7, "pixels", "needs a name of letters, digits and _, got 7"),
         ("images", "pixels", "a trace holds other things by that name"),
         ("mine", "patch", "unknown need of a kind of map 'patch'; did you mean 'patches'"),
     ],
@@ -145,7 +145,7 @@ def test_names_and_needs_that_are_refused(name: object, needs: str, message: str
     ],
 )
 def test_functions_of_other_parameters_are_refused(function: object) -> None:
-    with pytest.raises(ValueError, match=r"wants function\(model, images\) or function\(model, images, question\)"):
+    with pytest.raises(ValueError, match=r"needs function\(model, images\) or function\(model, images, question\)"):
         register("mine", function)  # type: ignore[arg-type]
     assert "mine" not in KINDS
 

@@ -307,11 +307,11 @@ def test_bad_input(kind: str, arguments: dict[str, object], message: str, microc
 
 
 def test_bad_models_and_images(tiny_backbone: Backbone, microclip: Method, images: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"wants a Backbone .* got CLIP"):
+    with pytest.raises(ValueError, match=r"needs a Backbone .* got CLIP"):
         saliency_maps(tiny_backbone.model, images, "soap")
     with pytest.raises(ValueError, match="'bank' holds their embeddings only"):
         saliency_maps(FeatureBackbone(8, 100.0, "bank"), images, "soap")
-    with pytest.raises(ValueError, match=r"wants images \(B, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"needs images \(B, 3, 32, 32\)"):
         saliency_maps(microclip, images[0], "soap")
     with pytest.raises(ValueError, match="B >= 1"):
         saliency_maps(microclip, images[:0], "soap")

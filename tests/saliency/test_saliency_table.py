@@ -114,9 +114,9 @@ def test_bad_input(microclip: Method, tiny_backbone: Backbone, images: Tensor, r
         saliency_table(microclip, images, ["soup"])
     with pytest.raises(ValueError, match="unknown saliency metric 'auc'"):
         saliency_table(microclip, images, ["soap"], metrics=["auc"])
-    with pytest.raises(ValueError, match="part_mass wants regions"):
+    with pytest.raises(ValueError, match="part_mass needs regions"):
         saliency_table(microclip, images, ["soap"], metrics=["part_mass"])
-    with pytest.raises(ValueError, match="part_rank wants parts"):
+    with pytest.raises(ValueError, match="part_rank needs parts"):
         saliency_table(microclip, images, ["soap"], metrics=["part_rank"], regions=regions)
     with pytest.raises(ValueError, match="a backbone has no classes"):
         saliency_table(tiny_backbone, images, ["relevance"])

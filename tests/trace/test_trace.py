@@ -163,8 +163,8 @@ def test_a_failed_save_keeps_the_older_trace(tmp_path, trace, monkeypatch):
     [
         ({"arrays": {"x": np.array(["text"])}}, "'x' must hold numbers"),
         ({"arrays": {"x": np.array([None], dtype=object)}}, "'x' must hold numbers"),
-        ({"meta": {"x": float("nan")}}, "JSON-able"),
-        ({"meta": {"x": object()}}, "object is not JSON-able"),
+        ({"meta": {"x": float("nan")}}, "valid JSON"),
+        ({"meta": {"x": object()}}, "object cannot be stored as JSON"),
         ({"epochs": pd.DataFrame({"epoch": [0]})}, r"table 'epochs' lacks the columns \['metric', 'value'\]"),
         (
             {"skipped": pd.DataFrame({"path": ["a", 3], "reason": ["", ""]})},

@@ -120,7 +120,7 @@ def test_a_killed_run_is_dead_and_not_slow(tmp_path, capsys):
         process.join()
     run.poll()
     assert run.status == "interrupted"
-    with pytest.raises(ValueError, match=r"is interrupted, so it takes no orders$"):
+    with pytest.raises(ValueError, match=r"is interrupted, so it takes no commands$"):
         run.pause()
     with pytest.raises(SystemExit) as stop:
         cli.main(["watch", str(tmp_path / "run")])
@@ -252,8 +252,8 @@ def test_folders_that_hold_no_run_are_refused_in_one_sentence(finished, tmp_path
     ("text", "said"),
     [
         ("{", "cannot be read"),
-        ("[]", "is nothing that a run of clipviz has written"),
-        ('{"format": 2}', r"is of a newer clipviz \(format 2\)"),
+        ("[]", "was not written by a run of clipviz"),
+        ('{"format": 2}', r"is from a newer clipviz \(format 2\)"),
         ('{"format": 1}', "was altered: KeyError 'beat'"),
         ('{"format": 1, "beat": 1, "step": "x"}', "was altered: TypeError"),
         ('{"format": 1, "beat": 1, "step": 3, "batch": {"index": 7}}', "was altered: KeyError"),

@@ -46,7 +46,7 @@ def test_labels_of_other_classes_are_refused_before_any_work(tiny_backbone, toy_
 
 
 def test_a_data_set_in_the_place_of_its_prompts_is_told(tiny_backbone, toy_test):
-    with pytest.raises(ValueError, match=r"wants the prompts of a data set \(data\.prompts\), got ToyDataset"):
+    with pytest.raises(ValueError, match=r"needs the prompts of a data set \(data\.prompts\), got ToyDataset"):
         ZeroShot(tiny_backbone, toy_test)
 
 
@@ -377,9 +377,9 @@ def test_schedules_that_cannot_be_run_are_refused(options, message):
 
 def test_what_is_no_method_or_no_schedule_is_refused_at_once(tiny_backbone, toy):
     for method in ("dpa", MicroCLIP):
-        with pytest.raises(ValueError, match="adapt wants a method that was built"):
+        with pytest.raises(ValueError, match="adapt needs a method that was built"):
             adapt(method, toy)
-    with pytest.raises(ValueError, match="adapt wants an AdaptConfig, got MicroCLIPConfig"):
+    with pytest.raises(ValueError, match="adapt needs an AdaptConfig, got MicroCLIPConfig"):
         adapt(microclip(tiny_backbone), toy, MicroCLIPConfig())
 
 

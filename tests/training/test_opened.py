@@ -226,7 +226,7 @@ def test_what_was_made_by_hand_is_asked_for_and_taken(tmp_path):
         ),
         ("eval_data", r"the evaluation data of this run, 'toy', was not loaded .* eval_data=\.\.\."),
         ("backbone", r"the model of this run, 'tiny', was not loaded by load_backbone; give it: .* model=\.\.\."),
-        ("method", r"'entropy' is no method of clipviz; give it: .*method=\.\.\.\), its class"),
+        ("method", r"'entropy' is not a method of clipviz; give it: .*method=\.\.\.\), its class"),
     ):
         with pytest.raises(ValueError, match=said):
             getattr(opened, part)
@@ -270,7 +270,7 @@ def test_images_that_moved_are_named_and_taken_from_their_new_place(moved):
 def test_images_that_changed_since_are_refused_with_what_differs(moved, damage, said):
     damage(moved / "images")
     opened = clipviz.open(moved / "run", data=moved / "images")
-    with pytest.raises(ValueError, match=rf"is not what this run knew: data differs in .*{said}.*; give it: "):
+    with pytest.raises(ValueError, match=rf"has changed since this run: data differs in .*{said}.*; give it: "):
         _ = opened.data
     assert opened.trace.final_epoch == 1
 
@@ -292,7 +292,7 @@ def test_a_config_that_was_altered_is_refused_and_the_trace_shown(moved):
         return str(caught.value)
 
     gamma = altered(lambda config: config["settings"]["method"].update(gamma=0.9))
-    assert "says another settings than the trace beside it; only what the trace holds can be shown" in said(
+    assert "has other settings than the trace beside it; only what the trace holds can be shown" in said(
         gamma, "method"
     )
     evil = altered(lambda config: config["origins"]["model"].update(name="hf-hub:evil/model"))
@@ -319,9 +319,7 @@ def test_weights_that_were_altered_or_not_kept_are_refused(moved):
     with pytest.raises(ValueError, match="is not what was saved"):
         _ = clipviz.open(run, epoch=0, data=moved / "images").method
     (run / "checkpoint.safetensors").unlink()
-    with pytest.raises(
-        ValueError, match=r"holds no checkpoint\.safetensors, so nothing that its model learned can be had"
-    ):
+    with pytest.raises(ValueError, match=r"holds no checkpoint\.safetensors, so no learned weights are available"):
         _ = clipviz.open(run).method
     assert clipviz.open(run).epochs == (-1, 0, 1)
     shutil.rmtree(run / "trace")

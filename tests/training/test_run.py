@@ -184,7 +184,7 @@ def test_a_folder_that_is_deleted_while_a_run_goes_on_is_told_and_made_anew(tiny
             shutil.rmtree(tmp_path / "run")
 
     run = make_run(tmp_path / "run", tiny_backbone, listeners=[delete])
-    with pytest.warns(UserWarning, match=r"run was deleted or moved while the run went on; it is made anew") as told:
+    with pytest.warns(UserWarning, match=r"run was deleted or moved during the run; it is created again") as told:
         trace = run.fit()
     assert len(told) == 1
     assert Trace.load(tmp_path / "run").equals(trace)

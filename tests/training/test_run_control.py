@@ -108,7 +108,7 @@ def test_a_run_that_goes_on_is_not_started_again_and_one_that_is_over_refuses(ma
     wait_for(lambda: run.status == "paused")
     assert capsys.readouterr().out == ""
     assert run.start() is run  # the button first, then the cell
-    assert capsys.readouterr().out == "this run is paused already; resume() lets it go on\n"
+    assert capsys.readouterr().out == "this run is paused already; resume() continues it\n"
     run.listeners.append(lambda event: run.start() if isinstance(event, StepFinished) and event.step == 3 else None)
     run.resume()
     run.wait(60)

@@ -154,7 +154,7 @@ def test_tau_changes_its_range_with_the_affinity(run):
 
 def test_a_method_that_mixes_otherwise_says_so():
     playground = DKAPlayground(synthetic_trace(n_classes=8, epochs=2, n_images=60, method="dpa"))
-    assert playground.result.value.endswith("this method mixes otherwise, so this is hypothetical")
+    assert playground.result.value.endswith("hypothetical: this method mixes its sources differently")
 
 
 @pytest.mark.parametrize("method", ["ntua", "zero_shot"])

@@ -162,7 +162,7 @@ def test_the_list_is_exported_in_its_order(run, tmp_path):
     (tmp_path / "notes.csv").write_text("mine")
     find.file.value = str(tmp_path / "notes.csv")
     find.export()
-    assert "is there and is no list of images" in find.message.value
+    assert "exists and is not a list of images" in find.message.value
     assert (tmp_path / "notes.csv").read_text() == "mine"
 
 

@@ -136,7 +136,7 @@ def test_the_last_frame_is_there_when_wait_returns(make_run):
     assert monitor.canvas.frame["headline"].startswith("finished · step 12 of 12 · 3 of 3 epochs done")
     assert monitor.canvas.frame["progress"] == 1.0
     names = [line["name"] for line in monitor.canvas.losses["series"]]
-    assert names == ["loss = their sum", "cross_entropy", "fairness"]
+    assert names == ["total loss", "cross_entropy", "fairness"]
     assert monitor.canvas.losses["series"][0]["x"] == list(range(12))
     assert monitor.canvas.shape == [3, 4, 4]
     assert len(monitor.canvas.maps) == 3 * 4 * 4
@@ -480,7 +480,7 @@ def test_a_stream_counts_the_steps_it_has_and_shows_its_caches_in_the_place_of_l
     run.fit()
     assert steps == list(range(19))
     assert monitor.canvas.frame["headline"].startswith("finished · step 19 of 19 · 10 of 10 epochs done · 0:0")
-    assert monitor.canvas.losses["title"] == "What is held"
+    assert monitor.canvas.losses["title"] == "What the method stores"
     entries = {series["name"]: series["y"] for series in monitor.canvas.losses["series"]}
     assert entries["positive cache"][0] == 0
     assert entries["positive cache"][-1] == run.trace.metric("positive_entries").iloc[-1] == 18
@@ -488,4 +488,4 @@ def test_a_stream_counts_the_steps_it_has_and_shows_its_caches_in_the_place_of_l
     run = Run(METHODS["zero_shot"](data.backbone(), data.prompts), data)
     monitor = LiveMonitor(run)
     run.fit()
-    assert monitor.canvas.losses["empty"] == "Nothing is trained: there is no loss."
+    assert monitor.canvas.losses["empty"] == "This method does not train, so it has no loss."

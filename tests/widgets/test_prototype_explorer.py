@@ -82,7 +82,7 @@ def test_chosen_images_are_called_what_they_are_called_at_the_epoch(run):
 def test_pixels_that_the_trace_lacks_are_told(run):
     explorer = PrototypeExplorer(run.trace)
     explorer.scatter.chosen = [int(i) for i in np.flatnonzero(explorer.scene.is_image)]
-    assert "are not in the trace, give a run to see them" in explorer.count.value
+    assert "are not in the trace; open the run to see them" in explorer.count.value
 
 
 def test_the_epoch_moves_the_points_and_linked_views(run):

@@ -69,9 +69,9 @@ def test_filters_give_what_their_names_say(run):
     assert sorted(ids["all"]) == list(range(24))
     assert sorted(ids["confidently wrong"]) == sorted(wrong.index)
     assert list(frame.loc[ids["confidently wrong"], "confidence"]) == sorted(wrong["confidence"], reverse=True)
-    assert list(frame.loc[ids["least sure"], "confidence"]) == sorted(frame["confidence"])
+    assert list(frame.loc[ids["least confident"], "confidence"]) == sorted(frame["confidence"])
     assert sorted(ids["flipped"]) == sorted(frame.index[frame["label"] != frame["before"]])
-    assert sorted(ids["one taken for another"]) == sorted(wrong.index[(wrong.target == 0) & (wrong.label == 1)])
+    assert sorted(ids["matrix cell"]) == sorted(wrong.index[(wrong.target == 0) & (wrong.label == 1)])
     samples = run.trace.samples.query("epoch == 2 and static_label != dynamic_label")
     assert sorted(ids["sources disagree"]) == sorted(samples["index"])
 
@@ -82,7 +82,7 @@ def test_a_confusion_cell_shows_its_images(run):
     assert counts.sum() == 24
     true, said = np.unravel_index((counts * ~np.eye(3, dtype=bool)).argmax(), (3, 3))
     explorer.matrix.selected = [int(true), int(said)]
-    assert explorer.filter.value == "one taken for another"
+    assert explorer.filter.value == "matrix cell"
     assert len(explorer.shown) == counts[true, said] > 0
     verdicts = [explorer.inspector.album.verdict(image, 2) for image in explorer.shown]
     assert {(verdict.target, verdict.prediction) for verdict in verdicts} == {(true, said)}
@@ -154,7 +154,7 @@ def test_no_map_of_the_trained_model_is_shown_as_another_epochs(run):
         np.testing.assert_allclose(row.panels[1].values, unit_range(kept[epoch + 1, :1])[0], rtol=1e-5)
         for panel in row.panels[2:]:
             assert panel.values is None
-            assert f"not kept {then}; the model at hand is that of epoch {last}" in panel.title
+            assert f"not kept {then}; the loaded model is that of epoch {last}" in panel.title
     explorer.state.epoch = last
     assert all(panel.values is not None for panel in explorer.inspector.rows[0].panels[1:])
 
@@ -194,7 +194,7 @@ def test_what_is_said_is_of_the_epoch_that_is_named(make_run):
     explorer.inspector.beside.value = "DPA"
     assert [row.title.split(":")[0] for row in explorer.inspector.rows] == ["microCLIP, epoch 4", "DPA, epoch 1"]
     explorer.method.value = "DPA"
-    assert explorer.matrix.title == "DPA: which class is taken for which, epoch 1"
+    assert explorer.matrix.title == "DPA: confusion matrix, epoch 1"
     baseline = synthetic_trace(n_classes=4, epochs=0, method="zero_shot")
     explorer = SaliencyExplorer([long, baseline])
     explorer.filter.value = "sources disagree"
@@ -284,7 +284,7 @@ def test_bundle_has_a_picture_and_a_text_that_never_changes(trace):
 
 def test_without_labels_nothing_is_called_wrong():
     explorer = SaliencyExplorer(synthetic_trace(n_classes=4, epochs=2, n_images=40, n_eval=30, labelled=False))
-    assert explorer.inspector.album.filters() == ["all", "least sure", "flipped", "sources disagree"]
+    assert explorer.inspector.album.filters() == ["all", "least confident", "flipped", "sources disagree"]
     assert explorer.matrix.layout.display == "none"
     assert not any("✗" in caption or "✓" in caption for caption in explorer.gallery.captions)
 

@@ -97,7 +97,7 @@ class FeatureDataset(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         """Refused: there are no pixels."""
-        raise ValueError(f"{self.name} holds embeddings, not images; give the folder of images to look at them")
+        raise ValueError(f"{self.name} holds embeddings, not images; give the folder of images to see them")
 
     def rows(self, index: Tensor | slice) -> Tensor:
         """Embeddings of some positions: (B, E) float32, unit norm."""
@@ -154,14 +154,14 @@ class FeatureBackbone(Backbone):
         self.origin, self.built = (None, None) if text is None else (text.origin, text.built)
         self._table = {spoken_name(key): row for key, row in (classifier or {}).items()}
         if len(self._table) < len(classifier or {}):
-            raise ValueError(f"{name}: class names differ in underscores and spaces only; make them differ in words")
+            raise ValueError(f"{name}: class names differ only in underscores and spaces; make the words differ")
         self._text = [text] if text is not None else []  # a list: not a part of this model
         self.reads_text = text is not None
 
     def require_patches(self, purpose: str) -> None:
         """Refuse, with the reason."""
         raise ValueError(
-            f"{purpose} needs images, but the data are their embeddings only; give the folder of images, or use "
+            f"{purpose} needs images, but the data are embeddings only; give the folder of images, or use "
             "zero_shot, tip_adapter, transclip, tda, ntua or dpa"
         )
 

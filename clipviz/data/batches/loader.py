@@ -41,7 +41,7 @@ class ViewLoader:
     ) -> None:
         if batch_size < 1 or seed < 0 or workers < 0:
             raise ValueError(
-                "a loader wants batch_size >= 1, seed >= 0 and workers >= 0, "
+                "a loader needs batch_size >= 1, seed >= 0 and workers >= 0, "
                 f"got batch_size={batch_size}, seed={seed}, workers={workers}"
             )
         if len(dataset) == 0:

@@ -14,7 +14,7 @@ def balanced_index(dataset: ImageDataset, shots: int, seed: int = 1, *, allow_la
     without `allow_labels`, which says that the use of labels is meant.
     """
     if not allow_labels:
-        raise ValueError("a balanced choice uses the true labels; say allow_labels=True if that is meant")
+        raise ValueError("a balanced choice uses the true labels; pass allow_labels=True if that is intended")
     if not dataset.has_targets:
         raise ValueError(f"{dataset.name} has no labels to balance by; use selection='topk_pseudo' or 'random'")
     rng = np.random.default_rng(seed)

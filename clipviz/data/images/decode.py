@@ -61,7 +61,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         if isinstance(error, MemoryError) or "out of memory" in str(error):  # how Pillow's decoders say it
             name = os.fsencode(path).decode(errors="backslashreplace")
             raise ValueError(
-                f"not enough memory to decode {name!r}; give the process more, or make such images smaller"
+                f"not enough memory to decode {name!r}; give the process more, or shrink such images"
             ) from error
         raise UnreadableImage(_reason(path, error)) from error
 

@@ -143,7 +143,7 @@ def load_benchmark(
     if not layout.paths:
         which = "" if layout.split == ALL else f" of its {layout.split} split"
         place = os.path.join(folder, benchmark.files)
-        raise ValueError(f"{benchmark.title}: there is no image{which} in {place!r}; it wants {benchmark.put}")
+        raise ValueError(f"{benchmark.title}: there is no image{which} in {place!r}; it needs {benchmark.put}")
     layout = replace(layout, class_names=benchmark.names or tuple(map(benchmark.spoken, layout.class_names)))
     return ImageFileDataset(layout, folder, name=benchmark.name, place=f"{benchmark.title} in {folder!r}", **options)
 
@@ -158,7 +158,7 @@ def _make_sure(benchmark: Benchmark, root: str, split: str, download: bool) -> N
         return
     or_load = ", or let it be downloaded (download=True, --download)" if benchmark.downloads else ""
     raise ValueError(
-        f"{benchmark.title} wants {benchmark.put} so that {wanted!r} exists, but it does not; give the folder that has "
+        f"{benchmark.title} needs {benchmark.put} so that {wanted!r} exists, but it does not; give the folder that has "
         f"it (root=, --root){or_load}"
     )
 
@@ -182,7 +182,7 @@ def _torchvision(benchmark: Benchmark, root: str, split: str, *, download: bool 
 
 
 def _damaged(benchmark: Benchmark, root: str, reason: str) -> ValueError:
-    return ValueError(f"{benchmark.title} in {root!r} is incomplete or damaged ({reason}); it wants {benchmark.put}")
+    return ValueError(f"{benchmark.title} in {root!r} is incomplete or damaged ({reason}); it needs {benchmark.put}")
 
 
 def _files(benchmark: Benchmark, root: str, split: str) -> Layout:

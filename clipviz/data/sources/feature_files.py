@@ -49,7 +49,7 @@ def read_features(
     _check_kinds(arrays, name)
     if others := sorted(set(arrays) - set(_KNOWN)):
         warnings.warn(
-            f"{name}: not used: {listed(others)}; the arrays that mean something here are {', '.join(_KNOWN)}",
+            f"{name}: not used: {listed(others)}; the arrays that are read are {', '.join(_KNOWN)}",
             stacklevel=3,
         )
     try:
@@ -58,8 +58,8 @@ def read_features(
         raise ValueError(f"{name}: logit_scale must be one number ({one_line(error)})") from error
     if 0 < logit_scale < _LEAST_USUAL_SCALE:
         warnings.warn(
-            f"{name}: logit_scale is {logit_scale:g}, so the model is sure of nothing; CLIP's is near 100, and its "
-            f"logarithm, which the parameter holds, near 4.6: if this is one, store its exponential, "
+            f"{name}: logit_scale is {logit_scale:g}, so no prediction can be confident; CLIP's is near 100, and its "
+            f"logarithm, which the parameter holds, near 4.6: if this is a logarithm, store its exponential, "
             f"{math.exp(logit_scale):.4g}",
             stacklevel=3,
         )
@@ -104,7 +104,7 @@ def _read_npz(name: str) -> dict[str, Any]:
     """Tensors and text of an .npz file; pickled arrays are refused."""
     with open(name, "rb") as raw:  # opened here, because numpy leaves a damaged file open
         if not zipfile.is_zipfile(raw):
-            raise ValueError("it is damaged or no .npz archive, as numpy.savez writes it")
+            raise ValueError("it is damaged or not an .npz archive, as numpy.savez writes it")
         raw.seek(0)
         with np.load(raw, allow_pickle=False) as file:
             return {key: _plain(file[key]) for key in file.files}

@@ -158,7 +158,7 @@ class ImageFolderDataset(ImageFileDataset):
         if classes is None and len(self.class_names) == 1 < len(folders):  # an archive wraps its data set in a folder
             above = display_name(os.path.dirname(min(folders, key=len)))
             warnings.warn(
-                f"{name!r} has one class, {self.class_names[0]!r}, so every guess is right; if the folders in it "
+                f"{name!r} has one class, {self.class_names[0]!r}, so every prediction is right; if the folders in it "
                 f"are the classes, give {above!r}",
                 stacklevel=2,
             )
@@ -181,7 +181,7 @@ def _sample(path: str) -> bytes:
 def check_count(n: int | None) -> None:
     """Refuse a number of images below 1."""
     if n is not None and n < 1:
-        raise ValueError(f"n, the number of images, wants at least 1, got {n}")
+        raise ValueError(f"n, the number of images, needs at least 1, got {n}")
 
 
 def drawn(total: int, n: int | None, seed: int) -> NDArray[np.int64]:

@@ -195,7 +195,7 @@ def read_layout(root: str, split: str, classes: Sequence[str] | None = None) -> 
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Class names from a UTF-8 text file, one on a line; the line's position is the class index."""
     source = f"class list {os.fspath(path)!r}"
-    text = read_text(path, source, "; give a list, or a text file with one name a line")
+    text = read_text(path, source, "; give a list, or a text file with one name per line")
     names = tuple(line.strip() for line in text.split("\n") if line.strip())
     if not names:
         raise ValueError(f"{source}: names no class; put one name on each line")

@@ -74,7 +74,7 @@ def _class_names(items: list[Item], source: str) -> tuple[str, ...]:
     by_label: dict[int, str] = {}
     for _, label, name in items:
         if by_label.setdefault(label, name) != name:
-            raise ValueError(f"{source}: label {label} is called both {by_label[label]!r} and {name!r}")
+            raise ValueError(f"{source}: label {label} has two names, {by_label[label]!r} and {name!r}")
     if missing := [label for label in range(len(by_label)) if label not in by_label]:
         raise ValueError(f"{source}: its labels should be 0..{len(by_label) - 1}, but {missing[0]} does not occur")
     names = tuple(by_label[label] for label in sorted(by_label))

@@ -122,8 +122,8 @@ def _class_names(
     are_numbers = bool(found) and all(label.isdecimal() for label in found)
     if classes is None and are_numbers:
         raise ValueError(
-            f"{source}: its labels are numbers ({', '.join(found[:3])}, ...), which say nothing to a text tower; "
-            "give a class list with one name a line, number 0 first"
+            f"{source}: its labels are numbers ({', '.join(found[:3])}, ...), which a text tower cannot use; "
+            "give a class list with one name per line, number 0 first"
         )
     if classes is None:
         check_class_names(found, source)
@@ -143,7 +143,7 @@ def _rows_of_split(table: pd.DataFrame, split: str, source: str) -> tuple[str, l
         return ALL, list(range(len(table)))
     cells = [str(value).strip().lower() for value in table["split"]]
     if unknown := sorted(set(cells) - SPLIT_FOLDERS.keys()):
-        raise ValueError(f"{source}: the column split wants train, val or test, got {unknown[0]!r}")
+        raise ValueError(f"{source}: the column split needs train, val or test, got {unknown[0]!r}")
     splits = [SPLIT_FOLDERS[cell] for cell in cells]
     used = used_split(split, splits)
     if used not in splits:

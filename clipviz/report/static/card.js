@@ -121,8 +121,8 @@ function partsOf(images, run, place) {
   const adds = (run.adds ??= isSum(images, run));
   const most = Math.max(...rows.flatMap(({ parts, sum }) => [...Object.values(parts), adds ? sum : 0]).map(Math.abs));
   const caption = adds
-    ? "What each part adds to the logit of a class, against the mean of these classes; the largest sum wins"
-    : "Logits of each part of the method, against the mean of these classes";
+    ? "What each part adds to the logit of a class, minus the mean of these classes; the largest sum wins"
+    : "Logits of each part of the method, minus the mean of these classes";
   const head = ["class", ...names.map((name) => name.replaceAll("_", " ")), ...(adds ? ["sum"] : [])];
   const body = rows.map(({ label, parts, sum }) => [
     images.marked(label, place), ...names.map((name) => signed(parts[name], most)), ...(adds ? [signed(sum, most)] : []),
@@ -136,7 +136,7 @@ function pictures(images, label, items) {
   for (const { at, text } of items) {
     const canvas = make("canvas", { width: 84, height: 84, role: "img", "aria-label": text });
     if (at !== null) overlay(canvas, images.picture, images.piece(at));
-    list.append(make("li", {}, canvas, make("span", {}, at === null ? `${text} (its picture was not kept)` : text)));
+    list.append(make("li", {}, canvas, make("span", {}, at === null ? `${text} (image not kept)` : text)));
   }
   return list;
 }
@@ -144,8 +144,8 @@ function pictures(images, label, items) {
 function cacheEntries(images, run, place) {
   const entries = run.cache[images.index[place]] ?? [];
   const items = entries.map(([label, vote, at]) => ({ at, text: `${images.marked(label, place)} ${vote < 0 ? "−" : "+"}${Math.abs(vote).toFixed(2)}` }));
-  if (!items.length && Object.keys(run.cache).length) return [make("p", {}, "Which of its cached images weigh most was kept for the most instructive images of this method only.")];
-  return items.length ? [make("p", {}, "The images kept by the method that weigh most, with what each adds to the logit of its class:"), pictures(images, "Cache entries", items)] : [];
+  if (!items.length && Object.keys(run.cache).length) return [make("p", {}, "Cached images and their contributions were kept only for the most instructive images of this method.")];
+  return items.length ? [make("p", {}, "The cached images that contribute most, with what each adds to the logit of its class:"), pictures(images, "Cache entries", items)] : [];
 }
 
 function surestOf(images, run, place) {
@@ -153,7 +153,7 @@ function surestOf(images, run, place) {
   const said = images.said(run, place)?.label;
   const labels = new Set([...images.top(run, place).slice(0, 2).map(({ label }) => label), said, target]);
   const items = [...labels].filter((label) => label in run.surest).map((label) => ({ at: run.surest[label], text: images.marked(label, place) }));
-  return items.length ? [make("p", {}, "Of each class in question, the image that the method is surest of:"), pictures(images, "Surest images", items)] : [];
+  return items.length ? [make("p", {}, "The most confident image of each of these classes:"), pictures(images, "Most confident images", items)] : [];
 }
 
 function sourceLogits(images, place) {
@@ -184,7 +184,7 @@ function timeline(images, place) {
     }
     return [run.label, ...stretches.map((stretch) => stretchCell(images, stretch))];
   });
-  return scrolled("Its label over the epochs", tableOf(["method", ...shown.map((epoch) => (epoch < 0 ? "before" : `epoch ${epoch}`))], rows));
+  return scrolled("Label over the epochs", tableOf(["method", ...shown.map((epoch) => (epoch < 0 ? "before" : `epoch ${epoch}`))], rows));
 }
 
 function stretchCell(images, stretch) {
@@ -207,7 +207,7 @@ function nearestSentences(images, run, place) {
       "Nearest sentences",
       tableOf(["class", "sentence", "cosine"], rows.map(([label, sentence, cosine]) => [
         images.marked(label, place), images.sentences[sentence], cosine.toFixed(3),
-      ]), "The sentences about these classes that are most like the image"),
+      ]), "The sentences about these classes that are most similar to the image"),
     ),
   ];
 }
@@ -223,7 +223,7 @@ function why(images, asked, place, choose) {
   const found = [
     ...partsOf(images, run, place), ...surestOf(images, run, place), ...cacheEntries(images, run, place), ...nearestSentences(images, run, place),
   ];
-  const methods = make("div", { class: "bar methods", role: "group", "aria-label": "method that is asked why" }, ...buttons);
+  const methods = make("div", { class: "bar methods", role: "group", "aria-label": "method to explain" }, ...buttons);
   return images.runs.length > 1 ? [methods, ...found] : found;
 }
 
@@ -240,9 +240,9 @@ function fillCard(card, images, asked, place, overlay, steps, choose) {
   card.replaceChildren(
     head,
     titled("Where it looked", card.looks),
-    titled("What every method says in the end", topClasses(images, place)),
-    ...(images.runs.some(evolves) ? [titled("Its label over the epochs", timeline(images, place))] : []),
-    titled(`Why ${asked.run.label} says so`, ...why(images, asked, place, choose)),
+    titled("Predictions of every method, last epoch", topClasses(images, place)),
+    ...(images.runs.some(evolves) ? [titled("Label over the epochs", timeline(images, place))] : []),
+    titled(`Why ${asked.run.label} predicts this`, ...why(images, asked, place, choose)),
     ...(logits.length ? [make("details", {}, make("summary", {}, "Logits of the parts of every method"), ...logits)] : []),
   );
   card.hidden = false;

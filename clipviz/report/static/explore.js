@@ -16,7 +16,7 @@ async function explore() {
   const sheet = numbers(images.sheet);
   const picture = await createImageBitmap(new Blob([sheet], { type: "image/jpeg" }));
   images.picture = picture;
-  const gallery = new Model({ sheet: new DataView(sheet.buffer), side: images.side, columns: images.columns, ids: [], places: [], captions: [], label: "", empty: "No image passes. Ask for fewer things at once.", selected: [] });
+  const gallery = new Model({ sheet: new DataView(sheet.buffer), side: images.side, columns: images.columns, ids: [], places: [], captions: [], label: "", empty: "No image matches. Use fewer filters at once.", selected: [] });
   const matrix = new Model({ counts: null, names: images.classes, labels: images.labels, title: "", selected: [] });
   const overlay = new Model({ image: picture, piece: null, rows: [], maps: new DataView(new ArrayBuffer(0)), side: 148, opacity: 0.7, contour: false, colors: viewOf(numbers(images.colors)), partColors: viewOf(numbers(images.partColors)), empty: "" });
   const card = at("card");
@@ -40,7 +40,7 @@ async function explore() {
   }
   at("fixes").hidden = images.runs.length < 2 || (!images.hasTargets && images.runs.length > 2);
   if (!at("fixes").hidden) at("fixes").querySelector(".scroll").append(outcomeTable(images, filters, ask));
-  if (!images.hasTargets) at("fixes").querySelector("summary").textContent = "Where the two agree";
+  if (!images.hasTargets) at("fixes").querySelector("summary").textContent = "Where the two runs agree";
   at("run").parentElement.hidden = images.runs.length < 2;
 
   const scatter = new Model({ groups: [], names: images.classes, chosen: [], n_chosen: 0, epoch: -1, n_epochs: 1, title: "", axes: ["", ""] });
@@ -91,7 +91,7 @@ async function explore() {
     const ids = shown.map((place) => `eval/${images.index[place]}`);
     gallery.fill({ ids, places: shown, captions: shown.map((place) => images.caption(asked.run, place)), label: whatIsAsked(images, filters, asked) });
     const counted = asked.cell ? countsOf(asked.run)[asked.cell[0] * images.classes.length + asked.cell[1]] : found.length;
-    const others = counted > found.length && asked.filter === "all" && !asked.query ? `; ${counted - found.length} more are not in this page` : "";
+    const others = counted > found.length && asked.filter === "all" && !asked.query ? `; ${counted - found.length} more are not on this page` : "";
     at("count").textContent = found.length ? `${asked.page * PAGE + 1}–${asked.page * PAGE + shown.length} of ${found.length}${others}` : `no images${others}`;
     at("back").disabled = asked.page === 0;
     at("next").disabled = (asked.page + 1) * PAGE >= found.length;
@@ -188,7 +188,7 @@ function placesOf(images, run, chosen, epoch) {
 }
 
 const viewOf = (bytes) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-const matrixTitle = (run) => `${run.label}: which class is taken for which, in the end`;
+const matrixTitle = (run) => `${run.label}: confusion matrix, last epoch`;
 
 // The overlay's maps are bytes here, where a kernel sends a DataView.
 function overlayModel(overlay) {
@@ -212,8 +212,8 @@ function fillSelect(select, options) {
 function whatIsAsked(images, filters, asked) {
   const parts = [filters[asked.filter].title];
   if (asked.pair) parts[0] = `${asked.pair[0].label} right, ${asked.pair[1].label} wrong`;
-  if (asked.cell) parts[0] = `${asked.run.label}: ${images.className(asked.cell[0])} called ${images.className(asked.cell[1])}`;
-  if (asked.points) parts[0] = "images of the points that were chosen";
+  if (asked.cell) parts[0] = `${asked.run.label}: ${images.className(asked.cell[0])} predicted as ${images.className(asked.cell[1])}`;
+  if (asked.points) parts[0] = "images of the selected points";
   if (asked.query) parts.push(`“${asked.query}”`);
   return parts.join(", ");
 }

@@ -36,7 +36,7 @@ class Images {
     return { label, confidence: run.confidence[row * this.n + place] / 255, isRight: target < 0 ? null : label === target, decider };
   }
 
-  // The surest classes of an image in the end: {label, prob, logits by part of the method}, the surest first.
+  // The most probable classes of an image in the last epoch: {label, prob, logits by part of the method}, most probable first.
   top(run, place) {
     const part = run.parts.findLast(({ rows }) => rows.has(place));
     if (!part) return [];
@@ -136,12 +136,12 @@ function makeFilters(images) {
   const least = (i) => Math.min(...runs.map((run) => confidence(run, i)));
   const filters = { all: { title: "all images", passes: () => true } };
   if (images.hasTargets)
-    filters.wrong = { title: "all methods wrong, surest first", passes: (i) => runs.every((run) => images.isWrong(run, i)), rank: least };
+    filters.wrong = { title: "all methods wrong, most confident first", passes: (i) => runs.every((run) => images.isWrong(run, i)), rank: least };
   if (runs.length > 1) {
     if (images.hasTargets) filters.right = { title: "all methods right", passes: (i) => runs.every((run) => images.isRight(run, i)) };
     filters.agree = { title: "methods agree", passes: (i) => new Set(runs.map((run) => images.said(run, i)?.label)).size === 1 };
     filters.disagree = {
-      title: "methods disagree, surest first",
+      title: "methods disagree, most confident first",
       passes: (i) => new Set(runs.map((run) => images.said(run, i)?.label)).size > 1,
       rank: least,
     };
@@ -160,10 +160,10 @@ function makeFilters(images) {
     }
     const dispute = (i) => images.dispute(run, i);
     if (run.parts.some(({ logits }) => Object.keys(logits).length > 1))
-      add("disputed", `parts of ${run.label} disagree, surest first`, (i) => dispute(i) > 0, dispute);
+      add("disputed", `parts of ${run.label} disagree, most confident first`, (i) => dispute(i) > 0, dispute);
     const sure = (i) => confidence(run, i);
-    if (images.hasTargets) add("mistaken", `wrong by ${run.label}, surest first`, (i) => images.isWrong(run, i), sure);
-    add("unsure", `least sure of ${run.label}`, (i) => images.said(run, i), (i) => -sure(i));
+    if (images.hasTargets) add("mistaken", `mistakes of ${run.label}, most confident first`, (i) => images.isWrong(run, i), sure);
+    add("unsure", `least confident images of ${run.label}`, (i) => images.said(run, i), (i) => -sure(i));
   });
   return filters;
 }

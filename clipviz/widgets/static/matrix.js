@@ -58,7 +58,7 @@ function render({ model, el }) {
       }
       shown = [...chosen].sort((i, j) => i - j);
       note.textContent = query
-        ? `${found.length ? `${found.length}${found.length === FEW ? " or more" : ""} found, with the classes they are confused with` : "no class is called so"}`
+        ? `${found.length ? `${found.length}${found.length === FEW ? " or more" : ""} found, with the classes they are confused with` : "no class has this name"}`
         : `${n()} of ${all} classes, those confused most`;
     }
     note.hidden = field.hidden;
@@ -135,7 +135,7 @@ function render({ model, el }) {
     if (!cell) return (readout.textContent = "Point at a cell; click it to see its images.");
     const [row, column] = cell;
     const count = counts[row * names.length + column];
-    readout.textContent = `${count} of ${totals[row]} images of “${names[row]}” are called “${names[column]}”`;
+    readout.textContent = `${count} of ${totals[row]} images of “${names[row]}” are predicted as “${names[column]}”`;
   };
 
   const find = (event) => {
