@@ -1,6 +1,6 @@
 """clipviz: adapt CLIP to fine-grained classes without labels, and see how it works while it happens.
 
-The map, lowest first; a room imports only from those before it (`tests/test_layers.py`):
+The map, lowest first; a package imports only from those before it (`tests/test_layers.py`):
 
     with torch      ops, ncut | parallel | backbone | prompts | data, birds | methods | saliency | training
     without torch   trace | figures | report, training/follow, widgets

@@ -19,7 +19,7 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class CropLogits:
-    """What each crop says, enough to weigh the crops anew."""
+    """Logits of each crop, enough to reweight the crops."""
 
     similarity: Tensor  # (B, K) cosine of each crop to its image
     logits: Tensor  # (B, K, C) scaled logits of each crop alone, by the frozen classifier
@@ -28,7 +28,7 @@ class CropLogits:
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """The guesses of a method for one batch, and where they come from."""
+    """The pseudo-labels of a batch, and the sources they come from."""
 
     labels: Tensor  # (B,) int64, the classes used as training signal
     probs: Tensor  # (B, C) float, softmax of scaled logits
@@ -53,7 +53,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a method says about the evaluation images."""
+    """Predictions of a method for the evaluation images."""
 
     index: Tensor  # (n,) int64
     probs: Tensor  # (n, C) float
@@ -75,7 +75,7 @@ class SentenceSimilarity(NamedTuple):
 
 @dataclass(frozen=True)
 class CacheContributions:
-    """The cache entries that weigh most for each image, the heaviest first."""
+    """The cache entries that contribute most for each image, largest first."""
 
     index: Tensor  # (G, k) int64, positions in the training data
     labels: Tensor  # (G, k) int64, the class whose logit each entry adds to
@@ -84,7 +84,7 @@ class CacheContributions:
 
 @dataclass(frozen=True)
 class Highlights:
-    """The most instructive evaluation images: confidently wrong, or least sure where labels are missing."""
+    """The most instructive evaluation images: confidently wrong, or least confident where labels are missing."""
 
     probe: Probe  # the images
     probs: Tensor  # (G, C) float, final probabilities
@@ -102,7 +102,7 @@ class Highlights:
 
 @dataclass(frozen=True)
 class Exploration:
-    """Evaluation images spread over the classes (all of a few), what a method says of each and where it looks."""
+    """Evaluation images spread over the classes (all if there are few), with predictions and maps."""
 
     index: Tensor  # (S,) int64, positions in the evaluation set, in order
     target: Tensor  # (S,) int64, -1 unlabeled; for captions and filters only
@@ -116,7 +116,7 @@ class Exploration:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Before anything is trained, or before a run that was interrupted goes on."""
+    """Before anything is trained, or before an interrupted run continues."""
 
     method: str
     meta: Mapping[str, Any]
@@ -131,7 +131,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StepFinished:
-    """One optimizer step, or one batch of guesses of a method that does not train (losses empty)."""
+    """One optimizer step, or one batch of pseudo-labels of a method that does not train (losses empty)."""
 
     epoch: int
     step: int

@@ -27,7 +27,7 @@ Precision = Literal["32", "bf16-mixed"]
 
 
 class ImageTokens(NamedTuple):
-    """What the image tower says about a batch."""
+    """Output of the image tower for a batch."""
 
     cls: Tensor  # (B, E) float, unit norm, in the joint embedding space
     patches: Tensor  # (B, N, W) float, value-path tokens of the last block after ln_post, in tower width
@@ -37,12 +37,12 @@ class ImageTokens(NamedTuple):
 class Backbone(nn.Module):
     """An open_clip model behind the few calls that the methods need.
 
-    Images go in as (B, 3, S, S) floats in [0, 1], all else is refused; the model's own pixel normalization is applied
-    here, once, by the channel `mean` and `std` of its training. `precision` is of the image tower; what leaves it
-    is float32, and so is everything else. The tokenizer makes texts token ids, (L, T).
+    Images are (B, 3, S, S) floats in [0, 1]; all else is refused. The pixel normalization of the model is applied
+    here, once, by the channel `mean` and `std` of its training. `precision` is that of the image tower; its output
+    and everything else is float32. The tokenizer makes texts token ids, (L, T).
 
     Attributes:
-        origin: the arguments of `load_backbone` that gave it; None if it was made otherwise.
+        origin: the arguments of `load_backbone` that made it; None if it was made another way.
         built: the architecture and activation that were built for them.
         reads_text: whether sentences can be embedded, or class names only.
     """
@@ -76,7 +76,7 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """Device of the model."""
         return self.mean.device
 
     @property
@@ -104,7 +104,7 @@ class Backbone(nn.Module):
     def logit_scale(self) -> float:
         """Exponential of the learned scale: logits = logit_scale * cosine; 1 / temperature.
 
-        Read off the device when the parameter has changed, not at every call: a step would wait for each.
+        Read from the device only when the parameter has changed: each read makes a step wait.
         """
         parameter = cast(Tensor, self.model.logit_scale)
         known, version, scale = self._scale
@@ -239,13 +239,13 @@ def load_backbone(
     """Load a CLIP model.
 
     Args:
-        name: "birds" for the embedded default, any open_clip architecture ("ViT-B-32", "RN50"), "hf-hub:...", or a
+        name: "birds" for the bundled model, any open_clip architecture ("ViT-B-32", "RN50"), "hf-hub:...", or a
             folder with open_clip's config and weights, as `tools.pretrain` writes it.
         pretrained: an open_clip tag ("openai", "laion2b_s34b_b79k") or a local .safetensors / .pt file; None with an
-            architecture name gives random weights, with a warning. Weights that are known to want the other
+            architecture name gives random weights, with a warning. Weights that are known to need the other
             activation (QuickGELU or not) get it, with a warning.
         device: torch device; None means CPU.
-        precision: of the image tower.
+        precision: that of the image tower.
 
     Returns:
         The backbone in eval mode, all weights frozen.

@@ -158,7 +158,7 @@ def squares(
 
 
 def show_image(axis: Axes, image: np.ndarray) -> None:
-    """The image (H,W,3) uint8 itself, on axes of one's own."""
+    """The image (H,W,3) uint8 itself, on axes of its own."""
     style.bare(axis).imshow(image)
 
 

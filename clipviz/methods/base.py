@@ -1,6 +1,6 @@
-"""What a method is: three things to write, and a few that default to nothing.
+"""What a method is: three functions to write, and a few with defaults.
 
-A method owns the model state that training changes. It sees images and their positions in the dataset, never targets.
+A method owns the model state that training changes. It gets images and their positions in the dataset, never targets.
 """
 
 import math
@@ -31,10 +31,10 @@ TUNED: dict[str, Any] = tomllib.loads(Path(__file__).with_name("benchmarks.toml"
 
 
 def check_constants(config: Any, *, shares: str = "", positive: str = "", **least: float) -> None:
-    """Refuse constants of a configuration that no formula can use: its types say what they take, `least` how little.
+    """Refuse constants of a configuration that no formula can use, by its types and the minima in `least`.
 
-    `shares` are from 0 to 1; names in a text are separated by spaces. Raises ValueError for the first word that is no
-    choice, fraction where whole numbers count, NaN, infinite or too small number.
+    `shares` are from 0 to 1; names in a text are separated by spaces. Raises ValueError for the first word that is not
+    a choice, fraction where a whole number is needed, NaN, infinite or too small number.
     """
     for name in shares.split():
         if not 0.0 <= getattr(config, name) <= 1.0:
@@ -75,23 +75,23 @@ class AdaptConfig:
 class Method(nn.Module, ABC):
     """Base of all methods.
 
-    To write: `pseudo_label`, `loss` (unless `trains` is False) and `logits`. All the rest has a default, and these are
-    asked for only where a method has them (`ask`):
+    To write: `pseudo_label`, `loss` (unless `trains` is False) and `logits`. All else has a default, and these are
+    optional (see `ask`):
 
         training_needs -> ViewConfig            of the steps, where `prepare` has made some of `needs` superfluous
         training_batches(batch_size, seed)      of what `prepare` has cached, instead of views of all images: `epoch(e,
                                                 first_step)` yields those of an epoch, `len` counts them
-        begin_epoch(), end_epoch()              what is reset or updated once per epoch
-        diagnostics() -> {name: float}          numbers about the state, recorded with every epoch
+        begin_epoch(), end_epoch()              resets or updates something once per epoch
+        diagnostics() -> {name: float}          numbers about the state, recorded every epoch
         explain(images) -> {kind: (B, h, w)}    saliency
-        measured(views) -> (logits, branches)   both at once, where they share their work
+        measured(views) -> (logits, branches)   both at once, if they share work
         view_logits(views) -> (B, C)            inference on a test image and its crops, with
-        test_needs -> ViewConfig                views of a test image besides the whole one
+        test_needs -> ViewConfig                views of a test image in addition to the whole one
         baselines(images) -> {name: (B, C)}     logits that training does not change, measured once
-        cache_contributions(images, n)          the n cache entries that weigh most for each image
+        cache_contributions(images, n)          the n cache entries that contribute most for each image
 
     Args:
-        backbone: any CLIP. A method that trains works on a copy of the image tower, so the caller's stays as it is.
+        backbone: any CLIP. A method that trains works on a copy of the image tower, so the caller's does not change.
         prompts: class names with their templates and descriptions (templates stand in for missing descriptions).
         config: constants; None: the preset of the backbone's name, else "default".
     """
@@ -135,7 +135,7 @@ class Method(nn.Module, ABC):
     def train(self, mode: bool = True) -> Self:
         """Switch to training, but for what does not learn: the text tower, and an image tower that is the caller's.
 
-        In training mode their BatchNorms would follow their inputs, and attention rounds differently.
+        In training mode their BatchNorms would adapt to their inputs, and attention rounds differently.
         """
         super().train(mode)
         self.backbone.eval()
@@ -150,7 +150,7 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def all_presets(cls) -> dict[str, Any]:
-        """Whatever can be asked for by name."""
+        """All presets by name."""
         return {**cls.presets, **cls.backbone_presets, **cls.benchmark_presets}
 
     @property
@@ -160,7 +160,7 @@ class Method(nn.Module, ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that was chosen, JSON-able, for the trace: the configuration."""
+        """All settings as JSON values, for the trace: the configuration."""
         settings = {} if self.config is None else asdict(self.config)
         is_given = "text" in settings and not self.backbone.reads_text
         return {**settings, "text": "classifier"} if is_given else settings
@@ -185,10 +185,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
-        """Guess the classes of a batch; called without gradient.
+        """Pseudo-label a batch; called without gradient.
 
-        `index` and the guesses are of the whole batch, `views` of this process's share: `views.gather` makes rows of
-        the one into rows of the other. In one process they are the same.
+        `index` and the labels are of the whole batch, `views` of this process's share: `views.gather` gathers the rows
+        of all processes. With one process they are the same.
         """
 
     def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
@@ -205,13 +205,13 @@ class Method(nn.Module, ABC):
 
     @property
     def sentences(self) -> list[tuple[str, ...]]:
-        """For each class what its text classifier is made of: what `config` says, else `text`."""
+        """The sentences of each class's text classifier: of the kind that `config` names, else `text`."""
         return prompt_sentences(self.prompts, getattr(self.config, "text", self.text))
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """See the whole training set before the first epoch (banks, caches); default: nothing.
+        """Process the whole training set before the first epoch (banks, caches); default: nothing.
 
-        It is called again when a run that broke off in its first epoch is resumed, so it must overwrite, not add.
+        It is called again when a run is resumed that ended in its first epoch, so it must overwrite, not add.
         """
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -257,7 +257,7 @@ class Method(nn.Module, ABC):
         return tensor
 
     def fill(self, **tensors: Tensor) -> None:
-        """Give buffers or parameters other shapes and values, all or none of them for whoever looks meanwhile."""
+        """Give buffers or parameters new shapes and values, atomically for concurrent readers."""
         with lock_of(self):
             for name, tensor in tensors.items():
                 if tensor is not getattr(self, name):  # resizing would zero it first
@@ -265,7 +265,7 @@ class Method(nn.Module, ABC):
 
 
 def ask(method: Method, hook: str, *args: Any, otherwise: Any = None) -> Any:
-    """What an optional hook of a method says, or something else where the method has none."""
+    """The result of an optional hook of a method, or a default if the method has none."""
     return getattr(method, hook)(*args) if hasattr(method, hook) else otherwise
 
 
@@ -278,7 +278,7 @@ def guesses(probs: Tensor, sources: Mapping[str, Tensor], **more: Any) -> Pseudo
 def unfreeze_norms(visual: nn.Module) -> None:
     """Make the LayerNorm (and BatchNorm) parameters of an image tower trainable.
 
-    The rule of the official code: every parameter whose name contains "ln" or "bn"; 39,936 numbers in a ViT-B. Towers
+    As in the official code: every parameter whose name contains "ln" or "bn"; 39,936 numbers in a ViT-B. Towers
     of timm call theirs "norm".
     """
     named = dict(visual.named_parameters())

@@ -27,9 +27,9 @@ their sum; biases of LayerNorms do not decay, LayerNorm weights and Z do. Where 
   later runs silently reuse, and loses the bank.
 - s is the model's learned logit scale, which the code writes as 100.
 - The last epoch is the result; the code prints the best test epoch.
-- A learning rate below the schedule's 2e-6 floor stays where it is; in the code it rises to the floor.
-- Descriptions are used for (1) where the user gives some; `official` reads the templates only.
-- "_" in a class name is read as a space, as everywhere in clipviz; the code leaves it as it is.
+- A learning rate below the schedule's 2e-6 floor stays constant; in the code it rises to the floor.
+- Descriptions are used for (1) where the user gives some; `official` uses the templates only.
+- "_" in a class name is read as a space, as everywhere in clipviz; the code keeps it.
 
 Each equation raises ValueError, naming the tensor, where shapes or precisions disagree.
 """
@@ -87,7 +87,7 @@ def image_prototypes(embeddings: Tensor, labels: Tensor, text_prototypes: Tensor
     """Mean embedding of each class, eq. (3).
 
     (n, E), unit norm, integers (n,), -1 where there is no label yet, and (C, E), for classes without a label -> (C, E),
-    unit norm, without gradient. A label that is no class is refused, too.
+    unit norm, without gradient. A label that is not a class is refused.
     """
     expect_axes(embeddings=(embeddings, "nE"), labels=(labels, "n"), text_prototypes=(text_prototypes, "CE"))
     expect_integers(labels=labels)
@@ -106,10 +106,10 @@ def image_prototypes(embeddings: Tensor, labels: Tensor, text_prototypes: Tensor
 
 
 def align_distribution(probs: Tensor, mean_probs: Tensor) -> Tensor:
-    """Distribution alignment, eq. (2): classes that are predicted too often lose, the others gain.
+    """Distribution alignment, eq. (2): lowers classes that are predicted too often and raises the others.
 
-    (B, C) and the mean (C,) -> (B, C), rows summing to 1. A class that is never predicted (mean 0) keeps what it has,
-    which is nothing.
+    (B, C) and the mean (C,) -> (B, C), rows summing to 1. A class that is never predicted (mean 0) keeps
+    probability 0.
     """
     expect_axes(probs=(probs, "BC"), mean_probs=(mean_probs, "C"))
     expect_floats(probs=probs, mean_probs=mean_probs)
@@ -118,16 +118,16 @@ def align_distribution(probs: Tensor, mean_probs: Tensor) -> Tensor:
 
 
 def refine_probs(aligned_text_probs: Tensor, image_probs: Tensor, a: float) -> Tensor:
-    """Convex combination of both sources, eq. (4): `a` weighs the image prototypes. All (B, C)."""
+    """Convex combination of both sources, eq. (4): `a` is the weight of the image prototypes. All (B, C)."""
     expect_axes(aligned_text_probs=(aligned_text_probs, "BC"), image_probs=(image_probs, "BC"))
     return a * image_probs + (1.0 - a) * aligned_text_probs
 
 
 def ranking_weights(text_probs: Tensor, image_probs: Tensor, labels: Tensor) -> Tensor:
-    """How near each source is to its own favorite where it is asked for the pseudo-label, eq. (5).
+    """Probability of the pseudo-label relative to each source's maximum, multiplied over both sources, eq. (5).
 
     (B, C), before distribution alignment, (B, C) and the pseudo-labels (B,) -> (B,) in (0, 1], 1 (but for 1e-7) where
-    both agree with the label. A label that is no class is refused too, on a CPU.
+    both agree with the label. A label that is not a class is refused, on a CPU.
     """
     expect_axes(text_probs=(text_probs, "BC"), image_probs=(image_probs, "BC"), labels=(labels, "B"))
     expect_integers(labels=labels)
@@ -140,9 +140,9 @@ def ranking_weights(text_probs: Tensor, image_probs: Tensor, labels: Tensor) -> 
 
 
 def alignment_loss(image_prototypes: Tensor, text_prototypes: Tensor, w: float) -> Tensor:
-    """Prototype alignment, last term of eq. (6): every image prototype must find its text prototype.
+    """Prototype alignment, last term of eq. (6): matches every image prototype to its text prototype.
 
-    (C, E), which no gradient reaches, and raw parameters (C, E) -> (); `w` multiplies the cosines.
+    (C, E), without gradient, and raw parameters (C, E) -> (); `w` multiplies the cosines.
     """
     expect_axes(image_prototypes=(image_prototypes, "CE"), text_prototypes=(text_prototypes, "CE"))
     expect_floats(image_prototypes=image_prototypes, text_prototypes=text_prototypes)

@@ -22,10 +22,10 @@ Where it is not, and why:
 - The zero "unrelated" token of SOAP changes no output and no gradient; it is left out, so attention sums to 1.
 - t_c is the mean of unit prompt embeddings, as everywhere else, not of raw ones.
 - The strong view is filled with CLIP's mean color, as DPA does, not with black.
-- Test images are cut in the middle, as everywhere; the code cuts them at random, so its accuracy depends on the seed.
+- Test images are center-cropped, as everywhere; the code crops them at random, so its accuracy depends on the seed.
 - The presets `official` and `birds` take the whole image only where every pair is connected; `official` also keeps
-  black and the mean of raw embeddings. On nearly complete graphs its masks, as those of the authors' code, can hang on
-  the last bit (see `clipviz.ncut`), so runs in float32 and float64 may part there.
+  black and the mean of raw embeddings. On nearly complete graphs its masks, like those of the authors' code, can depend
+  on the last bit (see `clipviz.ncut`), so runs in float32 and float64 may diverge there.
 Beyond the official method: `crop_teacher="frozen"` takes the g_k of (4) from the frozen model, once an image, which
 makes a step several times cheaper (`clipviz.methods.crop_teacher`); `side="border"` takes the side of the cut with
 less of the image's border, which finds the object in clutter (docs/saliency.md). No preset does either.
@@ -144,8 +144,8 @@ def crop_composite(embedding: Tensor, crops: Tensor, temperature: float = 1.0) -
 def description_classifier(descriptions: list[Tensor], name_embeddings: Tensor) -> Tensor:
     """Frozen classifier W_fix, eq. (7): descriptions weighted by their cosine to the class name, no softmax.
 
-    C tensors (M_c, E) and (C, E), of unit norm -> (C, E), unit norm. A class needs descriptions whose weights add up to
-    something.
+    C tensors (M_c, E) and (C, E), of unit norm -> (C, E), unit norm. The weights of a class must have a
+    nonzero sum.
     """
     expect_axes(name_embeddings=(name_embeddings, "CE"))
     if len(descriptions) != len(name_embeddings) or not len(descriptions):
@@ -176,7 +176,7 @@ def dka_similarity(static: Tensor, dynamic: Tensor, gamma: float) -> Tensor:
 
 
 class Foreground(NamedTuple):
-    """The [FG] branch of one batch, with what it was made from."""
+    """The [FG] branch of one batch, with its intermediate results."""
 
     embedding: Tensor  # (B, E) float, unit norm, l of eq. (3)
     attention: Tensor  # (B, N) float, summing to 1
@@ -185,7 +185,7 @@ class Foreground(NamedTuple):
     density: Tensor  # (B,) float, share of connected patch pairs
 
     def maps(self, grid: tuple[int, int]) -> dict[str, Tensor]:
-        """What can be drawn of it on the patch grid (h, w): kind -> (B, h, w) float."""
+        """Its maps on the patch grid (h, w): kind -> (B, h, w) float."""
         found = {"soap": self.attention, "ncut": self.mask.float(), "fiedler": self.spectrum.fiedler}
         return {kind: values.unflatten(1, grid) for kind, values in found.items()}
 
@@ -238,7 +238,7 @@ class MicroCLIP(Method):
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Let a frozen crop teacher see the images before training."""
+        """Prepare a frozen crop teacher with the images before training."""
         if self.crop_teacher:
             self.crop_teacher.see(self.backbone, batches)
 
@@ -301,7 +301,7 @@ class MicroCLIP(Method):
         return mean
 
     def begin_epoch(self) -> None:
-        """Forget the running mean."""
+        """Reset the running mean."""
         self.mean_probs.zero_()
         self.mean_steps.zero_()
 

@@ -19,14 +19,14 @@ formula is unknown, this one is ours ("reliability"; "contrastive" and "none" ar
 by AdamW with eps 1e-4, without re-normalization; inference is (5) on the whole image.
 
 K / M_c in (5): unlabeled images fill some classes and leave others nearly empty, and the plain sum, which was made for
-K labeled images of each class, elects the class with most entries. K times the mean of a class's entries is the same
-where there are K. M_c counts the labels of (4), not the weights, so a class of doubtful entries stays quieter; a class
+K labeled images of each class, favors the class with most entries. K times the mean of a class's entries is the same
+where there are K. M_c counts the labels of (4), not the weights, so a class of uncertain entries adds less; a class
 without entries adds nothing. `paper` keeps the plain sum.
 
 Ours as well: keys average unit embeddings, Tip-Adapter averages raw ones; augmented views are square crops of at least
-half the area, every other one mirrored; the student guesses from one view and the teacher from all. Without a larger
+half the area, every other one mirrored; the student predicts from one view and the teacher from all. Without a larger
 teacher the teacher is the student itself, on the averaged views. Not inherited from Tip-Adapter-F: choosing the epoch,
-alpha or beta by labeled images. A class that no image is predicted to be keeps its text logits.
+alpha or beta by labeled images. A class that is predicted for no image keeps its text logits.
 """
 
 from collections.abc import Iterable
@@ -61,7 +61,7 @@ class NtUAConfig:
     """Constants of NtUA.
 
     `selection` is "topk_pseudo", eq. (1), "random", K C images, whatever they are, or "oracle_balanced", K images per
-    true class, as few-shot papers sample. The last uses labels, so it is for reproduction only: it wants `allow_labels`
+    true class, as few-shot papers sample. The last uses labels, so it is for reproduction only: it needs `allow_labels`
     and the positions from `clipviz.data.batches.sampling.balanced_index`.
     """
 
@@ -99,7 +99,7 @@ BENCHMARK_PRESETS = {
 
 
 def cache_affinity(cosine: Tensor, beta: float) -> Tensor:
-    """How much a cache entry counts for an image, exp(-beta (1 - cosine)), in (0, 1] for unit embeddings; any shape."""
+    """Weight of a cache entry for an image, exp(-beta (1 - cosine)), in (0, 1] for unit embeddings; any shape."""
     return (1.0 - cosine).mul_(-beta).exp_()
 
 
@@ -134,7 +134,7 @@ def refine_cache(teacher_probs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_affinity(embeddings: Tensor, prototypes: Tensor, labels: Tensor, beta: float) -> Tensor:
-    """Reliability r of eq. (6): affinity to the prototype of the own label, over the class's largest in the batch.
+    """Reliability r of eq. (6): affinity to the prototype of its label, relative to the class's largest in the batch.
 
     Embeddings (B, E) and prototypes (C, E), unit norm, labels (B,) int64 -> (B,) in (0, 1], without gradient.
     """
@@ -145,10 +145,10 @@ def class_affinity(embeddings: Tensor, prototypes: Tensor, labels: Tensor, beta:
 
 
 class NtUA(AddingMethod):
-    """NtUA: trains the keys of a cache; both encoders, the text classifier and the values stay as they are.
+    """NtUA: trains the keys of a cache; both encoders, the text classifier and the values do not change.
 
-    Besides what all methods take: `teacher`, a larger CLIP (None: the backbone itself, on averaged views), which wants
-    images, no embeddings; and `oracle_index`, positions for `selection="oracle_balanced"`.
+    Besides what all methods take: `teacher`, a larger CLIP (None: the backbone itself, on averaged views), which needs
+    images, not embeddings; and `oracle_index`, positions for `selection="oracle_balanced"`.
     """
 
     name = "ntua"
@@ -186,7 +186,7 @@ class NtUA(AddingMethod):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The configuration, and who refines the cache."""
+        """The configuration, and which model refines the cache."""
         teacher = f"{self.backbone.name} itself, on {self.config.views} averaged views"
         if self.teacher is not None:
             teacher = self.teacher.backbone.name
@@ -262,7 +262,7 @@ class NtUA(AddingMethod):
         return {"coverage": classes / len(self.class_names), "cache_size": float(len(self.labels))}
 
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
-        """The entries' labels; as sources what each part says of an image now, the cache without its own entry."""
+        """The entries' labels; as sources the current logits of each part, the cache without the image's own entry."""
         rows = torch.searchsorted(self.cache_index, index)
         is_known = not len(self.student)
         probs = self.text_logits(views.weak).softmax(-1) if is_known else self.student[rows]
@@ -273,7 +273,7 @@ class NtUA(AddingMethod):
         return PseudoLabels(self.labels[rows], probs, self.weights[rows], sources)
 
     def leave_one_out_logits(self, embeddings: Tensor, rows: Tensor) -> Tensor:
-        """Eq. (5) without each image's own entry, which would repeat the label it has."""
+        """Eq. (5) without each image's own entry, which would repeat its label."""
         cosine = (embeddings * self.keys[rows]).sum(-1, keepdim=True)
         own = self.config.alpha * cache_affinity(cosine, self.config.beta) * self.value_weights[rows, None]
         return self.logits(embeddings) - own * F.one_hot(self.labels[rows], len(self.class_names))

@@ -33,7 +33,7 @@ DEFAULT_TEMPLATES = (
 
 
 def normalize_name(name: str) -> str:
-    """What two spellings of a class name share: lower case, composed (NFC), one space for "_", "-" and spaces."""
+    """Normal form of the spellings of a class name: lower case, composed (NFC), one space for "_", "-" and spaces."""
     return " ".join(unicodedata.normalize("NFC", name).lower().replace("_", " ").replace("-", " ").split())
 
 
@@ -79,12 +79,12 @@ class ClassPrompts:
 
     @property
     def descriptions_given(self) -> bool:
-        """Whether somebody wrote descriptions; if not, the template sentences stand in for them."""
+        """Whether there are descriptions; if not, the template sentences are used instead."""
         return bool(self.descriptions)
 
     @cached_property
     def digest(self) -> str:
-        """A short hash of everything that is said about the classes."""
+        """A short hash of all names, templates and descriptions."""
         described = (text for name, texts in self.descriptions.items() for text in ("", name, *texts))
         return short_hash([*self.names, "", *self.templates, *described])
 
@@ -144,8 +144,8 @@ def read_descriptions(
     keys.
 
     Raises:
-        ValueError: If the file cannot be read or is no JSON object, or with ONE line that lists every missing, extra
-            and ambiguous key, empty list and thing that is no sentence.
+        ValueError: If the file cannot be read or is not a JSON object, or with one line that lists every missing, extra
+            and ambiguous key, empty list and entry that is not a sentence.
     """
     source, pairs = description_pairs(descriptions)
     if problems := description_problems(pairs, class_names):
@@ -178,7 +178,7 @@ def description_pairs(descriptions: Descriptions) -> tuple[str, list[tuple[str, 
 
 
 def description_problems(pairs: Sequence[tuple[str, Any]], class_names: Sequence[str] | None = None) -> list[str]:
-    """Say everything that keeps descriptions from being used, one phrase each; nothing if they are good."""
+    """Everything that keeps descriptions from being used, one phrase each; nothing if they are valid."""
     by_name: dict[str, list[str]] = defaultdict(list)
     for key, _ in pairs:
         by_name[normalize_name(key)].append(key)

@@ -1,10 +1,10 @@
-"""Saliency: where a model looks, and how far to trust the picture.
+"""Saliency: where a model looks, and how far to trust the map.
 
 maps = saliency_maps(method, images, "soap")                             (B, h, w) in [0, 1], and raw values
 maps = saliency_maps(method, images, "relevance", target=3, contrast=5)  why class 3 and not class 5
 with capture_attention(backbone) as attention: backbone.embed(images)    layer -> (B, heads, L, L), with gradient
 table = saliency_table(method, images, regions=bird_regions(parts, target), parts=parts)     kind x metric
-register("mine", function, needs="pixels")                               a kind of your own
+register("mine", function, needs="pixels")                               a map of your own
 sanity_check(method, images, "relevance")                                does the map depend on the weights?
 """
 

@@ -64,7 +64,7 @@ def register(name: str, function: Callable[..., Tensor], needs: Needs = "pixels"
         function: function(model, images) or function(model, images, question) -> (B, h, w) finite. It gets a method or
             a backbone in eval mode that nobody else uses meanwhile, images (B, 3, S, S) in [0, 1] on its device, and
             a `Question`, the score that is to be explained. Gradients are on. Keyword-only parameters are options.
-        needs: of the image tower, see `Kind`.
+        needs: what the image tower must have, see `Kind`.
     """
     if not isinstance(name, str) or not name.isidentifier() or name in _OTHER_ARRAYS:
         taken = " (a trace holds other things by that name)" if name in _OTHER_ARRAYS else ""
@@ -84,7 +84,7 @@ def register(name: str, function: Callable[..., Tensor], needs: Needs = "pixels"
 
 
 def registered_maps(model: Model, images: Tensor) -> dict[str, Tensor]:
-    """Raw maps (B, h, w) of the registered kinds, for the predicted classes; a run goes on without those that fail."""
+    """Raw maps (B, h, w) of the registered kinds, for the predicted classes; those that fail are left out."""
     made: dict[str, Tensor] = {}
     for kind in [kind for kind in available_kinds(model) if kind not in BUILT_IN]:
         try:
@@ -111,8 +111,8 @@ def saliency_maps(
         images: (B, 3, S, S) float in [0, 1].
         kind: a key of `KINDS`.
         target: what to explain (see `clipviz.saliency.question.ask`): a class of the method, by default the one it
-            predicts, or a sentence for a backbone. Kinds that do not ask give the same map for every target.
-        contrast: class or sentence to set it against: the difference of the two logits is explained.
+            predicts, or a sentence for a backbone. Class-independent kinds give the same map for every target.
+        contrast: class or sentence to contrast it with: the difference of the two logits is explained.
         **options: of the kind's function: `layer` and `head` of cls_attention, `start_layer`, `tau`, `steps`, ...
 
     Returns:
@@ -120,8 +120,8 @@ def saliency_maps(
         as before.
 
     Raises:
-        ValueError: for an unknown kind or option, a tower that cannot do it (with the kinds that can), a missing
-            target, a contrast for a kind that does not ask, or values that are not finite.
+        ValueError: for an unknown kind or option, a tower that does not support it (with the kinds that work), a
+            missing target, a contrast for a class-independent kind, or values that are not finite.
     """
     choose("saliency kind", kind, KINDS)
     asks = KINDS[kind].asks
@@ -140,7 +140,7 @@ def saliency_maps(
 
 
 def raw_map(model: Model, images: Tensor, kind: str, question: Question | None, **options: Any) -> Tensor:
-    """The raw values of `saliency_maps` for a question that has been asked already, (B, h, w) float."""
+    """The raw values of `saliency_maps` for a prepared question, (B, h, w) float."""
     for name in options:
         choose(f"option of {kind}", name, option_names(kind))
     with preserved_state(model, gradients=True):
@@ -174,7 +174,7 @@ def available_kinds(model: Model) -> tuple[str, ...]:
 
 
 def require_kind(model: Model, kind: str) -> None:
-    """Refuse a kind that the image tower cannot do, with the reason and the kinds that work."""
+    """Refuse a kind that the image tower does not support, with the reason and the kinds that work."""
     if reason := _obstacle(model, KINDS[kind].needs):
         raise ValueError(f"{kind} {reason}; these kinds work with it: {', '.join(available_kinds(model))}")
 

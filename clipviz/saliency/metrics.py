@@ -9,7 +9,7 @@ r_c in [0, 1] of the pixels of each cell.
 
 The last asks for the right part among the wrong ones, as the part checks of FunnyBirds do (Hesse et al., ICCV 2023),
 and does not depend on the scale or the offset of the map. Ties count by their share, so a constant map gets exactly
-what chance would: the covered share of the cells, of the pixels, and one half. Maps are (B, h, w) float, raw values
+chance level: the covered share of the cells, of the pixels, and one half. Maps are (B, h, w) float, raw values
 will do; regions are (B, S, S) bool, pixels of the same images. Where the region is not visible the score is NaN.
 """
 

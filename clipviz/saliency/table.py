@@ -56,9 +56,9 @@ def saliency_scores(
     Args:
         model: a method or a backbone.
         images: (n, 3, S, S) float in [0, 1].
-        kinds: keys of `KINDS`; None for all that the tower can do.
-        target: as for `saliency_maps`, like `contrast`; kinds that do not ask are scored without them.
-        contrast: class or sentence to set the target against.
+        kinds: keys of `KINDS`; None for all that the tower supports.
+        target: as for `saliency_maps`, like `contrast`; class-independent kinds are scored without them.
+        contrast: class or sentence to contrast the target with.
         regions: name -> (n, S, S) bool, what a map should point at (`bird_regions`).
         parts: (n, S, S) part ids, for part_rank.
         metrics: of `METRICS`; None for those of the masks with deletion and insertion, without regions `MODEL_METRICS`.
@@ -67,7 +67,7 @@ def saliency_scores(
         seed: of infidelity, sensitivity and the scrambled weights.
 
     Returns:
-        Columns kind, metric, region ("" where none is concerned), image (position), value. A region that is not visible
+        Columns kind, metric, region ("" if none applies), image (position), value. A region that is not visible
         in an image gives NaN.
 
     Raises:
@@ -117,7 +117,7 @@ def mask_scores(
 ) -> dict[tuple[str, str], Tensor]:
     """Scores of given maps against regions, (metric, region) -> (B,); without part ids there is no part_rank.
 
-    The maps (B, h, w) need be of no model: a uniform map gives chance.
+    The maps (B, h, w) need not come from a model: a uniform map gives chance level.
     """
     scores: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"pointing_game": pointing_game, "part_mass": part_mass}
     if parts is not None:

@@ -1,4 +1,4 @@
-"""Measuring: predictions, accuracies, and which images to look at. Only it and the recorder see targets."""
+"""Evaluation: predictions, accuracies, and which images to follow. Only this module and the recorder see targets."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -44,7 +44,7 @@ def predict(
 ) -> Predictions:
     """Class probabilities of every image of a dataset, on its whole (center-cropped) view, and of `branches`.
 
-    All on the CPU; several processes share the work, if all of them call this, and all get the whole answer.
+    Results are on the CPU. Several processes share the work if all of them call this, and all get the whole result.
     """
     probs = torch.empty(len(dataset), len(method.class_names))  # a million times a thousand is 4 GB: never twice
     done, embeddings = 0, []

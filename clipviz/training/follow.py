@@ -120,7 +120,7 @@ class Beacon(threading.Thread):
 
 
 def _order(path: Path) -> dict[str, Any]:
-    """What a file of one's own orders; a ValueError for any other."""
+    """The command in a file of the same user; a ValueError for any other file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)

@@ -44,11 +44,11 @@ def adapt(
 ) -> Iterator[events.Event]:
     """Adapt a method to unlabeled images, as an iterator of events.
 
-    Nothing happens before the first `next`; leaving the `for` loop stops the run between two steps. Targets of the
+    Nothing happens before the first `next`. Leaving the `for` loop stops the run between two steps. Targets of the
     datasets reach the events, never the method.
 
     Args:
-        method: from `METHODS`; changed in place. One that was trained goes on from there; only one run at a time.
+        method: from `METHODS`; changed in place. A trained method continues from its state; only one run at a time.
         dataset: the images to learn from.
         config: the schedule; default: the one the method recommends.
         options: see `Options`.
@@ -68,11 +68,11 @@ class Adaptation:
     """One run as an object: what `adapt` iterates over, with the state a checkpoint needs.
 
     Attributes:
-        epoch: the epoch that is being done, or the next one; set it (with the state of method and optimizer) to resume.
-        steps_in_epoch: steps of it that are done; likewise.
-        epoch_totals: what the steps of the epoch add up to so far; likewise.
-        seconds_before: wall seconds of the sessions before this one; likewise.
-        optimizer: AdamW over the method's trainable parameters; None for methods that only guess.
+        epoch: the current epoch, or the next one; set it (with the state of method and optimizer) to resume.
+        steps_in_epoch: steps done in this epoch; set it to resume, too.
+        epoch_totals: sums over the steps of the epoch so far; the same.
+        seconds_before: wall seconds of the sessions before this one; the same.
+        optimizer: AdamW over the method's trainable parameters; None for methods that do not train.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Adaptation:
         self._explored: events.Exploration | None = None  # before training; a run that was taken up has seen it
 
     def claim(self) -> None:
-        """Have the method to oneself until `release`, or until this object is gone; refused if another run has it."""
+        """Reserve the method until `release`, or until this object is gone; refused if another run has it."""
         owner = self.method.adapted_by and self.method.adapted_by()
         if owner is not None and owner is not self and owner.method is self.method:  # a copy has the original's owner
             raise ValueError(
@@ -140,7 +140,7 @@ class Adaptation:
         self.method.adapted_by = weakref.ref(self)
 
     def release(self) -> None:
-        """Let another run have the method, which may go on from what it has learned."""
+        """Free the method for another run, which may continue from what it has learned."""
         if self.method.adapted_by and self.method.adapted_by() is self:
             self.method.adapted_by = None
 
@@ -314,7 +314,7 @@ class Adaptation:
         return highlights(self.method, self.eval_dataset, predictions, self.dataset)
 
     def facts(self) -> dict[str, Any]:
-        """What was chosen for this run, JSON-able: the metadata of its trace."""
+        """All settings of this run as JSON values: the metadata of its trace."""
         method, data, evaluation = self.method, self.dataset, self.eval_dataset
         digests = [each.digest for each in (data, evaluation) if isinstance(each, FeatureDataset)]
         is_named_so = evaluation is not None and (data.name, data.split) == (evaluation.name, evaluation.split)
@@ -358,7 +358,7 @@ def cosine_lr(step: int, n_steps: int, config: AdaptConfig) -> float:
 
 
 def versions() -> dict[str, str]:
-    """What produced a result: Python and the libraries that touch the numbers."""
+    """Versions of Python and of the libraries that affect the numbers."""
     packages = ("clipviz", "torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 

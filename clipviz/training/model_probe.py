@@ -1,6 +1,6 @@
-"""ModelProbe: questions about images in numpy, answered by the current model.
+"""ModelProbe: queries about images in numpy, answered by the current model.
 
-It stands between views, which know no torch, and methods. A run's asks between two steps, and changes nothing.
+It connects methods with views, which do not use torch. That of a run works between two steps and changes nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,10 +24,10 @@ Ask = Callable[[Callable[[Method], T]], T]
 
 
 class ModelProbe:
-    """Looks at images with a method, which it does not change.
+    """Applies a method to images without changing it.
 
-    `dataset` are the training images, to be shown (None: only stored pixels are), `eval_dataset` those
-    measured on. `ask` is how to reach the method; default: directly.
+    `dataset` are the training images to show (None: only stored pixels), `eval_dataset` the evaluation
+    images. `ask` calls a function of the method; default: directly.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class ModelProbe:
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """The saliency kinds that work with this model; none where it holds embeddings only."""
+        """The saliency kinds that work with this model; none if it holds embeddings only."""
         return available_kinds(self._method) if self.image_size else ()
 
     def contrasts(self, kind: str) -> bool:
-        """Whether a kind answers "why A and not B"."""
+        """Whether a kind can explain "why A and not B"."""
         return KINDS[kind].asks
 
     def options(self, kind: str) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ class ModelProbe:
         return dataset is not None and dataset.has_pixels and 0 <= index < len(dataset)
 
     def pixels(self, split: str, index: int) -> np.ndarray:
-        """Image as the model sees it, (S, S, 3) uint8; a ValueError if `has` says no."""
+        """Image at the input size of the model, (S, S, 3) uint8; a ValueError unless `has`."""
         dataset = self._datasets.get(split)
         if dataset is None or not self.has(split, index):
             raise ValueError(f"there is no image {index} in {split!r}")
@@ -105,11 +105,11 @@ class ModelProbe:
         return self._ask(lambda method: method.logits(self._batch(method, pixels)).softmax(-1)[0].numpy(force=True))
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """Embeddings (n, E) of unit norm of images (n, S, S, 3) uint8, by the image tower as it is now."""
+        """Embeddings (n, E) of unit norm of images (n, S, S, 3) uint8, by the current image tower."""
         return self._ask(lambda method: method.backbone.embed(self._batch(method, pixels)).numpy(force=True))
 
     def embed_text(self, *sentences: Sequence[str]) -> np.ndarray:
-        """(C, E), a row of a classifier for each of C groups of sentences; a ValueError if the model reads none."""
+        """(C, E), a row of a classifier for each of C groups of sentences; a ValueError if it cannot embed them."""
         return self._ask(lambda method: text_classifier(method.backbone, list(sentences)).numpy(force=True))
 
     def _batch(self, method: Method, pixels: np.ndarray) -> Tensor:

@@ -1,7 +1,7 @@
-"""A run folder opened again: its trace at once and without torch; its model and its images when they are asked for.
+"""A reopened run folder: its trace at once and without torch; its model and its images on demand.
 
-All of it is built from the folder alone: `config.json` says what was chosen and where everything came from, the
-checkpoint what was learned and from which data. What cannot be had says so in one sentence when it is asked for.
+All of it is built from the folder alone: `config.json` records the settings and where everything came from, the
+checkpoint what was learned and from which data. A one-line error says what is not available.
 Nothing in the folder is executed, and nothing is written to it.
 """
 
@@ -50,13 +50,13 @@ def open(
 
     Args:
         folder: the run folder; it is only read.
-        epoch: whose weights to load, -1 before training; None: the newest.
+        epoch: the epoch whose weights to load, -1 before training; None: the newest.
         data: where the images are now, or a data set, if they moved or were not loaded by `load_dataset`; they must be
-            those that the run knew.
-        eval_data: likewise those that were measured on.
-        root: where the folder of benchmarks is now, or that of the images of a split file.
+            those of the run.
+        eval_data: the same for the evaluation images.
+        root: where the folder of benchmarks is now, or the folder of the images of a split file.
         model: the model that was adapted, if it was not loaded by `load_backbone`.
-        method: the class of the method, if it is not of clipviz.
+        method: the class of the method, if it is not part of clipviz.
         device: for the model; None: the CPU.
 
     Raises:
@@ -68,11 +68,11 @@ def open(
 
 
 def explore(*folders: str | os.PathLike[str], **given: Any) -> Explorers:
-    """Open runs with the explorers on them, linked: images and maps, prototypes, mixtures.
+    """Open runs in linked explorers: images and maps, prototypes, mixtures.
 
     Args:
-        folders: run folders of the same classes; the first is looked at, others stand beside it.
-        given: as for `clipviz.open`; what cannot be had is told, and left out.
+        folders: run folders with the same classes; others are shown beside the first.
+        given: as for `clipviz.open`; what is not available is reported and left out.
     """
     from clipviz.widgets.explore import Explorers
 
@@ -97,14 +97,14 @@ class _shared(cached_property[T]):
 
 
 class OpenedRun:
-    """A run of yesterday, or of this minute: what it recorded, and its model after one of its epochs.
+    """A reopened run: what it recorded, and its model after one of its epochs.
 
-    `config`, `data`, `eval_data`, `backbone`, `method` and `model_probe` are made when they are first asked for, and
-    raise a `ValueError` where they cannot be had.
+    `config`, `data`, `eval_data`, `backbone`, `method` and `model_probe` are made on first use, and
+    raise a `ValueError` if they are not available.
 
     Attributes:
         trace: what was recorded.
-        epoch: whose weights `method` has, -1 before training; None: the newest there are.
+        epoch: the epoch whose weights `method` has, -1 before training; None: the newest.
         folder: the run folder.
     """
 
@@ -121,11 +121,11 @@ class OpenedRun:
 
     @property
     def epochs(self) -> tuple[int, ...]:
-        """The epochs whose weights can be had, -1 before training."""
+        """The epochs whose weights are available, -1 before training."""
         return tuple(self._weights)
 
     def at(self, epoch: int) -> OpenedRun:
-        """The same run with the weights of another epoch, a ValueError if these were not kept; all else is shared."""
+        """The same run with the weights of another epoch; a ValueError if these were not kept. All else is shared."""
         if epoch not in self.epochs:
             there = f"there are those of {', '.join(map(str, self.epochs))}" if self.epochs else "there are none"
             raise ValueError(f"the weights of epoch {epoch!r} were not kept in {self.folder}; {there}")
@@ -140,7 +140,7 @@ class OpenedRun:
 
     @cached_property
     def model_probe(self) -> ModelProbe:
-        """Answers the views' questions about images by the model of `epoch`; all epochs share one in memory."""
+        """Queries of the views about images, answered by the model of `epoch`; all epochs share one model in memory."""
         from clipviz.backbone.ownership import preserved_state
         from clipviz.training.model_probe import ModelProbe
 
@@ -158,7 +158,7 @@ class OpenedRun:
 
     @_shared
     def config(self) -> dict[str, Any]:
-        """The object of config.json: all that was chosen. The trace, whose files are hashed, has most of it, too."""
+        """All settings, from config.json. The trace, whose files are hashed, has most of them, too."""
         path, only = self.folder / _CONFIG, "only what the trace holds can be shown"
         try:
             config = parse_json(read_text(path, path.name))
@@ -167,7 +167,7 @@ class OpenedRun:
         known = config if isinstance(config, dict) else {}
         for key in _AGREE:
             if known.get(key) != self.trace.meta.get(key):
-                raise ValueError(f"{path} has other {key} than the trace beside it; {only}")
+                raise ValueError(f"{path} and the trace beside it differ in {key}; {only}")
         return known
 
     @_shared
@@ -177,7 +177,7 @@ class OpenedRun:
 
     @_shared
     def eval_data(self) -> ImageDataset | None:
-        """The images that were measured on; None where nothing was measured."""
+        """The evaluation images; None if nothing was evaluated."""
         config, origins = self.config, self._origins
         if config.get("eval_data") is None:
             return None
@@ -228,7 +228,7 @@ class OpenedRun:
 
     @_shared
     def backbone(self) -> Backbone:
-        """The model as it was before training."""
+        """The model before training."""
         from clipviz.backbone import load_backbone
         from clipviz.data.batches.features import FeatureDataset
 

@@ -1,4 +1,4 @@
-"""Recorder: events in, trace out. The one module that knows both stems."""
+"""Recorder: events in, trace out. The one module that imports both stems."""
 
 import io
 from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ MAX_EMBEDDED = 512
 
 
 def record(events: Iterable[Event], *listeners: Callable[[Event], None]) -> Trace:
-    """Drain a run into a trace; listeners see every event after it is recorded.
+    """Record a run in a trace; listeners get every event after it is recorded.
 
     Ctrl-C (or the notebook's stop button) ends the run at a step boundary; what was recorded is returned.
     """
@@ -42,7 +42,7 @@ def record(events: Iterable[Event], *listeners: Callable[[Event], None]) -> Trac
 
 
 class Recorder:
-    """A listener that grows a trace, or goes on at the end of the one that an interrupted run recorded."""
+    """A listener that builds a trace, or continues the trace of an interrupted run."""
 
     def __init__(self, trace: Trace | None = None) -> None:
         start = trace or Trace()

@@ -1,6 +1,6 @@
 """Run: drives the iterator of events, in the caller or in a thread, and keeps its folder.
 
-One thread owns optimizer and recorder; what others want of them they command (`clipviz.training.commands`).
+One thread owns optimizer and recorder; others send it commands (`clipviz.training.commands`).
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ class Run(Commanded):
     """One adaptation that can be watched, paused, changed and stopped.
 
     Args:
-        method, dataset, config, options: as for `clipviz.adapt`; of several `ranks` the first one alone records and
-            writes, and a stop of one stops all.
+        method, dataset, config, options: as for `clipviz.adapt`; of several `ranks` only the first records and
+            writes, and stopping one stops all.
         folder: the run folder; None keeps the trace in memory only.
         keep_epochs: whether the folder keeps the weights of every epoch; None: if those of one take at most 16 MB.
-        save_seconds: also save between two epochs when so much time has passed.
+        save_seconds: also save between two epochs after this time.
         listeners: called with every event, in the thread that trains.
 
     Attributes:
-        name: of method and data.
+        name: method and data.
         folder: the run folder.
-        n_epochs: of the whole run, like `n_steps`.
+        n_epochs: number of epochs of the whole run, like `n_steps`.
         recorder: holds the trace so far.
-        status: "ready", "running", "paused", "stopped", "finished" or "failed"; the last three are the end.
+        status: "ready", "running", "paused", "stopped", "finished" or "failed"; the last three are final.
         steps_done: optimizer steps since this object began.
         error: what ended a failed run.
-        newest: the newest event of each type, for views that come late.
+        newest: the newest event of each type, for views that are opened later.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class Run(Commanded):
 
     @property
     def n_steps(self) -> int:
-        """Of the whole run; some methods know it only when they are prepared."""
+        """Steps of the whole run; some methods know them only after `prepare`."""
         return self.adaptation.n_steps
 
     def poll(self) -> None:
-        """Nothing: a run of this process tells its news itself; see `FollowedRun`."""
+        """Does nothing: a run of this process notifies its listeners itself; see `FollowedRun`."""
 
     @property
     def trace(self) -> Trace:
@@ -113,7 +113,7 @@ class Run(Commanded):
 
     @cached_property
     def model_probe(self) -> ModelProbe:
-        """Answers the views' questions about images by the current model, whether the run is live or not."""
+        """Queries of the views about images, answered by the current model, whether the run is live or not."""
         from clipviz.training.model_probe import ModelProbe
 
         return ModelProbe(self.method, self.adaptation.dataset, self.adaptation.eval_dataset, self._answer)
@@ -127,7 +127,7 @@ class Run(Commanded):
 
     @property
     def seconds(self) -> float:
-        """Wall seconds of all sessions until now; what was done between a checkpoint and a crash is not known."""
+        """Wall seconds of all sessions until now, without the time between a checkpoint and a crash."""
         if self.status not in ("ready", "running", "paused"):
             return float(self.recorder.meta.get("seconds") or 0.0)
         now = 0.0 if self._begun is None else time.perf_counter() - self._begun
@@ -135,11 +135,11 @@ class Run(Commanded):
 
     @property
     def is_live(self) -> bool:
-        """Whether a thread of this run is at work or paused."""
+        """Whether a thread of this run is working or paused."""
         return self._thread is not None and not self._over.is_set()
 
     def restore(self) -> bool:
-        """Go on from the folder's checkpoint; says whether there is one: else the run starts at the beginning.
+        """Continue from the folder's checkpoint; returns whether there is one: else the run starts at the beginning.
 
         One that is damaged or of another run, or a method that is in another run, is a ValueError.
         """
@@ -155,11 +155,11 @@ class Run(Commanded):
         return True
 
     def fit(self) -> Trace:
-        """Do the run in the caller and return its trace.
+        """Run in the calling thread and return the trace.
 
         Ctrl-C (or the notebook's stop button), SIGTERM and SIGHUP end it at a step boundary: what is recorded is saved
         with the status "stopped", then `KeyboardInterrupt`, or `SystemExit` with the status 128 + the signal's number,
-        goes on to the caller. Before the first step, and at a second Ctrl-C, it does not wait.
+        is raised. Before the first step, and at a second Ctrl-C, it does not wait.
         """
         with self._gate:
             self._claim()
@@ -171,7 +171,7 @@ class Run(Commanded):
         return self.trace
 
     def start(self) -> Run:
-        """Do the run in a thread of its own and return at once; of one that goes on already, say so and do nothing."""
+        """Run in a thread of its own and return at once; if the run is already active, say so and do nothing."""
         with self._gate:
             if self.status in ("running", "paused"):
                 more = "; resume() continues it" if self.status == "paused" else ""
@@ -184,9 +184,9 @@ class Run(Commanded):
         return self
 
     def wait(self, timeout: float | None = None) -> Trace:
-        """Wait for the end of a started run, so many seconds at most; signals end it as they end `fit`.
+        """Wait for the end of a started run, at most `timeout` seconds; signals end it as they end `fit`.
 
-        Raises what ended a failed run; `TimeoutError` if the run is not over in time: it goes on.
+        Raises the error of a failed run; `TimeoutError` if the run is not over in time: it continues.
         """
         if self.status == "ready":
             raise RuntimeError("this run was not started; call start(), or fit() to do it in the caller")

@@ -178,8 +178,8 @@ class RunFolder:
             return Trace()  # the run measures itself anew
         if not (self.path / _TRACE).is_dir():
             raise ValueError(
-                f"{self.path} holds a checkpoint, but not the {_TRACE}/ that it continues; put that back, or begin "
-                "anew in another folder"
+                f"{self.path} holds a checkpoint, but not the {_TRACE}/ that it continues; put that back, or start "
+                "again in another folder"
             )
         return _known_to(adaptation, Trace.load(self.path))
 

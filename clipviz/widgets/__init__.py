@@ -1,12 +1,12 @@
 """Widgets for JupyterLab: train, watch, stop, look closer. Nothing here imports torch by itself.
 
 LiveMonitor(run)                       a run while it happens, with its buttons
-SaliencyExplorer(traces)               from a confusion or a mistake to what the model looked at
-CompareExplorer([one, other])          two runs: who is right, where each looked, how it came about
+SaliencyExplorer(traces)               from a confusion or a mistake to its saliency maps
+CompareExplorer([one, other])          two runs: which is right, where each looked, labels over the epochs
 PrototypeExplorer(trace)               prototypes and images in one fixed plane, epoch by epoch
-DKAPlayground(trace)                   what another mixture of the sources would have labeled
-DescriptionPlayground(trace, model)    other words for a class: its row and the logits change
-ViewState()                            hand one to several views to link them
+DKAPlayground(trace)                   labels of another mixture of the sources
+DescriptionPlayground(trace, model)    other sentences for a class: its row and the logits change
+ViewState()                            give one to several views to link them
 """
 
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""CompareExplorer: two runs on the same images: who is right, where each looked, and how it came about."""
+"""CompareExplorer: two runs on the same images: which is right, where each looked, and each label over the epochs."""
 
 import os
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _ALL = "all"
 
 
 class CompareExplorer(ImageExplorer):
-    """Two runs side by side: a table of who is right, whose cells list their images; of each its maps and timelines.
+    """Two runs side by side: a table of which is right, whose cells list their images, each with maps and timelines.
 
     Args:
         runs: two of: run folders, traces, runs that `clipviz.open` opened, `Run`s. They were measured on the same
@@ -114,7 +114,7 @@ class CompareExplorer(ImageExplorer):
             canvas.spec = chart.to_json()
 
     def more_columns(self) -> dict[str, pd.Series]:
-        """What the second run says, and the cell."""
+        """The prediction of the second run, and the cell."""
         table, names = self.info.table, self.inspector.album.trace.class_names
         table = table.set_axis([f"{self.info.split}/{index}" for index in table.index])
         called = table["b"].map(lambda label: class_name(names, label))
@@ -151,7 +151,7 @@ def _opened(run: Any) -> tuple[Trace, Any]:
 
 
 def timeline_chart(name: str, album: Album, image: str) -> Chart:
-    """Confidence over the epochs, in the colors of who decided; a mark where the label became another one."""
+    """Confidence over the epochs, in the color of the deciding source; a mark where the label changed."""
     title, empty = shorten(name, 60), "Choose an image that this run has labeled."
     info = timeline_info(album.trace, image)
     kinds, bars = kinds_of_decision(info.sources), [*zip(info.confidence, info.deciders, strict=True)]

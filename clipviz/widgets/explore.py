@@ -1,4 +1,4 @@
-"""Explorers: all that can be looked at in a run, or in several side by side, in one view."""
+"""Explorers: all views of a run, or of several side by side, in one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +40,7 @@ class Explorers(View):
 
     @property
     def alt(self) -> str:
-        """That of the images."""
+        """The text of the images."""
         return self.saliency.alt
 
     def draw(self) -> Figure:

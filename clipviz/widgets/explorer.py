@@ -1,4 +1,4 @@
-"""SaliencyExplorer: from a filter or a confusion to images, from an image to what the model looked at."""
+"""SaliencyExplorer: from a filter or a confusion to images, from an image to its saliency maps."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ class ImageExplorer(View):
             self.choose_listed()
 
     def choose_listed(self) -> None:
-        """Look at the first image of the list, unless one of them is chosen."""
+        """Choose the first image of the list, unless one of them is chosen."""
         if self._ids and not {*self.state.selected} & {*self._ids}:
             self.state.selected = (self._ids[0],)
 
@@ -60,7 +60,7 @@ class ImageExplorer(View):
         return {}
 
     def refill(self) -> None:
-        """Other images for another filter, epoch or method; only those of the newest question are shown."""
+        """New images for a new filter, epoch or method; only the result of the newest request is shown."""
         question = self._newest.ask()
         ids = self.finder.narrowed(self._listed(), self.state.epoch)
         self._newest.show(question, lambda: self._publish(ids))
@@ -94,7 +94,7 @@ class ImageExplorer(View):
 
     @property
     def alt(self) -> str:
-        """Filter, and what is said of the chosen image."""
+        """Filter, and prediction for the chosen image."""
         said = "".join(f" {row.title}." for row in self.inspector.rows)
         return f"{self!r}: {len(self._ids)} images, filter: {self._what}.{' Chosen:' * bool(said)}{said}"
 
@@ -110,9 +110,9 @@ class ImageExplorer(View):
 class SaliencyExplorer(ImageExplorer):
     """Browse the images of one or several runs and see where the models looked.
 
-    Stored maps need nothing but the trace. With a model for a trace, all its images can be shown, and kinds that were
-    not stored are computed when they are asked for: by the current model of a `Run` or a `ModelProbe`, by that of any
-    kept epoch of what `clipviz.open` opens.
+    Stored maps need only the trace. With a model, all images can be shown, and kinds that were not stored are
+    computed on demand: by the current model of a `Run` or a `ModelProbe`, or by that of any kept epoch of a run from
+    `clipviz.open`.
 
     Args:
         traces: one trace, or several with the same classes.

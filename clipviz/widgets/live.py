@@ -49,8 +49,8 @@ class LiveMonitor(View):
         clock: seconds; for tests.
 
     Attributes:
-        start, pause, step, stop: the buttons. `start` goes on with a paused run.
-        gamma: slider over the mixing weight; moving it shows what it would have changed, `apply` hands it to the run.
+        start, pause, step, stop: the buttons. `start` resumes a paused run.
+        gamma: slider over the mixing weight; moving it shows what it would have changed, `apply` sets it in the run.
     """
 
     note = "a picture of the last state: run the cell to follow a run"
@@ -92,7 +92,7 @@ class LiveMonitor(View):
         return f"LiveMonitor({shorten(self.run.name, 60)})"
 
     def close(self) -> None:
-        """Stop listening to the run, which goes on, and give up the widgets; nothing of it keeps the run in memory."""
+        """Stop listening to the run, which continues, and release the widgets and the memory of the run."""
         self.pump.stop()
         if self in self.run.listeners:
             self.run.listeners.remove(self)
@@ -255,8 +255,8 @@ class LiveMonitor(View):
 class Pump:
     """Draws in a thread of its own, at most `rate` times a second, and only when something is new.
 
-    Whoever trains calls `offer`, which costs nothing but setting a flag; frames in between are dropped. `has_changed`
-    is asked once per interval, for news that nobody offers (a run that came to rest). When it `is_over` the pump draws
+    The training thread calls `offer`, which only sets a flag; frames in between are dropped. `has_changed`
+    is called once per interval, for changes that nobody offers (a paused run). When it `is_over` the pump draws
     once more, so that the last state is shown, and its thread ends.
     """
 
@@ -281,18 +281,18 @@ class Pump:
         self._news.set()
 
     def start(self) -> None:
-        """Begin to draw; a pump that runs goes on."""
+        """Start drawing, unless it draws already."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._loop, name="clipviz view", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """Draw no more."""
+        """Stop drawing."""
         self._is_over, self._draw = (lambda: True), (lambda: None)
         self._news.set()
 
     def turn(self) -> bool:
-        """Draw if there is news and the interval since the last drawing is over; says whether it drew."""
+        """Draw if something is new and the interval since the last drawing is over; returns whether it drew."""
         is_due = self._clock() - self._drawn_at >= self.interval
         if not is_due or not (self._news.is_set() or self._has_changed()):
             return False

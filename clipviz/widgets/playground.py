@@ -1,4 +1,4 @@
-"""DKAPlayground: what another mixture of the sources would have labeled, and what another cut would have kept."""
+"""DKAPlayground: the labels of another mixture of the sources, and the patches that another cut would have kept."""
 
 from typing import Any
 
@@ -30,14 +30,14 @@ _NO_SOURCES = "This trace does not hold the logits of exactly two sources."
 
 
 class DKAPlayground(View):
-    """Mixes the stored source logits of the last epoch again, while the sliders move.
+    """Recomputes the mixture of the stored source logits of the last epoch while the sliders move.
 
     It shows what another `gamma` or crop `temperature` would have labeled, not what training with it would have led
-    to; `result` says it in a sentence. With a model, `cutting` computes the normalized cut of the chosen image again.
+    to; `result` is a sentence about it. With a model, `cutting` recomputes the normalized cut of the chosen image.
 
     Args:
         trace: of a method with two sources, such as microCLIP.
-        model: a `Run` or `ModelProbe`, to show images and to cut them; or None.
+        model: a `Run` or `ModelProbe`, to show images and their cuts; or None.
         state: shared with other views; `selected` is the image whose source logits are shown.
     """
 

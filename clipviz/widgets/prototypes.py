@@ -22,8 +22,8 @@ from clipviz.widgets.view import View, ViewState, follow, one_at_a_time
 class PrototypeExplorer(View):
     """Prototypes and, where the trace holds their embeddings, images, in the main plane of all prototypes.
 
-    The plane is the same at every epoch. A lasso or a click chooses images (of a prototype: the images it is given),
-    which show below with their saliency.
+    The plane is the same at every epoch. A lasso or a click chooses images (on a prototype: its assigned
+    images), which are shown below with their saliency.
 
     Args:
         trace: the run.

@@ -1,4 +1,4 @@
-"""What all views are: controls and canvas for a live kernel, a picture for everybody else, and shared choices."""
+"""Base of all views: controls and canvas with a live kernel, a picture without one, and shared choices."""
 
 import base64
 import threading
@@ -27,7 +27,7 @@ def source(*names: str) -> str:
 
 
 class ViewState(HasTraits):
-    """The bus between views: hand the same one to several views and a choice in one shows in all.
+    """Choices shared by views: give the same state to several views, and a choice in one shows in all.
 
     Ids of images: `"eval/12"` and `"train/7"` are positions in the evaluation and the training images, `"probe/3"` is a
     probe image whose place in either is not known.
@@ -146,7 +146,7 @@ class View(ABC):
         return alive(self.traces, picture, self.alt, self.state.selected) if self.traces else ""
 
     def close(self) -> None:
-        """Give up the widgets and their connection to the browser."""
+        """Release the widgets and their connection to the browser."""
         _close(self.widget)
 
     def _repr_mimebundle_(

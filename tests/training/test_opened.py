@@ -292,9 +292,7 @@ def test_a_config_that_was_altered_is_refused_and_the_trace_shown(moved):
         return str(caught.value)
 
     gamma = altered(lambda config: config["settings"]["method"].update(gamma=0.9))
-    assert "has other settings than the trace beside it; only what the trace holds can be shown" in said(
-        gamma, "method"
-    )
+    assert "and the trace beside it differ in settings; only what the trace holds can be shown" in said(gamma, "method")
     evil = altered(lambda config: config["origins"]["model"].update(name="hf-hub:evil/model"))
     assert "says another origins than the trace" in said(evil, "method")
     words = altered(lambda config: config["prompts"].update(templates=["a bad {}."]))

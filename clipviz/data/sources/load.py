@@ -42,14 +42,14 @@ def load_dataset(
 
     Args:
         spec: "birds" or "birds/DOMAIN"; a folder of images (one called birds is "./birds"); a benchmark by name ("dtd",
-            "pets", ...; see `benchmarks.py`; a folder called so comes first, unless `root` or `download` is given);
+            "pets", ...; see `benchmarks.py`; a folder of that name comes first, unless `root` or `download` is given);
             a .csv or .parquet manifest; CoOp's split_zhou_*.json; or a .npz or .safetensors file of embeddings.
         split: "train", "val" or "test". A folder without splits gives all images, and says so in `split`.
-        classes: Class names, or a text file with one on each line; birds, benchmarks and split files bring their own.
+        classes: Class names, or a text file with one on each line; birds, benchmarks and split files have their own.
         descriptions: A CuPL JSON file, or class name -> sentences.
         templates: One or more patterns with "{}" for the class name.
-        seed: Of the images of birds, and of the draw of `n` images.
-        n: At most so many images; None for all of a folder, and the default number of birds.
+        seed: For the images of birds, and for the choice of `n` images.
+        n: Most images to load; None for all of a folder, or the default number of birds.
         severity: For birds: strength of the domain's shift; 0 is the source domain.
         root: For benchmarks: the folder that holds them, see `load_benchmark`; for CoOp's files: that of the images.
         download: For benchmarks: whether to download what is missing.
@@ -58,7 +58,7 @@ def load_dataset(
         progress: For image files: called with (files opened, files to open).
 
     Raises:
-        ValueError: With one line that says what was wanted, what came and what to do.
+        ValueError: In one line: what was wanted, what came and what to do.
     """
     text = os.fsdecode(spec)
     texts: dict[str, Any] = {"descriptions": descriptions, "templates": templates, "n": n, "seed": seed}
