@@ -131,7 +131,7 @@ def test_tables_have_headers_and_sections_names(report):
 
 def test_figures_of_all_runs_stand_side_by_side_under_one_heading(report):
     page = Page(report)
-    assert page.text.count(" Confidence of the pseudo-labels How confident the pseudo-labels were") == 1
+    assert page.text.count(" Confidence of the pseudo-labels Confidence of the pseudo-labels and,") == 1
     runs = [a["id"] for _, a in page.attributes if a.get("id", "").startswith("confidence_evolution-")]
     assert runs == ["confidence_evolution-title", *(f"confidence_evolution-{run}" for run in (2, 3, 4))]
 
@@ -204,7 +204,7 @@ def test_every_view_of_a_trained_run_is_there(report):
 
 def test_it_says_what_birds_are_and_how_to_repeat_the_run(report):
     text = Page(report).text
-    assert "not a claim about real photographs" in text
+    assert "not a claim about photographs" in text
     assert "clipviz adapt microclip --model birds --data birds/clutter --out runs/microclip" in text
     assert "2.13.0" in text
     rows = Page(report).rows
@@ -221,12 +221,12 @@ def test_photographs_are_no_birds_and_all_images_no_split(tmp_path):
     traces = synthetic_comparison(epochs=1, **SMALL)[:1]
     traces[0].meta.update(model="birds", data="photos", split="all")
     text = Page(write(tmp_path, traces)).text
-    assert "has seen drawn birds only" in text
-    assert "procedural world" not in text
+    assert "trained on rendered birds only" in text
+    assert "The birds are rendered" not in text
     assert " images of photos in " in text
     traces[0].meta.update(model="ViT-B-32", split="train")
     text = Page(write(tmp_path, traces)).text
-    assert "drawn birds" not in text
+    assert "rendered birds" not in text
     assert " images of photos (train split) in " in text
 
 
@@ -327,7 +327,7 @@ def test_ten_runs_of_many_images_and_kinds_of_maps_weigh_fifteen_and_say_what_th
     assert {one["kind"] for run in packed(report, "images")["runs"] for p in run["parts"] for one in p["maps"]} == {
         "SOAP attention"
     }
-    assert "holds the maps of one kind alone" in Page(report).text
+    assert "holds only one kind of map" in Page(report).text
 
 
 def test_runs_that_cannot_share_a_table_are_refused(tmp_path):

@@ -310,9 +310,7 @@ class FollowedRun:
         if self.status in OVER:
             raise ValueError(f"the run in {self.folder} is {self.status}, so it takes no commands")
         if self.folder.stat().st_uid != os.geteuid() or not os.access(self.folder, os.W_OK):
-            raise ValueError(
-                f"the run in {self.folder} belongs to another user: you can watch it, but only its user can stop it"
-            )
+            raise ValueError(f"the run in {self.folder} can be commanded by its user only; you can watch it")
         name = f"{time.time_ns()}-{secrets.token_hex(4)}.json"
         future = self._sent[name] = Future()
         with writing(self.folder / COMMANDS / name, durable=False) as file:

@@ -322,7 +322,7 @@ def test_weights_of_another_width_are_refused(architectures):
         (("VIT-B-23",), r"unknown model 'VIT-B-23'; did you mean 'ViT-B-32'"),
         (("bird",), "did you mean 'birds'"),
         (("ViT-B-32", "opnai"), "unknown pretrained tag for ViT-B-32 'opnai'; did you mean 'openai'"),
-        (("birds", "openai"), "'birds' brings its own weights"),
+        (("birds", "openai"), "'birds' has its own weights"),
         (("local-dir:/no/such/place",), "could not load model 'local-dir:/no/such/place'"),
     ],
 )
@@ -340,7 +340,7 @@ def test_a_folder_of_weights_is_a_model_and_one_without_weights_is_refused(archi
     backbone = load_backbone(str(tmp_path))
     assert backbone.fingerprint() == tiny_backbone.fingerprint()
     assert backbone.mean.flatten().tolist() == [0.5] * 3
-    with pytest.raises(ValueError, match="brings its own weights"):
+    with pytest.raises(ValueError, match="has its own weights"):
         load_backbone(str(tmp_path), "openai")
 
 

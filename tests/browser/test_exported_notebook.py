@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_left_out_and_said(exported):
     tab, _ = exported(SaliencyExplorer(trace))
     text = tab.frame_locator("iframe").locator("#explore")
     expect(text).to_contain_text(" of 480 evaluation images: spread over the classes")
-    expect(text).to_contain_text("it holds the maps of one kind alone")
+    expect(text).to_contain_text("this page holds only one kind of map")
 
 
 def test_two_compared_runs_are_alive(exported):

@@ -478,7 +478,7 @@ def test_every_option_is_explained_in_a_sentence_with_its_default(name, capsys):
         assert len(action.help.split()) > 3, action.dest
         takes_a_value = action.option_strings and action.nargs is None
         is_needed = action.required or action.dest in ("check", "out")
-        says_when = "default:" in action.help or "only" in action.help or "where there are no class" in action.help
+        says_when = "default:" in action.help or "only" in action.help or "if there are no class" in action.help
         assert says_when or not takes_a_value or is_needed or action.dest in ("model", "set"), action.dest
     with pytest.raises(SystemExit):
         cli.main([name, "--help"])

@@ -64,7 +64,7 @@ def test_runs_that_were_not_measured_are_compared_by_their_pseudo_labels():
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (measured([0, 0, 0, 0], eval_data="birds"), r"same images \(4 of pets \(test\) and 4 of birds \(test\)\)"),
+        (measured([0, 0, 0, 0], eval_data="birds"), r"images in common \(4 of pets \(test\) and 4 of birds \(test\)\)"),
         (measured([0, 0, 0, 0], (1, 1, 1, 1)), "same images"),
         (measured([0, 0, 0, 0], files={"measured": list("abcd"), "learned": []}), "same images"),
         (measured([0, 0, 0, 0], class_names=["ant", "bee", "dog"]), "different classes"),

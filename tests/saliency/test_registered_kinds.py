@@ -120,8 +120,8 @@ def test_runs_keep_it_and_grids_and_explorers_show_it(
 @pytest.mark.parametrize(
     ("name", "needs", "message"),
     [
-        ("soap", "pixels", "there is a kind of map 'soap' already; take another name$"),
-        ("twice", "pixels", r"already; take another name, or first: del clipviz.saliency.KINDS\['twice'\]"),
+        ("soap", "pixels", "there already is a kind of map 'soap'; choose another name$"),
+        ("twice", "pixels", r"; choose another name, or first: del clipviz.saliency.KINDS\['twice'\]"),
         ("my map", "pixels", "needs a name of letters, digits and _, got 'my map'"),
         (7, "pixels", "needs a name of letters, digits and _, got 7"),
         ("images", "pixels", "a trace holds other things by that name"),

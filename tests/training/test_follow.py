@@ -274,11 +274,11 @@ def test_orders_are_for_the_user_of_the_folder(tmp_path, monkeypatch):
     try:
         followed = FollowedRun(tmp_path / "run")
         monkeypatch.setattr(follow.os, "geteuid", lambda: 12345)
-        with pytest.raises(ValueError, match=r"^the run in .* is not yours to command: you can watch it.*$"):
+        with pytest.raises(ValueError, match=r"^the run in .* can be commanded by its user only; you can watch it.*$"):
             followed.stop()
         monkeypatch.undo()
         monkeypatch.setattr(follow.os, "access", lambda path, mode: False)
-        with pytest.raises(ValueError, match="is not yours to command"):
+        with pytest.raises(ValueError, match="can be commanded by its user only"):
             followed.stop()
         assert not (tmp_path / "run" / "commands").exists()
     finally:

@@ -465,7 +465,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tiny_backbone,
     newest = tmp_path / CHECKPOINT
     newest.write_bytes(newest.read_bytes()[:1000])
     resumed = make_run(tmp_path, tiny_backbone)
-    with pytest.warns(UserWarning, match="cannot read checkpoint .*going on from the one before") as told:
+    with pytest.warns(UserWarning, match="cannot read checkpoint .*continuing from the one before") as told:
         assert resumed.restore()
     assert "delete" not in str(told[0].message)  # nothing is to be done
     assert resumed.adaptation.epoch == 1  # the newest was written after epoch 1, the one before after epoch 0

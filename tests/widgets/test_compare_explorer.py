@@ -97,7 +97,7 @@ def test_a_list_names_both_runs(tmp_path):
     read = pd.read_csv(tmp_path / "both.csv")
     assert len(read) == 60
     assert read["cell"].value_counts().to_dict() == {cell: n for cell, n in view.info.cells.items() if n}
-    assert read["DPA says"].isin(view.inspector.album.trace.class_names).all()
+    assert read["DPA: predicted class"].isin(view.inspector.album.trace.class_names).all()
 
 
 def test_folders_and_runs(make_run, tmp_path):

@@ -102,7 +102,7 @@ def test_neighbours_of_a_trace_alone_and_what_it_cannot_answer(run):
     assert (np.diff(similarity) <= 1e-3).all()
     before = explorer.shown
     explorer.finder.near.value = "a sentence"
-    assert explorer.finder.message.value.startswith("a sentence needs the model")
+    assert explorer.finder.message.value.startswith("a sentence can only be embedded by the model")
     assert sorted(explorer.shown) == sorted(before)
 
 
