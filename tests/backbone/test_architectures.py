@@ -314,7 +314,7 @@ def test_a_tokenizer_that_is_not_here_says_where_to_put_it(monkeypatch, tmp_path
 
 
 def test_a_folder_or_file_in_the_place_of_a_model_is_explained(tmp_path):
-    with pytest.raises(ValueError, match=r"is no model: it holds no open_clip_config\.json"):
+    with pytest.raises(ValueError, match=r"is not a model: it holds no open_clip_config\.json"):
         load_backbone(str(tmp_path))
     save_file(make_tiny_backbone().model.state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="is a file; the model is an architecture such as ViT-B-32"):

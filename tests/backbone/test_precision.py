@@ -69,4 +69,4 @@ def test_the_command_line_passes_it_on_and_refuses_it_for_embeddings(tmp_path, c
     write_features(tmp_path / "rows.npz", clusters())
     arguments = ["adapt", "dpa", "--data", str(tmp_path / "rows.npz"), "--out", str(tmp_path / "run")]
     assert cli.main([*arguments, "--precision", "bf16-mixed"]) == 2
-    assert "holds embeddings, so nothing is left to compute in bf16-mixed" in capsys.readouterr().err
+    assert "holds embeddings, so --precision bf16-mixed has no effect" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def test_what_a_file_does_not_tell_by_itself_is_told(files, capsys):
     said = capsys.readouterr().err
     assert "logit_scale is 4.60517" in said
     assert "store its exponential, 100" in said
-    assert "b.npz brings another classifier, which is not used" in said
+    assert "b.npz holds another classifier, which is not used" in said
     assert "the embeddings are of the model 'birds', so its preset is used; else: --preset default" in said
     config = json.loads(Path("run/config.json").read_text())
     assert (config["preset"], config["classes_from"]) == ("birds", "classifier")
@@ -127,7 +127,7 @@ def test_the_report_says_what_the_methods_saw(files, tmp_path):
     assert trace.meta["settings"]["method"]["text"] == "classifier"
     assert (results()["teacher"], results()["teacher_zero_shot_accuracy"]) == ("none", None)
     text = write_report(trace, tmp_path / "r.html").read_text()
-    assert "saw embeddings of the images and a classifier that came with them" in text
+    assert "saw embeddings of the images and a classifier from the same file" in text
     assert "% of cached images" in text
     assert "names and descriptions" not in text
     assert "A method gains" not in text

@@ -148,7 +148,7 @@ def test_arrays_of_unknown_names_are_named(tmp_path, suffix):
         save_npz(tmp_path / "f.npz", **content)
     else:
         save_file({key: torch.from_numpy(value) for key, value in content.items()}, tmp_path / "f.safetensors")
-    with pytest.warns(UserWarning, match="not used: targets; the arrays that mean something"):
+    with pytest.warns(UserWarning, match="not used: targets; the arrays that are read"):
         assert not load_dataset(tmp_path / f"f{suffix}").has_targets
 
 
@@ -161,7 +161,7 @@ def test_damaged_pickled_and_empty_files_are_refused(tmp_path):
     for name in ("short.npz", "pickled.npz", "empty.safetensors"):
         with pytest.raises(ValueError, match="cannot read features"):
             load_dataset(tmp_path / name)
-    with pytest.raises(ValueError, match=r"damaged or no \.npz archive"):
+    with pytest.raises(ValueError, match=r"damaged or not an \.npz archive"):
         load_dataset(tmp_path / "text.npz")
     with pytest.raises(ValueError, match=r"wanted an array 'embeddings'.*holds features"):
         load_dataset(save_npz(tmp_path / "other.npz", features=np.ones((2, 2))))

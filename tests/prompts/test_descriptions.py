@@ -230,7 +230,7 @@ def test_an_interrupt_keeps_what_was_answered(server, endpoint, tmp_path):
 
 def test_a_refusal_ends_it_at_once_and_the_key_is_never_shown(server, endpoint, tmp_path):
     server.script = lambda i, request: (401, b'{"error": "invalid key"}')
-    with pytest.raises(ValueError, match=r"stand-in at http.*refuses: HTTP 401 .*invalid key") as error:
+    with pytest.raises(ValueError, match=r"stand-in at http.*refused the request: HTTP 401 .*invalid key") as error:
         fill(tmp_path / "d.json", {"owl": [], "wren": []}, endpoint)
     assert len(server.requests) == 1
     assert "secret" not in str(error.value) + repr(endpoint)
@@ -240,7 +240,7 @@ def test_the_key_does_not_follow_a_redirect(server, endpoint, tmp_path):
     other = Server()
     try:
         server.script = lambda i, request: (307, b"", ("Location", f"{other.url}/chat/completions"))
-        with pytest.raises(ValueError, match="refuses: HTTP 307"):
+        with pytest.raises(ValueError, match="refused the request: HTTP 307"):
             fill(tmp_path / "d.json", {"owl": []}, endpoint)
         assert other.requests == []
     finally:

@@ -125,7 +125,7 @@ def test_a_killed_run_is_dead_and_not_slow(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["watch", str(tmp_path / "run")])
     assert stop.value.code == 1
-    assert "interrupted: its process is gone; --resume goes on" in capsys.readouterr().out
+    assert "interrupted: its process is gone; --resume continues" in capsys.readouterr().out
 
 
 def test_a_process_of_another_machine_is_alive_while_its_heart_beats(finished, tmp_path, monkeypatch):

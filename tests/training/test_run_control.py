@@ -115,7 +115,7 @@ def test_a_run_that_goes_on_is_not_started_again_and_one_that_is_over_refuses(ma
     assert capsys.readouterr().out == "this run is running already\n"
     assert run.steps_done == 12
     for begin in (run.start, run.fit):
-        with pytest.raises(RuntimeError, match="this run is finished; a run is done once, make a new Run"):
+        with pytest.raises(RuntimeError, match="this run is finished; a Run runs only once; make a new one"):
             begin()
 
 
