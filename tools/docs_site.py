@@ -203,9 +203,9 @@ def explorables() -> Iterator[str]:
     """A page of all that can be moved, from the notebooks in which it stands."""
     yield "# Explorables"
     yield (
-        "Small pictures to turn by hand. They need no kernel: clipviz computed the numbers when the notebook was run, "
-        "and they are stored in the page. The mouse, a finger and the arrow keys all do. One more needs a kernel, for "
-        "the model reads what you write: words for a class, in "
+        "Small interactive figures. They need no kernel: clipviz computed the numbers when the notebook was run, "
+        "and they are stored in the page. Use the mouse, a finger or the arrow keys. One more needs a kernel, because "
+        "the model embeds what you write: sentences for a class, in "
         "[notebook 2](../notebooks/02_zero_shot.ipynb#other-words-for-a-class)."
     )
     for path in sorted(ROOT.glob("notebooks/*.ipynb")):
