@@ -124,7 +124,7 @@ class View(ABC):
     state: ViewState
     widget: ipywidgets.Widget
     traces: Sequence[Trace] = ()  # of views whose images can be explored without a kernel
-    note = "a picture: run the cell to work with it"
+    note = "a static picture: run the cell to interact"
 
     @abstractmethod
     def draw(self) -> Figure:
