@@ -96,21 +96,32 @@ def desk(lab: Lab, chromium: sync_api.Browser) -> Iterator[sync_api.Page]:
 
 
 @pytest.fixture
-def run_cells(lab: Lab, desk: sync_api.Page, request: pytest.FixtureRequest) -> Iterator[Callable[..., sync_api.Page]]:
-    """Runs cells in a new notebook on the desk, with its kernel, and gives the page; an older notebook is closed."""
+def put_on_desk(desk: sync_api.Page, request: pytest.FixtureRequest) -> Iterator[Callable[[str], sync_api.Page]]:
+    """Opens a notebook of the folder on the desk, with its kernel, and gives the page; the older one is closed."""
 
-    def run(*cells: str) -> sync_api.Page:
-        name = f"{len(list(lab.root.glob('*.ipynb')))}.ipynb"
-        lab.write(name, *cells)
+    def put(name: str) -> sync_api.Page:
         desk.evaluate(ANOTHER, name)
-        run_notebook(desk, name)
         return desk
 
     try:
         with watched(desk):
-            yield run
+            yield put
     finally:
         photograph(desk, request.node.name)
+
+
+@pytest.fixture
+def run_cells(lab: Lab, put_on_desk: Callable[[str], sync_api.Page]) -> Callable[..., sync_api.Page]:
+    """Runs cells in a new notebook on the desk, and gives the page."""
+
+    def run(*cells: str) -> sync_api.Page:
+        name = f"{len(list(lab.root.glob('*.ipynb')))}.ipynb"
+        lab.write(name, *cells)
+        page = put_on_desk(name)
+        run_notebook(page, name)
+        return page
+
+    return run
 
 
 @contextmanager

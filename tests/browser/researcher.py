@@ -98,10 +98,12 @@ STEPS = {
 }
 
 
-def walk(lab: Lab, page: Any, cell: str = "only b: [1-9]") -> Iterator[tuple[str, str]]:
-    """Do the steps one after the other; yields the name of each and its row of the table, with lines and clicks."""
-    page.goto(lab.write("day.ipynb", "import clipviz", *(step.line for step in STEPS.values() if step.line)))
-    page.wait_for_function(READY, arg="day.ipynb", timeout=180_000)
+DAY, LINES = "day.ipynb", ["import clipviz", *(step.line for step in STEPS.values() if step.line)]
+
+
+def walk(page: Any, cell: str = "only b: [1-9]") -> Iterator[tuple[str, str]]:
+    """Do the steps in the notebook of these lines; yields the name of each and its row, with lines and clicks."""
+    page.wait_for_function(READY, arg=DAY, timeout=180_000)
     page.evaluate(RUN, place := 0)
     for name, step in STEPS.items():
         hand = Hand(page, cell)
@@ -150,7 +152,8 @@ def run_folders(root: Path, n_images: int, epochs: int, *options: str) -> Iterat
 def photograph(lab: Lab, page: Any, out: Path) -> None:
     """A picture of each step: the line and what it shows; of the last one the file, as JupyterLab shows it."""
     place = 0
-    for name, row in walk(lab, page):
+    page.goto(lab.write(DAY, *LINES))
+    for name, row in walk(page):
         print(row)
         place += bool(STEPS[name].line)
         page.evaluate("window.jupyterapp.shell.collapseLeft()")

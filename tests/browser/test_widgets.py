@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 from playwright.sync_api import Locator, Page, expect
-from researcher import run_folders, walk
+from researcher import DAY, LINES, run_folders, walk
 
 SETUP = """
 import time
@@ -263,15 +263,19 @@ def test_two_runs_compared_filtered_and_turned_through_their_epochs(run_cells):
     expect(captions.nth(0)).to_contain_text("microCLIP, seed 1, epoch 1: ")
 
 
-def test_a_day_of_a_researcher_takes_the_lines_and_clicks_that_the_page_says(lab, page):
+def test_a_day_of_a_researcher_takes_the_lines_and_clicks_that_the_page_says(lab, put_on_desk):
+    lab.write(DAY, *LINES)
+    page = put_on_desk(DAY)
+    size = page.viewport_size
     page.set_viewport_size({"width": 1400, "height": 5000})
     with run_folders(lab.root, 24, 2, "--batch-size", "12", "--set", "crops=2"):
-        rows = [row for _, row in walk(lab, page, cell=r"(only [ab]|both|neither): [1-9]")]
+        rows = [row for _, row in walk(page, cell=r"(only [ab]|both|neither): [1-9]")]
     table = (Path(__file__).parents[2] / "docs" / "researcher.md").read_text().splitlines()
     assert [row for row in table if row in rows] == rows
     patterns = [node.get_attribute("id") for node in page.locator(".clipviz-chart pattern").all()]
     assert len(patterns) == len(set(patterns)) > 1, "or a chart is filled with the colors of another view"
     assert (lab.root / "fixed.pdf").read_bytes().startswith(b"%PDF")
+    page.set_viewport_size(size)
 
 
 def test_prototype_explorer_from_a_lasso_to_a_map(run_cells):
