@@ -272,6 +272,18 @@ def test_a_single_run_is_compared_with_the_model_before_adaptation(tmp_path):
     assert write(tmp_path, trace) == page
 
 
+def test_a_baseline_alone_adapted_nothing(tmp_path):
+    one, two = ({**SMALL, "n_classes": n} for n in (1, 2))
+    baseline, trained = synthetic_trace(epochs=0, method="zero_shot", **one), synthetic_trace(epochs=1, **two)
+    text = Page(write(tmp_path, baseline)).text
+    assert "Nothing was adapted" in text
+    assert "adapted to" not in text.split("Settings")[0]
+    assert "in 1 class. The" in text
+    text = Page(write(tmp_path, trained)).text
+    assert "Nothing was adapted" not in text
+    assert "in 2 classes. The" in text
+
+
 def test_summary_counts_by_hand():
     samples = pd.DataFrame(
         {"epoch": [0, 0, 1, 1], "index": [0, 1, 0, 1], "pseudo_label": [0, 0, 0, 1],

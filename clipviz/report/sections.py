@@ -73,6 +73,7 @@ def introduction(labels: Sequence[str], traces: Sequence[Trace], summary: Summar
         "n_images": first.meta.get("n_images") or first.samples["index"].nunique(),
         "n_evaluated": n_evaluated(first),
         "n_classes": n_classes,
+        "is_adapted": any(map(figures.is_trained, traces)),
         "zero_shot_by_chance": zero_shot if is_chance(zero_shot) else None,
         "at_chance": [row.label for row in summary.rows if is_chance(row.accuracy)],
         "unfinished": [f"{label} {word} {_ended(trace)}." for label, word, trace in ended if word],
