@@ -2,12 +2,14 @@
 
     python notebooks/execute.py [NAMES]           write fresh outputs into the notebooks
     python notebooks/execute.py --check [NAMES]   change nothing; exit 1 and say which outputs changed
+    python notebooks/execute.py --table           execute nothing; write the table of docs/teaching.md
 
-NAMES are beginnings of file names ("01", "06_microclip"); none means all. Compared is what a
+NAMES are beginnings of file names ("01", "06_soap"); none means all. Compared is what a
 reader reads: printed text, text forms and errors, but for digits after "about" (sanitize.cfg).
 Pictures, explorables and live widgets are not: their pixels and last digits depend on fonts and
 processors. A written notebook holds no widget state, no timestamps and no machine's name, so
-executing it twice changes nothing but these.
+executing it twice changes nothing but these. Writing also brings the notebook's row of the table in
+docs/teaching.md up to date.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import difflib
+import os
 import re
 import sys
 import time
@@ -29,6 +32,9 @@ from nbval.plugin import get_sanitize_patterns
 FOLDER = Path(__file__).resolve().parent
 TIMEOUT = 1800
 """Seconds a cell may take."""
+
+ROW = re.compile(r"/(\w+)\.ipynb\) \| (\d+) \|")
+"""A notebook and its seconds, in the table of docs/teaching.md."""
 
 SANITIZE = get_sanitize_patterns((FOLDER / "sanitize.cfg").read_text())
 """Pairs of a pattern and what stands for it where outputs are compared."""
@@ -137,6 +143,40 @@ def differences(old: NotebookNode, new: NotebookNode) -> list[str]:
     return lines
 
 
+def processor_seconds() -> float:
+    """Processor time of all kernels that have ended, on all cores together."""
+    spent = os.times()
+    return spent.children_user + spent.children_system
+
+
+def with_table(page: str, measured: dict[str, float]) -> str:
+    """A page with its table of notebooks made anew; seconds that were not measured now stay.
+
+    Ideas are what a notebook's first cell says that one learns.
+    """
+    known = {name: float(seconds) for name, seconds in ROW.findall(page)} | measured
+    rows = ["| notebook | seconds | MB | ideas | exercises |", "|---|---|---|---|---|"]
+    for path in notebooks([]):
+        cells = nbformat.read(path, as_version=4).cells
+        title = cells[0].source.splitlines()[0].removeprefix("# ")
+        ideas = len(re.findall("^- ", cells[0].source, re.M))
+        exercises = sum(cell.source.startswith("## Exercise ") for cell in cells)
+        seconds = f"{known[path.stem]:.0f}" if path.stem in known else "?"
+        size = path.stat().st_size / 1e6
+        link = f"[{title}](../notebooks/{path.name})"
+        rows.append(f"| {link} | {seconds} | {size:.1f} | {ideas} | {exercises} |")
+    table = "\n".join(["<!-- notebooks -->", *rows, "<!-- /notebooks -->"])
+    return re.sub("<!-- notebooks -->.*<!-- /notebooks -->", lambda _: table, page, flags=re.DOTALL)
+
+
+def write_table(measured: dict[str, float]) -> None:
+    """Bring the table of the teachers' page up to date, where these notebooks lie beside it."""
+    page = FOLDER.parent / "docs" / "teaching.md"
+    if page.is_file():
+        text = page.read_text(encoding="utf-8")
+        page.write_text(with_table(text, measured), encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -146,12 +186,15 @@ def main(argv: list[str] | None = None) -> int:
         "--check", action="store_true", help="compare with the committed outputs, write nothing"
     )
     parser.add_argument(
+        "--table", action="store_true", help="write the table of docs/teaching.md, execute nothing"
+    )
+    parser.add_argument(
         "names", nargs="*", metavar="NAMES", help="beginnings of file names; default: all"
     )
     args = parser.parse_args(argv)
-    failed = False
-    for path in notebooks(args.names):
-        begun = time.perf_counter()
+    failed, measured = False, dict[str, float]()
+    for path in notebooks(args.names) if not args.table else ():
+        begun, used = time.perf_counter(), processor_seconds()
         committed = nbformat.read(path, as_version=4)
         try:
             fresh = execute(committed)
@@ -159,17 +202,19 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{path.stem}: a cell failed\n{error}")
             failed = True
             continue
+        measured[path.stem] = processor_seconds() - used
         changed = differences(committed, fresh)
         if not args.check:
             nbformat.write(fresh, path)
         word = "same outputs" if not changed else "OUTPUTS CHANGED" if args.check else "new outputs"
         size = len(nbformat.writes(fresh)) / 1e6
-        print(
-            f"{path.stem}: {word}, {time.perf_counter() - begun:.0f} s, {size:.2f} MB", flush=True
-        )
+        spent = f"{time.perf_counter() - begun:.0f} s, of the processor {measured[path.stem]:.0f} s"
+        print(f"{path.stem}: {word}, {spent}, {size:.2f} MB", flush=True)
         if args.check and changed:
             print("\n".join(changed))
             failed = True
+    if not args.check:
+        write_table(measured)
     return int(failed)
 
 

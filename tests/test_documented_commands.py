@@ -271,7 +271,7 @@ def load(name: str, pretrained: str | None):
 
 @pytest.mark.parametrize(("name", "pretrained"), MODELS)
 def test_every_model_line_is_loaded(name, pretrained, world, weights):
-    if name == "ViT-B32":  # the misspelt one of notebook 8
+    if name == "ViT-B32":  # the misspelt one of notebook 9
         with pytest.raises(ValueError, match="did you mean 'ViT-B-32'"):
             load_backbone(name)
         return

@@ -16,8 +16,8 @@ from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = (
-    "01_quickstart", "02_zero_shot", "03_pseudo_labels", "04_ntua", "05_dpa", "06_microclip", "07_saliency_lab",
-    "08_your_data", "09_transduction",
+    "01_quickstart", "02_zero_shot", "03_pseudo_labels", "04_ntua", "05_dpa", "06_soap", "07_dka", "08_saliency_lab",
+    "09_your_data", "10_transduction", "11_streams",
 )  # fmt: skip
 
 
@@ -194,23 +194,23 @@ WRONG = [
      "for c in range(4)])", "lengths"),
     ("05_dpa", 2, "omega = 0.55", "mixed probability"),
     ("05_dpa", 2, "omega = 0.25", "class 0"),
-    ("06_microclip", 1, "def stable_mask(f):\n    f = f * f[f.abs().argmax()].sign()\n    return f > f.mean()",
+    ("06_soap", 1, "def stable_mask(f):\n    f = f * f[f.abs().argmax()].sign()\n    return f > f.mean()",
      "f.std()"),
-    ("06_microclip", 2, "gamma = 3 / 7", "weighs the static"),
-    ("07_saliency_lab", 1, "def hit(s, r):\n    return r.flatten()[s.argmax()]", "one bool"),
-    ("07_saliency_lab", 1, "def hit(s, r):\n    return False", "lies inside"),
-    ("07_saliency_lab", 2, "mass = 3", "1/64"),
-    ("08_your_data", 1, "descriptions = {'red-capped finch': ['A finch.']}", "white eyed owl"),
-    ("08_your_data", 2, "command = 'clipviz adapt microclip --model ViT-B-32 --pretrained openai --data photos "
+    ("07_dka", 2, "gamma = 3 / 7", "weighs the static"),
+    ("08_saliency_lab", 1, "def hit(s, r):\n    return r.flatten()[s.argmax()]", "one bool"),
+    ("08_saliency_lab", 1, "def hit(s, r):\n    return False", "lies inside"),
+    ("08_saliency_lab", 2, "mass = 3", "1/64"),
+    ("09_your_data", 1, "descriptions = {'red-capped finch': ['A finch.']}", "white eyed owl"),
+    ("09_your_data", 2, "command = 'clipviz adapt microclip --model ViT-B-32 --pretrained openai --data photos "
      "--out runs/a'", "should go on"),
-    ("08_your_data", 2, "command = 'clipviz adapt microclip --resume'", "is missing"),
-    ("09_transduction", 1, "def decide(y, g, z, w, r):\n    return y.T", "(5, 3)"),
-    ("09_transduction", 1, "def decide(y, g, z, w, r):\n    return (y + g).softmax(-1)", "neighbors are missing"),
-    ("09_transduction", 1, "def decide(y, g, z, w, r):\n    return (y + g + (w[..., None] * z[r]).sum(1)).softmax(-1)",
+    ("09_your_data", 2, "command = 'clipviz adapt microclip --resume'", "is missing"),
+    ("10_transduction", 1, "def decide(y, g, z, w, r):\n    return y.T", "(5, 3)"),
+    ("10_transduction", 1, "def decide(y, g, z, w, r):\n    return (y + g).softmax(-1)", "neighbors are missing"),
+    ("10_transduction", 1, "def decide(y, g, z, w, r):\n    return (y + g + (w[..., None] * z[r]).sum(1)).softmax(-1)",
      "divide the votes by k"),
-    ("09_transduction", 1, "def decide(y, g, z, w, r):\n    return y + g + (w[..., None] * z[r]).mean(1)", "logits"),
-    ("09_transduction", 2, "share = 4 / 5", "share of the images"),
-    ("09_transduction", 2, "share = 1 / 4", "alpha counts too"),
+    ("10_transduction", 1, "def decide(y, g, z, w, r):\n    return y + g + (w[..., None] * z[r]).mean(1)", "logits"),
+    ("10_transduction", 2, "share = 4 / 5", "share of the images"),
+    ("10_transduction", 2, "share = 1 / 4", "alpha counts too"),
     ("01_quickstart", 1, "def accuracy_at(trace, epoch):\n    return 0.0", "compare two columns"),
     ("01_quickstart", 2, "uses = set()", "something to look at"),
     ("02_zero_shot", 1, "def class_vector(s):\n    return s[0]", "all sentences count alike"),
@@ -221,13 +221,30 @@ WRONG = [
     ("04_ntua", 2, "share = 0.8", "identical key"),
     ("05_dpa", 1, "def prototypes(f, y, Z):\n    return Z", "average the rows"),
     ("05_dpa", 2, "omega = 1.0", "p(1)"),
-    ("06_microclip", 1, "def stable_mask(f):\n    return f > f.std()", "fix the sign"),
-    ("06_microclip", 2, "gamma = 0.5", "for the other class"),
-    ("07_saliency_lab", 1, "def hit(s, r):\n    return bool((s * r).sum() > 0)", "highest cell does not"),
-    ("07_saliency_lab", 2, "mass = 0.5", "coin toss"),
-    ("08_your_data", 2, "command = 'clipviz adapt microclip --data photos'", "--model ViT-B-32"),
-    ("09_transduction", 1, "def decide(y, g, z, w, r):\n    return y.softmax(-1)", "add three things"),
-    ("09_transduction", 2, "share = 0.5", "work out b"),
+    ("06_soap", 1, "def stable_mask(f):\n    return f > f.std()", "fix the sign"),
+    ("07_dka", 2, "gamma = 0.5", "for the other class"),
+    ("08_saliency_lab", 1, "def hit(s, r):\n    return bool((s * r).sum() > 0)", "highest cell does not"),
+    ("08_saliency_lab", 2, "mass = 0.5", "coin toss"),
+    ("09_your_data", 2, "command = 'clipviz adapt microclip --data photos'", "--model ViT-B-32"),
+    ("10_transduction", 1, "def decide(y, g, z, w, r):\n    return y.softmax(-1)", "add three things"),
+    ("10_transduction", 2, "share = 0.5", "work out b"),
+    ("06_soap", 2, "share = 0", "runs over all patches"),
+    ("06_soap", 2, "share = 0.452", "square root of the width"),
+    ("06_soap", 2, "share = 0.5035", "not their sum"),
+    ("06_soap", 2, "share = 1 / 3", "three products"),
+    ("07_dka", 1, "def static_row(d, t):\n    return d @ t", "wanted one vector"),
+    ("07_dka", 1, "def static_row(d, t):\n    return (d @ t) @ d", "length is not 1"),
+    ("07_dka", 1, "def static_row(d, t):\n    return d.mean(0)", "the learned head"),
+    ("07_dka", 1, "def static_row(d, t):\n    return t", "are the weights"),
+    ("11_streams", 1, "def store(cache, confidence, image):\n    cache.append((confidence, image))",
+     "return the cache"),
+    ("11_streams", 1, "def store(cache, confidence, image):\n    return [*cache, (confidence, image)]", "holds three"),
+    ("11_streams", 1, "def store(cache, confidence, image):\n    return sorted([*cache, (confidence, image)])[-3:]",
+     "surest first"),
+    ("11_streams", 1, "def store(cache, confidence, image):\n    return [*cache, (confidence, image)][:3]", "sort by"),
+    ("11_streams", 2, "lead = 2 * (2.718281828 ** -1 - 2.718281828 ** -0.25)", "A has three"),
+    ("11_streams", 2, "lead = 3 * 2.718281828 ** -1 - 2.718281828 ** -0.25", "alpha is missing"),
+    ("11_streams", 2, "lead = 0", "for each image"),
 ]  # fmt: skip
 
 
@@ -236,6 +253,23 @@ def test_exercise_refuses_a_wrong_answer_with_its_hint(name, number, answer, hin
     said = verdict(name, number, answer, capsys)
     assert said.startswith("Not yet: ")
     assert hint in said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_answer_to_the_third_exercise_names_a_figure_to_compare_with(name):
+    """The heading that it stands under, which must be there, with a picture below it."""
+    cells = read(name).cells
+    headings = [re.findall(r"^#+ (.+)$", cell.source, re.M) for cell in cells]
+    (explain,) = [cell.source for cell in cells if cell.id == "exercise-3-explain"]
+    answer = explain[explain.index("<details>") :]
+    assert "Compare" in answer.split("</summary>")[1]
+    drawn, heading = set(), ""
+    for cell, found in zip(cells, headings, strict=True):
+        heading = found[-1] if found and cell.cell_type == "markdown" else heading
+        if any(kind.startswith("image/") for output in cell.get("outputs", []) for kind in output.get("data", {})):
+            drawn.add(heading)
+    named = [title for title in re.findall(r"\*([^*]+)\*", answer) if any(title in heading for heading in drawn)]
+    assert named, (re.findall(r"\*([^*]+)\*", answer), drawn)
 
 
 # --------------------------------------------------------------------------------------------------- the script
@@ -299,6 +333,33 @@ def test_check_fails_and_writes_nothing_where_an_output_changed(tmp_path, monkey
     assert path.read_bytes() == before
     assert execute.main([]) == 0
     assert execute.main(["--check", "01"]) == 0
+
+
+def test_teachers_see_the_notebooks_that_are_there():
+    """If it fails: `python notebooks/execute.py --table`; "?" wants the notebook executed."""
+    page = (FOLDER.parent / "docs/teaching.md").read_text(encoding="utf-8")
+    assert execute.with_table(page, {}) == page
+    assert [name for name, seconds in execute.ROW.findall(page) if float(seconds) > 0] == list(NAMES)
+
+
+def test_executing_measures_a_row_of_the_table_and_keeps_the_others(tmp_path, monkeypatch):
+    folder, page = tmp_path / "notebooks", tmp_path / "docs" / "teaching.md"
+    for place in (folder, page.parent):
+        place.mkdir()
+    for name, seconds in (("01_slow", 0.6), ("02_kept", 0)):
+        busy = f"import time\nend = time.process_time() + {seconds}\nwhile time.process_time() < end: pass"
+        notebook = tiny(busy)
+        notebook.cells[:0] = [nbformat.v4.new_markdown_cell("# 1 \u00b7 Slow\n\n- one idea\n- another", id="title")]
+        notebook.cells += [nbformat.v4.new_markdown_cell("## Exercise 1: a task", id="exercise-1")]
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    row = "| [1 \u00b7 Slow](../notebooks/{}.ipynb) | {} | 0.0 | 2 | 1 |"
+    page.write_text(f"<!-- notebooks -->\n{row.format('02_kept', 41)}\n<!-- /notebooks -->\n")
+    monkeypatch.setattr(execute, "FOLDER", folder)
+    assert execute.main(["01"]) == 0
+    found = dict(execute.ROW.findall(page.read_text()))
+    assert 1 <= float(found["01_slow"]) < 30
+    assert found["02_kept"] == "41"
+    assert row.format("02_kept", 41) in page.read_text().splitlines()
 
 
 def test_check_fails_where_a_cell_fails(tmp_path, monkeypatch, capsys):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -157,14 +157,21 @@ def squares(
     return [plain, *colored, *(_over(pale, _saliency_colors(one, size)) for one in maps)]
 
 
-def show_image(axis: Axes, image: np.ndarray) -> None:
-    """The image (H,W,3) uint8 itself, on axes of its own."""
-    style.bare(axis).imshow(image)
+def overlay(image: np.ndarray, saliency: np.ndarray, is_mask: bool = False) -> np.ndarray:
+    """Saliency (h,w) in [0, 1] laid over a gray copy of an image (H,W,3) uint8, as in `squares`: (S,S,3) uint8."""
+    return squares(image, maps=[SaliencyMaps("", saliency, is_mask)], side=300)[-1]
 
 
-def show_saliency(axis: Axes, image: np.ndarray, saliency: np.ndarray, is_mask: bool = False) -> None:
-    """The same with saliency (h,w) in [0, 1] laid over a gray copy of it, as in `squares`."""
-    show_image(axis, squares(image, maps=[SaliencyMaps("", saliency, is_mask)], side=300)[-1])
+def image_grid(images: Sequence[np.ndarray | None], titles: Sequence[str] = (), rows: int = 1) -> Figure:
+    """Images (H,W,3) uint8, matrices (h,w), large values dark, or None for a gap, in equal rows with their titles."""
+    per_row, lines = -(-len(images) // rows), "\n".join([*titles, " "]).split("\n")
+    n_heads = -(-len(titles) // per_row) * (1 + max(title.count("\n") for title in [*titles, ""]))
+    size = min(13.0, 1000 / per_row / max(map(len, lines)))
+    figure = Figure(figsize=(9, rows * 9 / max(per_row, 3) + 0.25 * n_heads), layout="constrained")
+    for axis, image, title in zip_longest(np.ravel(figure.subplots(rows, per_row)), images, titles):
+        style.bare(axis).imshow(np.zeros((1, 1)) if image is None else image, cmap="gray_r")
+        axis.set_title(title or "", fontsize=size, parse_math=False)
+    return figure
 
 
 def _resized(values: np.ndarray, size: int, how: Resampling) -> np.ndarray:

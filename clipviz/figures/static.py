@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import plotly.graph_objects as go
 from fontTools.subset import Options, Subsetter
 from fontTools.ttLib import TTFont
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.text import Text
@@ -39,23 +40,29 @@ class HasPicture(Protocol):
         """The same as JPEG."""
 
 
-def show(figure: go.Figure | Figure) -> None:
+def show(figure: go.Figure | Figure | Axes) -> None:
     """Put a figure into the notebook as a picture.
 
     The output holds a PNG or JPEG and a line of text, so it looks the same on GitHub, in a browser tab without a
     kernel and on paper. For a plotly figure that answers the mouse, end a cell with the figure itself instead.
 
     Args:
-        figure: from `clipviz.figures`, or any other matplotlib figure.
+        figure: from `clipviz.figures`, or any other matplotlib figure, or axes of one.
     """
     from IPython.display import display
 
+    figure = cast(Figure, figure.figure) if isinstance(figure, Axes) else figure
     if isinstance(figure, go.Figure):
         mime, content, title = "image/png", png(redraw(figure)), plain(figure.layout.title.text or "chart")
     else:
         mime, content, title = "image/jpeg", jpeg(figure), _title(figure)
     data = {mime: base64.b64encode(content).decode(), "text/plain": f"[picture: {title}]"}
     display(data, metadata={mime: {"alt": title}}, raw=True)
+
+
+def new_axes(height: float = 3.0) -> Axes:
+    """Axes nine inches wide: `show(frame.plot(ax=new_axes()))` draws a pandas table, once."""
+    return Figure(figsize=(9, height), layout="constrained").subplots()
 
 
 def save(figure: go.Figure | Figure | HasPicture, path: str | os.PathLike[str], *, dpi: float = 200) -> Path:
@@ -166,5 +173,5 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def _title(figure: Figure) -> str:
     words = [figure.get_suptitle(), *(text.get_text() for text in figure.texts)]
-    words += [text for axes in figure.axes for text in (axes.get_title(), axes.get_title("left"))]
+    words += [", ".join(text for axes in figure.axes if (text := axes.get_title() or axes.get_title("left")))]
     return " ".join(next((word for word in words if word.strip()), "image grid").split())

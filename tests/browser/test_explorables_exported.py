@@ -14,8 +14,8 @@ from test_notebooks import FOLDER
 
 from clipviz.methods.microclip import dka_similarity
 
-KINDS = {"softmax": "02_zero_shot", "prototypes": "05_dpa", "cut": "06_microclip", "gamma": "06_microclip",
-         "anchor": "09_transduction"}  # fmt: skip
+KINDS = {"softmax": "02_zero_shot", "prototypes": "05_dpa", "cut": "06_soap", "gamma": "07_dka",
+         "anchor": "10_transduction"}  # fmt: skip
 
 
 def committed(kind):

@@ -21,11 +21,11 @@ IDLE = "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kerne
 VIEW = re.compile(r"^(?:\w+ = )?(LiveMonitor|SaliencyExplorer|PrototypeExplorer|DKAPlayground)\(", re.M)
 LIVE = ".jp-OutputArea .jupyter-widgets"
 EVERY = os.environ.get("CLIPVIZ_EVERY_NOTEBOOK")
-"""Set it to open all eight, which takes ten minutes; else one that trains at once and one that trains live."""
+"""Set it to open all, which takes ten minutes; else one that trains at once and one that trains live."""
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("name", NAMES if EVERY else ["01_quickstart", "06_microclip"])
+@pytest.mark.parametrize("name", NAMES if EVERY else ["01_quickstart", "07_dka"])
 def test_notebook_runs_in_the_browser_as_committed(lab, page, run_all, name):
     shutil.copy(FOLDER / f"{name}.ipynb", lab.root)
     # a workspace of its own: tabs that another test left open would be restored in front of it

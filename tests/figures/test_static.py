@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,7 +19,8 @@ from synthetic import synthetic_comparison, synthetic_trace
 import clipviz
 from clipviz import figures
 from clipviz.figures.redraw import plain, redraw
-from clipviz.figures.static import jpeg, pixels, png, show
+from clipviz.figures.saliency import image_grid, overlay
+from clipviz.figures.static import _title, jpeg, new_axes, pixels, png, show
 from clipviz.figures.style import DASHES, MARKERS, empty_picture, method_style
 from clipviz.trace import Trace
 
@@ -121,6 +124,39 @@ def test_show_puts_a_picture_and_a_line_of_text_into_the_cell(capsys, monkeypatc
     assert sorted(pictures) == ["image/jpeg", "text/plain"]
     assert kwargs["metadata"]["image/jpeg"]["alt"]
     assert len(jpeg(figures.saliency_grid(TRACE))) < 300_000
+
+
+def test_a_pandas_table_is_shown_once_with_its_title(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **kwargs: shown.append(data))
+    axes = pd.DataFrame({"a": [1.0, 2.0]}).plot(ax=new_axes(2), title="two points")
+    show(axes)
+    (data,) = shown
+    assert data["text/plain"] == "[picture: two points]"
+    assert Image.open(io.BytesIO(base64.b64decode(data["image/jpeg"]))).size == (900, 200)
+    assert plt.get_fignums() == []  # a figure of pyplot would be shown again where the cell ends
+
+
+def test_images_and_matrices_stand_in_rows_with_their_titles_and_none_leaves_a_gap():
+    image, matrix = np.full((4, 4, 3), (250, 0, 0), np.uint8), np.array([[True, False], [False, True]])
+    figure = image_grid([image, matrix, None, image], ["red", "a $b$", "gap"], rows=2)
+    drawn = [axes.images[0].get_array() for axes in figure.axes]
+    assert [axes.get_title() for axes in figure.axes] == ["red", "a $b$", "gap", ""]
+    assert (drawn[0] == image).all()
+    assert (drawn[1] == matrix).all()
+    (gap,) = figure.axes[2].images
+    assert gap.to_rgba(gap.get_array())[0, 0].tolist() == [1, 1, 1, 1]
+    places = [axes.get_position() for axes in figure.axes if pixels(figure)]
+    assert places[0].y0 == pytest.approx(places[1].y0)
+    assert places[0].y0 > places[2].y1
+    assert _title(figure) == "red, a $b$, gap"
+
+
+def test_overlay_is_bright_where_saliency_is_and_keeps_the_image_elsewhere():
+    image = np.full((64, 64, 3), 128, np.uint8)
+    laid = overlay(image, np.array([[0.0, 1.0], [0.0, 0.0]]), is_mask=True)
+    half = len(laid) // 2
+    assert laid[: half - 2, half + 2 :].min() > laid[half + 2 :, : half - 2].max()
 
 
 def test_save_writes_the_kind_that_the_ending_says(tmp_path):

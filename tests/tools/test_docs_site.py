@@ -93,7 +93,7 @@ def test_the_methods_have_their_equations_and_the_code_unfolded(site):
 
 
 def test_the_notebooks_are_there_with_outputs_and_formulas(site):
-    page = (site / "notebooks/06_microclip.html").read_text(encoding="utf-8")
+    page = (site / "notebooks/06_soap.html").read_text(encoding="utf-8")
     assert "CLS: (1, 128)  patches: (1, 64, 128)  grid: 8 x 8" in page
     assert page.count("<math ") > 20
     assert [word for each in site.rglob("*.html") for word in re.findall(r"<m\w+>\\\w+", each.read_text("utf-8"))] == []

@@ -15,7 +15,7 @@ from PIL import Image
 from clipviz.figures import sources, style
 from clipviz.figures.prototypes import draw_prototype_paths, prototype_drift_info, prototype_paths_info, unit
 from clipviz.figures.redraw import redraw
-from clipviz.figures.saliency import show_image, show_saliency, unit_range
+from clipviz.figures.saliency import image_grid, overlay, unit_range
 from clipviz.figures.static import encoded, show
 from clipviz.trace import Trace
 
@@ -65,11 +65,8 @@ def cut(image: Any, grid: tuple[int, int], taus: Any, graphs: Any, found: list[A
     parts = zip(*((*each.spectrum[:2], each.mask, each.attention, each.density) for each in found), strict=True)
     names = "fiedler", "eigenvalue", "mask", "attention", "density"
     rows = dict(zip(names, map(np.concatenate, parts), strict=True))
-    axes = (figure := Figure(figsize=(9, 2.7), layout="constrained")).subplots(1, 4)
-    show_image(axes[0], pixels)
-    style.bare(axes[1]).imshow(edges[start], cmap="gray_r", interpolation="nearest")
-    for axis, name in zip(axes[2:], ("fiedler", "attention"), strict=True):
-        show_saliency(axis, pixels, unit_range(rows[name][start].reshape(1, *grid))[0])
+    maps = [overlay(pixels, unit_range(rows[name][start].reshape(1, *grid))[0]) for name in ("fiedler", "attention")]
+    figure = image_grid([pixels, edges[start], *maps])
     figure.suptitle(f"An image, its graph at tau = {taus[start]:.2f}, the Fiedler vector, and the attention of SOAP")
     data = {"image": _source(pixels), "grid": grid, "taus": taus, "start": start, "level": edges.sum(0), "asked": asked}
     _show("cut", figure, data | rows)
@@ -90,7 +87,7 @@ def gamma(trace: Trace, images: Any, n: int = 5) -> None:
     some, photos = stored.rows(rows), [np.asarray(images.image(int(i))) for i in stored.index[rows]]
     data = mixed(trace.class_names, stored, rows, photos)
     photo, axis = (figure := Figure(figsize=(9, 3), layout="constrained")).subplots(1, 2, width_ratios=(1, 3))
-    show_image(photo, photos[0])
+    style.bare(photo).imshow(photos[0])
     for c in dict.fromkeys(int(c) for g in (0, 0.5, 1) for c in np.argsort(-some.mix(g)[0])[:2]):
         axis.plot((0, 1), (some.second[0, c], some.first[0, c]), label=data["names"][c])
     axis.axvline(some.reference, color="black", linestyle=":")
