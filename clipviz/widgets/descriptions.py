@@ -20,11 +20,11 @@ from clipviz.widgets.inspector import probe_of
 from clipviz.widgets.view import Newest, View, ViewState, follow
 
 _TOP = 5
-_LOOKS = {"given words": Look(GRAY, "square", "none"), "these words": Look(BLUE, "circle", "none")}
+_LOOKS = {"given sentences": Look(GRAY, "square", "none"), "these sentences": Look(BLUE, "circle", "none")}
 _TRY = (
-    "<b>Try:</b> write one sentence that names what sets the class apart, then one with what its look-alikes have as "
-    "well. <b>Notice:</b> one row turns and one logit moves, the others stay: words that win an image for this class "
-    "can take one from another. <b>It needs a kernel:</b> the text tower reads every change."
+    "<b>Try:</b> write one sentence that names what sets the class apart, then one that also fits its look-alikes. "
+    "<b>Notice:</b> one row and one logit of each image change, the others do not: a sentence that wins an image for "
+    "this class can take one from another. <b>It needs a kernel:</b> the text tower embeds every change."
 )
 
 
@@ -45,7 +45,7 @@ class DescriptionPlayground(View):
         self.state = state or ViewState(epoch=trace.final_epoch)
         self.album, self._newest = Album(trace, probe_of(model)), Newest()
         if (probe := self.album.model_probe) is None:
-            raise ValueError("wanted a model that reads the words, got None; give a Run or a ModelProbe")
+            raise ValueError("wanted a model that embeds the sentences, got None; give a Run or a ModelProbe")
         self._names = apart(trace.class_names, 60)
         self._given = [probe.prompts.description_sentences(name) for name in trace.class_names]
         self._rows = probe.embed_text(*self._given)  # (C, E)
@@ -62,17 +62,17 @@ class DescriptionPlayground(View):
     def _make_controls(self) -> None:
         options = [(name, c) for c, name in enumerate(self._names)]
         self.chosen = dropdown("class", options, self.begin, width=300)
-        self.again = button("Given words", "undo", self.begin, "begin with the given words again", "auto")
+        self.again = button("Given sentences", "undo", self.begin, "restore the given sentences", "auto")
         self.words = ipywidgets.Textarea(rows=6, layout={"width": "auto"})
         self.words.observe(lambda _: self._read(), "value")
         self.result = ipywidgets.HTML()
         self.canvases = [ChartCanvas(layout={"flex": "1 1 350px", "min_width": "0"}) for _ in range(2)]
-        self.gallery = GalleryCanvas(empty="No image of this class, or called so, can be shown.")
+        self.gallery = GalleryCanvas(empty="No image of this class, or predicted as it, can be shown.")
         rows = wrapped(self.chosen, self.again), self.words, self.result, wrapped(*self.canvases), self.gallery
         self.widget = ipywidgets.VBox([ipywidgets.HTML(_TRY), *rows])
 
     def begin(self) -> None:
-        """Take the given words of the chosen class, and images of it and of its nearest look-alike."""
+        """Take the given sentences of the chosen class, and images of it and of its nearest look-alike."""
         self._fill(())
         given, before = "\n".join(self._given[self.chosen.value]), self.words.value
         self.words.value = given
@@ -121,13 +121,15 @@ class DescriptionPlayground(View):
         said = [f"The new row has cosine {row @ own:.3f} with the given one."]
         if images:
             at = next((i for i, image in enumerate(images) if image in self.state.selected[:1]), 0)
-            said += [f"{images[at]}: {calls[at]}; by the given words {self._call(images[at], given[at], -1)}."]
+            said += [f"{images[at]}: {calls[at]}; with the given sentences {self._call(images[at], given[at], -1)}."]
             best = np.argsort(-np.maximum(given[at], new[at]))[:_TOP]
             moved = np.where(best == c, new[at][best], np.nan)
             self.charts += [self._chart(f"Logits of {images[at]}", "logit", best, given[at][best], moved, target[at])]
         if (target >= 0).any():
             right = [(logits.argmax(1) == target).sum() for logits in (new, given)]
-            said += [f"Of the {len(images)} images {right[0]} are right, {right[1]} by the given words {DIAGNOSTIC}."]
+            said += [
+                f"Of the {len(images)} images {right[0]} are right, {right[1]} with the given sentences {DIAGNOSTIC}."
+            ]
         for canvas, chart in zip_longest(self.canvases, self.charts):
             canvas.spec = chart.to_json() if chart else {}
         self.said, self.alt = said, f"{self!r}: {self._names[c]}. {' '.join(said)}"
@@ -138,7 +140,7 @@ class DescriptionPlayground(View):
         return self.album.said(image, Verdict(label, float(softmax(logits)[label]), true))
 
     def _chart(self, title: str, y: str, classes: np.ndarray, given: Any, new: Any, true: int = -1) -> Chart:
-        """Numbers of some classes by the given words and by the new ones; NaN where these change nothing."""
+        """Numbers of some classes with the given sentences and by the new ones; NaN where these change nothing."""
         names = apart([self._names[c] for c in classes], 18)
         ticks = [(float(i), "✓ " * bool(c == true) + names[i]) for i, c in enumerate(classes)]
         numbers = zip(_LOOKS.items(), (given, new), strict=True)
@@ -150,7 +152,7 @@ class DescriptionPlayground(View):
         words, name = self.words.value.splitlines(), self._names[self.chosen.value]
         lines = [*words[:2], *[f"... and {len(words) - 2} more sentences"] * (len(words) > 2), *self.said]
         height = 3.95 + 0.2 * len(lines) + Picture.inches(self._shown[0], [])
-        picture = Picture(height, f"Words for {name}; to edit them takes a kernel")
+        picture = Picture(height, f"Sentences for {name}; editing them needs a kernel")
         for line in lines:
             picture.write(shorten(line, 110), 0.2)
         picture.skip(0.2)

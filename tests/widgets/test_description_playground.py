@@ -40,21 +40,21 @@ def points(chart, name):
 def test_the_row_is_the_classifiers_and_one_logit_follows_it(opened, view):
     method, data, _ = opened
     cosines, logits = view.canvases
-    assert points(cosines, "these words") == points(cosines, "given words")
+    assert points(cosines, "these sentences") == points(cosines, "given sentences")
     view.chosen.value, view.words.value = 1, "\n".join(["", *WORDS, "  "])
     (row,) = text_classifier(method.backbone, [tuple(WORDS)]).numpy()
     rows = text_classifier(method.backbone, [data.prompts.description_sentences(name) for name in data.class_names])
     rows = rows.numpy()
     near = np.argsort(-(rows @ rows[1]))
-    np.testing.assert_allclose(points(cosines, "given words"), (rows @ rows[1])[near], rtol=2e-3)
-    np.testing.assert_allclose(points(cosines, "these words"), (rows @ row)[near], rtol=2e-3)
+    np.testing.assert_allclose(points(cosines, "given sentences"), (rows @ rows[1])[near], rtol=2e-3)
+    np.testing.assert_allclose(points(cosines, "these sentences"), (rows @ row)[near], rtol=2e-3)
     probe, index = ModelProbe(method, data, data), int(view.gallery.ids[0].split("/")[1])
     (image,) = probe.embed(probe.pixels("eval", index)[None])
     given, new = (method.backbone.logit_scale * image @ each.T for each in (rows, np.stack([rows[0], row, rows[2]])))
     best = np.argsort(-np.maximum(given, new))
-    np.testing.assert_allclose(points(logits, "given words"), given[best], rtol=2e-3)
+    np.testing.assert_allclose(points(logits, "given sentences"), given[best], rtol=2e-3)
     moved = [None if c != 1 else pytest.approx(new[1], rel=2e-3) for c in best]
-    assert points(logits, "these words") == moved
+    assert points(logits, "these sentences") == moved
     assert view.result.value.startswith(f"The new row has cosine {row @ rows[1]:.3f} with the given one.")
     assert data.class_names[int(new.argmax())] in view.gallery.captions[0]
 
@@ -72,7 +72,7 @@ def test_how_many_images_are_right_is_counted_by_both_words(opened, view):
     right = [
         int(((embedded @ rows.numpy().T).argmax(1) == [data.targets[i] for i in images]).sum()) for rows in (new, given)
     ]
-    assert f"Of the {len(images)} images {right[0]} are right, {right[1]} by the given words" in view.result.value
+    assert f"Of the {len(images)} images {right[0]} are right, {right[1]} with the given sentences" in view.result.value
 
 
 def test_without_words_it_says_so_and_the_button_brings_the_given_ones_back(view):
@@ -108,7 +108,7 @@ def test_without_a_model_or_images_it_says_what_to_do(opened):
     view.begin()
     assert view.gallery.ids == []
     assert view.result.value == "The new row has cosine 1.000 with the given one."
-    assert points(view.canvases[0], "given words")
+    assert points(view.canvases[0], "given sentences")
     assert view.picture()
 
 
