@@ -182,10 +182,12 @@ class DKAPlayground(View):
             return ""
         ids = {row: f"{self.album.train_split}/{stored.index[row]}" for row in stored.disputed().tolist()}
         rows = sorted(ids, key=lambda row: not self.album.has(ids[row]))[:_TOP]
+        if not rows:
+            return ""
         photos = [self.album.pixels(ids[row]) if self.album.has(ids[row]) else None for row in rows]
         curve, is_own = [line.y for line in self._charts["what_if"].series], stored.gamma is not None
         data = mixed(self.names, stored, rows, photos) | {"curve": curve, "isOwn": is_own}
-        return html("gamma", data, source=f"data:image/jpeg;base64,{picture}", alt=self.alt) if rows else ""
+        return html("gamma", data, source=f"data:image/jpeg;base64,{picture}", alt=self.alt)
 
     def draw(self) -> Figure:
         """Both charts, the images that change, and the cut of the chosen one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api")
-from server import ANOTHER, Lab, browsing, open_and_run, run_notebook, serving  # noqa: E402
+from server import ANOTHER, READY, Lab, browsing, open_and_run, run_notebook, serving  # noqa: E402
 
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
 
@@ -97,16 +97,20 @@ def desk(lab: Lab, chromium: sync_api.Browser) -> Iterator[sync_api.Page]:
 
 @pytest.fixture
 def put_on_desk(desk: sync_api.Page, request: pytest.FixtureRequest) -> Iterator[Callable[[str], sync_api.Page]]:
-    """Opens a notebook of the folder on the desk, with its kernel, and gives the page; the older one is closed."""
+    """Opens a notebook of the folder on the desk, with its kernel, and gives the page; the older one is closed.
 
-    def put(name: str) -> sync_api.Page:
-        desk.evaluate(ANOTHER, name)
-        return desk
+    What JupyterLab says while it closes that one, whose views may still be at work, is no error of the new one.
+    """
+    with ExitStack() as stack:
 
-    try:
-        with watched(desk):
-            yield put
-    finally:
+        def put(name: str) -> sync_api.Page:
+            stack.close()
+            desk.evaluate(ANOTHER, name)
+            desk.wait_for_function(READY, arg=name, timeout=180_000)
+            stack.enter_context(watched(desk))
+            return desk
+
+        yield put
         photograph(desk, request.node.name)
 
 

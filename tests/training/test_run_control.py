@@ -128,7 +128,7 @@ def test_wait_gives_up_in_time_and_the_run_goes_on(make_run):
     run = make_run()
     run.pause()
     run.start()
-    with pytest.raises(TimeoutError, match="it goes on"):
+    with pytest.raises(TimeoutError, match="it continues"):
         run.wait(0.05)
     run.stop()
     run.wait(20)
