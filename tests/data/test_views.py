@@ -149,5 +149,5 @@ def test_parts_are_cut_like_the_image_and_stay_ids():
     ],
 )
 def test_a_config_out_of_range_is_refused(arguments):
-    with pytest.raises(ValueError, match="want|needs"):
+    with pytest.raises(ValueError, match=r"want|needs"):
         ViewConfig(**arguments)
