@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clipviz.figures.static import encoded, pixels, small_jpeg
 from clipviz.figures.style import CHANGE_COLORS, SALIENCY_COLORS, color_table
@@ -20,9 +20,14 @@ def jpeg(values: np.ndarray, quality: int = 85) -> bytes:
     return encoded(Image.fromarray(values), "JPEG", quality=quality)
 
 
-def figure_jpeg(figure: Figure) -> bytes:
-    """A matplotlib figure as JPEG of at most `MOST_BYTES`."""
-    return small_jpeg(pixels(figure), MOST_BYTES, _TRIES)
+def figure_jpeg(figure: Figure, note: str) -> bytes:
+    """A matplotlib figure, and a note in a strip of its own below it, as JPEG of at most `MOST_BYTES`."""
+    drawn = pixels(figure)
+    strip = Figure((drawn.width / figure.dpi, 0.15), figure.dpi)
+    strip.text(1, 0.5, f"{note} ", fontsize=6.5, color="#555", ha="right", va="center")
+    both = ImageOps.expand(drawn, (0, 0, 0, (below := pixels(strip)).height), "white")
+    both.paste(below, (0, drawn.height))
+    return small_jpeg(both, MOST_BYTES, _TRIES)
 
 
 def thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:

@@ -137,9 +137,7 @@ class View(ABC):
 
     def picture(self) -> bytes:
         """The current state as JPEG, at most 60 kB, and that it is a picture."""
-        figure = self.draw()
-        figure.text(1, 0, f"{self.note} ", fontsize=6.5, color="#555", ha="right", va="bottom")
-        return figure_jpeg(figure)
+        return figure_jpeg(self.draw(), self.note)
 
     def page(self, picture: str) -> str:
         """HTML that is alive without a kernel, with the picture (base64) for where no script runs; or ""."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import re
 from itertools import combinations
 
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
 from synthetic import synthetic_trace
 
 from clipviz.figures import style
 from clipviz.training.recorder import Recorder
 from clipviz.widgets import DKAPlayground, LiveMonitor, PrototypeExplorer, ViewState
+from clipviz.widgets.images import figure_jpeg
 from clipviz.widgets.view import source
 
 
@@ -44,6 +49,16 @@ def test_legends_stand_under_their_axes_and_cover_nothing(figures):
                 written.append(box)
         for one, other in combinations([box for box in written if box.width > 1], 2):
             assert not (one.x0 < other.x1 and other.x0 < one.x1 and one.y0 < other.y1 and other.y0 < one.y1), name
+
+
+def test_the_note_stands_below_the_figure_and_covers_none_of_it():
+    figure = Figure((7.2, 2), dpi=100)
+    figure.add_axes((0, 0, 1, 1)).set(facecolor="black", xticks=[], yticks=[])
+    gray = np.asarray(Image.open(io.BytesIO(figure_jpeg(figure, "a note"))).convert("L"))
+    assert gray.shape[0] > 200
+    assert gray[:192].max() < 30
+    assert gray[204:].min() < 160, "the note"
+    assert np.median(gray[204:]) > 240
 
 
 def test_the_scripts_know_the_looks_of_the_figures():
