@@ -76,11 +76,16 @@ class ImageExplorer(View):
         self._fill_gallery()
 
     def _fill_gallery(self) -> None:
-        shown, first = self.shown, self._page * PAGE
+        shown = self.shown
         self.gallery.show(self.inspector.album, shown, self.state.epoch)
-        self.count.value = f"{first + 1}-{first + len(shown)} of {len(self._ids)}" if shown else "no images"
+        self.count.value = self._place(len(shown))
         self.back.disabled = self._page == 0
-        self.next.disabled = first + PAGE >= len(self._ids)
+        self.next.disabled = (self._page + 1) * PAGE >= len(self._ids)
+
+    def _place(self, n: int) -> str:
+        """Which of all images the first n of this page are."""
+        first = self._page * PAGE
+        return f"{first + 1}-{first + n} of {len(self._ids)}" if n else "no images"
 
     @property
     def shown(self) -> list[str]:
@@ -101,7 +106,7 @@ class ImageExplorer(View):
     def draw(self) -> Figure:
         """The first images of the gallery, and the chosen one with its maps."""
         shown, rows = self.shown[: 2 * COLUMNS], self.inspector.rows
-        picture = Picture(0.5 + Picture.inches(shown or "-", rows or "-"), f"{self._what}: {self.count.value}")
+        picture = Picture(0.5 + Picture.inches(shown or "-", rows or "-"), f"{self._what}: {self._place(len(shown))}")
         picture.thumbnails([self.inspector.album.pixels(image) for image in shown])
         self.inspector.draw(picture)
         return picture.figure

@@ -262,6 +262,7 @@ def test_pages_turn(make_run):
     explorer = SaliencyExplorer(run.fit(), run)
     assert explorer.count.value == "1-60 of 130"
     assert explorer.back.disabled
+    assert any(text.get_text().endswith(": 1-20 of 130") for text in explorer.draw().texts), "a picture has two rows"
     explorer.next.click()
     explorer.next.click()
     assert explorer.count.value == "121-130 of 130"
