@@ -21,7 +21,7 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -32,6 +32,7 @@ import torch
 
 from benchmarks.accuracy_tables import markdown, summarize
 from clipviz import METHODS, adapt, load_backbone, load_dataset, record
+from clipviz.backbone import Backbone
 from clipviz.birds.dataset import DOMAINS, VALIDATION_DOMAIN
 from clipviz.data.base import ImageDataset
 from clipviz.data.batches.features import embed_dataset
@@ -54,6 +55,18 @@ EMBEDDED = ("zero_shot", "descriptions", "transclip", "stata", "tda", "oga")
 """Methods that need no more of an image than the embedding of the whole of it."""
 
 
+Splits = tuple[ImageDataset, ImageDataset]
+"""The images to adapt to, and those to measure on."""
+
+
+class Variant(NamedTuple):
+    """A method, or a variant of one: its name in the tables, that in `METHODS`, and what builds it for a seed."""
+
+    label: str
+    method: str
+    build: Callable[[Backbone, Splits, int], Method]
+
+
 class Images(NamedTuple):
     """Both splits, and the embeddings of both with the seconds that those took: `unlabeled` is adapted to."""
 
@@ -68,10 +81,9 @@ class Images(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     if not args.markdown:
-        study(args)
+        names = [choose("method", name, METHODS) for name in names_in(args.methods, METHODS)]
+        study(args, [Variant(args.label or name, name, built(name, parse_constants(args.set))) for name in names])
     runs = read_runs(args.runs)
     table = summarize(runs)
     if len(table) and not args.markdown:
@@ -81,39 +93,53 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_runs(path: Path = RUNS) -> pd.DataFrame:
-    """The single runs; of the study itself without those of the validation domain."""
-    runs = pd.read_csv(path, dtype={"settings": str, "code": str}, keep_default_na=False, na_values=["nan", ""])
+    """The single runs of the bundled model; of the study itself without those of the validation domain."""
+    texts = dict.fromkeys(("settings", "model", "code"), str)
+    runs = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=["nan", ""])
+    runs = runs[runs["model"] == load_backbone("birds").fingerprint()]
     return runs[runs["domain"] != VALIDATION_DOMAIN] if path == RUNS else runs
 
 
-def study(args: argparse.Namespace) -> None:
-    """Do every run that is not in the file yet: domain by domain and seed by seed, all methods on the same images."""
-    methods = [choose("method", name, METHODS) for name in _names(args.methods, METHODS)]
-    domains = [choose("domain", name, (*DOMAINS, VALIDATION_DOMAIN)) for name in _names(args.domains, DOMAINS)]
+def built(name: str, constants: dict[str, str] | None = None) -> Callable[[Backbone, Splits, int], Method]:
+    """What builds a method of `METHODS` by the preset of the backbone, with other constants."""
+    return lambda backbone, splits, seed: build_method(name, backbone, splits[0], constants=constants)
+
+
+def study(args: argparse.Namespace, variants: Sequence[Variant]) -> None:
+    """Do every run that is not in the file yet: domain by domain and seed by seed, all variants on the same images."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    domains = [choose("domain", name, (*DOMAINS, VALIDATION_DOMAIN)) for name in names_in(args.domains, DOMAINS)]
     backbone, done, code = load_backbone("birds", device=args.device), _done(args.runs), _code()
     for domain, seed in product(domains, range(args.first_seed, args.first_seed + args.seeds)):
-        images = None
-        for key, method, config in _cells(args, methods, domain, seed, backbone):
+        splits, images = rendered_on_demand(args, domain, seed), None
+        for key, method, config in cells(args, variants, backbone, splits, domain, seed):
             if _key_of(key) in done:
                 continue
-            images = images or _images(backbone, domain, seed, args)
+            images = images or _images(backbone, splits)
             row = {**key, **run(method, images, config, seed + 1000 * key["order"]), "code": code}
             _append(args.runs, row)
             took = f"{100 * row['accuracy']:.1f} %, {row['seconds']:.0f} s"
             print(f"{key['method']} {domain} {seed} {key['order']}: {took}", flush=True)
 
 
-def _cells(
-    args: argparse.Namespace, methods: list[str], domain: str, seed: int, backbone: Any
+def rendered_on_demand(args: argparse.Namespace, domain: str, seed: int) -> Splits:
+    """Both splits of a domain, of which nothing is rendered yet."""
+    sizes = {"train": args.images, "test": args.test_images}
+    unlabeled, test = (load_dataset(f"birds/{domain}", split, seed=seed, n=n) for split, n in sizes.items())
+    return unlabeled, test
+
+
+def cells(
+    args: argparse.Namespace, variants: Iterable[Variant], backbone: Backbone, splits: Splits, domain: str, seed: int
 ) -> Iterator[tuple[dict[str, Any], Method, AdaptConfig]]:
     """What is to be run on the images of a domain and seed: what is known of the row beforehand, method, schedule."""
-    data = load_dataset(f"birds/{domain}", "train", seed=seed, n=args.images)
-    for name in methods:
+    for label, name, build in variants:
         for order in range(ORDERS if METHODS[name].labels_are == "online" else 1):
-            method = build_method(name, backbone, data, constants=parse_constants(args.set))
+            method = build(backbone, splits, seed)
             config = _schedule(method, args)
             key = {
-                **{"method": args.label or name, "domain": domain, "seed": seed, "images": args.images},
+                **{"method": label, "domain": domain, "seed": seed, "images": args.images},
                 **{"test_images": args.test_images, "epochs": config.epochs if method.trains else 0},
                 **{"lr": config.lr if method.trains else 0.0, "settings": _short_hash(method.settings)},
                 **{"model": backbone.fingerprint(), "order": order},
@@ -126,17 +152,15 @@ def _schedule(method: Method, args: argparse.Namespace) -> AdaptConfig:
     return replace(method.schedule, workers=args.workers, **changes)
 
 
-def _images(backbone: Any, domain: str, seed: int, args: argparse.Namespace) -> Images:
+def _images(backbone: Backbone, splits: Splits) -> Images:
     """Images rendered once, and not while the clock runs; embeddings for the methods that need no more."""
-    sizes = {"train": args.images, "test": args.test_images}
-    splits = [load_dataset(f"birds/{domain}", split, seed=seed, n=n) for split, n in sizes.items()]
     for data in splits:
         for i in range(len(data)):
             data.image(i)
     begun = time.perf_counter()
     unlabeled = embed_dataset(backbone, splits[0])
     seconds = time.perf_counter() - begun
-    return Images(splits[0], splits[1], (unlabeled, embed_dataset(backbone, splits[1])), seconds)
+    return Images(*splits, (unlabeled, embed_dataset(backbone, splits[1])), seconds)
 
 
 def run(method: Method, images: Images, config: AdaptConfig, seed: int) -> dict[str, Any]:
@@ -205,13 +229,13 @@ def _append(path: Path, row: dict[str, Any]) -> None:
         writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
-def _names(given: str | None, default: Iterable[str]) -> list[str]:
+def names_in(given: str | None, default: Iterable[str]) -> list[str]:
     return list(default) if given is None else [name.strip() for name in given.split(",")]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", metavar="A,B", help="default: all")
+def study_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every study has: which images, how long, on what, and the file of its runs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domains", metavar="A,B", help="default: all but the validation domain")
     parser.add_argument("--seeds", type=int, default=5, help="how many, default: %(default)s")
     parser.add_argument("--first-seed", type=int, default=0, help="default: %(default)s")
@@ -219,14 +243,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test-images", type=int, default=960, help="default: %(default)s")
     parser.add_argument("--epochs", type=int, help="of methods that train; default: what they recommend")
     parser.add_argument("--lr", type=float, help="likewise")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant, with one method")
-    parser.add_argument("--label", help="what to call the method in the tables, for a variant made by --set")
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--workers", type=int, default=0, help="processes that make views, default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--runs", type=Path, default=RUNS, help="file of single runs, default: %(default)s")
-    parser.add_argument("--out", type=Path, default=SUMMARY, help="summary, default: %(default)s")
     parser.add_argument("--markdown", action="store_true", help="only print the table of what is there")
+    return parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = study_parser(__doc__)
+    parser.add_argument("--methods", metavar="A,B", help="default: all")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant, with one method")
+    parser.add_argument("--label", help="what to call the method in the tables, for a variant made by --set")
+    parser.add_argument("--out", type=Path, default=SUMMARY, help="summary, default: %(default)s")
     return parser
 
 

@@ -97,9 +97,9 @@ def markdown(table: pd.DataFrame, runs: pd.DataFrame) -> str:
     lines = [_caption(runs), ""]
     lines += _head("method", *domains, "mean", f"minus {REFERENCE}", "ECE before → after", "labels", "seconds", "code")
     for name, row in overall.iterrows():
-        values = [_percent(cells.loc[(name, d), "accuracy"], cells.loc[(name, d), "accuracy_ci95"]) for d in domains]
-        mean = f"**{_percent(row['accuracy'], row['accuracy_ci95'])}**"
-        labels = f"{_percent(row['pseudo_label_accuracy'])} {row['labels_are']}"
+        values = [percent(cells.loc[(name, d), "accuracy"], cells.loc[(name, d), "accuracy_ci95"]) for d in domains]
+        mean = f"**{percent(row['accuracy'], row['accuracy_ci95'])}**"
+        labels = f"{percent(row['pseudo_label_accuracy'])} {row['labels_are']}"
         last = [_minus(name, row, "accuracy"), _ece(name, overall, "ece"), labels, f"{row['seconds']:.0f}", row["code"]]
         lines.append(_row(name, *values, mean, *last))
     return "\n".join(lines)
@@ -119,8 +119,8 @@ def headline(runs: pd.DataFrame) -> str:
         *_head("", "accuracy", f"minus {REFERENCE}", "ECE"),
     ]
     for name, row in overall.iterrows():
-        accuracy = _percent(row["accuracy"], row["accuracy_ci95"])
-        lines.append(_row(name, accuracy, _minus(name, row, "accuracy"), _percent(row["ece"])))
+        accuracy = percent(row["accuracy"], row["accuracy_ci95"])
+        lines.append(_row(name, accuracy, _minus(name, row, "accuracy"), percent(row["ece"])))
     return "\n".join(lines)
 
 
@@ -144,7 +144,7 @@ def without_training(runs: pd.DataFrame) -> str:
     for name, row in overall.iterrows():
         values = [name if name == REFERENCE else f"{name} ({row['labels_are']})"]
         for measure, ece in (("pseudo_label_accuracy", "label_ece"), ("accuracy", "ece")):
-            mean, spread = _percent(row[measure], row[f"{measure}_ci95"]), _percent(row[f"{measure}_order_spread"])
+            mean, spread = percent(row[measure], row[f"{measure}_ci95"]), percent(row[f"{measure}_order_spread"])
             values += [mean, _minus(name, row, measure), _ece(name, overall, ece), spread]
         lines.append(_row(*values))
     return "\n".join(lines)
@@ -157,14 +157,14 @@ def _ranked(table: pd.DataFrame) -> pd.DataFrame:
 def _minus(name: str, row: pd.Series, measure: str) -> str:
     if name == REFERENCE:
         return ""
-    return _percent(row[f"{measure}_difference"], row[f"{measure}_difference_ci95"], sign=True)
+    return percent(row[f"{measure}_difference"], row[f"{measure}_difference_ci95"], sign=True)
 
 
 def _ece(name: str, overall: pd.DataFrame, measure: str) -> str:
     """That of zero-shot by the sentences that the method reads, on the same images, and the method's own."""
-    own = _percent(overall.loc[name, measure])
+    own = percent(overall.loc[name, measure])
     has_another = name not in (REFERENCE, "zero_shot") and own
-    return f"{_percent(overall.loc[REFERENCE, measure])} → {own}" if has_another else own
+    return f"{percent(overall.loc[REFERENCE, measure])} → {own}" if has_another else own
 
 
 def _head(*names: str) -> list[str]:
@@ -192,7 +192,7 @@ def _caption(runs: pd.DataFrame) -> str:
     )
 
 
-def _percent(mean: float, half: float = math.nan, sign: bool = False) -> str:
+def percent(mean: float, half: float = math.nan, sign: bool = False) -> str:
     if math.isnan(mean):
         return ""
     value = f"{100 * mean:+.1f}" if sign else f"{100 * mean:.1f}"

@@ -1,12 +1,13 @@
 """The arithmetic of the accuracy study; its runs are not part of the tests."""
 
 import math
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from benchmarks import accuracy
-from benchmarks.accuracy_tables import half_width, markdown, of_one_state, summarize, without_training
+from benchmarks import accuracy, readme
+from benchmarks.accuracy_tables import half_width, headline, markdown, of_one_state, summarize, without_training
 from clipviz.birds.dataset import DOMAINS
 
 
@@ -106,3 +107,21 @@ def test_rows_without_calibration_are_done_again_and_orders_are_rows_of_their_ow
     for each in (row, older, other):
         accuracy._append(tmp_path / "runs.csv", each)
     assert accuracy._done(tmp_path / "runs.csv") == {accuracy._key_of(row), accuracy._key_of(other)}
+
+
+def test_runs_of_an_earlier_model_stay_in_the_file_and_out_of_the_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, "load_backbone", lambda name: SimpleNamespace(fingerprint=lambda: "0123"))
+    both = [make_runs({"dpa": base}, settings="aa", model=model) for base, model in ((0.4, "0ca1"), (0.6, "0123"))]
+    pd.concat(both[::-1]).to_csv(tmp_path / "runs.csv", index=False)  # the older rows last
+    table = summarize(accuracy.read_runs(tmp_path / "runs.csv")).set_index(["domain", "method"])
+    assert table.loc[("fog", "dpa"), "accuracy"] == pytest.approx(0.65)
+    both[0].to_csv(tmp_path / "runs.csv", index=False)
+    runs = accuracy.read_runs(tmp_path / "runs.csv")
+    assert {markdown(summarize(runs), runs), headline(runs), without_training(runs)} == {"no runs yet"}
+
+
+def test_the_page_shows_methods_and_no_variants_of_them(monkeypatch):
+    runs = make_runs({"descriptions": 0.4, "microclip": 0.6, "microclip with true masks": 0.7})
+    monkeypatch.setattr(accuracy, "read_runs", lambda: runs)
+    assert set(readme.study_runs()["method"]) == {"descriptions", "microclip"}
+    assert "true masks" not in readme.accuracy_section()
