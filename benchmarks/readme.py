@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import accuracy, accuracy_tables, saliency, saliency_tables, soap_oracle, speed
+from benchmarks import ablation, accuracy, accuracy_tables, saliency, saliency_tables, soap_oracle, speed
 from clipviz import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +93,7 @@ def main() -> None:
     """Replace all sections."""
     docs = ROOT / "docs"
     replace_sections(ROOT / "README.md", {"headline": accuracy_tables.headline(study_runs())})
-    replace_sections(docs / "accuracy.md", {"accuracy": accuracy_section()})
+    replace_sections(docs / "accuracy.md", {"accuracy": accuracy_section(), "ablation": ablation.section()})
     replace_sections(docs / "speed.md", {"speed": speed_section()})
     replace_sections(docs / "saliency.md", saliency_sections())
 

@@ -26,6 +26,7 @@ OP_PROBABILITY = 0.5
 
 Color = tuple[int, int, int]
 Arguments = Callable[[float, float], tuple[float, ...]]
+Apply = Callable[[str, Image.Image, float, float, Color], Image.Image]
 
 
 def _up_to(most: float) -> Arguments:
@@ -60,14 +61,14 @@ def apply_op(name: str, image: Image.Image, magnitude: float, sign: float, fill:
     return op(image, *arguments, fillcolor=tuple(fill), resample=Image.Resampling.BICUBIC)
 
 
-def rand_augment(image: Image.Image, rng: np.random.Generator, fill: Color) -> Image.Image:
+def rand_augment(image: Image.Image, rng: np.random.Generator, fill: Color, apply: Apply = apply_op) -> Image.Image:
     """Apply two operations, drawn with replacement, each with probability 1/2 and magnitude ~ N(9, 0.5)."""
     names = list(INCREASING_OPS)
     for op_index in rng.integers(len(names), size=OPS_PER_IMAGE):
         if rng.random() < OP_PROBABILITY:
             magnitude = min(MAX_MAGNITUDE, max(0.0, rng.normal(MAGNITUDE, MAGNITUDE_STD)))
             sign = -1.0 if rng.random() < 0.5 else 1.0
-            image = apply_op(names[op_index], image, magnitude, sign, fill)
+            image = apply(names[op_index], image, magnitude, sign, fill)
     return image
 
 
@@ -114,12 +115,17 @@ def eval_parts(parts: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(_resize_and_cut(mask, size, *_center(mask.size, size), Image.Resampling.NEAREST))
 
 
-def strong_view(image: Image.Image, config: ViewConfig, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Random resized crop, flip with probability 1/2, RandAugment. Returns (S, S, 3)."""
+def strong_view(
+    image: Image.Image, config: ViewConfig, rng: np.random.Generator, apply: Apply = apply_op
+) -> NDArray[np.uint8]:
+    """Random resized crop, flip with probability 1/2, RandAugment. Returns (S, S, 3).
+
+    What is drawn does not depend on the pixels nor on `apply`, so a mask can follow its image.
+    """
     view = image.crop(_random_box(image.size, rng)).resize((config.size, config.size), _BICUBIC)
     if rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(rand_augment(view, rng, config.fill))
+    return np.asarray(rand_augment(view, rng, config.fill, apply))
 
 
 def crop_views(image: Image.Image, config: ViewConfig, rng: np.random.Generator) -> NDArray[np.uint8]:
