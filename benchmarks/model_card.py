@@ -108,9 +108,14 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def stage_list(stages: list[dict[str, Any]]) -> str:
-    """The stages that a model came about in, as a sentence and a list; nothing where there is but one."""
-    lines = [f"{i}. `{command_of(stage)}`" for i, stage in enumerate(stages, 1)]
-    return "\n".join(["Its stages, each begun by `--init` from the one before:", "", *lines]) if stages[1:] else ""
+    """The stages that a model came about in, with their commands, as a list."""
+    return "\n".join(f"{i}. `{command_of(stage)}`{_aside(stage)}" for i, stage in enumerate(stages, 1))
+
+
+def _aside(stage: dict[str, Any]) -> str:
+    """What the command of a stage does not say."""
+    stopped = f", stopped after {stage['stopped_after']:,} steps" if "stopped_after" in stage else ""
+    return stopped + (f"\n   ({stage['note']})" if "note" in stage else "")
 
 
 def card(folder: Path, images: int) -> str:
@@ -128,8 +133,10 @@ def card(folder: Path, images: int) -> str:
         text=MODEL_CONFIG["text_cfg"],
         parameters=parameters / 1e6,
         made=made,
-        note=made.get("note", stage_list(stages_of(folder))),
+        stages=stage_list(stages_of(folder)),
         shifted=100 * made["shifted"],
+        coarse=100 * made["coarse"],
+        strangers=100 * made["strangers"],
         distance=MIN_DISTANCE,
         images=images,
         chance=100 / len(SPECIES),

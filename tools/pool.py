@@ -61,6 +61,7 @@ def render_pool(config: PretrainConfig, folder: Path, workers: int = 2) -> Pool:
     of_config = {name: getattr(config, name) for name in ("pool", "seed", "shifted", "max_severity")}
     stamp = json.dumps({**of_config, "side": IMAGE_SIDE, "parts": len(PART_NAMES)})
     if not done.is_file() or done.read_text() != stamp:
+        done.unlink(missing_ok=True)  # else a pool that was left half rendered would pass for the former one
         _open_pool(folder, codes, "w+")
         chunks = [(i, min(i + 500, config.pool)) for i in range(0, config.pool, 500)]
         with ProcessPoolExecutor(workers) as executor:

@@ -20,7 +20,8 @@ begin) with the true bird for its mask, and s the learned logit scale, the terms
     zoom           0    mean_b CE(s z_b . f, b)            z pools the u of a region, f are embeddings of such regions,
                                                            enlarged, without gradient (dense self-distillation)
 
-and `--weight NAME=VALUE` sets another. The bundled model has the default ones. All but the first two give the patch
+and `--weight NAME=VALUE` sets another. The first stage of the bundled model has the default ones, and its card tells
+those of the later stages. All but the first two give the patch
 tokens words, as large CLIPs have: microCLIP's [FG] token lives on them. The place of the bird must be told: left
 free, a small tower keeps what it knows about the bird in the idle patches of the background, and the likeness of two
 patches, which NCut cuts by, is mostly that of their positions. Plain contrastive learning alone is slow to find small
@@ -266,8 +267,13 @@ def pretrain(
                 print(f"{step},{row},{model.logit_scale.exp().item():.2f},{speed:.0f}", file=log, flush=True)
             if (step + 1) % save_every == 0 or step + 1 == config.steps:
                 save_checkpoint(folder, model, optimizer, step + 1, config)
-                export(model, folder / "model", stages)
+                export(model, folder / "model", [*stages[:-1], stages[-1] | _if_stopped(step + 1, config)])
     return model
+
+
+def _if_stopped(done: int, config: PretrainConfig) -> dict[str, int]:
+    """What a stage that was left before its last step has to tell besides its configuration."""
+    return {"stopped_after": done} if done < config.steps else {}
 
 
 def parse_weights(assignments: Sequence[str]) -> Weights:

@@ -27,8 +27,8 @@ Where it is not, and why:
   black and the mean of raw embeddings. On nearly complete graphs its masks, like those of the authors' code, can depend
   on the last bit (see `clipviz.ncut`), so runs in float32 and float64 may diverge there.
 Beyond the official method: `crop_teacher="frozen"` takes the g_k of (4) from the frozen model, once an image, which
-makes a step several times cheaper (`clipviz.methods.crop_teacher`); `side="border"` takes the side of the cut with
-less of the image's border, which finds the object in clutter (docs/saliency.md). No preset does either.
+makes a step several times cheaper (`clipviz.methods.crop_teacher`), in no preset; `side="border"` takes the side of the
+cut with less of the image's border, which finds the object in clutter (docs/saliency.md), in the preset `birds`.
 
 Each equation raises ValueError, naming the tensor, where shapes or precisions disagree.
 """
@@ -96,7 +96,13 @@ _OFFICIAL = MicroCLIPConfig(full_density=1.0, name_embedding="raw", fill=(0, 0, 
 PRESETS = {"default": MicroCLIPConfig(), "official": _OFFICIAL}
 BACKBONE_PRESETS = {
     "birds": MicroCLIPConfig(
-        crops=4, crop_scale=(0.7, 1.0), affinity="cosine", tau=0.4, full_density=1.0, schedule=AdaptConfig(lr=2e-3)
+        crops=4,
+        crop_scale=(0.7, 1.0),
+        affinity="cosine",
+        tau=0.4,
+        side="border",
+        full_density=1.0,
+        schedule=AdaptConfig(lr=2e-3),
     )
 }
 

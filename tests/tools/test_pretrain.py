@@ -116,9 +116,22 @@ def test_an_exported_model_tells_its_stages(with_pool, tmp_path):
     assert stages_of(tmp_path / "second" / "model") == [asdict(first), asdict(second)]
     with safe_open(tmp_path / "second" / "model" / "open_clip_model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["pretraining"]) == asdict(second)
-    assert [stage["steps"] for stage in stages_of(BUNDLED)] == [7300]  # of older files the last stage is known
+    assert [stage.get("stopped_after", stage["steps"]) for stage in stages_of(BUNDLED)] == [7300, 1100, 700]
     with pytest.raises(ValueError, match="made with another coarse, steps; give the same"):
         pretrain(replace(first, steps=2, coarse=0.5), tmp_path / "first")
+
+
+def test_a_stage_that_was_left_early_says_after_which_step(with_pool, tmp_path, monkeypatch):
+    def batches_until(first, *arguments, real=module.batches):
+        for step, batch in real(first, *arguments):
+            if step == 3:
+                raise KeyboardInterrupt
+            yield step, batch
+
+    monkeypatch.setattr(module, "batches", batches_until)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(CONFIG, tmp_path, save_every=2)
+    assert stages_of(tmp_path / "model") == [{**asdict(CONFIG), "stopped_after": 2}]
 
 
 def test_a_stage_tells_the_command_that_makes_it():
@@ -187,6 +200,12 @@ def test_the_pool_is_rendered_once_and_again_if_it_changed(tmp_path, monkeypatch
     for column, expected in zip(render_pool(CONFIG, tmp_path, workers=1), kept, strict=True):
         np.testing.assert_array_equal(column, expected)
     monkeypatch.undo()
+    monkeypatch.setattr(rendering, "_render_chunk", None)  # another pool in its place, which fails half way
+    with pytest.raises(TypeError):
+        render_pool(replace(CONFIG, seed=1), tmp_path, workers=1)
+    monkeypatch.undo()
+    again = render_pool(CONFIG, tmp_path, workers=1)
+    np.testing.assert_array_equal(again.images, kept[0])
     other = render_pool(replace(CONFIG, seed=1), tmp_path, workers=1)
     assert (other.images != kept[0]).any()
 
