@@ -116,7 +116,7 @@ def test_an_exported_model_tells_its_stages(with_pool, tmp_path):
     assert stages_of(tmp_path / "second" / "model") == [asdict(first), asdict(second)]
     with safe_open(tmp_path / "second" / "model" / "open_clip_model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["pretraining"]) == asdict(second)
-    assert [stage.get("stopped_after", stage["steps"]) for stage in stages_of(BUNDLED)] == [7300, 1100, 700]
+    assert [stage.get("stopped_after", stage["steps"]) for stage in stages_of(BUNDLED)] == [7300, 1100, 700, 300]
     with pytest.raises(ValueError, match="made with another coarse, steps; give the same"):
         pretrain(replace(first, steps=2, coarse=0.5), tmp_path / "first")
 
