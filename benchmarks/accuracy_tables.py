@@ -163,7 +163,7 @@ def _minus(name: str, row: pd.Series, measure: str) -> str:
 def _ece(name: str, overall: pd.DataFrame, measure: str) -> str:
     """That of zero-shot by the sentences that the method reads, on the same images, and the method's own."""
     own = percent(overall.loc[name, measure])
-    has_another = name not in (REFERENCE, "zero_shot") and own
+    has_another = name not in (REFERENCE, "zero_shot") and REFERENCE in overall.index and own
     return f"{percent(overall.loc[REFERENCE, measure])} → {own}" if has_another else own
 
 

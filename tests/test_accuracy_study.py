@@ -61,6 +61,11 @@ def test_the_table_ranks_by_the_mean_of_all_domains():
     assert "+20.0 ± 0.0" in lines[4]
 
 
+def test_a_file_without_zero_shot_by_descriptions_has_a_table_too():
+    runs = make_runs({"dpa": 0.6}, ece=0.1)
+    assert "| 10.0 |" in markdown(summarize(runs), runs).splitlines()[4]
+
+
 def test_orders_of_a_stream_are_averaged_within_a_seed_and_their_spread_is_told():
     orders = [make_runs({"tda": 0.5 + 0.01 * k}, order=k, labels_are="online", ece=0.1) for k in range(3)]
     runs = pd.concat([make_runs({"descriptions": 0.4}, ece=0.2), *orders])
