@@ -219,7 +219,10 @@ class Method(nn.Module, ABC):
         return {}
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Trainable parameters for AdamW; default: one group with the given decay on everything."""
+        """Trainable parameters for AdamW; default: one group with the given decay on everything.
+
+        A group may have an `lr_scale`, by which the learning rate of the schedule is multiplied.
+        """
         return [{"params": [p for p in self.parameters() if p.requires_grad], "weight_decay": weight_decay}]
 
     def trainable_state(self) -> dict[str, Tensor]:

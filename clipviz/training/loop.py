@@ -241,7 +241,7 @@ class Adaptation:
         """One optimizer step at the learning rate of the cosine schedule."""
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine_lr(step, self.n_steps, self.config)
+            group["lr"] = group.get("lr_scale", 1.0) * cosine_lr(step, self.n_steps, self.config)
         losses = self.method.loss(views, pseudo)
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):

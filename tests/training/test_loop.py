@@ -179,10 +179,12 @@ def test_the_optimizer_follows_the_schedule(tiny_backbone, toy):
     assert rates == sorted(rates, reverse=True)
 
 
-def test_one_step_is_one_step_of_adamw(tiny_backbone):
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_one_step_is_one_step_of_adamw(tiny_backbone, scale):
     """The first step against AdamW written out: betas (0.9, 0.999), eps 1e-8, decay 0.1 on everything."""
     data = ToyDataset(8)
-    method, twin = microclip(tiny_backbone), microclip(tiny_backbone)
+    method, twin = (microclip(tiny_backbone, soap_lr_scale=scale) for _ in range(2))
+    assert len(method.parameter_groups(0.1)) == 1 + (scale != 1.0)  # the authors have one
     run = Adaptation(method, data, AdaptConfig(epochs=1, batch_size=8, lr=1e-2))
     batch = next(run.loader.epoch(0))
     with torch.no_grad():
@@ -193,7 +195,8 @@ def test_one_step_is_one_step_of_adamw(tiny_backbone):
     for name, parameter in twin.named_parameters():
         if parameter.requires_grad:
             gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            expected = parameter.detach() * (1 - 1e-2 * 0.1) - 1e-2 * gradient / (gradient.abs() + 1e-8)
+            lr = 1e-2 * (scale if name in ("w_query", "w_key", "w_value") else 1.0)
+            expected = parameter.detach() * (1 - lr * 0.1) - lr * gradient / (gradient.abs() + 1e-8)
             settled = gradient.abs() > 1e-5  # elsewhere rounding decides the sign
             torch.testing.assert_close(moved[name][settled], expected[settled], atol=1e-5, rtol=1e-3)
             assert settled.any(), name
