@@ -182,7 +182,7 @@ def _caption(runs: pd.DataFrame) -> str:
         f"mean of {seeds} seeds ± half the 95 % interval (Student's t). For tda and oga each seed is the mean of ten "
         f"orders of its images. The difference is taken seed by seed on the same images; `{REFERENCE}` is zero-shot "
         "with the descriptions that all methods but `zero_shot` use. The learning rates of microCLIP and DPA, "
-        "microCLIP's tau and the beta of NtUA and Tip-Adapter were chosen by accuracy on another domain "
+        "microCLIP's tau, side and soap_lr_scale, and the beta of NtUA and Tip-Adapter were chosen on another domain "
         f"({VALIDATION_DOMAIN}) with other seeds; all other constants are the presets as first written. No target "
         "label is used in training, and the last epoch is the result. ECE: calibration error in % on the test "
         f"images, lower is better; before: that of `{REFERENCE}`. Labels: accuracy of the labels of the unlabeled "
