@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from clipviz.backbone import Backbone, load_backbone
 from clipviz.backbone.tower import value_path
@@ -119,6 +119,12 @@ def test_an_exported_model_tells_its_stages(with_pool, tmp_path):
     assert [stage.get("stopped_after", stage["steps"]) for stage in stages_of(BUNDLED)] == [7300, 1100, 700, 300]
     with pytest.raises(ValueError, match="made with another coarse, steps; give the same"):
         pretrain(replace(first, steps=2, coarse=0.5), tmp_path / "first")
+
+
+def test_of_a_file_without_stages_the_last_one_is_known(tmp_path):
+    made = {"pretraining": json.dumps({"steps": 7300, "seed": 3})}
+    save_file({"weight": torch.zeros(1)}, tmp_path / "open_clip_model.safetensors", metadata=made)
+    assert stages_of(tmp_path) == [{"steps": 7300, "seed": 3}]
 
 
 def test_a_stage_that_was_left_early_says_after_which_step(with_pool, tmp_path, monkeypatch):
