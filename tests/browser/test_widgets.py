@@ -261,6 +261,8 @@ def test_two_runs_compared_filtered_and_turned_through_their_epochs(run_cells):
     expect(titles.filter(has_text=re.compile("^relevance, epoch 0$"))).to_have_count(2)
     page.locator(".widget-play button").first.click()
     expect(captions.nth(0)).to_contain_text("microCLIP, seed 1, epoch 1: ")
+    # else it stops when the next test has closed this notebook, and has nobody to tell it to
+    expect(page.locator(".widget-play .fa-pause")).to_have_count(0)
 
 
 def test_a_day_of_a_researcher_takes_the_lines_and_clicks_that_the_page_says(lab, put_on_desk):
