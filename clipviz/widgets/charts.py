@@ -24,8 +24,8 @@ class Series(NamedTuple):
 class Chart:
     """A chart with its labels; `series` are "lines" or stacked "bars", `y_range` None fits the data.
 
-    `ticks` are (value, text) pairs of the x axis, empty for numbers; as `names` they are set in two rows, to have room,
-    with half a step left and right. `marks` are dotted vertical lines with their text, `empty` what to say instead.
+    `ticks` are (value, text) pairs of the x axis, empty for numbers; as `names` they are set in several rows, to have
+    room, with half a step left and right. `marks` are dotted vertical lines with their text, `empty` what to say instead.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Chart:
 
     def draw(self, axes: Axes) -> None:
         """The same with matplotlib."""
-        axes.set_title(self.title, fontsize=9, loc="left", weight="bold")
+        axes.set_title(self.title, fontsize=9, loc="left", weight="bold", wrap=True)
         label_axes(axes, self.x_label, self.y_label)
         if not any(len(series.x) for series in self.series):
             axes.set(xticks=[], yticks=[])
@@ -62,7 +62,7 @@ class Chart:
             axes.annotate(text, (value, 1), xycoords=("data", "axes fraction"), fontsize=7.5, ha="left", va="top",
                           xytext=(3, 0), textcoords="offset points", parse_math=False)  # fmt: skip
         if self.ticks:
-            texts = [("\n" if self.names and i % 2 else "") + text for i, (_, text) in enumerate(self.ticks)]
+            texts = ["\n" * (i % 3 if self.names else 0) + text for i, (_, text) in enumerate(self.ticks)]
             axes.set_xticks([value for value, _ in self.ticks], texts)
             for label in axes.get_xticklabels():
                 label.set_parse_math(False)
@@ -70,7 +70,7 @@ class Chart:
             axes.set_xlim(-0.5, len(self.ticks) - 0.5)
         if self.y_range:
             axes.set_ylim(*self.y_range)
-        legend_below(axes, 0.6 if self.names else 0.46)
+        legend_below(axes, 0.72 if self.names else 0.46)
 
     def _draw_lines(self, axes: Axes) -> None:
         for name, look, x, y in self.series:

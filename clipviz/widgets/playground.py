@@ -192,13 +192,13 @@ class DKAPlayground(View):
     def draw(self) -> Figure:
         """Both charts, the images that change, and the cut of the chosen one."""
         shown, rows = self._changed[: 2 * COLUMNS], [self.cutting.row] if self.cutting.row else []
-        height = 3.9 + 0.22 * bool(shown) + Picture.inches(shown, rows)
+        height = 4.02 + 0.22 * bool(shown) + Picture.inches(shown, rows)
         picture = Picture(height, f"gamma {self.gamma.value:.2f}: {self.result.value}")
         grid = {"left": 0.075, "right": 0.955, "top": 1 - 0.6 / height, "bottom": 1 - 2.6 / height, "wspace": 0.2}
         for axes, name in zip(picture.figure.subplots(1, 2, gridspec_kw=grid), ("what_if", "ballot"), strict=True):
             nothing = Chart("Pseudo-labels of the last epoch", "gamma", "%", empty=_NO_SOURCES)
             self._charts.get(name, nothing).draw(axes)
-        picture.skip(3.38)
+        picture.skip(3.5)
         if shown:
             picture.write(self.gallery.label)
         picture.thumbnails([*map(self.album.pixels, shown)])
