@@ -24,8 +24,8 @@ class Series(NamedTuple):
 class Chart:
     """A chart with its labels; `series` are "lines" or stacked "bars", `y_range` None fits the data.
 
-    `ticks` are (value, text) pairs of the x axis, empty for numbers; as `names` they are set in several rows, to have
-    room, with half a step left and right. `marks` are dotted vertical lines with their text, `empty` what to say instead.
+    `ticks` are (value, text) pairs of the x axis, empty for numbers; as `names` they are set in rows, to have room,
+    with half a step left and right. `marks` are dotted vertical lines with their text, `empty` what to say instead.
     """
 
     title: str
@@ -57,10 +57,10 @@ class Chart:
             axes.text(0.5, 0.5, self.empty, ha="center", va="center", fontsize=8.5, color="#555", wrap=True)
             return
         (self._draw_bars if self.kind == "bars" else self._draw_lines)(axes)
-        for value, text in self.marks:
+        for i, (value, text) in enumerate(self.marks):  # one below the other, as in the browser
             axes.axvline(value, color="black", linestyle=":", linewidth=1)
             axes.annotate(text, (value, 1), xycoords=("data", "axes fraction"), fontsize=7.5, ha="left", va="top",
-                          xytext=(3, 0), textcoords="offset points", parse_math=False)  # fmt: skip
+                          xytext=(3, -9 * (i % 4)), textcoords="offset points", parse_math=False)  # fmt: skip
         if self.ticks:
             texts = ["\n" * (i % 3 if self.names else 0) + text for i, (_, text) in enumerate(self.ticks)]
             axes.set_xticks([value for value, _ in self.ticks], texts)
@@ -70,6 +70,7 @@ class Chart:
             axes.set_xlim(-0.5, len(self.ticks) - 0.5)
         if self.y_range:
             axes.set_ylim(*self.y_range)
+        axes.locator_params(axis="y", nbins=5)
         legend_below(axes, 0.72 if self.names else 0.46)
 
     def _draw_lines(self, axes: Axes) -> None:
