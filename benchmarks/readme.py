@@ -67,7 +67,7 @@ def saliency_sections() -> dict[str, str]:
     scores = pd.read_csv(saliency.RESULTS / "saliency.csv", keep_default_na=False)
     study = pd.read_csv(saliency.RESULTS / "saliency_soap.csv", dtype={"tau": str})
     scrambled = pd.read_csv(saliency.RESULTS / "saliency_sanity.csv")
-    oracle = pd.read_csv(saliency.RESULTS / "saliency_oracle.csv")
+    oracle, first = (pd.read_csv(saliency.RESULTS / f"saliency_oracle{of}.csv") for of in ("", "_first"))
     is_paired = scores["kind"] == "soap - cls_attention"
     return {
         "kinds": saliency_tables.by_kind(scores[~is_paired]),
@@ -75,6 +75,7 @@ def saliency_sections() -> dict[str, str]:
         "sides": saliency_tables.by_side(study),
         "sanity": saliency_tables.by_sanity(scrambled),
         "oracle": soap_oracle.by_oracle(oracle),
+        "oracle_first": soap_oracle.by_oracle(first),
     }
 
 
