@@ -2,44 +2,76 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache
+from typing import TYPE_CHECKING
+
 import pytest
-import torch
-from tiny import GOLDEN, ToyDataset, make_tiny_backbone
 
-from clipviz.backbone import Backbone
+if TYPE_CHECKING:
+    from tiny import ToyDataset
 
-__all__ = ["GOLDEN", "ToyDataset", "make_tiny_backbone"]
+    from clipviz.backbone import Backbone
 
-torch.set_num_threads(1)  # the models are too small to share
+
+def pytest_collectstart() -> None:
+    """Not when this file is read: the process that deals out the tests of others does without torch."""
+    prepare()
+
+
+@cache
+def prepare() -> None:
+    import open_clip
+    import torch
+
+    torch.set_num_threads(1)  # the models are too small to share
+    open_clip.factory.SimpleTokenizer = cache(open_clip.SimpleTokenizer)  # slower to read than most models to run
+    os.fsync = lambda descriptor: None  # no test cuts the power, and each would wait for its disk
 
 
 @pytest.fixture(scope="session")
 def tiny_backbone() -> Backbone:
     """Random weights; methods train on copies of its image tower, so it can be shared."""
+    from tiny import make_tiny_backbone
+
     return make_tiny_backbone()
 
 
 @pytest.fixture
 def toy() -> ToyDataset:
+    from tiny import ToyDataset
+
     return ToyDataset()
 
 
 @pytest.fixture
 def toy_test() -> ToyDataset:
+    from tiny import ToyDataset
+
     return ToyDataset(n=9, seed=1, split="test")
 
 
 LAB = tuple(f"tests/browser/test_{name}.py" for name in ("bad_content", "notebooks_in_lab", "widgets"))
+FORKS = tuple(
+    f"tests/{name}.py"
+    for name in ("cli/test_cli", "cli/test_hostile", "test_layers", "training/test_follow", "training/test_parallel")
+)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Files as with loadfile, but those in JupyterLab are one: it starts once, and so does its kernel."""
+    """Files as with loadfile, but those in JupyterLab are one: it starts once, and so does its kernel.
+
+    So are those that fork their commands from a process which has imported everything.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "JupyterLab" if nodeid.startswith(LAB) else super()._split_scope(nodeid)
+            for scope, files in {"JupyterLab": LAB, "forks": FORKS}.items():
+                if nodeid.startswith(files):
+                    return scope
+            return super()._split_scope(nodeid)
 
     return Scheduling(config, log) if config.option.dist == "loadfile" else None
 

@@ -1,11 +1,10 @@
-"""The runs of test_parallel.py, for one process or two: `python tests/shared_runs.py OUT` starts the second by itself.
+"""The runs of test_parallel.py, for one process or two: `main` is called in both of them.
 
-The first of them writes a folder for each run below OUT, as any run does.
+The first of them writes a folder for each run, as any run does.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -90,7 +89,6 @@ def read_meanwhile(run: Run) -> None:
 
 
 def main(out: Path) -> None:
-    torch.set_num_threads(1)
     ranks = launch(2, 1, "cpu")
     for name in CASES:
         run = prepared(name, out / name, ranks, seed=ranks.rank)  # as random weights are: others in every process
@@ -104,7 +102,3 @@ def main(out: Path) -> None:
     assert ranks.texts(f"process {ranks.rank}") == ["process 0", "process 1"]
     assert ranks.any(ranks.rank == 1)
     assert not ranks.any(False)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from forked import start
 
 import clipviz
 
@@ -198,50 +201,49 @@ def test_every_public_name_can_be_had():
         clipviz.nonsense  # noqa: B018
 
 
-# What all cases need is imported once; each case is a fork of that.
-STAR_IMPORTS = """
-import os, sys
-import captum.attr, matplotlib.figure, open_clip, plotly.graph_objects, torch, torchvision
+def star_imports() -> None:
+    """A star import without each of two packages, hidden in two ways; what all need is imported once."""
+    import captum.attr  # noqa: F401
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name == missing:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    for name in [name for name in sys.modules if name.split(".")[0] == "clipviz"]:
+        del sys.modules[name]
 
-def absent():
-    sys.modules[missing] = None
+    class Blocker:
+        def find_spec(self, name, path=None, target=None):
+            if name == missing:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-def forbidden():
-    sys.meta_path.insert(0, Blocker())
-
-for missing in ("anywidget", "ipywidgets"):
-    for hide in (absent, forbidden):
-        if os.fork() == 0:
-            hide()
-            names = {}
-            exec("from clipviz import *", names)
-            said = ""
-            try:
-                import clipviz; clipviz.LiveMonitor
-            except ImportError as error:
-                said = str(error)
-            print(missing, hide.__name__, callable(names["Run"]), "LiveMonitor" in names, said, flush=True)
-            os._exit(0)
-        os.wait()
-"""
+    for missing in ("anywidget", "ipywidgets"):
+        assert missing not in sys.modules
+        for how in ("absent", "forbidden"):
+            if os.fork() == 0:
+                if how == "absent":
+                    sys.modules[missing] = None
+                else:
+                    sys.meta_path.insert(0, Blocker())
+                names, said = {}, ""
+                exec("from clipviz import *", names)
+                try:
+                    _ = import_module("clipviz").LiveMonitor
+                except ImportError as error:
+                    said = str(error)
+                print(missing, how, callable(names["Run"]), "LiveMonitor" in names, said, file=sys.stderr, flush=True)
+                os._exit(0)
+            os.wait()
 
 
-def test_a_star_import_does_without_the_views_where_they_are_not_installed():
+def test_a_star_import_does_without_the_views_where_they_are_not_installed(tmp_path):
     """Not there at all, or forbidden by whoever runs it, who then says so."""
-    done = subprocess.run([sys.executable, "-c", STAR_IMPORTS], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == [
+    start(star_imports, said=tmp_path / "said").join()
+    written = (tmp_path / "said").read_text()
+    assert written.splitlines() == [
         f"{missing} {how} True False {said}"
         for missing in ("anywidget", "ipywidgets")
         for how, said in {
             "absent": f"clipviz.widgets needs {missing}, which is not installed; pip install 'clipviz[lab]'",
             "forbidden": f"No module named '{missing}'",
         }.items()
-    ], done.stderr
+    ]
 
 
 def test_nothing_is_unpickled():

@@ -36,7 +36,7 @@ def make_tiny_backbone(seed: int = 0, name: str = "tiny", embed_dim: int = 32, i
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = open_clip.CLIP(**config)
-    tokenizer = open_clip.SimpleTokenizer(context_length=24)
+    tokenizer = open_clip.factory.SimpleTokenizer(context_length=24)
     backbone = Backbone(model, tokenizer, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), name)
     return backbone.requires_grad_(False).eval()
 

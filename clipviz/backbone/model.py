@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
@@ -24,6 +24,9 @@ from clipviz.origin import remembered
 
 Precision = Literal["32", "bf16-mixed"]
 """What an image tower computes in: float32, or bfloat16 where autocast takes it (its weights stay float32)."""
+
+MOST_TEXTS = 2**15
+"""So many text embeddings are remembered: 100 MB of a large model's."""
 
 
 class ImageTokens(NamedTuple):
@@ -65,6 +68,7 @@ class Backbone(nn.Module):
         self.tokenizer = tokenizer
         self.name, self.precision = name, precision
         self._collected: list[Tensor] | None = None
+        self._texts: dict[tuple[tuple[str, ...], int], tuple[Any, Tensor]] = {}  # embedded, with the state of the tower
         self._scale: tuple[Tensor | None, int, float] = (None, 0, 0.0)  # parameter, its version, exponential
         self.mean = nn.Buffer(torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.std = nn.Buffer(torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -195,7 +199,7 @@ class Backbone(nn.Module):
             model._modules = {**self.model._modules, "visual": copy.deepcopy(self.visual)}
         mean, std = (t.flatten().tolist() for t in (self.mean, self.std))
         own = Backbone(model, self.tokenizer, mean, std, self.name, self.precision).to(self.device)
-        own.origin, own.built = self.origin, self.built
+        own.origin, own.built, own._texts = self.origin, self.built, self._texts
         return own
 
     def fingerprint(self) -> str:
@@ -213,13 +217,27 @@ class Backbone(nn.Module):
 
         Sentences longer than the model's context are cut by its tokenizer.
         """
-        rows = []
         with torch.no_grad():
-            for start in range(0, len(texts), batch_size):
-                ids = self.tokenizer(list(texts[start : start + batch_size])).to(self.device)
-                embeddings = self.model.encode_text(ids)  # type: ignore[operator]
-                rows.append(normalize(embeddings) if unit else embeddings)
-        return torch.cat(rows)
+            rows = self._text_rows(tuple(texts), batch_size)
+            return normalize(rows) if unit else rows.clone()
+
+    def _text_rows(self, texts: tuple[str, ...], batch_size: int) -> Tensor:
+        """Raw text embeddings; lists are remembered, for methods, measures and figures ask for the same ones.
+
+        A list is embedded as it stands, never put together from others: bits depend on what shares a batch.
+        """
+        tower = [p for name, p in self.model.named_parameters() if not name.startswith("visual.")]
+        state = self.device, *((p.data_ptr(), p._version) for p in tower)
+        known, rows = self._texts.get((texts, batch_size), (None, torch.empty(0)))
+        if known != state:
+            parts = [list(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
+            encode_text = cast(Callable[[Tensor], Tensor], self.model.encode_text)
+            rows = torch.cat([encode_text(self.tokenizer(part).to(self.device)) for part in parts])
+            self._texts[texts, batch_size] = state, rows
+            for oldest in [*self._texts]:  # a copy: other threads may be here as well
+                if sum(len(kept) for kept, _ in [*self._texts]) > MOST_TEXTS:
+                    self._texts.pop(oldest, None)
+        return rows
 
 
 def usable_device(name: str | torch.device | None) -> torch.device:

@@ -8,7 +8,8 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -355,6 +356,9 @@ def cosine_lr(step: int, n_steps: int, config: AdaptConfig) -> float:
     """Learning rate of a step: m + (lr - m)/2 (1 + cos(pi t / T)) with m = min(min_lr, lr), no warm-up."""
     low = min(config.min_lr, config.lr)
     return low + 0.5 * (config.lr - low) * (1.0 + math.cos(math.pi * step / n_steps))
+
+
+version = cache(metadata.version)  # which would read the description of a package each time
 
 
 def versions() -> dict[str, str]:

@@ -51,6 +51,36 @@ def test_embeddings_are_open_clips_own():
         torch.testing.assert_close(backbone.tokens(x).cls, expected, atol=1e-6, rtol=0)
 
 
+def test_texts_are_embedded_once_for_all_copies_until_the_text_tower_changes(monkeypatch):
+    backbone, asked = make_tiny_backbone(), []
+    encode = backbone.model.encode_text
+    monkeypatch.setattr(backbone.model, "encode_text", lambda ids: asked.append(len(ids)) or encode(ids))
+    first = backbone.embed_text(["an owl", "a wren"])
+    assert torch.equal(backbone.trainable_copy().embed_text(["an owl", "a wren"]), first)
+    raw = backbone.embed_text(["an owl", "a wren"], unit=False)
+    torch.testing.assert_close(raw / raw.norm(dim=-1, keepdim=True), first)
+    assert asked == [2]
+    raw.zero_()  # the caller's own
+    assert torch.equal(backbone.embed_text(("an owl", "a wren")), first)
+    backbone.embed_text(["a wren"])
+    assert asked == [2, 1]
+    with torch.no_grad():
+        backbone.model.ln_final.weight[::2].neg_()
+    changed = backbone.embed_text(["an owl", "a wren"])
+    assert asked == [2, 1, 2]
+    assert not torch.allclose(changed, first, atol=0.1)
+
+
+def test_only_so_many_texts_are_remembered_the_last_ones(monkeypatch):
+    monkeypatch.setattr("clipviz.backbone.model.MOST_TEXTS", 4)
+    backbone, asked = make_tiny_backbone(), []
+    encode = backbone.model.encode_text
+    monkeypatch.setattr(backbone.model, "encode_text", lambda ids: asked.append(len(ids)) or encode(ids))
+    for texts in (["a", "b"], ["c", "d"], ["e"], ["c", "d"], ["a", "b"], list("fghij"), list("fghij")):
+        backbone.embed_text(texts)
+    assert asked == [2, 2, 1, 2, 5, 5]
+
+
 def test_text_embeddings_are_open_clips_own_in_any_batch_size(tiny_backbone):
     texts = ["a red bird", "an owl", "a very long sentence " * 20, "naïve café", ""]
     ids = tiny_backbone.tokenizer(texts)

@@ -65,8 +65,13 @@ def outcome(saved, mutant, report):
     return None
 
 
-def test_what_others_put_into_a_trace_is_drawn_or_refused_in_one_line(saved, tmp_path):
-    chosen = [mutant for mutant in mutants(complete_trace()) if is_chosen(mutant.fault, ONE_IN)]
+@pytest.fixture(scope="module")
+def faults():
+    return list(mutants(complete_trace()))
+
+
+def test_what_others_put_into_a_trace_is_drawn_or_refused_in_one_line(saved, faults, tmp_path):
+    chosen = [mutant for mutant in faults if is_chosen(mutant.fault, ONE_IN)]
     wrong = [what for mutant in chosen if (what := outcome(saved, mutant, tmp_path / "report.html"))]
     assert wrong == []
     assert len({mutant.file for mutant in chosen}) == 7, "every file has its faults"
@@ -90,8 +95,8 @@ def test_what_others_put_into_a_trace_is_drawn_or_refused_in_one_line(saved, tmp
         ("deep", "meta.json .* nested too deeply"),
     ],
 )
-def test_the_line_says_which_table_and_what_is_wrong(saved, fault, complaint):
-    (mutant,) = (mutant for mutant in mutants(complete_trace()) if mutant.fault == fault)
+def test_the_line_says_which_table_and_what_is_wrong(saved, faults, fault, complaint):
+    (mutant,) = (mutant for mutant in faults if mutant.fault == fault)
     if complaint is None:
         load(saved, {mutant.file: mutant.content})
         return

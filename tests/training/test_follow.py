@@ -23,6 +23,21 @@ from clipviz.training.follow import FollowedRun
 PATIENCE = 120
 
 
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    look_often(monkeypatch.setattr)
+
+
+def look_often(patch=setattr) -> None:
+    """Runs look for orders, and say how they are, more often than every half second."""
+    patch(follow, "_INTERVAL", 0.05)
+
+
+def command_line(*arguments: str) -> int:
+    look_often()
+    return cli.main(list(arguments))
+
+
 def until(run: FollowedRun, is_so, what: str) -> None:
     """Poll until something is so."""
     end = time.monotonic() + PATIENCE
@@ -59,7 +74,9 @@ def test_a_run_of_the_command_line_is_followed_paused_resumed_changed_and_stoppe
         folder.mkdir(parents=True, exist_ok=True)
         data.image(i).save(folder / f"{i}.png")
     options = ["--epochs", "10000", "--batch-size", "8", "--set", "crops=2", "--out", str(out)]
-    process = start(cli.main, ["adapt", "microclip", "--model", "birds", "--data", str(tmp_path / "photos"), *options])
+    process = start(
+        command_line, "adapt", "microclip", "--model", "birds", "--data", str(tmp_path / "photos"), *options
+    )
     try:
         end = time.monotonic() + PATIENCE
         while not (out / "live.json").exists():
@@ -74,7 +91,7 @@ def test_a_run_of_the_command_line_is_followed_paused_resumed_changed_and_stoppe
         assert answer(run, run.pause()) == "done"
         until(run, lambda: run.status == "paused", "did not pause")
         rests_at = run.steps_done
-        time.sleep(1.5)
+        time.sleep(0.3)  # several steps, and looks of the run
         run.poll()
         assert (run.steps_done, run.status) == (rests_at, "paused")
         assert cli.main(["watch", str(out), "--step", "2"]) == 0
@@ -101,6 +118,7 @@ def test_a_run_of_the_command_line_is_followed_paused_resumed_changed_and_stoppe
 
 
 def many_epochs(folder) -> None:
+    look_often()
     toy_run(folder, epochs=10_000).fit()
 
 

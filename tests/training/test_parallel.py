@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forked import start_two
 from safetensors.torch import load_file
 from shared_runs import CASES, STOP_AT, STOPPED, prepared, stop_on_the_way
+from shared_runs import main as all_runs
 from tiny import ToyDataset, clusters, make_tiny_backbone, microclip
 from torch import nn
 
@@ -60,16 +62,22 @@ def test_one_process_has_everything_and_changes_nothing():
 # ------------------------------------------------------------------------------------------------- two are as one
 
 
+def in_two(command, *arguments, said):
+    """The exit statuses of two processes, and what both wrote on stderr."""
+    processes = start_two(command, *arguments, said=said)
+    for process in processes:
+        process.join(250)
+    return [process.exitcode for process in processes], "".join((said / rank).read_text() for rank in "01")
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Where one process, and where two, have done all runs."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     for name in STOPPED:
         stop_on_the_way(prepared(name, two / f"{name}_begun"))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, Path(__file__).parents[1] / "shared_runs.py", two]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stderr
+    statuses, said = in_two(all_runs, two, said=tmp_path_factory.mktemp("both") / "said")
+    assert statuses == [0, 0], said
     for name in CASES:
         stop_on_the_way(prepared(name, one / name), CASES[name].stop_at)
     return one, two
@@ -189,11 +197,11 @@ def test_torchrun_starts_them_as_well(photos, tmp_path):
 
 @needs_two_cores
 def test_a_mistake_that_all_processes_find_is_one_line(tmp_path):
-    arguments = ["adapt", "dpa", "--model", "birds", "--data", tmp_path / "nowhere", "--out", tmp_path / "run"]
-    done = in_shell("-m", "clipviz", *arguments, "--devices", 2, "--device", "cpu")
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert "nowhere" in done.stderr
+    arguments = ["adapt", "dpa", "--model", "birds", "--data", f"{tmp_path}/nowhere", "--out", f"{tmp_path}/run"]
+    (status, _), said = in_two(cli.main, [*arguments, "--devices", "2", "--device", "cpu"], said=tmp_path / "said")
+    assert status == 2
+    assert len(said.splitlines()) == 1
+    assert "nowhere" in said
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
