@@ -28,9 +28,10 @@ Where it is not, and why:
   on the last bit (see `clipviz.ncut`), so runs in float32 and float64 may diverge there.
 Beyond the official method: `crop_teacher="frozen"` takes the g_k of (4) from the frozen model, once an image, which
 makes a step several times cheaper (`clipviz.methods.crop_teacher`), in no preset; `side="border"` takes the side of the
-cut with less of the image's border, which finds the object in clutter (docs/saliency.md), and `soap_lr_scale` slows the
-SOAP matrices down, both in the preset `birds`: AdamW moves every entry by about the learning rate, so it turns a W x W
-identity by up to lr * W a step, 0.08 for the authors' ViT-B and 0.26 for birds, whose LayerNorms need the larger rate.
+cut with less of the image's border, which can find the object where the peak finds clutter (docs/saliency.md), and
+`soap_lr_scale` slows the SOAP matrices down, both in the preset `birds`: AdamW moves every entry by about the learning
+rate, so it turns a W x W identity by up to lr * W a step, 0.08 for the authors' ViT-B and 0.26 for birds, whose
+LayerNorms need the larger rate.
 
 Each equation raises ValueError, naming the tensor, where shapes or precisions disagree.
 """
