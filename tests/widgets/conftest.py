@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny import ToyDataset
+from tiny import ToyDataset, microclip
 
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
@@ -15,7 +15,7 @@ from clipviz.training.run import Run
 def make_run(tiny_backbone):
     def make(labelled=True, n=16, epochs=3, method="microclip", **kwargs):
         data = ToyDataset(n, labelled=labelled)
-        built = METHODS[method](tiny_backbone, data.prompts)
+        built = microclip(tiny_backbone) if method == "microclip" else METHODS[method](tiny_backbone, data.prompts)
         config = AdaptConfig(epochs=epochs, batch_size=4, lr=1e-3)
         return Run(built, data, config, eval_dataset=data, probe=spread_probe(data, 32, 3), seed=1, **kwargs)
 
