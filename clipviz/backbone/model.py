@@ -69,6 +69,7 @@ class Backbone(nn.Module):
         self.name, self.precision = name, precision
         self._collected: list[Tensor] | None = None
         self._texts: dict[tuple[tuple[str, ...], int], tuple[Any, Tensor]] = {}  # embedded, with the state of the tower
+        self._shared: list[Any] | None = None  # images, and their tokens
         self._scale: tuple[Tensor | None, int, float] = (None, 0, 0.0)  # parameter, its version, exponential
         self.mean = nn.Buffer(torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.std = nn.Buffer(torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -175,6 +176,16 @@ class Backbone(nn.Module):
             finally:
                 self._collected = None
 
+    @contextmanager
+    def shared_tokens(self) -> Iterator[None]:
+        """Inside the `with` statement, without gradients, the tokens of one tensor are computed once, whoever asks."""
+        with lock_of(self):
+            self._shared = []
+            try:
+                yield
+            finally:
+                self._shared = None
+
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings (B, E), unit norm, of images: `model.encode_image(normalize=True)` of normalized pixels."""
         with lock_of(self), self._autocast():
@@ -184,9 +195,15 @@ class Backbone(nn.Module):
         """Embedding and value-path patch tokens of a batch, in one forward pass; refused without patch tokens."""
         self.require_patches("tokens")
         with lock_of(self), self._autocast():
+            shared = None if torch.is_grad_enabled() else self._shared
+            if shared and shared[0] is images:
+                return cast(ImageTokens, shared[1])
             cls, inputs = self._encode(images)
             patches = self._float(value_path(self.visual, inputs))
-        return ImageTokens(cls, patches, tuple(self.visual.grid_size))
+            tokens = ImageTokens(cls, patches, tuple(self.visual.grid_size))
+            if shared is not None:
+                shared[:] = images, tokens
+        return tokens
 
     def project(self, tokens: Tensor) -> Tensor:
         """Tokens (..., W) -> joint space (..., E), by the tower's own projection; not normalized."""

@@ -50,7 +50,8 @@ def predict(
     done, embeddings = 0, []
     parts: dict[str, list[Tensor]] = {}
     for views in _views(method, dataset, batch_size, ranks):
-        with preserved_state(method), method.backbone.collected() as seen:  # let go between batches: others wait
+        backbone = method.backbone
+        with preserved_state(method), backbone.collected() as seen, backbone.shared_tokens():  # let go: others wait
             logits, others = _said(method, views, branches)
             guesses = views.gather(logits.softmax(-1)).cpu()
             for name, rows in others.items():

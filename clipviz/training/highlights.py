@@ -39,7 +39,7 @@ def highlights(
     probe = probe_images(dataset, index, method.backbone.image_size)
     images = probe.images.to(method.backbone.device)
     probs = predictions.probs[torch.from_numpy(index)]
-    with preserved_state(method):
+    with preserved_state(method), method.backbone.shared_tokens():
         explanation = {kind: value.cpu() for kind, value in all_maps(method, images).items()}
         branches = {name: logits.softmax(-1).cpu() for name, logits in method.branches(images).items()}
         sentences = nearest_sentences(method, images, classes_in_question(probs, probe.target))
@@ -143,24 +143,24 @@ def explore(
         return None
     index = np.sort(spread(dataset.targets, MOST))
     probs, target = predictions.probs[index], predictions.target[index]
-    top, size = _top_classes(probs, target), method.backbone.image_size
+    top, backbone = _top_classes(probs, target), method.backbone
     known_maps = None if known is None or method.adapts_tower else dict(known.maps)
     embeddings = predictions.embeddings if method.works_on_embeddings else None
     parts = []
     for rows in np.array_split(np.arange(len(index)), -(-len(index) // _AT_ONCE)):
         part: dict[tuple[str, str], Tensor] = {}
         if known_maps is None or embeddings is None:
-            images = probe_images(dataset, index[rows], size).images
-        inputs = images if embeddings is None else embeddings[index[rows]].float()
-        with preserved_state(method):
+            images = probe_images(dataset, index[rows], backbone.image_size).images.to(backbone.device)
+        inputs = images if embeddings is None else embeddings[index[rows]].float().to(backbone.device)
+        with preserved_state(method), backbone.shared_tokens():
             if known_maps is None:
-                maps = all_maps(method, images.to(method.backbone.device))
+                maps = all_maps(method, images)
                 part |= {("maps", kind): values.cpu() for kind, values in maps.items()}
-            logits = method.branches(inputs.to(method.backbone.device))
+            logits = method.branches(inputs)
             part |= {("logits", name): values.cpu().gather(1, top[rows]) for name, values in logits.items()}
         if known is None:
-            side = min(LARGER_THUMBNAIL, size)
-            part["images", ""] = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+            side = min(LARGER_THUMBNAIL, backbone.image_size)
+            part["images", ""] = F.interpolate(images.cpu(), (side, side), mode="bilinear", antialias=True)
         parts.append(part)
     kept = [key for key in parts[0] if all(key in part for part in parts)]  # kinds may be registered meanwhile
     seen = {key: torch.cat([part[key] for part in parts]) for key in kept}

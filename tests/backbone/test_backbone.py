@@ -81,6 +81,20 @@ def test_only_so_many_texts_are_remembered_the_last_ones(monkeypatch):
     assert asked == [2, 2, 1, 2, 5, 5]
 
 
+def test_tokens_are_shared_only_of_one_tensor_inside_and_without_gradients(tiny_backbone):
+    x = images()
+    with torch.no_grad(), tiny_backbone.shared_tokens():
+        first = tiny_backbone.tokens(x)
+        assert tiny_backbone.tokens(x) is first
+        again = tiny_backbone.tokens(x.clone())
+        assert again is not first
+        torch.testing.assert_close(again, first, atol=0, rtol=0)
+        with torch.enable_grad():
+            assert tiny_backbone.tokens(x.requires_grad_()).cls.requires_grad
+    with torch.no_grad():
+        assert tiny_backbone.tokens(x) is not tiny_backbone.tokens(x)
+
+
 def test_text_embeddings_are_open_clips_own_in_any_batch_size(tiny_backbone):
     texts = ["a red bird", "an owl", "a very long sentence " * 20, "naïve café", ""]
     ids = tiny_backbone.tokenizer(texts)

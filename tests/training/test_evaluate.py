@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import ToyDataset, microclip
 
+from clipviz.backbone import model
 from clipviz.backbone.ownership import preserved_state
 from clipviz.data.images.views import eval_view
 from clipviz.events import Predictions
@@ -20,7 +21,7 @@ from clipviz.training.evaluate import (
     probe_images,
     spread_probe,
 )
-from clipviz.training.highlights import highlights, instructive
+from clipviz.training.highlights import explore, highlights, instructive
 
 
 def one_by_one(method, data, function):
@@ -52,6 +53,17 @@ def test_branch_accuracies_are_those_of_a_slow_loop(tiny_backbone, toy_test):
         right = sum(guess == target for guess, target in zip(guesses, toy_test.targets, strict=True))
         assert measured[f"accuracy_{name}"] == pytest.approx(right / 9)
     assert measured.keys() == {"accuracy_cls", "accuracy_fg"}
+
+
+def test_the_image_tower_looks_once_at_images_that_two_questions_are_about(tiny_backbone, toy_test, monkeypatch):
+    method, passes = microclip(tiny_backbone), []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda visual, pixels: (passes.append(len(pixels)), encode(visual, pixels))[1])
+    predictions = predict(method, toy_test, batch_size=5, branches=True)
+    assert passes == [5, 4]
+    passes.clear()
+    explore(method, toy_test, predictions)
+    assert passes == [9, 9], "tokens; and once more where somebody looks at the attention of CLS"
 
 
 def test_no_branches_without_targets_or_without_branches(tiny_backbone, toy_test):
