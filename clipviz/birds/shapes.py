@@ -109,21 +109,20 @@ class Canvas:
         py = np.float32(center[1] - 0.5) - np.arange(side, dtype=np.float32)[:, None]
         sign = -1.0 if mirror else 1.0
         # bird -> pixel: p = scale * R(angle) (sign * x, y)
-        self._to_pixel = scale * np.array(
-            [[sign * np.cos(angle), -np.sin(angle)], [sign * np.sin(angle), np.cos(angle)]]
-        )
-        (a, b), (c, d) = np.linalg.inv(self._to_pixel).astype(np.float32)
+        to_pixel = scale * np.array([[sign * np.cos(angle), -np.sin(angle)], [sign * np.sin(angle), np.cos(angle)]])
+        self._to_pixel = to_pixel.tolist()
+        (a, b), (c, d) = np.linalg.inv(to_pixel).astype(np.float32)
         self.x, self.y = a * px + b * py, c * px + d * py
         self._center = center
 
     def _window(self, box: tuple[float, float, float, float]) -> tuple[slice, slice]:
-        corners = np.array([[box[0], box[1]], [box[0], box[3]], [box[2], box[1]], [box[2], box[3]]])
-        dx, dy = self._to_pixel @ corners.T
-        x, y = dx + self._center[0], self._center[1] - dy
-        side = self.rgb.shape[0]
-        low = np.clip([y.min() - 2, x.min() - 2], 0, side).astype(int)
-        high = np.clip([y.max() + 3, x.max() + 3], 0, side).astype(int)
-        return slice(low[0], high[0]), slice(low[1], high[1])
+        (a, b), (c, d) = self._to_pixel
+        corners = [(x, y) for x in box[::2] for y in box[1::2]]
+        xs = [self._center[0] + a * x + b * y for x, y in corners]
+        ys = [self._center[1] - c * x - d * y for x, y in corners]
+        edges = min(ys) - 2, max(ys) + 3, min(xs) - 2, max(xs) + 3
+        top, bottom, left, right = (int(min(max(edge, 0), len(self.rgb))) for edge in edges)
+        return slice(top, bottom), slice(left, right)
 
     def paint(
         self,
@@ -143,12 +142,12 @@ class Canvas:
         x, y = self.x[window], self.y[window]
         if x.size == 0:
             return
-        alpha = np.clip(0.5 - shape.distance(x, y) * self.scale, 0.0, 1.0)
+        alpha = np.minimum(np.maximum(0.5 - shape.distance(x, y) * self.scale, 0.0), 1.0)
         if ink is not None:
             alpha = alpha * ink(x, y)
         alpha = alpha.astype(np.float32)
-        target = np.broadcast_to(np.asarray(color, dtype=np.float32), (*x.shape, 3))
-        if shade:
-            target = np.clip(target * (1.0 + shade * y)[..., None], 0.0, 1.0)
-        self.rgb[window] += alpha[..., None] * (target - self.rgb[window])
+        light, painted = 1.0 + shade * y, self.rgb[window]
+        for channel, level in enumerate(np.asarray(color, dtype=np.float32)):  # a loop over threes would be slower
+            target = np.minimum(np.maximum(level * light, 0.0), 1.0) if shade else level
+            painted[..., channel] += alpha * (target - painted[..., channel])
         self.parts[window][alpha > 0.5] = part
