@@ -1,16 +1,27 @@
 """Before any notebook is run as a test."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # In a fresh environment matplotlib says on stderr that it collects the fonts. Here that is no
 # unexpected output of a cell.
 import matplotlib.font_manager  # noqa: F401
 import pytest
+from forked import Kernel
+from jupyter_client.provisioning import local_provisioner
 
 # Kernels beside each other, of two threads each, would wait for each other's cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    """A kernel that nbval starts before the first cell is forked, with all that notebooks import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_provisioner, "launch_kernel", Kernel)
+        return (yield)
 
 
 @pytest.hookimpl(trylast=True)  # when it is known which tests of the browser are left

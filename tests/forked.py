@@ -1,4 +1,4 @@
-"""Commands as processes of their own, forked from one that has imported everything: to import torch takes seconds."""
+"""Commands and kernels as processes of their own, forked from one that has imported everything: torch takes seconds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import resource
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 STARTER = multiprocessing.get_context("forkserver")
-STARTER.set_forkserver_preload(["clipviz.cli.main", "clipviz.methods.build", "clipviz.training.run", "clipviz.report"])
+COMMANDS = ["clipviz.cli.main", "clipviz.methods.build", "clipviz.training.run", "clipviz.report"]
+NOTEBOOKS = ["ipykernel.kernelapp", "matplotlib_inline.backend_inline", "clipviz.widgets", "clipviz.figures.static"]
+STARTER.set_forkserver_preload([*COMMANDS, *NOTEBOOKS, "clipviz.saliency"])
 
 
 def start(
@@ -54,3 +58,38 @@ def _do(
 
     torch.set_num_threads(1)  # as in conftest.py: bits depend on it
     sys.exit(command(*arguments))
+
+
+class Kernel:
+    """A kernel of a notebook, as what jupyter_client expects of a process that it has started."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, command: list[str], *, cwd: str, env: dict[str, str], **_: Any) -> None:
+        mine, its = STARTER.Pipe(duplex=False)
+        self.process = STARTER.Process(
+            target=_kernel, args=(command[command.index("-f") :], cwd, env, its), daemon=True
+        )
+        self.process.start()
+        mine.recv()
+        self.pid, self.kill, self.terminate = self.process.pid, self.process.kill, self.process.terminate
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int | None:
+        self.process.join()
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
+def _kernel(arguments: list[str], folder: str, env: dict[str, str], ready: Connection) -> None:
+    os.setsid()  # jupyter_client sends its signals to the whole group, in which without this are the tests as well
+    os.chdir(folder)
+    os.environ.update(env)
+    ready.send(None)
+    from ipykernel.kernelapp import launch_new_instance
+
+    launch_new_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])  # with which it ends

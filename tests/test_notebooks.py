@@ -12,6 +12,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from forked import Kernel
+from jupyter_client.provisioning import local_provisioner
 from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -275,11 +277,18 @@ def test_the_answer_to_the_third_exercise_names_a_figure_to_compare_with(name):
 # --------------------------------------------------------------------------------------------------- the script
 
 
+@pytest.fixture
+def forked_kernels(monkeypatch):
+    """Kernels start at once; the processor time of those that are forked is not their client's, though."""
+    monkeypatch.setattr(local_provisioner, "launch_kernel", Kernel)
+
+
 def tiny(*sources: str) -> nbformat.NotebookNode:
     cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
     return nbformat.v4.new_notebook(cells=cells)
 
 
+@pytest.mark.usefixtures("forked_kernels")
 def test_executing_gives_outputs_without_state_times_or_widgets(tmp_path):
     fresh = execute.execute(
         tiny("import ipywidgets\nipywidgets.IntSlider(3)", "print('a')\nprint('b')", "1 + 1"), tmp_path
@@ -321,6 +330,7 @@ def test_digits_after_about_may_differ_and_nothing_else():
         assert execute.differences(old, with_output(other, "AAAA"))
 
 
+@pytest.mark.usefixtures("forked_kernels")
 def test_check_fails_and_writes_nothing_where_an_output_changed(tmp_path, monkeypatch, capsys):
     path = tmp_path / "01_tiny.ipynb"
     stale = tiny("print('new')")
@@ -362,6 +372,7 @@ def test_executing_measures_a_row_of_the_table_and_keeps_the_others(tmp_path, mo
     assert row.format("02_kept", 41) in page.read_text().splitlines()
 
 
+@pytest.mark.usefixtures("forked_kernels")
 def test_check_fails_where_a_cell_fails(tmp_path, monkeypatch, capsys):
     nbformat.write(tiny("1 / 0"), tmp_path / "01_tiny.ipynb")
     monkeypatch.setattr(execute, "FOLDER", tmp_path)

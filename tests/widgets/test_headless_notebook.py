@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import nbformat
 import pytest
+from forked import Kernel
+from jupyter_client.provisioning import local_provisioner
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
-TESTS = Path(__file__).parent.parent
+pytest_plugins = ["pytester"]
 SETUP = """
 from tiny import ToyDataset, make_tiny_backbone
 from clipviz import Run
@@ -47,18 +45,12 @@ def executed(tmp_path_factory):
         cells=[nbformat.v4.new_code_cell(cell, id=f"c{i:02d}") for i, cell in enumerate(CELLS)],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
     )
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), before]))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_provisioner, "launch_kernel", Kernel)
         NotebookClient(notebook, timeout=800, store_widget_state=False).execute(cwd=str(folder))
         path = folder / "views.ipynb"
         nbformat.write(notebook, path)
         yield path
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
 
 
 def test_every_view_leaves_a_picture_and_nobody_prints(executed):
@@ -96,14 +88,7 @@ def test_a_page_made_of_it_shows_every_view_as_a_picture(executed, template):
             assert f'alt="{html.escape(output["metadata"]["image/jpeg"]["alt"])}"' in tag
 
 
-def test_a_second_execution_gives_the_same_outputs(executed):
-    check = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir"]
-    done = subprocess.run(
-        [*check, str(executed.parent), "--nbval", "--nbval-current-env", str(executed)],
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert f"{len(CELLS)} passed" in done.stdout
+def test_a_second_execution_gives_the_same_outputs(executed, pytester):
+    done = pytester.inline_run("-p", "no:cacheprovider", "--nbval", "--nbval-current-env", executed)
+    assert done.ret == pytest.ExitCode.OK
+    done.assertoutcome(passed=len(CELLS))
