@@ -41,8 +41,11 @@ ANOTHER = """async path => {
     const { commands, shell } = window.jupyterapp;
     const old = shell.currentWidget;
     await old.sessionContext.ready;
-    const { id } = old.sessionContext.session.kernel;
-    await commands.execute('docmanager:open', { path, factory: 'Notebook', kernel: { id } });
+    const { kernel } = old.sessionContext.session;
+    // else the next notebook would fetch all widgets of all older ones
+    const code = "__import__('ipywidgets').Widget.close_all()";
+    await kernel.requestExecute({ code, silent: true }).done;
+    await commands.execute('docmanager:open', { path, factory: 'Notebook', kernel: { id: kernel.id } });
     old.dispose();
 }"""
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap(cell => cell.outputs || [])
