@@ -76,18 +76,18 @@ def decided(trace: Trace, samples: pd.DataFrame) -> pd.Series:
     named = samples[[f"{name}_label" for name in sources]]
     if len(sources) < 2 or not len(samples):
         return pd.Series("", samples.index, dtype=object)
-    found = deciders(named.to_numpy() == samples[["pseudo_label"]].to_numpy(), sources)
+    found = deciders(named.to_numpy(), samples["pseudo_label"].to_numpy(), sources)
     return pd.Series(found, samples.index).where(named.notna().all(axis=1), "")
 
 
 def disputed_rows(trace: Trace, epoch: int) -> pd.DataFrame:
-    """Those samples of an epoch on which the sources disagree, first where even the least sure of them is sure."""
+    """Those samples of an epoch that sources call different classes, first where even the least sure is sure."""
     sources, samples = source_names(trace), trace.samples
     if len(sources) < 2:
         return samples[:0]
     labels, confidence = ([f"{name}_{what}" for name in sources] for what in ("label", "confidence"))
     rows = samples[samples["epoch"] == epoch].dropna(subset=[*labels, *confidence])
-    rows = rows[rows[labels].nunique(axis=1) > 1]
+    rows = rows[rows[labels].where(rows[labels] >= 0).nunique(axis=1) > 1]
     return rows.iloc[np.argsort(-rows[confidence].min(axis=1).to_numpy(), kind="stable")]
 
 

@@ -146,8 +146,8 @@ _STEPS = 50
 class SourceDecisions(NamedTuple):
     """By epoch (E,), who decided the pseudo-labels, by what margin, and how right that was.
 
-    Deciders are "all agree", "<source>" (its label alone won), "several" (of three or more sources some, not
-    all, had the winning label) and "neither".
+    Deciders are "all agree" (all that name a class), "<source>" (its label alone won), "several" (of three or more
+    sources some had the winning label and some another) and "neither".
     """
 
     epochs: np.ndarray
@@ -175,9 +175,9 @@ def source_decisions_info(trace: Trace) -> SourceDecisions:
     epochs = epochs_of(samples)
     if len(sources) < 2 or not len(epochs):
         return SourceDecisions(np.zeros(0, int), sources, {}, {}, {}, {})
-    agrees = np.stack([samples[f"{name}_label"] == samples["pseudo_label"] for name in sources], 1)
+    labels = samples[[f"{name}_label" for name in sources]].to_numpy()
     is_right = samples["pseudo_label"] == samples["target"]
-    samples = samples.assign(decider=deciders(agrees, sources), is_right=is_right)
+    samples = samples.assign(decider=deciders(labels, samples["pseudo_label"].to_numpy(), sources), is_right=is_right)
     known = samples[samples["target"] >= 0]
     shares = samples.groupby("epoch")["decider"].value_counts(normalize=True).unstack(fill_value=0)
     margin = samples.groupby(["epoch", "decider"])["margin"].median().unstack()
@@ -209,12 +209,16 @@ def source_title(name: str) -> str:
     return name.replace("zero_shot", "zero-shot").replace("_", " ")
 
 
-def deciders(agrees: np.ndarray, sources: Sequence[str]) -> np.ndarray:
-    """The kind of each decision (n,), by which source's own label is the pseudo-label (n, S) bool."""
+def deciders(labels: np.ndarray, pseudo_labels: np.ndarray, sources: Sequence[str]) -> np.ndarray:
+    """The kind of each decision (n,), by which source's own label (n, S), -1 if it names no class, is the pseudo-label.
+
+    A source that names no class is not asked: the others can still all agree.
+    """
+    agrees = labels == pseudo_labels[:, None]
     n = agrees.sum(1)
     winner = np.array(sources, dtype=object)[agrees.argmax(1)]
     winner[n > 1] = "several"
-    winner[n == len(sources)] = "all agree"
+    winner[(n > 1) & (n == (labels >= 0).sum(1))] = "all agree"
     winner[n == 0] = "neither"
     return winner
 

@@ -161,7 +161,7 @@ class Watch:
         if len(named) < 2:
             return [], {}
         labels, sources = array(pseudo.labels), list(named)
-        decided = deciders(np.stack([classes == labels for classes in named.values()], 1), sources)
+        decided = deciders(np.stack([*named.values()], 1), labels, sources)
         return sources, {kind: float((decided == kind).mean()) for kind in kinds_of_decision(sources)}
 
     def sample_losses(self) -> None:

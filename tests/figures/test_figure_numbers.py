@@ -11,7 +11,7 @@ import pytest
 from synthetic import synthetic_comparison, synthetic_trace
 
 from clipviz import figures
-from clipviz.figures.image_table import disputed_rows, image_table
+from clipviz.figures.image_table import decided, disputed_rows, image_table
 from clipviz.trace import Trace, named_classes
 from clipviz.widgets.album import Album
 
@@ -225,6 +225,24 @@ def test_of_three_sources_several_can_decide():
     info = figures.source_decisions_info(trace(samples=table))
     assert info.decided.keys() == {"several"}
     assert (info.accuracy, info.right) == ({}, {})
+
+
+def test_a_source_that_names_no_class_is_not_asked():
+    table = samples(
+        [(0, index, label, 0.5, -1) for index, label in enumerate((1, 1, 1, 0))],
+        a_label=[1, 1, 1, 1],
+        b_label=[1, -1, 0, 1],
+        c_label=[-1, -1, -1, 0],
+        **{f"{name}_confidence": 0.5 for name in "abc"},
+    )
+    info = figures.source_decisions_info(trace(samples=table))
+    assert {name: values.tolist() for name, values in info.decided.items()} == {
+        "all agree": [0.25],
+        "a": [0.5],
+        "c": [0.25],
+    }
+    assert decided(trace(samples=table), table).tolist() == ["all agree", "a", "a", "c"]
+    assert sorted(disputed_rows(trace(samples=table), 0)["index"]) == [2, 3]
 
 
 def test_a_single_source_decides_nothing():
