@@ -100,9 +100,9 @@ class LiveMonitor(View):
 
     def __call__(self, event: Event) -> None:
         """Take an event, in the thread that trains."""
-        self.watch.take(event)
         if isinstance(event, EpochFinished | RunFinished):
             self._trace = self.run.trace  # here, where it holds whole epochs only, or all of it
+        self.watch.take(event)  # after it: whoever draws the end of the run draws all of it
         if isinstance(event, EpochFinished) and getattr(get_ipython(), "kernel", None) is None:
             print(progress_line(event, self.watch.started.n_epochs if self.watch.started else 0))
         if isinstance(event, RunFinished):
@@ -201,11 +201,11 @@ class LiveMonitor(View):
 
         Their plane is an eigenproblem, which wakes all cores: beside a run it can take 200 ms, 1 ms alone.
         """
-        if self._projected is self._trace or (status == "running" and self._clock() < self._projection_due):
+        trace, begun = self._trace, self._clock()  # the thread that trains may put another one in its place
+        if self._projected is trace or (status == "running" and begun < self._projection_due):
             return
-        begun = self._clock()
-        self._set_chart("trajectories", trajectory_chart(self._trace))
-        self._projected, self._projection_due = self._trace, begun + 50 * (self._clock() - begun)
+        self._set_chart("trajectories", trajectory_chart(trace))
+        self._projected, self._projection_due = trace, begun + 50 * (self._clock() - begun)
 
     def _set_chart(self, name: str, chart: Chart) -> None:
         self._charts[name] = chart
