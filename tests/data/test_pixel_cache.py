@@ -192,8 +192,18 @@ def test_other_files_in_its_folder_are_not_touched(photos, tmp_path):
 
 def test_room_is_granted_once_even_while_nothing_is_written_yet(tmp_path):
     cache = DiskCache(tmp_path / "cache", 5.5 * BYTES / 1e9, SIDE)
-    granted = [cache._reserve(BYTES) for _ in range(8)]  # as by threads that are about to write
+    granted = [cache._reserve(tmp_path / str(i), BYTES) for i in range(8)]  # as by threads that are about to write
     assert granted == [True] * 5 + [False] * 3
+
+
+def test_an_entry_that_another_thread_has_just_written_counts_once(tmp_path):
+    cache = DiskCache(tmp_path / "cache", 5.5 * BYTES / 1e9, SIDE)
+    path = cache.folder / "0a" / f"0a{'0' * 38}.pixels"
+    assert cache._reserve(path, BYTES)
+    path.parent.mkdir()
+    path.write_bytes(b"x" * BYTES)  # and it has not said so yet
+    granted = [cache._reserve(tmp_path / str(i), BYTES) for i in range(6)]
+    assert granted == [True] * 4 + [False] * 2
 
 
 def test_a_full_disk_stops_the_cache_and_not_the_run(photos, tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ class DiskCache:
         self.trouble: str | None = None  # why nothing is stored any more, in one line
         self._limit = int(gigabytes * 1e9)
         self._room = 0  # bytes that may be written before the folder is looked through again
-        self._unwritten = 0  # bytes that were granted to threads whose entries are not in the folder yet
+        self._granted: dict[Path, int] = {}  # bytes of entries that threads write; they may be in the folder already
         self._begun = time.time() - 1  # file systems keep coarser time
         self._lock = threading.Lock()
 
@@ -120,7 +120,7 @@ class DiskCache:
     def _store(self, entry: Path, image: Image.Image) -> None:
         pixels = image.tobytes()
         size = _HEADER.size + len(pixels)
-        if not self._reserve(size):
+        if not self._reserve(entry, size):
             return
         try:
             with writing(entry, durable=False) as file:
@@ -129,9 +129,9 @@ class DiskCache:
         except OSError as error:  # a full disk is no reason to stop a run that can do without
             self.trouble = f"nothing more is stored in {self.folder}: {error.strerror or error}"
         with self._lock:
-            self._unwritten -= size
+            self._granted.pop(entry, None)
 
-    def _reserve(self, size: int) -> bool:
+    def _reserve(self, entry: Path, size: int) -> bool:
         """Whether so many bytes may be written."""
         with self._lock:
             if self.trouble is None and size > self._room:
@@ -140,14 +140,14 @@ class DiskCache:
                 self.trouble = f"{self.folder} is full ({self.gigabytes:g} GB); further images are decoded at each use"
             if self.trouble is None:
                 self._room -= size
-                self._unwritten += size
+                self._granted[entry] = size
             return self.trouble is None
 
     def _make_room(self, size: int) -> int:
         """Remove what this process has not used until there is room for some images; returns how many bytes."""
         wanted = max(size, self._limit // 64)
-        entries = sorted(self._entries())
-        total = self._unwritten + sum(held for _, held, _ in entries)
+        entries = sorted(found for found in self._entries() if found[2] not in self._granted)
+        total = sum(self._granted.values()) + sum(held for _, held, _ in entries)
         for used, held, path in entries:
             if total + wanted <= self._limit or used >= self._begun:
                 break
