@@ -167,6 +167,7 @@ class LiveMonitor(View):
 
     def _frame(self, status: str) -> dict[str, Any]:
         done, total, error = self.watch.steps_done, self.watch.n_steps, self.run.error
+        status = status if error is None else self.run.status  # which a run that fails says first
         kind, epoch = self._probe.kind, self.watch.last_epoch.epoch if self.watch.last_epoch else -1
         moment = when(epoch) if epoch < 0 else f"after {when(epoch)}"
         return {

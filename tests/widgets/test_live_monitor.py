@@ -208,6 +208,21 @@ def test_a_failure_is_shown_and_raised(make_run):
     assert "failed" in monitor.canvas.frame["headline"]
 
 
+def test_a_run_that_fails_while_a_frame_is_drawn_is_not_called_running(make_run, monkeypatch):
+    run = make_run()
+    monitor = LiveMonitor(run)
+    losses = monitor.watch.losses()
+
+    def fails():
+        run.status, run.error = "failed", ArithmeticError("broke")
+        return losses
+
+    monkeypatch.setattr(monitor.watch, "losses", fails)
+    monitor.refresh()
+    assert monitor.canvas.frame["problem"] == "ArithmeticError: broke"
+    assert monitor.canvas.frame["headline"].startswith("failed")
+
+
 def test_scripts_get_one_line_per_epoch(make_run, capsys):
     run = make_run()
     LiveMonitor(run)
