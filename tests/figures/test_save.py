@@ -44,8 +44,8 @@ def texts_of(svg):
 def test_every_figure_is_saved_in_every_format(name, trace, tmp_path):
     figure = getattr(figures, name)(trace)
     drawn = figure if isinstance(figure, Figure) else redraw(figure)
-    for suffix, what in {"pdf": figure, "svg": drawn, "png": drawn}.items():  # of a chart it would draw each anew
-        clipviz.save(what, tmp_path / f"a.{suffix}", dpi=100)
+    for suffix in ("pdf", "svg", "png"):
+        clipviz.save(figure, tmp_path / f"a.{suffix}", dpi=100)
     fonts = re.findall(rb"/Subtype /(Type0|Type3|CIDFontType2|TrueType|Type1)\b", (tmp_path / "a.pdf").read_bytes())
     assert fonts
     assert not {b"Type1", b"Type3"} & set(fonts), "letters as bitmaps or programs, or not in the file"

@@ -197,11 +197,11 @@ def test_torchrun_starts_them_as_well(photos, tmp_path):
 
 @needs_two_cores
 def test_a_mistake_that_all_processes_find_is_one_line(tmp_path):
-    arguments = ["adapt", "dpa", "--model", "birds", "--data", f"{tmp_path}/nowhere", "--out", f"{tmp_path}/run"]
-    (status, _), said = in_two(cli.main, [*arguments, "--devices", "2", "--device", "cpu"], said=tmp_path / "said")
-    assert status == 2
-    assert len(said.splitlines()) == 1
-    assert "nowhere" in said
+    arguments = ["adapt", "dpa", "--model", "birds", "--data", tmp_path / "nowhere", "--out", tmp_path / "run"]
+    done = in_shell("-m", "clipviz", *arguments, "--devices", 2, "--device", "cpu")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "nowhere" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
