@@ -34,6 +34,7 @@ _WHY = (
     "The most confident mistakes or, without true labels, the least confident images, in detail. Did the model look at "
     "the right place? Was one branch right? Do the examples show a wrong idea of a class? When did the label change?"
 )
+_BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser")
 _COLORS = 128  # of a palette: charts look the same and weigh a third
 
 
@@ -115,13 +116,12 @@ def _photographs(charts: Mapping[str, go.Figure]) -> dict[str, bytes]:
         figure.to_html(full_html=False, include_plotlyjs=i == 0, div_id=name)
         for i, (name, figure) in enumerate(charts.items())
     ]
+    installed = next(filter(None, map(shutil.which, _BROWSERS)), None)  # else playwright's own
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         path = Path(folder) / "charts.html"
         path.write_text(f"<!DOCTYPE html><body style='margin: 0 32px'>{''.join(parts)}", encoding="utf-8")
         try:
-            browser = playwright.chromium.launch(
-                executable_path=shutil.which("chromium") or shutil.which("chromium-browser"), args=["--no-sandbox"]
-            )
+            browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
         except Error as error:
             raise ValueError(
                 "the gallery needs a Chromium: install one, or run `playwright install chromium`"
