@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api")
-from server import ANOTHER, READY, Lab, browsing, open_and_run, run_notebook, serving  # noqa: E402
+from server import CLOSE, OPEN, READY, Lab, browsing, open_and_run, run_notebook, serving  # noqa: E402
 
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
 
@@ -37,7 +36,7 @@ def chromium() -> Iterator[sync_api.Browser]:
 
 
 def is_error(message: sync_api.ConsoleMessage) -> bool:
-    # What ipywidgets says of a widget whose kernel is gone; the test that has such widgets looks at what is shown. And
+    # What ipywidgets says of a widget that no kernel has; the test that has such widgets looks at what is shown. And
     # what JupyterLab says of a tab that was closed before its debugger had asked for breakpoints.
     expected = ("widget model not found", "Could not restore the debugger state: Canceled future")
     return message.type == "error" and not any(text in message.text for text in expected)
@@ -49,7 +48,7 @@ def watched(page: sync_api.Page) -> Iterator[None]:
     errors: list[str] = []
     listeners = {
         "console": lambda message: errors.append(message.text) if is_error(message) else None,
-        "pageerror": lambda error: errors.append(str(error)),
+        "pageerror": lambda error: errors.append(error.stack or str(error)),
         "dialog": lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()),
         "request": lambda request: errors.append(request.url) if not request.url.startswith(LOCAL) else None,
     }
@@ -67,28 +66,11 @@ def photograph(page: sync_api.Page, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png", timeout=60_000)
 
 
-def blank_page(chromium: sync_api.Browser) -> sync_api.Page:
-    page = chromium.new_page(viewport={"width": 1400, "height": 1500})
-    page.set_default_timeout(90_000)
-    return page
-
-
-@pytest.fixture
-def page(chromium: sync_api.Browser, request: pytest.FixtureRequest) -> Iterator[sync_api.Page]:
-    """A page of its own."""
-    page = blank_page(chromium)
-    try:
-        with watched(page):
-            yield page
-    finally:
-        photograph(page, request.node.name)
-        page.close()
-
-
 @pytest.fixture(scope="session")
 def desk(lab: Lab, chromium: sync_api.Browser) -> Iterator[sync_api.Page]:
     """JupyterLab and a kernel, for one notebook after the other."""
-    page = blank_page(chromium)
+    page = chromium.new_page(viewport={"width": 1400, "height": 1500})
+    page.set_default_timeout(90_000)
     with watched(page):
         open_and_run(page, lab.write("desk.ipynb", "import clipviz"))
     yield page
@@ -97,17 +79,19 @@ def desk(lab: Lab, chromium: sync_api.Browser) -> Iterator[sync_api.Page]:
 
 @pytest.fixture
 def put_on_desk(desk: sync_api.Page, request: pytest.FixtureRequest) -> Iterator[Callable[[str], sync_api.Page]]:
-    """Opens a notebook of the folder on the desk, with its kernel, and gives the page; the older one is closed.
+    """Closes the notebook on the desk, opens another of the folder, and gives the page.
 
-    What JupyterLab says while it closes that one, whose views may still be at work, is no error of the new one.
+    It gets the same kernel, in which no name and no widget of an older one is left. What JupyterLab says while it
+    closes that one, whose views may still be at work, is no error of the new one.
     """
     with ExitStack() as stack:
 
         def put(name: str) -> sync_api.Page:
             stack.close()
-            desk.evaluate(ANOTHER, name)
-            desk.wait_for_function(READY, arg=name, timeout=180_000)
+            kernel = desk.evaluate(CLOSE)
             stack.enter_context(watched(desk))
+            desk.evaluate(OPEN, [name, kernel])
+            desk.wait_for_function(READY, arg=name, timeout=180_000)
             return desk
 
         yield put
@@ -167,9 +151,3 @@ def opened_once(chromium: sync_api.Browser) -> Iterator[Callable[..., sync_api.P
     """Opens a file for all tests of a module."""
     with opening(chromium) as open_page:
         yield open_page
-
-
-@pytest.fixture
-def run_all(page: sync_api.Page) -> Callable[[str], None]:
-    """Open a notebook and run all its cells."""
-    return partial(open_and_run, page)

@@ -36,17 +36,23 @@ RUN_ALL = """() => Promise.race([
     window.jupyterapp.commands.execute('notebook:run-all-cells'),
     new Promise((_, reject) => setTimeout(() => reject(new Error('cells still run after 280 s')), 280000)),
 ])"""
-ANOTHER = """async path => {
-    const { commands, shell } = window.jupyterapp;
-    const old = shell.currentWidget;
-    await old.sessionContext.ready;
-    const { kernel } = old.sessionContext.session;
-    // else the next notebook would fetch all widgets of all older ones
-    const code = "__import__('ipywidgets').Widget.close_all()";
+CLOSE = """async () => {
+    const { shell, serviceManager } = window.jupyterapp;
+    const { sessionContext } = shell.currentWidget;
+    await sessionContext.ready;
+    const { model } = sessionContext.session.kernel;
+    shell.currentWidget.dispose();
+    const kernel = serviceManager.kernels.connectTo({ model, handleComms: false });
+    // else the next notebook would find the names of all older ones, and fetch their widgets
+    const code = "__import__('ipywidgets').Widget.close_all()\\nget_ipython().run_line_magic('reset', '-f')";
     await kernel.requestExecute({ code, silent: true }).done;
-    await commands.execute('docmanager:open', { path, factory: 'Notebook', kernel: { id: kernel.id } });
-    old.dispose();
+    kernel.dispose();
+    for (let i = 0; i < 3; i++) await new Promise(requestAnimationFrame); // what waited for one is done
+    return model.id;
 }"""
+OPEN = """([path, id]) => window.jupyterapp.commands.execute('docmanager:open',
+    { path, factory: 'Notebook', kernel: { id } }).then(() => null)"""
+"""With the kernel of the notebook that was closed."""
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap(cell => cell.outputs || [])
     .filter(output => output.output_type === 'error').map(output => `${output.ename}: ${output.evalue}`)"""
 

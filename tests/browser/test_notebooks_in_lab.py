@@ -10,6 +10,7 @@ import shutil
 import nbformat
 import pytest
 from playwright.sync_api import expect
+from server import run_notebook
 from test_explorables_exported import committed
 from test_notebooks import FOLDER, NAMES, execute
 from tiny import ToyDataset, make_tiny_backbone
@@ -26,10 +27,10 @@ EVERY = os.environ.get("CLIPVIZ_EVERY_NOTEBOOK")
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", NAMES if EVERY else ["01_quickstart", "07_dka"])
-def test_notebook_runs_in_the_browser_as_committed(lab, page, run_all, name):
+def test_notebook_runs_in_the_browser_as_committed(lab, put_on_desk, name):
     shutil.copy(FOLDER / f"{name}.ipynb", lab.root)
-    # a workspace of its own: tabs that another test left open would be restored in front of it
-    run_all(f"{lab.url}/lab/workspaces/{name}/tree/{name}.ipynb")
+    page = put_on_desk(f"{name}.ipynb")
+    run_notebook(page, f"{name}.ipynb")
     page.wait_for_function(IDLE)
     ran = execute.clean(nbformat.from_dict(page.evaluate(CONTENT)))
     committed = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
@@ -44,6 +45,13 @@ SHOW = """import json
 from IPython.display import display
 for output in json.load(open("outputs.json"))[KIND]:
     display(output["data"], raw=True)"""
+GONE = """async root => {
+    const frames = async () => { for (let i = 0; i < 3; i++) await new Promise(requestAnimationFrame); };
+    root.remove(); // as when its cell is run again, which no error may follow
+    await frames();
+    document.body.classList.toggle('another-theme');
+    await frames();
+}"""
 WORDS = """from tiny import ToyDataset, make_tiny_backbone
 from clipviz import METHODS, DescriptionPlayground, ModelProbe, adapt, record
 data = ToyDataset(12)
@@ -51,11 +59,11 @@ method = METHODS["zero_shot"](make_tiny_backbone(), data.prompts)
 DescriptionPlayground(record(adapt(method, data, eval_dataset=data)), ModelProbe(method, data, data))"""
 
 
-def test_explorables_move_where_they_were_run_and_are_pictures_where_nobody_trusts_them(lab, page, run_cells):
+def test_explorables_move_where_they_were_run_and_are_pictures_where_nobody_trusts_them(lab, put_on_desk, run_cells):
     cell, _ = committed("softmax")
     opened = nbformat.v4.new_notebook(cells=[cell], metadata=execute.METADATA)
     nbformat.write(opened, lab.root / "untrusted.ipynb")
-    page.goto(f"{lab.url}/lab/workspaces/untrusted/tree/untrusted.ipynb")
+    page = put_on_desk("untrusted.ipynb")
     expect(page.get_by_text("To move it, run this cell, or trust the notebook.")).to_be_visible()
     expect(page.locator(".jp-RenderedImage img")).to_be_visible()
     assert page.get_by_role("slider").count() == 0
@@ -90,6 +98,7 @@ def test_explorables_move_where_they_were_run_and_are_pictures_where_nobody_trus
     patch.locator("canvas").press("ArrowUp")
     expect(patch.get_by_role("status")).to_contain_text("Chosen: row 4, column 5")
     write_words(page)
+    page.locator(".clipviz-explorable").first.evaluate(GONE)
 
 
 def write_words(page):

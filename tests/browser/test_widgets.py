@@ -356,21 +356,21 @@ def clicks_end_with_the_right_pictures(page: Page) -> None:
     )
 
 
-def test_a_reopened_notebook_without_a_kernel_shows_pictures_and_what_can_be_explored(lab, page, run_cells):
+def test_a_reopened_notebook_without_a_kernel_shows_pictures_and_what_can_be_explored(lab, put_on_desk, run_cells):
     shows = [
         "views = [LiveMonitor(run)]\nviews[0]",
         "trace = run.start().wait()\nfor view in (SaliencyExplorer, PrototypeExplorer, DKAPlayground):\n"
         "    views.append(view(trace, run))",
         *(f"views[{i}]" for i in (1, 2, 3)),
     ]
-    desk = run_cells(setup(), *shows)
-    expect(desk.locator(".clipviz-headline")).to_contain_text("finished")
-    expect(desk.locator(".clipviz-overlay")).to_have_count(3)
-    desk.wait_for_function(LAST_PICTURE)  # the monitor was shown before the run began
-    clicks_end_with_the_right_pictures(desk)
-    desk.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
-    saved = lab.root / desk.evaluate("window.jupyterapp.shell.currentWidget.context.path")
-    desk.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
+    page = run_cells(setup(), *shows)
+    expect(page.locator(".clipviz-headline")).to_contain_text("finished")
+    expect(page.locator(".clipviz-overlay")).to_have_count(3)
+    page.wait_for_function(LAST_PICTURE)  # the monitor was shown before the run began
+    clicks_end_with_the_right_pictures(page)
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    saved = lab.root / page.evaluate("window.jupyterapp.shell.currentWidget.context.path")
+    page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
     notebook = nbformat.read(saved, as_version=4)
     assert saved.stat().st_size < 1_000_000
     assert "widgets" not in notebook.metadata
@@ -384,8 +384,10 @@ def test_a_reopened_notebook_without_a_kernel_shows_pictures_and_what_can_be_exp
     ]
     alts = [output["metadata"]["image/jpeg"]["alt"] for output in outputs]
     assert "finished" in alts[0]
-    shutil.copy(saved, lab.root / "reopened.ipynb")  # which the kernel that has the views does not belong to
-    page.goto(f"{lab.url}/lab/workspaces/reopened/tree/reopened.ipynb")
+    shutil.copy(saved, lab.root / "reopened.ipynb")
+    put_on_desk("reopened.ipynb")
+    left = "__import__('ipywidgets').Widget.get_manager_state()['state']"
+    assert page.evaluate(VALUE, left) == "{}", "no kernel has them"
     pictures = page.locator(".jp-OutputArea img[alt*='(microclip'], .jp-OutputArea img[alt*='(microCLIP']")
     expect(pictures).to_have_count(2)
     for i, name in enumerate(("SaliencyExplorer(microCLIP)", "PrototypeExplorer(microCLIP)")):

@@ -37,7 +37,7 @@ function redraw() {
   isWaiting = true;
   requestAnimationFrame(() => {
     isWaiting = false;
-    for (const draw of drawings) draw();
+    if (root.isConnected) for (const draw of drawings) draw(); // an output that has left the page has no colors
   });
 }
 
