@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import threading
@@ -285,6 +286,7 @@ class Pump:
         """Start drawing, unless it draws already."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._loop, name="clipviz view", daemon=True)
+            atexit.register(self._stop_at_exit)
             self._thread.start()
 
     def stop(self) -> None:
@@ -302,6 +304,12 @@ class Pump:
         self._draw()
         return True
 
+    def _stop_at_exit(self) -> None:
+        """An interpreter that ends must not cut a thread in the middle of a drawing: that aborts the process."""
+        self.stop()
+        if self._thread is not None:
+            self._thread.join(5)
+
     def _loop(self) -> None:
         while not self._is_over():
             self.turn()
@@ -310,3 +318,4 @@ class Pump:
             time.sleep(max(0.0, self._drawn_at + self.interval - self._clock()))
         self._news.clear()
         self._draw()
+        atexit.unregister(self._stop_at_exit)

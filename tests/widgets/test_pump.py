@@ -1,6 +1,7 @@
 """At most so many drawings a second, and never without the last one."""
 
 import threading
+import time
 from itertools import pairwise
 
 import pytest
@@ -63,6 +64,35 @@ def test_the_thread_draws_once_more_at_the_end_and_goes():
     pump._thread.join(5)
     assert not pump._thread.is_alive()
     assert drawn[-1] is True
+
+
+def test_an_interpreter_that_ends_waits_for_a_drawing_and_for_no_run(monkeypatch):
+    at_exit, begun, drawn = [], threading.Event(), []
+
+    def draw():
+        begun.set()
+        time.sleep(0.2)
+        drawn.append(True)
+
+    monkeypatch.setattr("atexit.register", at_exit.append)
+    pump = Pump(draw, is_over=lambda: False)
+    pump.offer()
+    pump.start()
+    assert begun.wait(5)
+    for end in at_exit:
+        end()
+    assert not pump._thread.is_alive()
+    assert drawn == [True]
+
+
+def test_a_pump_that_is_done_leaves_nothing_to_do_at_exit(monkeypatch):
+    at_exit = []
+    monkeypatch.setattr("atexit.register", at_exit.append)
+    monkeypatch.setattr("atexit.unregister", at_exit.remove)
+    pump = Pump(lambda: None, is_over=lambda: True)
+    pump.start()
+    pump._thread.join(5)
+    assert at_exit == []
 
 
 def test_a_rate_that_is_no_rate_is_refused():
