@@ -62,8 +62,9 @@ class Chart:
             axes.annotate(text, (value, 1), xycoords=("data", "axes fraction"), fontsize=7.5, ha="left", va="top",
                           xytext=(3, -9 * (i % 4)), textcoords="offset points", parse_math=False)  # fmt: skip
         if self.ticks:
-            texts = ["\n" * (i % 3 if self.names else 0) + text for i, (_, text) in enumerate(self.ticks)]
-            axes.set_xticks([value for value, _ in self.ticks], texts)
+            ticks = self.ticks if self.names else self.ticks[:: -(-len(self.ticks) // 9)]  # more would touch
+            texts = ["\n" * (i % 3 if self.names else 0) + text for i, (_, text) in enumerate(ticks)]
+            axes.set_xticks([value for value, _ in ticks], texts)
             for label in axes.get_xticklabels():
                 label.set_parse_math(False)
         if self.names:

@@ -259,7 +259,8 @@ def trajectory_chart(trace: Trace) -> Chart:
             series.append(Series(f"{name}: trajectory", look._replace(symbol=""), *line.T))
         series.append(Series(f"{name}: now", look._replace(dash="none"), *path[-1].T))
     title = "Trajectories of the prototypes" + (f" ({_MOST_TRAJECTORIES} that moved most)" if n_left_out > 0 else "")
-    return Chart(title, "first direction", "second direction", series, empty="This method has no prototypes.")
+    empty = "This method has no prototypes." if len(trace.epochs) else "Appears when the run begins."
+    return Chart(title, "first direction", "second direction", series, empty=empty)
 
 
 def clock_time(seconds: float) -> str:

@@ -8,6 +8,7 @@ import io
 import time
 import tracemalloc
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,6 +127,15 @@ def test_gamma_shows_what_it_would_change_and_is_applied(make_run):
 def set_gamma(monitor, value):
     monitor.gamma.value = value
     return monitor.what_if.value
+
+
+def test_before_a_run_its_prototypes_are_not_said_to_be_missing(make_run):
+    run = make_run()
+    monitor = LiveMonitor(run)
+    assert monitor.canvas.trajectories["empty"] == "Appears when the run begins."
+    run.fit()
+    assert monitor.canvas.trajectories["series"]
+    assert trajectory_chart(replace(run.trace, arrays={})).empty == "This method has no prototypes."
 
 
 def test_the_last_frame_is_there_when_wait_returns(make_run):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -49,6 +49,17 @@ def test_legends_stand_under_their_axes_and_cover_nothing(figures):
                 written.append(box)
         for one, other in combinations([box for box in written if box.width > 1], 2):
             assert not (one.x0 < other.x1 and other.x0 < one.x1 and one.y0 < other.y1 and other.y0 < one.y1), name
+
+
+def test_epochs_written_under_a_chart_do_not_touch(make_run):
+    run = make_run()
+    run.recorder = Recorder(synthetic_trace(epochs=20))
+    figure = LiveMonitor(run).draw()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    rows = [[label.get_window_extent(renderer) for label in axes.get_xticklabels()] for axes in figure.axes]
+    assert max(map(len, rows)) > 6
+    assert all(left.x1 < right.x0 for row in rows for left, right in pairwise(row) if left.width and right.width)
 
 
 def test_the_note_stands_below_the_figure_and_covers_none_of_it():
