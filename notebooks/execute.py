@@ -39,13 +39,12 @@ ROW = re.compile(r"/(\w+)\.ipynb\) \| (\d+) \|")
 SANITIZE = get_sanitize_patterns((FOLDER / "sanitize.cfg").read_text())
 """Pairs of a pattern and what stands for it where outputs are compared."""
 
-LAST_PICTURES = """
-import threading
-for thread in threading.enumerate():
-    if thread.name == "clipviz view":
-        thread.join(60)
-"""
-"""A live view leaves the picture of its end in the notebook; the kernel stays until it is drawn."""
+LAST_PICTURES = (
+    "import threading; "
+    "get_ipython().events.register('post_run_cell', lambda _: "
+    "[thread.join(60) for thread in threading.enumerate() if thread.name == 'clipviz view'])"
+)
+"""Ends no cell before a live view has left the picture of its end: between two cells it would be lost."""
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -75,19 +74,18 @@ def execute(notebook: NotebookNode, folder: Path = FOLDER) -> NotebookNode:
         CellExecutionError: if a cell fails.
     """
     fresh = copy.deepcopy(notebook)
-    fresh.cells.append(nbformat.v4.new_code_cell(LAST_PICTURES))
     fresh.metadata = nbformat.from_dict(METADATA)
     client = NotebookClient(
         fresh,
         timeout=TIMEOUT,
         kernel_name="python3",
+        extra_arguments=[f"--IPKernelApp.exec_lines={LAST_PICTURES}"],
         resources={"metadata": {"path": str(folder)}},
         store_widget_state=False,
         record_timing=False,
         coalesce_streams=True,
     )
     client.execute()
-    fresh.cells.pop()
     return clean(fresh)
 
 

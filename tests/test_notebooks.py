@@ -75,6 +75,11 @@ class TestFile:
         pages = [output.data["text/html"] for output in outputs(name) if "text/html" in output.get("data", {})]
         assert all(page.startswith('<div class="clipviz-explorable">') for page in pages)
 
+    def test_the_picture_of_a_run_is_of_its_end(self, name):
+        said = [meta["alt"] for _, meta in pictures(name) if meta.get("alt", "").startswith("LiveMonitor(")]
+        assert len(said) == sum(cell.source.split("\n")[-1].startswith("LiveMonitor(") for cell in code_cells(name))
+        assert all("): finished · " in alt for alt in said)
+
     def test_what_it_imports_of_clipviz_is_there(self, name):
         trees = [ast.parse(cell.source.replace("await ", "")) for cell in code_cells(name)]
         found = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
