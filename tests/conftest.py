@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,17 +14,7 @@ if TYPE_CHECKING:
 
 def pytest_collectstart() -> None:
     """Not when this file is read: the process that deals out the tests of others does without torch."""
-    prepare()
-
-
-@cache
-def prepare() -> None:
-    import open_clip
-    import torch
-
-    torch.set_num_threads(1)  # the models are too small to share
-    open_clip.factory.SimpleTokenizer = cache(open_clip.SimpleTokenizer)  # slower to read than most models to run
-    os.fsync = lambda descriptor: None  # no test cuts the power, and each would wait for its disk
+    import prepared  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import resource
+import runpy
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -16,18 +18,20 @@ from typing import Any
 STARTER = multiprocessing.get_context("forkserver")
 COMMANDS = ["clipviz.cli.main", "clipviz.methods.build", "clipviz.training.run", "clipviz.report"]
 NOTEBOOKS = ["ipykernel.kernelapp", "matplotlib_inline.backend_inline", "clipviz.widgets", "clipviz.figures.static"]
-STARTER.set_forkserver_preload([*COMMANDS, *NOTEBOOKS, "clipviz.saliency"])
+STARTER.set_forkserver_preload(["prepared", *COMMANDS, *NOTEBOOKS, "clipviz.saliency", "lightning_fabric", "tiny"])
 
 
 def start(
     command: Callable[..., int | None], *arguments: object, folder: Path | str = ".",
-    said: Path | str = os.devnull, most: int = 0, more: Mapping[str, str] | None = None,
+    said: Path | str = os.devnull, told: Path | str = os.devnull, most: int = 0,
+    more: Mapping[str, str] | None = None, daemon: bool = True,
 ) -> BaseProcess:  # fmt: skip
-    """Start a command in a folder; its stdout goes nowhere, its stderr into `said`, its files may have `most` bytes.
+    """Start a command in a folder; its stderr goes to `said`, its stdout to `told`, its files may have `most` bytes.
 
-    `more` is added to its environment.
+    `more` is added to its environment; a `daemon` may not fork any further.
     """
-    process = STARTER.Process(target=_do, args=(command, arguments, folder, said, most, more or {}), daemon=True)
+    task = command, arguments, folder, (told, said), most, more or {}
+    process = STARTER.Process(target=_do, args=task, daemon=daemon)
     process.start()
     return process
 
@@ -44,12 +48,21 @@ def start_two(command: Callable[..., int | None], *arguments: object, said: Path
     return [start(command, *arguments, said=said / rank["RANK"], more=rank) for rank in ranks]
 
 
+def as_module(name: str, *arguments: str) -> None:
+    """What `python -m name arguments` does, from its first line to its last: other processes may be started by it."""
+    sys.argv = [name, *arguments]
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # a process that was forked ends without
+
+
 def _do(
-    command: Callable[..., int | None], arguments: tuple, folder: Path | str, said: Path | str, most: int,
-    more: Mapping[str, str],
+    command: Callable[..., int | None], arguments: tuple, folder: Path | str, outputs: tuple[Path | str, Path | str],
+    most: int, more: Mapping[str, str],
 ) -> None:  # fmt: skip
     os.environ.update(more)
-    for number, place in ((1, os.devnull), (2, said)):
+    for number, place in enumerate(outputs, 1):
         os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(folder)
     if most:

@@ -9,13 +9,13 @@ y is the score of the question, F the output of a layer, x0 the `baseline`, an i
 (`baseline_image`). All maps are (B, h, w) and signed; `grid` is their (h, w), None for the patch grid. The last line is
 computed here: on tokens captum's `LayerGradCam` would average over channels, taking them for the grid, and of a layer
 that runs twice, as a LayerNorm of microCLIP's last block does (for CLS and for the value path), captum keeps one run.
+It is imported where it is called: it is half a second, and the other maps, which every run records, do without.
 """
 
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
 from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
@@ -42,6 +42,8 @@ def integrated_gradients(
     The sum of a map is score(image) - score(baseline), but for the error of the integral and for jumps of the score on
     the way, such as those of a microCLIP where its NCut mask changes.
     """
+    from captum.attr import IntegratedGradients
+
     pixels, _ = question.differentiable(images)
     attribution = IntegratedGradients(question.score).attribute(
         pixels,
@@ -69,6 +71,8 @@ def occlusion(
 
     `window`, its side, and `stride` are in pixels, None for those of a patch.
     """
+    from captum.attr import Occlusion
+
     h, w = grid or patch_grid(model)
     cell = max(1, images.shape[-1] // max(h, w))
     window, stride = window or cell, stride or cell
@@ -106,6 +110,8 @@ def layer_gradcam(model: Model, images: Tensor, question: Question, *, layer: nn
     if not all(output.ndim == 4 for output in outputs):
         shapes = [tuple(output.shape) for output in outputs]
         raise ValueError(f"layer_gradcam needs a layer with output (B, C, h, w) or (B, L, W), got {shapes}")
+    from captum.attr import LayerGradCam
+
     attribution = LayerGradCam(question.score, layer).attribute(pixels, additional_forward_args=question.args)
     return cast(Tensor, attribution).detach()[:, 0]
 

@@ -23,7 +23,6 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 
 from clipviz.backbone.ownership import lock_of, preserved_state
@@ -115,6 +114,8 @@ def map_infidelity(
     `samples` sets of a `share` of the cells, in (0, 1), are wiped out; all else is as for `deletion_auc`. The result is
     (B,) float >= 0, in squared logits; 0 where the map predicts every change.
     """
+    from captum.metrics import infidelity  # here, as in `attribution`
+
     _require_maps(images, maps)
     images, maps = (tensor.to(backbone_of(model).device) for tensor in (images, maps))
     generator = torch.Generator().manual_seed(seed)
@@ -160,6 +161,8 @@ def map_sensitivity(
     Args and errors are those of `saliency_maps`; without a target the class predicted on the unchanged image is kept.
     `samples` copies of each image are changed, no pixel by more than `radius`.
     """
+    from captum.metrics import sensitivity_max
+
     images = images.to(backbone_of(model).device)
     with preserved_state(model):
         question = ask(model, images, target, contrast) if KINDS[kind].asks else None

@@ -43,9 +43,15 @@ _ARRAYS = "arrays.safetensors"
 _FILES = frozenset({_META, _ARRAYS} | {f"{table}.parquet" for table in TABLES})
 
 
+_EMPTY = {
+    name: pd.DataFrame({column: pd.Series(dtype=DTYPES[kind]) for column, kind in columns.items()})
+    for name, columns in TABLES.items()
+}
+
+
 def empty_table(name: str) -> pd.DataFrame:
     """Table `name` of `TABLES` without rows, with its required columns and their types."""
-    return pd.DataFrame({column: pd.Series(dtype=DTYPES[kind]) for column, kind in TABLES[name].items()})
+    return _EMPTY[name].copy()
 
 
 def is_by_epoch(name: str) -> bool:
@@ -262,8 +268,9 @@ def _meta_json(meta: dict[str, Any]) -> str:
 def _table_bytes(name: str, table: pd.DataFrame) -> bytes:
     if missing := [column for column in TABLES[name] if column not in table.columns]:
         raise ValueError(f"table {name!r} lacks the columns {missing}; it has {list(map(str, table.columns))}")
-    text = table.select_dtypes(include=["object", "string"])
-    table = table.assign(**text.map(lambda value: storable_text(value) if isinstance(value, str) else value))
+    texts = (column for column, dtype in table.dtypes.items() if dtype.kind == "O")
+    clean = lambda value: storable_text(value) if isinstance(value, str) else value  # noqa: E731
+    table = table.assign(**{str(column): table[column].map(clean) for column in texts})
     buffer = io.BytesIO()
     try:
         pq.write_table(pa.Table.from_pandas(table, preserve_index=False, nthreads=1), buffer, compression="zstd")

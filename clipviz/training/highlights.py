@@ -59,7 +59,7 @@ def explained(method: Method, images: Tensor) -> dict[str, Tensor]:
 
 def all_maps(method: Method, images: Tensor) -> dict[str, Tensor]:
     """The method's own maps, and where its CLS looks, on every ViT: what a map of the foreground is compared with."""
-    from clipviz.saliency import available_kinds, saliency_maps  # captum is half a second that only a run's end needs
+    from clipviz.saliency import available_kinds, saliency_maps  # which only a run's end needs
 
     own = explained(method, images)
     if "cls_attention" in available_kinds(method):

@@ -1,7 +1,7 @@
 """Real architectures with random weights: open_clip's own numbers, and what each tower can be used for.
 
 The image towers are the real ones (ViT-L-14 with 3 of its 24 layers, for memory and time); the text towers, which are
-alike in all of them, are cut to one layer. At full size, with their cost: `python -m benchmarks.architectures`.
+alike in all of them, are cut to one narrow layer. At full size, with their cost: `python -m benchmarks.architectures`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def configs(tmp_path_factory):
         config["vision_cfg"].update(vision)
         text = config["text_cfg"]
         text.pop("hf_tokenizer_name", None)
-        text.update(layers=1, vocab_size=49408)
+        text.update(layers=1, width=64, heads=1, vocab_size=49408)
         (folder / f"test-{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
 

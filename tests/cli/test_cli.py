@@ -101,7 +101,7 @@ def in_fork(architectures, tmp_path, *arguments):
 
 def test_a_labelled_folder_gives_a_complete_run_folder(photos, tmp_path, capfd):
     out = tmp_path / "run"
-    options = ("--epochs", 2, "--batch-size", 4, "--seed", 3)
+    options = ("--epochs", 2, "--batch-size", 4, "--seed", 3, "--set", "crops=2")
     assert cli.main(adapt(*options, method="microclip", data=photos, out=out)) == 0
     visible = {name for name in os.listdir(out) if not name.startswith(".")}
     assert visible >= {"checkpoint.safetensors", "config.json", "results.json", "trace"}
@@ -136,7 +136,7 @@ def test_a_labelled_folder_gives_a_complete_run_folder(photos, tmp_path, capfd):
 def test_a_flat_folder_has_no_accuracy_but_all_else(flat, tmp_path, capfd):
     (tmp_path / "names.txt").write_text("red square\ngreen square\n")
     out = tmp_path / "run"
-    options = ("--classes", tmp_path / "names.txt", "--epochs", 1)
+    options = ("--classes", tmp_path / "names.txt", "--epochs", 1, "--set", "crops=2")
     assert cli.main(adapt(*options, method="microclip", data=flat, out=out)) == 0
     results = json.loads((out / "results.json").read_text())
     assert results.keys() == RESULTS
@@ -161,7 +161,7 @@ def test_a_flat_folder_without_names_gets_those_of_the_bundled_model(flat, tmp_p
 
 
 def test_options_reach_the_schedule(photos, tmp_path):
-    options = ("--epochs", 1, "--batch-size", 7, "--lr", "0.002", "--keep-epochs", "never")
+    options = ("--epochs", 1, "--batch-size", 7, "--lr", "0.002", "--keep-epochs", "never", "--set", "crops=2")
     assert cli.main(adapt(*options, method="microclip", data=photos, out=tmp_path / "run")) == 0
     assert not (tmp_path / "run" / "epochs").exists()
     schedule = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["schedule"]
@@ -188,7 +188,7 @@ def test_a_test_split_is_measured_and_a_broken_one_is_an_error(photos, tmp_path,
 
 def test_resume_goes_on_and_a_finished_run_is_not_overwritten(photos, tmp_path, capfd):
     out = tmp_path / "run"
-    arguments = adapt("--epochs", 1, method="microclip", data=photos, out=out)
+    arguments = adapt("--set", "crops=2", "--epochs", 1, method="microclip", data=photos, out=out)
     assert cli.main(arguments) == 0
     first = Trace.load(out)
     seconds = json.loads((out / "results.json").read_text())["seconds"]
@@ -204,7 +204,7 @@ def test_resume_goes_on_and_a_finished_run_is_not_overwritten(photos, tmp_path, 
     assert results["seconds"] > first.meta["seconds"] > 0  # of both sessions; what came before training counts anew
     assert results["seconds"] < 100 * seconds
     capfd.readouterr()
-    assert cli.main([*adapt("--epochs", 2, method="microclip", data=photos, out=out), "--resume"]) == 2
+    assert cli.main([*arguments, "--epochs", "2", "--resume"]) == 2
     assert "belongs to another run: n_epochs was 1, now it is 2" in capfd.readouterr().err
     capfd.readouterr()
     assert cli.main([*adapt(data=photos, out=tmp_path / "new"), "--resume"]) == 0
@@ -603,7 +603,7 @@ def test_results_name_the_accuracy_of_the_labels_apart_from_that_on_other_images
 
 
 def test_a_tiny_demo_writes_its_table_and_its_report(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("clipviz.cli.demo.DEMO_IMAGES", {"train": 24, "test": 24})
+    monkeypatch.setattr("clipviz.cli.demo.DEMO_IMAGES", {"train": 12, "test": 12})
     out = tmp_path / "demo"
     methods = ["zero_shot", "descriptions", "microclip"]
     assert (
@@ -617,7 +617,7 @@ def test_a_tiny_demo_writes_its_table_and_its_report(tmp_path, monkeypatch, capf
         results = json.loads((out / row["method"] / "results.json").read_text())
         assert float(row["accuracy"]) == pytest.approx(results["accuracy"])
         assert results["zero_shot_accuracy"] == pytest.approx(float(rows[0]["accuracy"]))
-        assert results["n_images"] == 24
+        assert results["n_images"] == 12
     html = (out / "report.html").read_text()
     assert "birds/fog" in html
     assert (out / "report.html").stat().st_size < 8_000_000
@@ -684,7 +684,7 @@ def test_without_a_terminal_each_epoch_is_a_plain_line(monkeypatch, capfd):
 
 
 def test_adapt_in_a_log_has_a_line_for_each_epoch_also_when_it_goes_on(photos, tmp_path, capfd):
-    options = ("--epochs", 2, "--batch-size", 4)
+    options = ("--epochs", 2, "--batch-size", 4, "--set", "crops=2")
     assert cli.main(adapt(*options, method="microclip", data=photos, out=tmp_path / "run")) == 0
     lines = [line for line in capfd.readouterr().err.splitlines() if "epoch" in line]
     pattern = r"microclip: epoch {} of 2, loss [\d.]+, accuracy 0\.\d\d\d, \d\d:\d\d left"

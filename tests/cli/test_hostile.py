@@ -59,7 +59,7 @@ def hostile_run(tmp_path_factory):
     """microCLIP on the folder, through the command line; returns (exit status, stderr, run folder)."""
     root = tmp_path_factory.mktemp("hostile")
     make_folder(root / "photos", GOOD | BAD)
-    command = adapt("photos", "run", "--epochs", 1, method="microclip")
+    command = adapt("photos", "run", "--epochs", 1, "--set", "crops=2", method="microclip")
     before, said = os.listdir(root), tmp_path_factory.mktemp("said") / "stderr"
     process = start(cli.main, command, folder=root, said=said)
     process.join(800)
@@ -433,19 +433,19 @@ def three_epochs(photos, out, *extra):
 def test_a_full_disk_leaves_no_half_written_file(photos, tmp_path):
     """A limit on the size of files stands in for the disk: the operating system refuses the bytes beyond it."""
     out, said = tmp_path / "run", tmp_path / "stderr"
-    process = start(cli.main, three_epochs(photos, out), said=said, most=30_000)
+    process = start(cli.main, three_epochs(photos, out, "--set", "crops=2"), said=said, most=30_000)
     process.join(250)
     stderr = said.read_text()
     assert process.exitcode == 2, stderr
     assert len([line for line in stderr.splitlines() if line.startswith("clipviz: error:")]) == 1, stderr
     assert "Traceback" not in stderr
     assert [name for name in os.listdir(out) if name not in ("config.json",)] == []
-    assert cli.main(adapt(photos, out, "--epochs", 1, "--resume", method="microclip")) == 0
+    assert cli.main(adapt(photos, out, "--epochs", 1, "--resume", "--set", "crops=2", method="microclip")) == 0
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(photos, tmp_path, capfd):
     out = tmp_path / "run"
-    arguments = adapt(photos, out, "--epochs", 2, method="microclip")
+    arguments = adapt(photos, out, "--epochs", 2, "--set", "crops=2", method="microclip")
     assert cli.main(arguments) == 0
     first = Trace.load(out)
     newest = out / "checkpoint.safetensors"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -12,10 +11,10 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
 from synthetic import empty_trace, synthetic_comparison, synthetic_trace
 
 from clipviz import figures
+from clipviz.figures.static import pixels
 from clipviz.figures.style import MAX_LABELS, escape, shorten
 
 NAMES = [name for name in figures.__all__ if f"{name}_info" in figures.__all__]
@@ -62,11 +61,9 @@ def test_figure_is_drawn(name, trace):
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         drawn = draw(name, trace)
         if isinstance(drawn, Figure):
-            buffer = io.BytesIO()
-            drawn.savefig(buffer, format="png")
-            pixels = np.asarray(Image.open(buffer).convert("L"))
-            assert pixels.shape[1] == 900
-            assert pixels.min() < 128, "a blank picture"
+            shown = np.asarray(pixels(drawn).convert("L"))
+            assert shown.shape[1] == 900
+            assert shown.min() < 128, "a blank picture"
             return
     assert isinstance(drawn, go.Figure)
     layout = json.loads(drawn.to_json())["layout"]
@@ -91,9 +88,10 @@ def texts(value):
             yield from texts(inner)
 
 
+@pytest.mark.parametrize("trace", ["hostile names"], indirect=True)
 @pytest.mark.parametrize("name", NAMES)
-def test_no_name_is_markup_or_endless(name):
-    drawn = draw(name, KINDS["hostile names"]())
+def test_no_name_is_markup_or_endless(name, trace):
+    drawn = draw(name, trace)
     if isinstance(drawn, Figure):
         assert all(not text.get_parse_math() for text in drawn.findobj(lambda item: hasattr(item, "get_parse_math"))
                    if "$" in text.get_text())  # fmt: skip
@@ -112,8 +110,9 @@ def test_mathematics_and_markup_in_names_are_letters():
     assert shorten("short") == "short"
 
 
-def test_names_are_thinned_evenly_on_a_large_matrix():
-    axis = figures.confusion(KINDS["200 classes"]()).layout.xaxis
+@pytest.mark.parametrize("trace", ["200 classes"], indirect=True)
+def test_names_are_thinned_evenly_on_a_large_matrix(trace):
+    axis = figures.confusion(trace).layout.xaxis
     assert len(axis.tickvals) <= MAX_LABELS
     assert len(set(np.diff(axis.tickvals))) == 1
 

@@ -160,7 +160,8 @@ def test_overlay_is_bright_where_saliency_is_and_keeps_the_image_elsewhere():
 
 
 def test_save_writes_the_kind_that_the_ending_says(tmp_path):
-    chart, grid = figures.confidence_evolution(TRACE), figures.saliency_grid(TRACE)
+    small = synthetic_trace(n_classes=4, epochs=1, n_images=20, n_eval=12, n_probe=1)
+    chart, grid = figures.confidence_evolution(small), figures.saliency_grid(small)
     begins = {".png": b"\x89PNG", ".jpg": b"\xff\xd8", ".svg": b"<?xml", ".pdf": b"%PDF"}
     for figure in (chart, grid):
         for ending, start in begins.items():

@@ -29,7 +29,7 @@ from clipviz.ops import class_logits
 from clipviz.training.evaluate import evaluation_inputs, predict, probe_images
 from clipviz.training.run_folder import kept_weights
 
-CONFIG = AdaptConfig(epochs=2, batch_size=16, lr=1e-3)
+CONFIG = AdaptConfig(epochs=2, batch_size=8, lr=1e-3)
 
 
 def says_what_the_trace_says(run) -> bool:
@@ -42,7 +42,7 @@ def says_what_the_trace_says(run) -> bool:
 
 @pytest.fixture(scope="module")
 def birds():
-    return load_backbone("birds"), load_dataset("birds/fog", "train", n=32), load_dataset("birds/fog", "test", n=24)
+    return load_backbone("birds"), load_dataset("birds/fog", "train", n=16), load_dataset("birds/fog", "test", n=12)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_every_method_opens_with_the_weights_of_every_epoch_to_the_bit(birds, tm
     assert opened.method.settings == run.method.settings
     assert opened.epochs == ((-1, 0, 1) if run.adaptation.evolves else (-1, 0))
     assert all(says_what_the_trace_says(opened.at(epoch)) for epoch in opened.epochs)
-    assert (len(opened.data), len(opened.eval_data)) == (32, 24)
+    assert (len(opened.data), len(opened.eval_data)) == (16, 12)
     assert all_of(tmp_path) == before
 
 
@@ -179,7 +179,8 @@ def test_files_of_embeddings_open_with_their_classes_or_a_text_tower(tmp_path, w
 
 
 def test_prompts_of_a_methods_own_and_images_chosen_by_label_are_had_again(birds, tmp_path):
-    backbone, data, test = birds
+    backbone, _, test = birds
+    data = load_dataset("birds/fog", "train", n=32)
     prompts = ClassPrompts(data.class_names, ("a bird, {}.",))
     config = NtUAConfig(shots=2, views=2, selection="oracle_balanced", allow_labels=True)
     index = torch.arange(24)
@@ -325,13 +326,13 @@ def test_weights_that_were_altered_or_not_kept_are_refused(moved):
 # ------------------------------------------------------------------------------------------- weights of every epoch
 
 
-def kept_run(folder, **options):
-    data = ToyDataset(20)
+def kept_run(folder, n=20, **options):
+    data = ToyDataset(n)
     return Run(microclip(make_tiny_backbone()), data, AdaptConfig(3, 8, 1e-3), folder=folder, **options)
 
 
 def test_weights_of_every_epoch_are_kept_up_to_a_size_and_those_alone(tmp_path, monkeypatch):
-    run = kept_run(tmp_path / "default")
+    run = kept_run(tmp_path / "default", n=8)
     run.fit()
     kept = kept_weights(run.folder)
     assert list(kept) == [-1, 0, 1, 2]
@@ -344,7 +345,7 @@ def test_weights_of_every_epoch_are_kept_up_to_a_size_and_those_alone(tmp_path, 
         (trained, False, 0),
     ):
         monkeypatch.setattr("clipviz.training.run_folder.KEPT_BYTES", size)
-        again = kept_run(tmp_path / f"{size} {asked}", keep_epochs=asked)
+        again = kept_run(tmp_path / f"{size} {asked}", n=8, keep_epochs=asked)
         again.fit()
         assert len(kept_weights(again.folder)) == expected
 

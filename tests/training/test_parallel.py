@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from forked import start_two
+from forked import as_module, start, start_two
 from safetensors.torch import load_file
 from shared_runs import CASES, STOP_AT, STOPPED, prepared, stop_on_the_way
 from shared_runs import main as all_runs
@@ -159,21 +157,24 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def in_shell(*command):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *map(str, command)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+def in_shell(folder, module, *arguments):
+    """`python -m module arguments`, whose further processes are started by itself: its status, stdout and stderr."""
+    told, said = folder / "told", folder / "said"
+    more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = start(as_module, module, *map(str, arguments), said=said, told=told, more=more, daemon=False)
+    process.join(250)
+    return process.exitcode, told.read_text(), said.read_text()
 
 
 @needs_two_cores
 def test_a_command_starts_its_processes_and_one_of_them_speaks(photos, tmp_path, capfd):
     run, again = tmp_path / "run", tmp_path / "again"
     common = ["adapt", "dpa", "--model", "birds", "--data", photos, "--device", "cpu", "--epochs", 1, "--batch-size", 7]
-    done = in_shell("-m", "clipviz", *common, "--out", run, "--devices", 2)
-    assert done.returncode == 0
-    assert re.fullmatch(r"dpa: epoch 1 of 1, loss [\d.]+, accuracy [\d.]+, 00:0\d left\n", done.stderr)
+    status, told, said = in_shell(tmp_path, "clipviz", *common, "--out", run, "--devices", 2)
+    assert status == 0
+    assert re.fullmatch(r"dpa: epoch 1 of 1, loss [\d.]+, accuracy [\d.]+, 00:0\d left\n", said)
     assert cli.main([*map(str, common), "--out", str(again)]) == 0
-    assert len(done.stdout.splitlines()) == len(capfd.readouterr().out.splitlines())
+    assert len(told.splitlines()) == len(capfd.readouterr().out.splitlines())
     results, expected = (json.loads((folder / "results.json").read_text()) for folder in (run, again))
     rounded = {name: pytest.approx(expected[name], abs=1e-6) for name in ("ece", "ece_before")}  # means of confidences
     assert results == {**expected, **rounded, "seconds": results["seconds"]}
@@ -184,11 +185,12 @@ def test_a_command_starts_its_processes_and_one_of_them_speaks(photos, tmp_path,
 
 @needs_two_cores
 def test_torchrun_starts_them_as_well(photos, tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone", "-m", "clipviz"]
+    torchrun = ["torch.distributed.run", "--nproc-per-node", 2, "--standalone", "--start-method", "fork", "--run-path"]
     out = tmp_path / "photos.npz"
-    done = in_shell(*torchrun, "embed", "--model", "birds", "--data", photos, "--device", "cpu", "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("15 embeddings") == 1
+    embed = ["embed", "--model", "birds", "--data", photos, "--device", "cpu", "--out", out]
+    status, told, said = in_shell(tmp_path, *torchrun, ROOT / "clipviz" / "__main__.py", *embed)
+    assert status == 0, said
+    assert told.count("15 embeddings") == 1
     assert cli.main(["embed", "--model", "birds", "--data", str(photos), "--out", str(tmp_path / "one.npz")]) == 0
     with np.load(out) as two, np.load(tmp_path / "one.npz") as one:
         np.testing.assert_allclose(two["embeddings"], one["embeddings"], atol=1e-6)
@@ -198,10 +200,10 @@ def test_torchrun_starts_them_as_well(photos, tmp_path):
 @needs_two_cores
 def test_a_mistake_that_all_processes_find_is_one_line(tmp_path):
     arguments = ["adapt", "dpa", "--model", "birds", "--data", tmp_path / "nowhere", "--out", tmp_path / "run"]
-    done = in_shell("-m", "clipviz", *arguments, "--devices", 2, "--device", "cpu")
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert "nowhere" in done.stderr
+    status, _, said = in_shell(tmp_path, "clipviz", *arguments, "--devices", 2, "--device", "cpu")
+    assert status == 2
+    assert len(said.splitlines()) == 1
+    assert "nowhere" in said
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
