@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from clipviz import figures
+from clipviz.figures.static import pixels
 from clipviz.files import prepare_folder, write_text
 from clipviz.report.summary import check_comparable
 from clipviz.report.views import VIEWS
@@ -35,6 +36,10 @@ _WHY = (
     "the right place? Was one branch right? Do the examples show a wrong idea of a class? When did the label change?"
 )
 _BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser")
+_BOXES = """names => names.map(name => {
+    const { left, top, right, bottom } = document.getElementById(name).getBoundingClientRect();
+    return [left, top, right, bottom];
+})"""
 _COLORS = 128  # of a palette: charts look the same and weigh a third
 
 
@@ -65,14 +70,14 @@ def write_gallery(traces: Sequence[Trace], folder: str | os.PathLike[str]) -> Pa
         for name, figure in pictures.items():
             lines += [f"![{title}]({name}.png)", ""]
             if isinstance(figure, Figure):
-                _save(_drawn(figure), out / f"{name}.png")
+                _save(pixels(figure), out / f"{name}.png")
             else:
                 charts[name] = figure
     # In a thread of its own, because playwright refuses one that runs an event loop, as a notebook's does.
     with ThreadPoolExecutor(1) as pool:
         photographs = pool.submit(_photographs, charts).result()
-    for name, png in photographs.items():
-        _save(png, out / f"{name}.png")
+    for name, photograph in photographs.items():
+        _save(photograph, out / f"{name}.png")
     write_text(out / "index.md", "\n".join(lines))
     return out / "index.md"
 
@@ -94,20 +99,13 @@ def _plain(text: object) -> str:
     return "".join(" " if letter in "<>[]()`*_\\|&\n" else letter for letter in str(text))
 
 
-def _drawn(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
-
-
-def _save(png: bytes, path: Path) -> None:
-    image = Image.open(io.BytesIO(png)).convert("RGB")
+def _save(image: Image.Image, path: Path) -> None:
     # Not by the median cut, which gives rare colors away: the few marks that tell right from wrong.
     image.quantize(_COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def _photographs(charts: Mapping[str, go.Figure]) -> dict[str, bytes]:
-    """The PNG of every chart as a browser draws it."""
+def _photographs(charts: Mapping[str, go.Figure]) -> dict[str, Image.Image]:
+    """Every chart as a browser draws it, cut out of one photograph of all: one for each would take far longer."""
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError as error:
@@ -129,12 +127,12 @@ def _photographs(charts: Mapping[str, go.Figure]) -> dict[str, bytes]:
         tab = browser.new_page(viewport={"width": WIDTH + 64, "height": 800})
         tab.goto(path.as_uri())
         tab.add_style_tag(content=".modebar { display: none !important }")
-        photographs = {}
         for name in charts:
             tab.wait_for_selector(f"#{name} .main-svg")
-            photographs[name] = tab.locator(f"#{name}").screenshot()
+        boxes = tab.evaluate(_BOXES, [*charts])
+        sheet = Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("RGB")
         browser.close()
-    return photographs
+    return {name: sheet.crop(box) for name, box in zip(charts, boxes, strict=True)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

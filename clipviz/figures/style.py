@@ -206,7 +206,7 @@ def new_chart(
     """
     figure = make_subplots(**{"cols": len(panels), "subplot_titles": panels, **grid}) if panels else go.Figure()
     look, names = LOOKS["chart"], {"x": x or None, "y": y or None}
-    axes = {key: figure.layout[key].to_plotly_json() for key in figure.layout if key[1:5] == "axis"}
+    axes = {key: figure.layout[key].to_plotly_json() for key in sorted(figure.layout) if key[1:5] == "axis"}
     for key in axes or ("xaxis", "yaxis"):
         axes[key] = axes.get(key, {}) | LOOKS["axis"]
         axes[key]["title"] = axes[key]["title"] | {"text": names[key[0]]}

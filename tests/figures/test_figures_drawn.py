@@ -103,6 +103,12 @@ def test_no_name_is_markup_or_endless(name, trace):
         assert "$\\frac" not in text
 
 
+def test_axes_are_in_the_order_of_their_panels():
+    """A narrow report stacks them and puts the titles above them in that order; plotly gives the order of a set."""
+    names = [name for name in figures.source_decisions(synthetic_trace()).to_dict()["layout"] if name[:5] == "xaxis"]
+    assert names == ["xaxis", "xaxis2", "xaxis3", "xaxis4"]
+
+
 def test_mathematics_and_markup_in_names_are_letters():
     assert escape("<a href='x'>$1$ & &lt;</a>") == "&lt;a href='x'&gt;&#36;1&#36; &amp; &amp;lt;&lt;/a&gt;"
     assert escape("a\n b\udcff") == "a b\\udcff"

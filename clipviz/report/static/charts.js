@@ -6,6 +6,8 @@ const BETWEEN = 84;
 const CHART_CONFIG = { displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]] };
 
 let specs = {}; // charts by their ids
+const rooms = {}; // left and right of the charts of one view that are as wide: [pixels, pixels]
+const pen = document.createElement("canvas").getContext("2d");
 
 async function loadCharts() {
   const [charts, source] = await Promise.all(["packed-charts", "packed-plotly"].map(unpacked));
@@ -27,12 +29,14 @@ function recolored(value, key = "") {
 }
 
 // Rows that a horizontal legend takes: its entries stand in columns as wide as the widest.
-function legendRows(data, width) {
-  const names = new Set(data.filter((trace) => trace.name && trace.showlegend !== false).map((trace) => trace.name));
-  const lengths = [...names].map((name) => 46 + 7 * name.length);
-  if (!lengths.length) return 0;
-  const total = lengths.reduce((sum, length) => sum + length, 0);
-  return total < width ? 1 : Math.ceil(lengths.length / Math.max(1, Math.floor(width / Math.max(...lengths))));
+function legendRows(data, font, width) {
+  const isShown = ({ name, showlegend, x }) => name && showlegend !== false && x?.length !== 0;
+  const names = new Set(data.filter(isShown).map((trace) => trace.name));
+  pen.font = `${font.size}px ${font.family}`;
+  const widths = [...names].map((name) => 45 + pen.measureText(name.replace(/&#?\w+;/g, "&")).width);
+  if (!widths.length) return 0;
+  const total = widths.reduce((sum, width) => sum + width, 0);
+  return total < width ? 1 : Math.ceil(widths.length / Math.max(1, Math.floor((width + 5) / Math.max(...widths))));
 }
 
 // As many letters of a label as a narrow chart has room for, of both its ends; "&lt;" is one of them.
@@ -74,7 +78,7 @@ function narrowed(layout, data, width) {
   }
   for (const note of layout.annotations || []) {
     note.font = { ...note.font, size: 12 };
-    if (note.xref === "x" && note.xshift) note.text = cut(note.text, Math.floor(width / 26));
+    if ((note.xref ?? "x") === "x" && note.xshift) note.text = cut(note.text, Math.floor(width / 26));
   }
   for (const trace of data) if (trace.colorbar && trace.colorbar.orientation !== "h") trace.showscale = false;
   const panels = axesOf(layout).filter(([x]) => x.domain);
@@ -83,13 +87,16 @@ function narrowed(layout, data, width) {
   return height;
 }
 
-// The layout of a chart for a width in pixels: no title, which the page says, and room for what is left. `area` is its
-// height without margins.
-function fittedLayout(layout, data, width, area) {
-  const rows = legendRows(data, width - 24);
-  const titles = axesOf(layout).length > 1 ? 28 : 0;
-  const margin = { ...layout.margin, t: 10 + 21 * rows + titles, l: Math.min(layout.margin.l, 0.14 * width) };
+// The layout of a chart for a width in pixels: no title, which the page says, and room for what is left, which plotly
+// would else find to be missing when all is drawn, and draw all again. `area` is its height without margins.
+function fittedLayout(layout, data, width, area, [l, r] = [0, 0]) {
+  const axes = axesOf(layout);
+  const isBare = axes.every(([, y]) => y.visible === false);
+  const margin = { ...layout.margin, l: Math.max(l, Math.min(isBare ? 50 : 68, 0.175 * width)), r: Math.max(r, layout.margin.r) };
+  const rows = legendRows(data, layout.font, width - margin.l - margin.r);
+  margin.t = (rows && 4 + 20 * rows) + (axes.length > 1 ? 38 : isBare ? 10 : 30);
   const height = area + margin.t + margin.b;
+  for (const axis of axes.flat()) axis.ticklabeloverflow = "allow"; // there is room: none need be measured to be hidden
   Object.assign(layout, { title: undefined, width, height, margin });
   Object.assign(layout.legend, { x: 0, xref: "container", xanchor: "left", y: 1 - 4 / height });
   return layout;
@@ -99,8 +106,11 @@ function fittedLayout(layout, data, width, area) {
 function drawChart(node, width, area) {
   const { data, layout } = recolored(specs[node.id]);
   const own = area ?? (width < NARROW ? narrowed(layout, data, width) : areaOf(layout));
+  const kind = `${node.id.replace(/-\d+$/, "")} ${width}`;
   node.dataset.drawn = width;
-  return Plotly.newPlot(node, data, fittedLayout(layout, data, width, own), CHART_CONFIG);
+  const drawn = Plotly.newPlot(node, data, fittedLayout(layout, data, width, own, rooms[kind]), CHART_CONFIG);
+  rooms[kind] = ["l", "r"].map((side) => Math.ceil(node._fullLayout._size[side]));
+  return drawn;
 }
 
 // One range for the axes that plotly would fit to each run's own values.
