@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import io
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[1]))  # where a script finds what the tests share
+from forked import start
 from screenshots import save
 from server import ERRORS, READY, Lab, browsing, serving
 
@@ -137,16 +139,15 @@ def run_folders(root: Path, n_images: int, epochs: int, *options: str) -> Iterat
     for name, gamma in (("gamma03", 0.3), ("gamma07", 0.7)):
         with contextlib.chdir(root), contextlib.redirect_stdout(io.StringIO()):
             assert main_of_clipviz(adapt(name, gamma, epochs)) == 0
-    long = [sys.executable, "-m", "clipviz", *adapt("long", 0.5, 10_000)]
-    other = subprocess.Popen(long, cwd=root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    other = start(main_of_clipviz, adapt("long", 0.5, 10_000), folder=root)
     try:
         while not (root / "runs" / "long" / "live.json").exists():
-            assert other.poll() is None
+            assert other.is_alive()
             time.sleep(0.2)
         yield
     finally:
         other.kill()
-        other.wait()
+        other.join()
 
 
 def photograph(lab: Lab, page: Any, out: Path) -> None:
