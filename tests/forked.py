@@ -15,10 +15,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 STARTER = multiprocessing.get_context("forkserver")
-COMMANDS = ["clipviz.cli.main", "clipviz.methods.build", "clipviz.training.run", "clipviz.report"]
-NOTEBOOKS = ["ipykernel.kernelapp", "matplotlib_inline.backend_inline", "clipviz.widgets", "clipviz.figures.static"]
-STARTER.set_forkserver_preload(["prepared", *COMMANDS, *NOTEBOOKS, "clipviz.saliency", "lightning_fabric", "tiny"])
+STARTER.set_forkserver_preload(["preloaded"])
 
 
 def start(
@@ -31,9 +31,7 @@ def start(
     `more` is added to its environment; a `daemon` may not fork any further.
     """
     task = command, arguments, folder, (told, said), most, more or {}
-    process = STARTER.Process(target=_do, args=task, daemon=daemon)
-    process.start()
-    return process
+    return _started(_do, task, daemon)
 
 
 def start_two(command: Callable[..., int | None], *arguments: object, said: Path) -> list[BaseProcess]:
@@ -55,6 +53,15 @@ def as_module(name: str, *arguments: str) -> None:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # a process that was forked ends without
+
+
+def _started(function: Callable[..., None], arguments: tuple, daemon: bool = True) -> BaseProcess:
+    process = STARTER.Process(target=function, args=arguments, daemon=daemon)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with pytest.MonkeyPatch.context() as own:
+        own.setenv("PYTHONPATH", path)  # else the first one does not find `preloaded`, and says nothing
+        process.start()
+    return process
 
 
 def _do(
@@ -80,10 +87,7 @@ class Kernel:
 
     def __init__(self, command: list[str], *, cwd: str, env: dict[str, str], **_: Any) -> None:
         mine, its = STARTER.Pipe(duplex=False)
-        self.process = STARTER.Process(
-            target=_kernel, args=(command[command.index("-f") :], cwd, env, its), daemon=True
-        )
-        self.process.start()
+        self.process = _started(_kernel, (command[command.index("-f") :], cwd, env, its))
         mine.recv()
         self.pid, self.kill, self.terminate = self.process.pid, self.process.kill, self.process.terminate
 

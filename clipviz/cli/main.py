@@ -9,6 +9,7 @@ Torch is imported by the commands that need it, so `--help` is instant.
 import argparse
 import difflib
 import dis
+import gc
 import os
 import sys
 import warnings
@@ -104,10 +105,17 @@ def _failed(error: Exception, args: argparse.Namespace) -> int:
 
 
 def _command(name: str, came: Sequence[int]) -> Callable[[argparse.Namespace], None]:
-    module = import_module(f"clipviz.cli.{name}")  # one at a time: only some of them need torch
+    where = f"clipviz.cli.{name}"  # one at a time: only some of them need torch
+    if where not in sys.modules:
+        gc.disable()  # looking for garbage is a quarter of the time that torch takes
+        try:
+            import_module(where)
+            gc.freeze()  # what was imported stays
+        finally:
+            gc.enable()
     if came:  # and numpy swallowed it
         raise_for(came[0])
-    command: Callable[[argparse.Namespace], None] = getattr(module, name)
+    command: Callable[[argparse.Namespace], None] = getattr(sys.modules[where], name)
     return command
 
 

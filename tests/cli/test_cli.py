@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import gc
 import json
 import os
 import re
@@ -483,6 +484,27 @@ def test_every_option_is_explained_in_a_sentence_with_its_default(name, capsys):
     with pytest.raises(SystemExit):
         cli.main([name, "--help"])
     assert f"clipviz {name}" in capsys.readouterr().out.partition("example:")[2]
+
+
+@pytest.mark.parametrize("fails", [None, KeyboardInterrupt])
+def test_garbage_is_looked_for_when_a_command_has_been_imported(monkeypatch, tmp_path, fails):
+    looked = []
+
+    def imported(where):
+        looked.append(gc.isenabled())
+        if fails:
+            raise fails
+        sys.modules[where] = types.SimpleNamespace(compare=lambda args: looked.append(gc.isenabled()))
+
+    monkeypatch.delitem(sys.modules, "clipviz.cli.compare", raising=False)
+    monkeypatch.setattr(cli, "import_module", imported)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    try:
+        assert cli.main(["compare", str(tmp_path)]) == (130 if fails else 0)
+    finally:
+        sys.modules.pop("clipviz.cli.compare", None)
+    assert looked == ([False] if fails else [False, True])
+    assert gc.isenabled()
 
 
 def test_an_option_that_is_none_names_the_nearest_of_its_command(capsys):
