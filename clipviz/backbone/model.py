@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,13 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from clipviz.backbone.ownership import lock_of
-from clipviz.backbone.tower import encode, value_path
+from clipviz.backbone.tower import encode, is_watched, value_path
 from clipviz.backbone.weights import fitting, loading, planned, refuse_code, rounding_notice, source_of
 from clipviz.ops import normalize
 from clipviz.origin import remembered
 
 Precision = Literal["32", "bf16-mixed"]
 """What an image tower computes in: float32, or bfloat16 where autocast takes it (its weights stay float32)."""
+
+PIECE_BYTES = 10 * 2**20
+"""What an MLP of the image tower may hold at a time on a CPU: for much more, memory is mapped anew in each layer."""
 
 MOST_TEXTS = 2**15
 """So many text embeddings are remembered: 100 MB of a large model's."""
@@ -141,22 +145,34 @@ class Backbone(nn.Module):
                 "or a method that needs only embeddings (dpa, ntua, tip_adapter, wca, descriptions, zero_shot)"
             )
 
-    def _encode(self, images: Tensor) -> tuple[Tensor, Any]:
-        """Unit embeddings, and of a tower with patch tokens the input of its last block."""
+    def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Unit embeddings, and of a tower with patch tokens the inputs of its last block, in pieces."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[-2:] != (self.image_size,) * 2:
             raise ValueError(
                 f"{self.name} needs images (B, 3, {self.image_size}, {self.image_size}) in [0, 1], "
                 f"got {tuple(images.shape)}"
             )
-        pixels, inputs = (images - self.mean) / self.std, None
-        if self.has_patches:
-            embeddings, inputs = encode(self.visual, pixels)
-        else:
-            embeddings = self.model.encode_image(pixels)  # type: ignore[operator]
-        unit = normalize(self._float(embeddings))
+        parts, inputs = [], []
+        for piece in self._pieces(images):
+            pixels = (piece - self.mean) / self.std
+            if self.has_patches:
+                part, x = encode(self.visual, pixels)
+                inputs.append(x)
+            else:
+                part = self.model.encode_image(pixels)  # type: ignore[operator]
+            parts.append(self._float(part))
+        unit = normalize(torch.cat(parts))
         if self._collected is not None:
             self._collected.append(unit)
         return unit, inputs
+
+    def _pieces(self, images: Tensor) -> Sequence[Tensor]:
+        """On a CPU without gradients a few images at a time, a third less work; who watches sees them all at once."""
+        if torch.is_grad_enabled() or self.device.type != "cpu" or not self.has_patches:
+            return [images]
+        hidden = 4 * 4 * self.width * (1 + math.prod(self.visual.grid_size))  # bytes of an image's
+        n = -(-len(images) * hidden // PIECE_BYTES)
+        return [images] if n < 2 or any(map(is_watched, self.visual.modules())) else images.tensor_split(n)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.precision == "32" else torch.autocast(self.device.type, torch.bfloat16)
@@ -199,7 +215,7 @@ class Backbone(nn.Module):
             if shared and shared[0] is images:
                 return cast(ImageTokens, shared[1])
             cls, inputs = self._encode(images)
-            patches = self._float(value_path(self.visual, inputs))
+            patches = torch.cat([self._float(value_path(self.visual, x)) for x in inputs])
             tokens = ImageTokens(cls, patches, tuple(self.visual.grid_size))
             if shared is not None:
                 shared[:] = images, tokens

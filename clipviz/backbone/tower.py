@@ -47,7 +47,7 @@ def encode(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     sees what open_clip computes, in the same places.
     """
     blocks = visual.transformer.resblocks
-    if _is_watched(visual) or _is_watched(visual.transformer):
+    if is_watched(visual) or is_watched(visual.transformer):
         inputs: list[Tensor] = []
         handle = blocks[-1].register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
         try:
@@ -57,11 +57,11 @@ def encode(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     x = visual._embeds(pixels)
     if len(blocks) > 1:
         x, _ = visual.transformer.forward_intermediates(x, indices=[len(blocks) - 2], stop_early=True)
-    row = blocks[-1](x) if any(map(_is_watched, blocks[-1].modules())) else cls_row(blocks[-1], x)
+    row = blocks[-1](x) if any(map(is_watched, blocks[-1].modules())) else cls_row(blocks[-1], x)
     return visual._pool(row)[0] @ visual.proj, x
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Whether a module has hooks or instance-level replacements of its methods."""
     return bool(
         module._forward_hooks

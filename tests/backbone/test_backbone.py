@@ -51,6 +51,27 @@ def test_embeddings_are_open_clips_own():
         torch.testing.assert_close(backbone.tokens(x).cls, expected, atol=1e-6, rtol=0)
 
 
+def test_without_gradients_a_large_batch_passes_in_pieces_unless_somebody_watches(monkeypatch):
+    backbone, x = birds_like(), images(n=7, size=64)
+    seen, asked = [], []
+    count = backbone.visual._embeds
+    with torch.no_grad(), backbone.collected() as collected:
+        whole = backbone.tokens(x)
+        monkeypatch.setattr("clipviz.backbone.model.PIECE_BYTES", 3 * 65 * 4 * 96 * 4)  # three images
+        monkeypatch.setattr(backbone.visual, "_embeds", lambda pixels: asked.append(len(pixels)) or count(pixels))
+        pieces = backbone.tokens(x)
+        torch.testing.assert_close(pieces.cls, whole.cls, atol=1e-6, rtol=0)
+        torch.testing.assert_close(pieces.patches, whole.patches, atol=1e-5, rtol=0)
+        assert asked == [3, 2, 2]
+        handle = backbone.visual.transformer.resblocks[1].register_forward_hook(lambda *of: seen.append(len(of[-1])))
+        backbone.embed(x)
+        handle.remove()
+    assert seen == [7]
+    assert [len(rows) for rows in collected] == [7, 7, 7]
+    backbone.embed(x)
+    assert asked[-1] == 7, "with gradients in one pass"
+
+
 def test_texts_are_embedded_once_for_all_copies_until_the_text_tower_changes(monkeypatch):
     backbone, asked = make_tiny_backbone(), []
     encode = backbone.model.encode_text
