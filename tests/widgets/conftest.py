@@ -11,7 +11,7 @@ from clipviz.training.evaluate import spread_probe
 from clipviz.training.run import Run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run(tiny_backbone):
     def make(labelled=True, n=16, epochs=3, method="microclip", **kwargs):
         data = ToyDataset(n, labelled=labelled)
@@ -20,3 +20,17 @@ def make_run(tiny_backbone):
         return Run(built, data, config, eval_dataset=data, probe=spread_probe(data, 32, 3), seed=1, **kwargs)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(make_run):
+    run = make_run(n=24)
+    run.fit()
+    return run
+
+
+@pytest.fixture
+def run(finished):
+    """A run that has ended, for views: its trace is made anew for whoever asks, and so is its probe for each test."""
+    vars(finished).pop("model_probe", None)
+    return finished

@@ -27,13 +27,6 @@ def trace():
     return synthetic_trace(n_classes=8, epochs=3, n_images=200)
 
 
-@pytest.fixture
-def run(make_run):
-    run = make_run(n=24)
-    run.fit()
-    return run
-
-
 def mixed(trace, gamma):
     first, second = (trace.arrays[f"sources/{name}"].astype(np.float32) for name in ("static", "dynamic"))
     return (gamma * first + (1 - gamma) * second).argmax(1)
@@ -112,9 +105,8 @@ def test_sources_on_one_image(run):
     assert sum(text.startswith("✓ ") for text in ticks) == 1
 
 
-def test_images_whose_label_changes_are_shown(make_run):
-    run = make_run(n=24)
-    trace = run.fit()
+def test_images_whose_label_changes_are_shown(run):
+    trace = run.trace
     rng = np.random.default_rng(0)
     for name in ("static", "dynamic"):
         trace.arrays[f"sources/{name}"] = rng.normal(size=(24, 3)).astype(np.float16)

@@ -13,13 +13,6 @@ from clipviz.widgets import SaliencyExplorer, ViewState
 
 
 @pytest.fixture
-def run(make_run):
-    run = make_run(n=24)
-    run.fit()
-    return run
-
-
-@pytest.fixture
 def explorer(run):
     return SaliencyExplorer(run.trace, run)
 

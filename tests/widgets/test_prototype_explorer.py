@@ -6,20 +6,12 @@ import base64
 
 import numpy as np
 import pandas as pd
-import pytest
 from synthetic import synthetic_trace
 from widget_helpers import HOSTILE
 
 from clipviz.figures.prototypes import RIGHT, UNKNOWN, WRONG, Scene
 from clipviz.trace import Trace
 from clipviz.widgets import PrototypeExplorer, SaliencyExplorer, ViewState
-
-
-@pytest.fixture
-def run(make_run):
-    run = make_run(n=24)
-    run.fit()
-    return run
 
 
 def test_the_plane_is_the_same_at_every_epoch_and_exact(run):

@@ -26,13 +26,6 @@ def trace():
     return synthetic_trace(n_classes=8, epochs=3, n_images=120, n_eval=80)
 
 
-@pytest.fixture
-def run(make_run):
-    run = make_run(n=24)
-    run.fit()
-    return run
-
-
 def gallery_ids(trace):
     return [f"eval/{index}" for index in trace.arrays["gallery/index"]]
 
