@@ -72,7 +72,7 @@ def desk(lab: Lab, chromium: sync_api.Browser) -> Iterator[sync_api.Page]:
     page = chromium.new_page(viewport={"width": 1400, "height": 1500})
     page.set_default_timeout(90_000)
     with watched(page):
-        open_and_run(page, lab.write("desk.ipynb", "import clipviz"))
+        open_and_run(page, lab.write("desk.ipynb", "import preloaded"))
     yield page
     page.close()
 
