@@ -49,8 +49,9 @@ def toy_test() -> ToyDataset:
 LAB = tuple(f"tests/browser/test_{name}.py" for name in ("bad_content", "notebooks_in_lab", "widgets"))
 FORKS = tuple(
     f"tests/{name}.py"
-    for name in ("cli/test_cli", "cli/test_hostile", "test_layers", "training/test_follow", "training/test_parallel")
-)
+    for name in ("cli/test_cli", "cli/test_hostile", "test_layers", "tools/test_docs_site", "training/test_follow",
+                 "training/test_parallel")
+)  # fmt: skip
 
 
 @pytest.hookimpl(optionalhook=True)

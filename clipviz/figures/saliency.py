@@ -56,11 +56,9 @@ class SaliencyGrid(NamedTuple):
 
 
 def saliency_grid_info(
-    trace: Trace,
-    kinds: Sequence[str] | None = None,
-    epochs: Sequence[str | int] = ("before", "after"),
+    trace: Trace, kinds: Sequence[str] | None = None, epochs: Sequence[str | int] = ("before", "after"),
     max_images: int = 12,
-) -> SaliencyGrid:
+) -> SaliencyGrid:  # fmt: skip
     """Collect images, parts and maps of the probe.
 
     Args:
@@ -138,10 +136,10 @@ def show_rows(
     """Rows of squares (S,S,3) uint8 as one picture, `side` pixels each: axes for every square would take far longer."""
     size = len(rows[0][0])
     step, n_columns = round(size * (side + gap) / side), max(map(len, rows))
-    sheet = np.full((len(rows) * step, n_columns * step, 3), 255, np.uint8)
+    sheet = np.full((len(rows) * step, n_columns * step, 4), 255, np.uint8)  # matplotlib would double three channels
     for i, row in enumerate(rows):
         for j, square in enumerate(row):
-            sheet[i * step :, j * step :][:size, :size] = square
+            sheet[i * step :, j * step :][:size, :size, :3] = square
     height, width, _ = np.array(sheet.shape) * side / size
     style.bare(page.axes(left, top, width, height)).imshow(sheet, aspect="auto")
 
@@ -200,16 +198,10 @@ def _part_colors(parts: np.ndarray) -> np.ndarray:
 
 
 def _part_legend(figure: Figure, names: list[str], used: list[int], y: float) -> None:
-    handles = [
-        Patch(
-            facecolor=PART_COLORS[(part - 1) % len(PART_COLORS)],
-            edgecolor="#555",
-            label=style.shorten(names[part] if part < len(names) else f"part {part}", 16),
-        )
-        for part in used
-    ]
+    handles = [Patch(facecolor=PART_COLORS[(part - 1) % len(PART_COLORS)], edgecolor="#555") for part in used]
+    labels = [style.shorten(names[part] if part < len(names) else f"part {part}", 16) for part in used]
     legend = figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(_LEFT / style.WIDTH, y), ncol=7, fontsize=style.FONT,
+        handles, labels, loc="upper left", bbox_to_anchor=(_LEFT / style.WIDTH, y), ncol=7, fontsize=style.FONT,
         frameon=False, handlelength=1, handleheight=1, columnspacing=1.2, borderpad=0, borderaxespad=0,
     )  # fmt: skip
     for text in legend.get_texts():

@@ -8,6 +8,7 @@ goes through `escape` or `short_names` first.
 import functools
 import html
 import inspect
+import json
 import textwrap
 import tomllib
 from collections import Counter, defaultdict
@@ -190,23 +191,19 @@ LEFT, RIGHT = PANELS[:2]
 
 
 def new_chart(
-    title: str,
-    height: int = 420,
-    legend_rows: int = 1,
-    *,
-    x: str = "",
-    y: str = "",
-    panels: Sequence[str] = (),
+    title: str, height: int = 420, legend_rows: int = 1, *, x: str = "", y: str = "", panels: Sequence[str] = (),
     **grid: Any,
-) -> go.Figure:
+) -> go.Figure:  # fmt: skip
     """A chart in the shared fonts, grid and margins; title, legend and panel titles stack from the top.
 
     `title` is ours, never data; `legend_rows` are those at 900 pixels that need room; `x` and `y` name the axes.
     `panels` are titles of several, side by side unless `grid`, more about them as for `make_subplots`, has rows.
     """
-    figure = make_subplots(**{"cols": len(panels), "subplot_titles": panels, **grid}) if panels else go.Figure()
+    figure = go.Figure()
+    empty = _empty_panels(json.dumps({"cols": len(panels), "subplot_titles": panels, **grid})) if panels else figure
+    figure._grid_ref = empty._grid_ref  # where `row` and `col` are
     look, names = LOOKS["chart"], {"x": x or None, "y": y or None}
-    axes = {key: figure.layout[key].to_plotly_json() for key in sorted(figure.layout) if key[1:5] == "axis"}
+    axes = {key: empty.layout[key].to_plotly_json() for key in sorted(empty.layout) if key[1:5] == "axis"}
     for key in axes or ("xaxis", "yaxis"):
         axes[key] = axes.get(key, {}) | LOOKS["axis"]
         axes[key]["title"] = axes[key]["title"] | {"text": names[key[0]]}
@@ -215,10 +212,16 @@ def new_chart(
         "height": height,
         "legend": look["legend"] | {"y": 1 - 38 / height},
         "margin": look["margin"] | {"t": 44 + 22 * legend_rows + 28 * bool(panels)},
-        "annotations": [note.to_plotly_json() | {"font": {"size": 14}} for note in figure.layout.annotations],
+        "annotations": [note.to_plotly_json() | {"font": {"size": 14}} for note in empty.layout.annotations],
     }
     figure.layout = look | axes | own  # at once: update_layout and its kind take four to eight times as long
     return figure
+
+
+@functools.cache
+def _empty_panels(grid: str) -> go.Figure:
+    """Panels of settings for `make_subplots`, as JSON: once for all charts, as it takes longer than what they show."""
+    return make_subplots(**json.loads(grid))
 
 
 def add_line(figure: go.Figure, x: Any, y: Any, name: str, look: Look | MethodStyle, hover: str, **more: Any) -> None:

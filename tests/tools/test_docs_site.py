@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from forked import as_module, start
 
 import clipviz
 from clipviz.cli.options import COMMANDS
@@ -21,12 +19,18 @@ ROOT = Path(clipviz.__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    folder, said = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("said") / "stderr"
+    options = ("--strict", "--site-dir", str(folder))
+    build = start(as_module, "mkdocs", "build", *options, folder=ROOT, said=said, more={"NO_MKDOCS_2_WARNING": "1"})
+    build.join()
+    assert build.exitcode == 0, said.read_text(encoding="utf-8")[-3000:]
     return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    """Every page, with tags and their attributes."""
+    return {page: Links(page).tags for page in site.rglob("*.html")}
 
 
 class Links(HTMLParser):
@@ -41,20 +45,20 @@ class Links(HTMLParser):
         self.tags.append((tag, dict(attributes)))
 
 
-def test_no_page_asks_a_network_for_anything(site):
+def test_no_page_asks_a_network_for_anything(pages):
     asked = []
-    for page in site.rglob("*.html"):
-        for tag, attributes in Links(page).tags:
+    for page, tags in pages.items():
+        for tag, attributes in tags:
             fetched = attributes.get("src") or (attributes.get("href") if tag == "link" else None) or ""
             if re.match(r"(https?:)?//", fetched):
                 asked.append((page.name, tag, fetched))
     assert asked == []
 
 
-def test_every_picture_is_there_and_says_what_it_shows(site):
+def test_every_picture_is_there_and_says_what_it_shows(pages):
     pictures = 0
-    for page in site.rglob("*.html"):
-        for tag, attributes in Links(page).tags:
+    for page, tags in pages.items():
+        for tag, attributes in tags:
             if tag == "img" and not attributes["src"].startswith("data:"):
                 pictures += 1
                 assert (page.parent / attributes["src"]).is_file(), (page.name, attributes["src"])
