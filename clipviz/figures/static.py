@@ -158,11 +158,15 @@ def pixels(figure: Figure, dpi: float | None = None) -> Image.Image:
 
 def small_jpeg(drawn: Image.Image, most_bytes: float, tries: Sequence[tuple[float, int]]) -> bytes:
     """A drawn figure as finely as a number of bytes allows: by the first of some (scale, quality) that does."""
+    whole = 0.0
     for scale, quality in tries:
+        if whole * scale**2 > 2 * most_bytes and (scale, quality) != tries[-1]:
+            continue  # it has too many pixels, whatever the quality
         size = round(drawn.width * scale), round(drawn.height * scale)
         data = encoded(drawn.resize(size, Image.Resampling.LANCZOS) if scale < 1 else drawn, "JPEG", quality=quality)
         if len(data) <= most_bytes:
             break
+        whole = whole or len(data) / scale**2
     return data
 
 
