@@ -94,12 +94,12 @@ def test_the_ci_script_is_executable_bash_that_runs_what_readme_says():
 def test_the_readme_example_runs(tmp_path, monkeypatch):
     """The six lines, on fewer images and one epoch."""
     (code,) = [block for block in code_blocks("README.md") if "import clipviz" in block]
-    code, found = re.subn(r"n=\d+", "n=24", code)
+    code, found = re.subn(r"n=\d+", "n=12", code)
     assert found == 2
     monkeypatch.chdir(tmp_path)
     from clipviz.methods.microclip import MicroCLIP
 
-    monkeypatch.setattr(MicroCLIP, "schedule", property(lambda self: AdaptConfig(epochs=1, batch_size=24)))
+    monkeypatch.setattr(MicroCLIP, "schedule", property(lambda self: AdaptConfig(epochs=1, batch_size=12)))
     namespace = {}
     exec(compile(code, "README.md", "exec"), namespace)
     assert isinstance(namespace["trace"], clipviz.Trace)
@@ -173,7 +173,9 @@ def test_it_is_checkpointed_resumed_recorded_and_reported_like_any_other(tent, t
 
 
 def test_the_walkthrough_runs_as_a_script(tent, capsys):
-    exec(compile(tent["code"], "CONTRIBUTING.md", "exec", dont_inherit=True), {"__name__": "__main__"})
+    code, found = re.subn(r"n=\d+", "n=16", tent["code"])
+    assert found == 1
+    exec(compile(code, "CONTRIBUTING.md", "exec", dont_inherit=True), {"__name__": "__main__"})
     assert re.search(r"-1 +0\.\d+\n ?0 +0\.\d+", capsys.readouterr().out)
 
 
