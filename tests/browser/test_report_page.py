@@ -282,6 +282,8 @@ def test_a_mailed_link_opens_the_image_and_arrow_keys_go_on(mailed):
     tab.keyboard.press("ArrowLeft")
     expect(heading).to_have_text("day 0/bird-6.jpg")
     assert tab.url.endswith("#image=eval/6")
+    tab.get_by_role("button", name="next image").click()
+    expect(heading).to_have_text("day 1/bird-7.jpg")
     tab.evaluate("location.hash = '#image=eval/12'")
     expect(heading).to_have_text("day 0/bird-12.jpg")
 
