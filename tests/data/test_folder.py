@@ -375,6 +375,8 @@ def test_an_interrupt_stops_opening_files(tmp_path, save_image):
 
 def test_odd_but_readable_files_cause_no_warnings(tmp_path):
     palette = Image.new("P", (4, 4))
-    palette.save(tmp_path / "palette.png", transparency=bytes([0, 128]))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putpixel((0, 0), 1)
+    palette.save(tmp_path / "palette.png", transparency=bytes([0, 128]))  # of two colors; Pillow cuts off what is more
     with no_warning():
         ImageFolderDataset(tmp_path)
