@@ -136,11 +136,14 @@ function drawWhenNear(first) {
   let last = new Promise((done) => first.finally(done)).then(loadCharts);
 
   const drawGroup = async (group, redraws) => {
-    for (const node of group.querySelectorAll("figure:not([hidden]) .chart")) {
-      const width = Math.floor(node.clientWidth);
-      if (isOnPaper || !width || (!redraws && node.dataset.drawn === `${width}`)) continue;
-      await drawChart(node, width);
+    const isStale = (node) => node.clientWidth && (redraws || node.dataset.drawn !== `${Math.floor(node.clientWidth)}`);
+    const shown = [...group.querySelectorAll("figure:not([hidden]) .chart")];
+    let stale = shown.filter(isStale);
+    if (stale.length && "sameAxes" in group.dataset) {
+      stale = shown; // one range for all of them, and for those left out when they come back
+      for (const node of group.querySelectorAll("figure[hidden] .chart")) delete node.dataset.drawn;
     }
+    for (const node of stale) if (!isOnPaper && node.clientWidth) await drawChart(node, Math.floor(node.clientWidth));
     if (!isOnPaper) shareAxes(group);
   };
   const draw = (group, redraws) => {
