@@ -48,10 +48,10 @@ class Beacon(threading.Thread):
         self._answers: dict[str, str] = {}
         self._told: tuple[Any, ...] = ()
         self._beat, self._written = 0, float("-inf")
+        self._clear()  # orders to a session that was killed are not for this one; later ones are
 
     def run(self) -> None:
         """Look and tell until the run is over."""
-        self._clear()  # orders to a session that was killed are not for this one
         while not self._over.wait(_INTERVAL if self._beat else 0):
             with suppress(OSError, RuntimeError):  # a full disk, a folder that went away: training goes on
                 self._take_orders()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -299,6 +300,20 @@ def test_orders_are_for_the_user_of_the_folder(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="can be commanded by its user only"):
             followed.stop()
         assert not (tmp_path / "run" / "commands").exists()
+    finally:
+        run.stop()
+        run.wait(PATIENCE)
+
+
+def test_an_order_is_not_lost_that_comes_before_the_run_looks_for_any(tmp_path, monkeypatch):
+    began, look = threading.Event(), follow.Beacon.run
+    monkeypatch.setattr(follow.Beacon, "run", lambda beacon: began.wait(PATIENCE) and look(beacon))  # a busy machine
+    run = toy_run(tmp_path / "run", epochs=500).start()
+    try:
+        followed = FollowedRun(tmp_path / "run")
+        stopped = followed.stop()
+        began.set()
+        assert answer(followed, stopped) in ("done", "the run is stopped")
     finally:
         run.stop()
         run.wait(PATIENCE)
