@@ -185,10 +185,10 @@ def test_a_command_starts_its_processes_and_one_of_them_speaks(photos, tmp_path,
 
 @needs_two_cores
 def test_torchrun_starts_them_as_well(photos, tmp_path):
-    torchrun = ["torch.distributed.run", "--nproc-per-node", 2, "--standalone", "--start-method", "fork", "--run-path"]
+    torchrun = ["torch.distributed.run", "--nproc-per-node", 2, "--standalone", "-m", "clipviz"]
     out = tmp_path / "photos.npz"
     embed = ["embed", "--model", "birds", "--data", photos, "--device", "cpu", "--out", out]
-    status, told, said = in_shell(tmp_path, *torchrun, ROOT / "clipviz" / "__main__.py", *embed)
+    status, told, said = in_shell(tmp_path, *torchrun, *embed)
     assert status == 0, said
     assert told.count("15 embeddings") == 1
     assert cli.main(["embed", "--model", "birds", "--data", str(photos), "--out", str(tmp_path / "one.npz")]) == 0
