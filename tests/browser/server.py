@@ -146,7 +146,7 @@ def browsing() -> Iterator[Any]:
     wanted = "chromium-headless-shell fonts-dejavu-core"
     assert CHROMIUM, f"no Chromium found; apt-get install -y --no-install-recommends {wanted}"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         try:
             yield browser
         finally:
