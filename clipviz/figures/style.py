@@ -199,11 +199,10 @@ def new_chart(
     `title` is ours, never data; `legend_rows` are those at 900 pixels that need room; `x` and `y` name the axes.
     `panels` are titles of several, side by side unless `grid`, more about them as for `make_subplots`, has rows.
     """
-    figure = go.Figure()
-    empty = _empty_panels(json.dumps({"cols": len(panels), "subplot_titles": panels, **grid})) if panels else figure
-    figure._grid_ref = empty._grid_ref  # where `row` and `col` are
+    empty = _empty_panels(json.dumps({"cols": len(panels), "subplot_titles": panels, **grid})) if panels else None
+    figure = go.Figure(empty)  # which keeps where `row` and `col` are
     look, names = LOOKS["chart"], {"x": x or None, "y": y or None}
-    axes = {key: empty.layout[key].to_plotly_json() for key in sorted(empty.layout) if key[1:5] == "axis"}
+    axes = {key: figure.layout[key].to_plotly_json() for key in sorted(figure.layout) if key[1:5] == "axis"}
     for key in axes or ("xaxis", "yaxis"):
         axes[key] = axes.get(key, {}) | LOOKS["axis"]
         axes[key]["title"] = axes[key]["title"] | {"text": names[key[0]]}
@@ -212,7 +211,7 @@ def new_chart(
         "height": height,
         "legend": look["legend"] | {"y": 1 - 38 / height},
         "margin": look["margin"] | {"t": 44 + 22 * legend_rows + 28 * bool(panels)},
-        "annotations": [note.to_plotly_json() | {"font": {"size": 14}} for note in empty.layout.annotations],
+        "annotations": [note.to_plotly_json() | {"font": {"size": 14}} for note in figure.layout.annotations],
     }
     figure.layout = look | axes | own  # at once: update_layout and its kind take four to eight times as long
     return figure
