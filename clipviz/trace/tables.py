@@ -268,10 +268,9 @@ def _meta_json(meta: dict[str, Any]) -> str:
 def _table_bytes(name: str, table: pd.DataFrame) -> bytes:
     if missing := [column for column in TABLES[name] if column not in table.columns]:
         raise ValueError(f"table {name!r} lacks the columns {missing}; it has {list(map(str, table.columns))}")
-    clean = lambda value: storable_text(value) if isinstance(value, str) else value  # noqa: E731
-    table = table.assign(
-        **{str(key): table[key].map(clean) for key, dtype in table.dtypes.items() if dtype.kind == "O"}
-    )
+    table = table.copy(deep=False)
+    for key in [key for key, dtype in table.dtypes.items() if dtype.kind == "O"]:
+        table[key] = table[key].map(lambda value: storable_text(value) if isinstance(value, str) else value)
     buffer = io.BytesIO()
     try:
         pq.write_table(pa.Table.from_pandas(table, preserve_index=False, nthreads=1), buffer, compression="zstd")

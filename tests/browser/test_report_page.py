@@ -366,7 +366,7 @@ def test_runs_stand_side_by_side_on_equal_axes_and_can_be_left_out(page_of_all):
     fits = "c => Math.abs(c.querySelector('.main-svg').getBoundingClientRect().width - c.clientWidth) < 2"
     tab.wait_for_function(f"({fits})(document.querySelector('#reliability-3'))")
     expect(chart).to_be_visible()
-    tab.wait_for_function(f"new Set({ranges}).size === 1", timeout=10_000)
+    tab.wait_for_function(f"new Set({ranges}).size === 1")
 
 
 def test_the_keyboard_alone_gets_to_an_image(page_of_two):
