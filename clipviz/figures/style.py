@@ -219,8 +219,8 @@ def new_chart(
 
 @functools.cache
 def _empty_panels(grid: str) -> go.Figure:
-    """Panels of settings for `make_subplots`, as JSON: once for all charts, as it takes longer than what they show."""
-    return make_subplots(**json.loads(grid))
+    """Panels of settings for `make_subplots`, as JSON: once for all charts, and no template for each to check again."""
+    return make_subplots(**json.loads(grid)).update_layout(template=None)
 
 
 def add_line(figure: go.Figure, x: Any, y: Any, name: str, look: Look | MethodStyle, hover: str, **more: Any) -> None:
