@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from clipviz.backbone.ownership import lock_of
 from clipviz.backbone.tower import encode, is_watched, value_path
-from clipviz.backbone.weights import fitting, loading, planned, refuse_code, rounding_notice, source_of
+from clipviz.backbone.weights import Unfilled, fitting, loading, planned, refuse_code, rounding_notice, source_of
 from clipviz.ops import normalize
 from clipviz.origin import remembered
 
@@ -310,7 +310,7 @@ def load_backbone(
     is_random = pretrained is None and ":" not in plan.source
     changes = {} if plan.quick_gelu is None else {"quick_gelu": plan.quick_gelu}
     what = f"model {name!r} with weights {pretrained!r}" if pretrained else f"model {name!r}"
-    with loading(what, plan.source, pretrained):
+    with loading(what, plan.source, pretrained), nullcontext() if is_random else Unfilled():
         options = refuse_code(plan.source)
         tokenizer = None
         if ":" not in plan.source:

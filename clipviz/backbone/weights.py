@@ -17,6 +17,7 @@ import huggingface_hub
 import open_clip
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from clipviz.backbone.script_archive import Archive, is_script_archive, read_archive
 from clipviz.errors import choose, one_line, parse_json
@@ -41,6 +42,14 @@ class Plan(NamedTuple):
     quick_gelu: bool | None = None  # set in its configuration; None leaves that as it is
     archive: Archive | None = None  # the weights, where the file is a TorchScript archive, which open_clip would run
     notice: str | None = None  # a line on an activation that is not that of the architecture that was named
+
+
+class Unfilled(TorchFunctionMode):
+    """Inside the `with` statement modules are made without random weights, for a file to fill whole or be refused."""
+
+    def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, home = kwargs or {}, getattr(function, "__module__", None)
+        return kwargs["tensor"] if home == "torch.nn.init" else function(*args, **kwargs)
 
 
 @contextmanager
