@@ -73,7 +73,7 @@ class Backbone(nn.Module):
         self.name, self.precision = name, precision
         self._collected: list[Tensor] | None = None
         self._texts: dict[tuple[tuple[str, ...], int], tuple[Any, Tensor]] = {}  # embedded, with the state of the tower
-        self._shared: list[Any] | None = None  # images, and their tokens
+        self._shared: dict[Any, tuple[Tensor, Any]] | None = None  # what was computed, and of which images
         self._scale: tuple[Tensor | None, int, float] = (None, 0, 0.0)  # parameter, its version, exponential
         self.mean = nn.Buffer(torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.std = nn.Buffer(torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -194,32 +194,40 @@ class Backbone(nn.Module):
 
     @contextmanager
     def shared_tokens(self) -> Iterator[None]:
-        """Inside the `with` statement, without gradients, the tokens of one tensor are computed once, whoever asks."""
+        """Inside the `with` statement, without gradients, a tensor passes the tower once, whoever asks about it."""
         with lock_of(self):
-            self._shared = []
+            self._shared = {}
             try:
                 yield
             finally:
                 self._shared = None
 
+    def _once(self, images: Tensor, compute: Callable[[Tensor], Any]) -> Any:
+        """What a function makes of images, from before where it is shared."""
+        with lock_of(self), self._autocast():
+            shared = {} if self._shared is None or torch.is_grad_enabled() else self._shared
+            if shared.get(compute.__name__, (None,))[0] is not images:
+                shared[compute.__name__] = images, compute(images)
+            return shared[compute.__name__][1]
+
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings (B, E), unit norm, of images: `model.encode_image(normalize=True)` of normalized pixels."""
-        with lock_of(self), self._autocast():
-            return self._encode(images)[0]
+        return self._once(images, self._encode)[0]
 
     def tokens(self, images: Tensor) -> ImageTokens:
         """Embedding and value-path patch tokens of a batch, in one forward pass; refused without patch tokens."""
         self.require_patches("tokens")
-        with lock_of(self), self._autocast():
-            shared = None if torch.is_grad_enabled() else self._shared
-            if shared and shared[0] is images:
-                return cast(ImageTokens, shared[1])
-            cls, inputs = self._encode(images)
-            patches = torch.cat([self._float(value_path(self.visual, x)) for x in inputs])
-            tokens = ImageTokens(cls, patches, tuple(self.visual.grid_size))
-            if shared is not None:
-                shared[:] = images, tokens
-        return tokens
+        return self._once(images, self._tokens)
+
+    def block_inputs(self, images: Tensor) -> Tensor:
+        """What enters the last block, CLS first, (B, 1 + N, W); refused without patch tokens."""
+        self.require_patches("the last block")
+        return self._float(torch.cat(self._once(images, self._encode)[1]))
+
+    def _tokens(self, images: Tensor) -> ImageTokens:
+        cls, inputs = self._once(images, self._encode)
+        patches = torch.cat([self._float(value_path(self.visual, x)) for x in inputs])
+        return ImageTokens(cls, patches, tuple(self.visual.grid_size))
 
     def project(self, tokens: Tensor) -> Tensor:
         """Tokens (..., W) -> joint space (..., E), by the tower's own projection; not normalized."""

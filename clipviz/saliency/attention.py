@@ -132,11 +132,11 @@ def _explicit_forward(module: Any, layer: int, captured: dict[int, Tensor]) -> C
         _, x, *_ = given.args
         asked = given.arguments
         if not isinstance(module, nn.MultiheadAttention):
-            output, captured[layer] = _attend(module, x, asked["attn_mask"])
+            output, captured[layer] = attend(module, x, asked["attn_mask"])
             return output
         if asked["key"] is not x or asked["value"] is not x or asked["key_padding_mask"] is not None:
             raise ValueError("attention capture supports self-attention without padding only")
-        output, weights = _attend(module, x if module.batch_first else x.transpose(0, 1), asked["attn_mask"])
+        output, weights = attend(module, x if module.batch_first else x.transpose(0, 1), asked["attn_mask"])
         captured[layer] = weights
         shown = weights.mean(1) if asked["average_attn_weights"] else weights
         return output if module.batch_first else output.transpose(0, 1), shown if asked["need_weights"] else None
@@ -144,7 +144,7 @@ def _explicit_forward(module: Any, layer: int, captured: dict[int, Tensor]) -> C
     return forward
 
 
-def _attend(module: Any, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def attend(module: Any, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Self-attention of (B, L, W): output (B, L, W), weights (B, heads, L, L)."""
     qkv = F.linear(x, module.in_proj_weight, module.in_proj_bias).chunk(3, dim=-1)
     q, k, v = (part.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for part in qkv)

@@ -10,20 +10,9 @@ from torch import Tensor
 
 from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.errors import choose
+from clipviz.saliency import attribution, token_maps
 from clipviz.saliency.attention import attention_modules
-from clipviz.saliency.attribution import integrated_gradients, layer_gradcam, occlusion
 from clipviz.saliency.question import Asked, Model, Question, ask, backbone_of
-from clipviz.saliency.token_maps import (
-    class_map,
-    cls_attention,
-    fiedler,
-    grad_eclip,
-    legrad,
-    ncut,
-    relevance,
-    rollout,
-    soap,
-)
 
 Needs = Literal["patches", "attention", "pixels"]
 
@@ -39,18 +28,18 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[str, Kind] = {
-    "soap": Kind(soap, "patches", asks=False),
-    "ncut": Kind(ncut, "patches", asks=False),
-    "fiedler": Kind(fiedler, "patches", asks=False),
-    "cls_attention": Kind(cls_attention, "attention", asks=False),
-    "rollout": Kind(rollout, "attention", asks=False),
-    "relevance": Kind(relevance, "attention", asks=True),
-    "integrated_gradients": Kind(integrated_gradients, "pixels", asks=True),
-    "occlusion": Kind(occlusion, "pixels", asks=True),
-    "layer_gradcam": Kind(layer_gradcam, "pixels", asks=True),
-    "class_map": Kind(class_map, "patches", asks=True),
-    "legrad": Kind(legrad, "attention", asks=True),
-    "grad_eclip": Kind(grad_eclip, "patches", asks=True),
+    "soap": Kind(token_maps.soap, "patches", asks=False),
+    "ncut": Kind(token_maps.ncut, "patches", asks=False),
+    "fiedler": Kind(token_maps.fiedler, "patches", asks=False),
+    "cls_attention": Kind(token_maps.cls_attention, "attention", asks=False),
+    "rollout": Kind(token_maps.rollout, "attention", asks=False),
+    "relevance": Kind(token_maps.relevance, "attention", asks=True),
+    "integrated_gradients": Kind(attribution.integrated_gradients, "pixels", asks=True),
+    "occlusion": Kind(attribution.occlusion, "pixels", asks=True),
+    "layer_gradcam": Kind(attribution.layer_gradcam, "pixels", asks=True),
+    "class_map": Kind(token_maps.class_map, "patches", asks=True),
+    "legrad": Kind(token_maps.legrad, "attention", asks=True),
+    "grad_eclip": Kind(token_maps.grad_eclip, "patches", asks=True),
 }
 BUILT_IN = tuple(KINDS)
 _OTHER_ARRAYS = ("images", "index", "target", "parts", "probs", "prediction", "confidence")  # beside maps in a trace

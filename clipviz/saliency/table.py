@@ -11,16 +11,9 @@ from torch import Tensor
 
 from clipviz.errors import choose
 from clipviz.methods.base import Method
+from clipviz.saliency import perturbation
 from clipviz.saliency.maps import KINDS, SaliencyMaps, available_kinds, saliency_maps
 from clipviz.saliency.metrics import part_mass, part_rank, pointing_game
-from clipviz.saliency.perturbation import (
-    deletion_auc,
-    insertion_auc,
-    map_infidelity,
-    map_sensitivity,
-    rank_correlation,
-    scrambled_model,
-)
 from clipviz.saliency.question import Asked, Model, resolve, targets
 
 MASK_METRICS = ("pointing_game", "part_mass", "part_rank")
@@ -81,7 +74,7 @@ def saliency_scores(
         "target": targets(model, images, target) if target is not None or isinstance(model, Method) else None,
         "contrast": None if contrast is None else resolve(model, contrast, len(images)),
     }
-    scrambled = scrambled_model(model, seed) if "sanity" in chosen else model
+    scrambled = perturbation.scrambled_model(model, seed) if "sanity" in chosen else model
     rows: list[pd.DataFrame] = []
     for index in torch.arange(len(images)).split(batch_size):
         asked: dict[str, Any] = {name: None if column is None else column[index] for name, column in question.items()}
@@ -94,10 +87,10 @@ def saliency_scores(
             raw = explain(model).raw
             scores = mask_scores(raw.cpu(), masks, ids, chosen)
             model_scores: dict[str, Callable[[], Tensor]] = {
-                "deletion_auc": partial(deletion_auc, model, some, raw, **asked),
-                "insertion_auc": partial(insertion_auc, model, some, raw, **asked),
-                "infidelity": partial(map_infidelity, model, some, raw, seed=seed, **asked),
-                "sensitivity": partial(map_sensitivity, model, some, kind, seed=seed, **asked, **own),
+                "deletion_auc": partial(perturbation.deletion_auc, model, some, raw, **asked),
+                "insertion_auc": partial(perturbation.insertion_auc, model, some, raw, **asked),
+                "infidelity": partial(perturbation.map_infidelity, model, some, raw, seed=seed, **asked),
+                "sensitivity": partial(perturbation.map_sensitivity, model, some, kind, seed=seed, **asked, **own),
                 "sanity": partial(_correlation_with, raw, explain, scrambled),
             }
             scores |= {(name, ""): model_scores[name]().cpu() for name in chosen if name in model_scores}
@@ -109,7 +102,7 @@ def saliency_scores(
 
 
 def _correlation_with(raw: Tensor, explain: Callable[[Model], SaliencyMaps], scrambled: Model) -> Tensor:
-    return rank_correlation(raw, explain(scrambled).raw)
+    return perturbation.rank_correlation(raw, explain(scrambled).raw)
 
 
 def mask_scores(

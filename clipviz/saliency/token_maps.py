@@ -40,18 +40,25 @@ from clipviz.backbone import Backbone
 from clipviz.methods.microclip import MicroCLIP, foreground
 from clipviz.ncut import AffinityKind, MaskRule, Side
 from clipviz.ops import normalize
-from clipviz.saliency.attention import attention_modules, capture_attention, layer_indices
+from clipviz.saliency.attention import attend, attention_modules, capture_attention, layer_indices
 from clipviz.saliency.question import Model, Question, backbone_of
 
 
 def cls_attention(model: Model, images: Tensor, *, layer: int = -1, head: int | None = None) -> Tensor:
     """Attention from CLS to the patches in one block, of one head or the mean; what CLS pays to itself is left out."""
-    with torch.no_grad(), capture_attention(model, [layer]) as captured:
-        backbone_of(model).embed(images)
-    (attention,) = captured.values()
+    backbone, modules = backbone_of(model), attention_modules(model)
+    (place,) = layer_indices([layer], len(modules))
+    with torch.no_grad():
+        if modules[place] is modules[-1] and backbone.has_patches:  # what enters the last block may be known
+            x = backbone.visual.transformer.resblocks[-1].ln_1(backbone.block_inputs(images))
+            attention = attend(modules[-1], x)[1][:, :, 0]
+        else:
+            with capture_attention(model, [layer]) as captured:
+                backbone.embed(images)
+            attention = captured[place][:, :, 0]
     if head is not None and not -attention.shape[1] <= head < attention.shape[1]:
         raise ValueError(f"head {head} does not exist: layer {layer} has {attention.shape[1]}, from 0")
-    return _patch_grid(model, (attention.mean(1) if head is None else attention[:, head])[:, 0])
+    return _patch_grid(model, attention.mean(1) if head is None else attention[:, head])
 
 
 def rollout(model: Model, images: Tensor, *, start_layer: int = 0) -> Tensor:
@@ -95,8 +102,7 @@ def propagate(attention: Sequence[Tensor], gradients: Sequence[Tensor | None]) -
 
 def _layers_from(model: Model, start_layer: int) -> list[int]:
     n_layers = len(attention_modules(model))
-    (first,) = layer_indices([start_layer], n_layers)
-    return list(range(first, n_layers))
+    return list(range(layer_indices([start_layer], n_layers)[0], n_layers))
 
 
 def _patch_grid(model: Model, tokens: Tensor) -> Tensor:

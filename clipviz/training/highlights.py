@@ -59,11 +59,11 @@ def explained(method: Method, images: Tensor) -> dict[str, Tensor]:
 
 def all_maps(method: Method, images: Tensor) -> dict[str, Tensor]:
     """The method's own maps, and where its CLS looks, on every ViT: what a map of the foreground is compared with."""
-    from clipviz.saliency import available_kinds, saliency_maps  # which only a run's end needs
+    from clipviz.saliency.maps import available_kinds, raw_map  # which only a run's end needs
 
     own = explained(method, images)
     if "cls_attention" in available_kinds(method):
-        own["cls_attention"] = saliency_maps(method, images, "cls_attention").raw
+        own["cls_attention"] = raw_map(method, images, "cls_attention", None)
     return own
 
 

@@ -166,8 +166,9 @@ class Adaptation:
         if not is_resumed:
             with lock_of(method):
                 method.eval()
+            unlabeled = (replace(b, target=torch.full_like(b.target, events.UNLABELLED)) for b in self.loader.epoch(0))
             with torch.no_grad():
-                method.prepare(_without_targets(batch) for batch in self.loader.epoch(0))
+                method.prepare(unlabeled)
             yield self._measured(-1)
         self._take_batches()
         last: events.EpochFinished | None = None
@@ -365,7 +366,3 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that affect the numbers."""
     packages = ("clipviz", "torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _without_targets(batch: Batch) -> Batch:
-    return Batch(batch.views, batch.index, torch.full_like(batch.target, events.UNLABELLED))

@@ -63,11 +63,12 @@ def test_without_gradients_a_large_batch_passes_in_pieces_unless_somebody_watche
         torch.testing.assert_close(pieces.cls, whole.cls, atol=1e-6, rtol=0)
         torch.testing.assert_close(pieces.patches, whole.patches, atol=1e-5, rtol=0)
         assert asked == [3, 2, 2]
+        assert backbone.block_inputs(x).shape == (7, 65, 96)
         handle = backbone.visual.transformer.resblocks[1].register_forward_hook(lambda *of: seen.append(len(of[-1])))
         backbone.embed(x)
         handle.remove()
     assert seen == [7]
-    assert [len(rows) for rows in collected] == [7, 7, 7]
+    assert [len(rows) for rows in collected] == [7, 7, 7, 7]
     backbone.embed(x)
     assert asked[-1] == 7, "with gradients in one pass"
 
@@ -107,6 +108,7 @@ def test_tokens_are_shared_only_of_one_tensor_inside_and_without_gradients(tiny_
     with torch.no_grad(), tiny_backbone.shared_tokens():
         first = tiny_backbone.tokens(x)
         assert tiny_backbone.tokens(x) is first
+        assert tiny_backbone.embed(x) is first.cls
         again = tiny_backbone.tokens(x.clone())
         assert again is not first
         torch.testing.assert_close(again, first, atol=0, rtol=0)
@@ -114,6 +116,7 @@ def test_tokens_are_shared_only_of_one_tensor_inside_and_without_gradients(tiny_
             assert tiny_backbone.tokens(x.requires_grad_()).cls.requires_grad
     with torch.no_grad():
         assert tiny_backbone.tokens(x) is not tiny_backbone.tokens(x)
+        assert tiny_backbone.embed(x) is not tiny_backbone.embed(x)
 
 
 def test_text_embeddings_are_open_clips_own_in_any_batch_size(tiny_backbone):
@@ -353,6 +356,20 @@ def test_a_local_file_gives_its_weights(architectures, tiny_backbone, file):
     assert not backbone.training
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     assert backbone.image_size == 32
+
+
+def test_weights_are_drawn_at_random_only_where_no_file_has_them(architectures, monkeypatch):
+    drawn, normal = [], torch.Tensor.normal_
+    monkeypatch.setattr(
+        torch.Tensor, "normal_", lambda self, *args, **more: drawn.append(1) or normal(self, *args, **more)
+    )
+    load_backbone("tiny-vit", str(architectures / "good.safetensors"))
+    load_backbone("birds")
+    assert not drawn
+    with pytest.warns(UserWarning, match="has random weights"):
+        backbone = load_backbone("tiny-vit")
+    assert drawn
+    assert backbone.model.token_embedding.weight.std() == pytest.approx(0.02, rel=0.05)
 
 
 @pytest.mark.parametrize(
