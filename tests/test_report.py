@@ -143,6 +143,36 @@ def test_the_summary_says_at_once_who_is_best_by_how_much_and_what_is_chance(rep
     assert "Differences below 15.8 points may be chance" in text
 
 
+def test_methods_that_are_right_equally_often_are_all_the_best(tmp_path):
+    traces = synthetic_comparison(epochs=2, **SMALL)
+    traces[1].epochs, traces[1].predictions = traces[3].epochs, traces[3].predictions
+    page = Page(write_report(traces, tmp_path / "tie.html").read_text(encoding="utf-8"))
+    rows = summarize(traces).rows
+    best = [row for row in rows if row.accuracy == max(each.accuracy for each in rows)]
+    assert f"{', '.join(row.label for row in best)} are right equally often: " in page.text
+    assert sum(a.get("class") == "best" for tag, a in page.attributes if tag == "tr") == len(best) == 2
+
+
+def test_a_report_does_not_call_label_free_what_chose_images_by_their_labels(tmp_path):
+    trace = synthetic_trace(epochs=2, **SMALL)
+    page = Page(write_report([trace], tmp_path / "free.html").read_text(encoding="utf-8"))
+    assert "but no label: they learn" in page.text
+    trace.meta["settings"] = {"method": {"selection": "oracle_balanced"}}
+    page = Page(write_report([trace], tmp_path / "oracle.html").read_text(encoding="utf-8"))
+    assert "no label:" not in page.text and "without their labels" not in page.text
+    assert "picks the images of its cache by their true classes, so its results are not label-free" in page.text
+
+
+def test_only_another_split_of_the_data_is_called_unseen(tmp_path):
+    trace = synthetic_trace(epochs=2, **SMALL)
+    trace.meta |= {"accuracy_is": "test", "split": "train", "eval_split": "test"}
+    page = Page(write_report([trace], tmp_path / "split.html").read_text(encoding="utf-8"))
+    assert "the true one: images that no method has seen. It" in page.text
+    trace.meta |= {"split": "all", "eval_split": "all", "eval_data": "elsewhere"}  # perhaps some of the same images
+    page = Page(write_report([trace], tmp_path / "all.html").read_text(encoding="utf-8"))
+    assert "images that no method has seen if they are not among those adapted to. It" in page.text
+
+
 def test_what_can_be_explored_is_what_the_traces_say(report):
     traces = synthetic_comparison(epochs=2, **SMALL)
     content = packed(report, "images")

@@ -32,7 +32,8 @@ def contents(traces: Sequence[Trace]) -> dict[str, Any]:
     looks = [look._asdict() | {"label": label} for look, label in zip(trace_styles(traces), labels, strict=True)]
     images = explored(traces)
     drawn: dict[str, go.Figure] = {}
-    has_accuracy = any(row.accuracy is not None for row in summary.rows)
+    most = max((row.accuracy for row in summary.rows if row.accuracy is not None), default=None)
+    has_accuracy = most is not None
     if has_accuracy or any(row.pseudo_label_accuracy is not None for row in summary.rows):
         drawn[COMPARED] = figures.accuracy_over_epochs(traces)
     chapters = _chapters(labels, traces, drawn)
@@ -41,7 +42,7 @@ def contents(traces: Sequence[Trace]) -> dict[str, Any]:
         **introduction(labels, traces, summary),
         "summary": summary,
         "has_accuracy": has_accuracy,
-        "best": max(summary.rows, key=lambda row: row.accuracy or 0.0) if has_accuracy else None,
+        "best": [row for row in summary.rows if row.accuracy == most],
         "looks": looks,
         "trained": [label for label, t in zip(labels, traces, strict=True) if figures.is_trained(t)],
         "compared": COMPARED if COMPARED in drawn else None,

@@ -140,6 +140,14 @@ def test_metadata_say_what_was_done(tiny_backbone, toy, toy_test):
     assert transductive.meta["accuracy_is"] == "transductive"
 
 
+def test_accuracy_is_transductive_where_the_images_are_the_same_whatever_their_names(tiny_backbone):
+    toy, renamed, other = ToyDataset(12), ToyDataset(12), ToyDataset(12, seed=1)
+    renamed.name, renamed.split = "./toy", "all"
+    method = ZeroShot(tiny_backbone, toy.prompts)
+    said = [next(adapt(method, toy, eval_dataset=each)).meta["accuracy_is"] for each in (renamed, other, None)]
+    assert said == ["transductive", "test", None]
+
+
 def test_nothing_happens_before_the_first_event(tiny_backbone, toy):
     method = microclip(tiny_backbone)
     before = method_state(method)
