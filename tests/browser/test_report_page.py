@@ -199,6 +199,23 @@ def test_every_chart_is_drawn_within_the_page_when_it_comes_near(drawn, width):
     assert tab.evaluate("[...document.images].every(i => i.naturalWidth >= 400 && i.alt)")
 
 
+# Axes of matrices whose names are less than a line apart.
+CROWDED = """() => [...document.querySelectorAll('.chart')].flatMap(chart => chart.data
+    .filter(trace => trace.type === 'heatmap').flatMap(({ xaxis, yaxis }) => [xaxis || 'x', yaxis || 'y'])
+    .map(name => [name, chart._fullLayout[name.replace(/^./, '$&axis')]])
+    .filter(([, { tickvals, range, _length, tickfont }]) => tickvals && tickvals.length > 1
+        && (tickvals[1] - tickvals[0]) * _length / Math.abs(range[1] - range[0]) < tickfont.size)
+    .map(([name]) => `${chart.id} ${name}`))"""
+
+
+@pytest.mark.parametrize("width", [390, 768])
+def test_names_beside_a_matrix_do_not_overlap_and_pairs_stay_pairs(drawn, width):
+    tab = drawn(width, "light")
+    assert tab.evaluate(CROWDED) == []
+    pairs = tab.evaluate("document.querySelector('.chart[id^=confusion-]').layout.yaxis2.ticktext")
+    assert pairs and all(pair.count(" → ") == 1 for pair in pairs), pairs
+
+
 def test_who_fixed_whose_mistakes_and_where_it_looked_takes_two_clicks(read, traces):
     tab = read
     tab.evaluate("() => { window.clicks = 0; addEventListener('pointerdown', () => window.clicks++, true); }")

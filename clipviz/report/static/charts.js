@@ -46,6 +46,12 @@ function cut(text, most) {
   return letters.length <= most ? text : `${letters.slice(0, most - 1 - half).join("")}…${letters.slice(-half).join("")}`;
 }
 
+// A name, or both names of a pair "true → predicted", which one cut would make look like a single name.
+function cutEach(text, width) {
+  const names = text.split(" → ");
+  return names.map((name) => cut(name, Math.floor(width / (names.length > 1 ? 50 : 32)))).join(" → ");
+}
+
 const axesOf = (layout) =>
   Object.keys(layout)
     .filter((name) => /^xaxis\d*$/.test(name))
@@ -72,12 +78,13 @@ function narrowed(layout, data, width) {
   const isMatrix = data.some((trace) => trace.type === "heatmap");
   let height = areaOf(layout);
   for (const axis of axesOf(layout).flat()) {
-    if (axis.ticktext) axis.ticktext = axis.ticktext.map((text) => cut(text, Math.floor(width / 32)));
+    if (axis.ticktext) axis.ticktext = axis.ticktext.map((text) => cutEach(text, width));
     if (axis.visible === false && axis.range && axis.range[0] < axis.range[1])
       axis.range = [axis.range[0] - 0.35, axis.range[1] + 0.35]; // room for the names beside a flow
   }
   for (const note of layout.annotations || []) {
     note.font = { ...note.font, size: 12 };
+    if (note.xref === "paper") Object.assign(note, { x: 1, xanchor: "right" }); // there is room above the names on the left
     if ((note.xref ?? "x") === "x" && note.xshift) note.text = cut(note.text, Math.floor(width / 26));
   }
   for (const trace of data) if (trace.colorbar && trace.colorbar.orientation !== "h") trace.showscale = false;
@@ -85,6 +92,20 @@ function narrowed(layout, data, width) {
   const isBeside = panels.some(([x]) => `${x.domain}` !== `${panels[0][0].domain}`);
   if (panels.length > 1 && isBeside) height = stack(layout, panels, isMatrix ? 0.6 * width : PANEL, isMatrix ? 130 : BETWEEN);
   return height;
+}
+
+// Of the names beside and aslant below a matrix, as many as have room; `wide` and `high` are those of the plot area.
+function thinNames(axes, font, wide, high) {
+  const thin = (axis, room) => {
+    const every = Math.ceil(((axis.ticktext?.length ?? 0) * (font.size + 2)) / Math.max(room, 1)) || 1;
+    for (const key of ["tickvals", "ticktext"]) axis[key] = axis[key]?.filter((_, i) => i % every === 0);
+  };
+  pen.font = `${font.size}px ${font.family}`;
+  const widest = Math.max(0, ...axes.flatMap(([, y]) => y.ticktext || []).map((text) => pen.measureText(text).width));
+  for (const [x, y] of axes.filter(([x]) => x.tickangle)) {
+    thin(x, (wide - widest) * (x.domain[1] - x.domain[0]));
+    thin(y, high * (y.domain[1] - y.domain[0]));
+  }
 }
 
 // The layout of a chart for a width in pixels: no title, which the page says, and room for what is left, which plotly
@@ -97,6 +118,8 @@ function fittedLayout(layout, data, width, area, [l, r] = [0, 0]) {
   margin.t = (rows && 4 + 20 * rows) + (axes.length > 1 ? 38 : isBare ? 10 : 30);
   const height = area + margin.t + margin.b;
   for (const axis of axes.flat()) axis.ticklabeloverflow = "allow"; // there is room: none need be measured to be hidden
+  const hasBar = data.some((trace) => trace.colorbar && trace.colorbar.orientation !== "h" && trace.showscale !== false);
+  thinNames(axes, layout.font, width - margin.r - (hasBar ? 92 : 12), area);
   Object.assign(layout, { title: undefined, width, height, margin });
   Object.assign(layout.legend, { x: 0, xref: "container", xanchor: "left", y: 1 - 4 / height });
   return layout;
