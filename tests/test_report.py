@@ -159,7 +159,8 @@ def test_a_report_does_not_call_label_free_what_chose_images_by_their_labels(tmp
     assert "but no label: they learn" in page.text
     trace.meta["settings"] = {"method": {"selection": "oracle_balanced"}}
     page = Page(write_report([trace], tmp_path / "oracle.html").read_text(encoding="utf-8"))
-    assert "no label:" not in page.text and "without their labels" not in page.text
+    assert "no label:" not in page.text
+    assert "without their labels" not in page.text
     assert "picks the images of its cache by their true classes, so its results are not label-free" in page.text
 
 

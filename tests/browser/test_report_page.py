@@ -213,7 +213,7 @@ def test_names_beside_a_matrix_do_not_overlap_and_pairs_stay_pairs(drawn, width)
     tab = drawn(width, "light")
     assert tab.evaluate(CROWDED) == []
     pairs = tab.evaluate("document.querySelector('.chart[id^=confusion-]').layout.yaxis2.ticktext")
-    assert pairs and all(pair.count(" → ") == 1 for pair in pairs), pairs
+    assert {pair.count(" → ") for pair in pairs} == {1}, pairs
 
 
 def test_who_fixed_whose_mistakes_and_where_it_looked_takes_two_clicks(read, traces):
