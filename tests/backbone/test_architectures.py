@@ -1,7 +1,8 @@
 """Real architectures with random weights: open_clip's own numbers, and what each tower can be used for.
 
-The image towers are the real ones (ViT-L-14 with 3 of its 24 layers, for memory and time); the text towers, which are
-alike in all of them, are cut to one narrow layer. At full size, with their cost: `python -m benchmarks.architectures`.
+The image towers are the real ones (of ViT-B-16 and ViT-L-14 three layers, for memory and time); the text towers, which
+are alike in all of them, are cut to one narrow layer. At full size, with their cost: `python -m
+benchmarks.architectures`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ VIT = "open_clip's ViT"
 ARCHITECTURES = {
     "B-32": ("ViT-B-32", {}, VIT, 768),
     "B-32-quickgelu": ("ViT-B-32-quickgelu", {"layers": 3}, VIT, 768),
-    "B-16": ("ViT-B-16", {}, VIT, 768),
+    "B-16": ("ViT-B-16", {"layers": 3}, VIT, 768),
     "L-14": ("ViT-L-14", {"layers": 3}, VIT, 1024),
     "RN50": ("RN50", {}, "ModifiedResNet", None),
     "custom-blocks": ("ViT-B-32", {"layers": 3, "block_type": "custom", "qk_norm": True}, "VisionTransformer", None),
