@@ -10,7 +10,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
 import open_clip
@@ -73,7 +73,7 @@ class Backbone(nn.Module):
         self.name, self.precision = name, precision
         self._collected: list[Tensor] | None = None
         self._texts: dict[tuple[tuple[str, ...], int], tuple[Any, Tensor]] = {}  # embedded, with the state of the tower
-        self._shared: dict[Any, tuple[Tensor, Any]] | None = None  # what was computed, and of which images
+        self._shared: dict[Any, tuple[Any, int, Any]] | None = None  # what was computed, and of which images
         self._scale: tuple[Tensor | None, int, float] = (None, 0, 0.0)  # parameter, its version, exponential
         self.mean = nn.Buffer(torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.std = nn.Buffer(torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -174,9 +174,6 @@ class Backbone(nn.Module):
         n = -(-len(images) * hidden // PIECE_BYTES)
         return [images] if n < 2 or any(map(is_watched, self.visual.modules())) else images.tensor_split(n)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.precision == "32" else torch.autocast(self.device.type, torch.bfloat16)
-
     def _float(self, x: Tensor) -> Tensor:
         """What autocast made bfloat16, as float32."""
         return x if self.precision == "32" else x.float()
@@ -203,12 +200,16 @@ class Backbone(nn.Module):
                 self._shared = None
 
     def _once(self, images: Tensor, compute: Callable[[Tensor], Any]) -> Any:
-        """What a function makes of images, from before where it is shared."""
-        with lock_of(self), self._autocast():
-            shared = {} if self._shared is None or torch.is_grad_enabled() else self._shared
-            if shared.get(compute.__name__, (None,))[0] is not images:
-                shared[compute.__name__] = images, compute(images)
-            return shared[compute.__name__][1]
+        """What a function makes of images, from before where it is shared and they have not been changed since."""
+        mixed = nullcontext() if self.precision == "32" else torch.autocast(self.device.type, torch.bfloat16)
+        with lock_of(self), mixed:
+            if self._shared is None or torch.is_grad_enabled() or images.is_inference():
+                return compute(images)
+            known, version, result = self._shared.get(compute.__name__, (None, 0, None))
+            if known is not images or version != images._version:
+                result = compute(images)
+                self._shared[compute.__name__] = images, images._version, result
+            return result
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings (B, E), unit norm, of images: `model.encode_image(normalize=True)` of normalized pixels."""

@@ -112,6 +112,12 @@ def test_tokens_are_shared_only_of_one_tensor_inside_and_without_gradients(tiny_
         again = tiny_backbone.tokens(x.clone())
         assert again is not first
         torch.testing.assert_close(again, first, atol=0, rtol=0)
+        same = x.clone()
+        before = tiny_backbone.embed(same)
+        assert not torch.equal(tiny_backbone.embed(same.mul_(0.5)), before), "changed in place, it is another image"
+        with torch.inference_mode():
+            made = images()
+            assert not torch.equal(tiny_backbone.embed(made), tiny_backbone.embed(made.mul_(0.5)))
         with torch.enable_grad():
             assert tiny_backbone.tokens(x.requires_grad_()).cls.requires_grad
     with torch.no_grad():
