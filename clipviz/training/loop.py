@@ -319,7 +319,7 @@ class Adaptation:
         """All settings of this run as JSON values: the metadata of its trace."""
         method, data, evaluation = self.method, self.dataset, self.eval_dataset
         digests = [each.digest for each in (data, evaluation) if isinstance(each, FeatureDataset)]
-        shown = [[d.identity[key] for key in ("number of images", "contents")] for d in (data, evaluation) if d]
+        shown = [d.identity["contents"] for d in (data, evaluation) if d and len(d) <= len(data)]
         transductive = shown[1:] == shown[:1] or digests[1:] == digests[:1] != []  # whatever names the images have
         origins = {"model": method.backbone.origin, "data": data.origin}
         sentences = "descriptions" if method.prompts.descriptions_given else "names"

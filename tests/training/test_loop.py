@@ -10,7 +10,9 @@ import torch
 from tiny import ToyDataset, assert_same_bits, make_tiny_backbone, method_state, microclip
 from torch import nn
 
+from clipviz.backbone import load_backbone
 from clipviz.backbone.ownership import preserved_state
+from clipviz.birds.dataset import BirdsDataset
 from clipviz.data.base import Batch
 from clipviz.events import EpochFinished, RunFinished, RunStarted, StepFinished
 from clipviz.methods import METHODS
@@ -146,6 +148,15 @@ def test_accuracy_is_transductive_where_the_images_are_the_same_whatever_their_n
     method = ZeroShot(tiny_backbone, toy.prompts)
     said = [next(adapt(method, toy, eval_dataset=each)).meta["accuracy_is"] for each in (renamed, other, None)]
     assert said == ["transductive", "test", None]
+
+
+def test_the_first_birds_of_those_that_were_learned_are_not_unseen():
+    backbone = load_backbone("birds")
+    data, other = (BirdsDataset("source", "train", n=48, seed=seed) for seed in (0, 1))
+    some, more = (BirdsDataset("source", "train", n=n) for n in (24, 72))
+    method = ZeroShot(backbone, data.prompts)
+    said = [next(adapt(method, data, eval_dataset=each)).meta["accuracy_is"] for each in (data, some, more, other)]
+    assert said == ["transductive", "transductive", "test", "test"]
 
 
 def test_nothing_happens_before_the_first_event(tiny_backbone, toy):
