@@ -48,17 +48,8 @@ from clipviz import ncut
 from clipviz.backbone import Backbone, ImageTokens
 from clipviz.data.base import Batch, ViewConfig, Views
 from clipviz.events import CropLogits, PseudoLabels
-from clipviz.methods.base import (
-    AdaptConfig,
-    Method,
-    check_constants,
-    embed_crops,
-    guesses,
-    prompt_sentences,
-    sentence_embeddings,
-    text_classifier,
-    unfreeze_norms,
-)
+from clipviz.methods import base
+from clipviz.methods.base import AdaptConfig, Method
 from clipviz.methods.crop_teacher import FrozenCrops
 from clipviz.ops import class_logits, expect_axes, expect_floats, fairness_loss, normalize
 from clipviz.prompts import ClassPrompts
@@ -93,7 +84,7 @@ class MicroCLIPConfig:
     schedule: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
-        check_constants(
+        base.check_constants(
             self, shares="gamma rho", positive="crop_temperature", crops=1, fairness_weight=0, soap_lr_scale=0
         )
 
@@ -230,11 +221,11 @@ class MicroCLIP(Method):
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: MicroCLIPConfig | None = None) -> None:
         backbone.require_patches(self.name)
         super().__init__(backbone, prompts, config)
-        templates = prompt_sentences(prompts, "templates")
-        names = text_classifier(backbone, templates, unit=self.config.name_embedding == "unit")
-        descriptions = sentence_embeddings(backbone, self.sentences)
+        templates = base.prompt_sentences(prompts, "templates")
+        names = base.text_classifier(backbone, templates, unit=self.config.name_embedding == "unit")
+        descriptions = base.sentence_embeddings(backbone, self.sentences)
         self.static_classifier = nn.Buffer(description_classifier(descriptions, names))
-        self.learned_classifier = nn.Parameter(text_classifier(backbone, self.sentences))
+        self.learned_classifier = nn.Parameter(base.text_classifier(backbone, self.sentences))
         identity = torch.eye(backbone.width, device=backbone.device)
         self.w_query, self.w_key, self.w_value = (
             nn.Parameter(identity.clone(), requires_grad=self.config.soap) for _ in range(3)
@@ -243,7 +234,7 @@ class MicroCLIP(Method):
         self.mean_probs = nn.Buffer(torch.zeros(len(self.class_names), device=backbone.device))
         self.mean_steps = nn.Buffer(torch.zeros((), device=backbone.device))
         self.crop_teacher = FrozenCrops(backbone) if self.config.crop_teacher == "frozen" else None
-        unfreeze_norms(self.backbone.visual)
+        base.unfreeze_norms(self.backbone.visual)
         own = self.config
         self.needs = ViewConfig(strong=True, crops=own.crops, crop_scale=own.crop_scale, fill=own.fill)
         # no crops where the teacher has embedded them once and for all
@@ -291,7 +282,7 @@ class MicroCLIP(Method):
         if self.crop_teacher:
             crops = self.crop_teacher.embeddings(index)
         else:
-            crops = views.gather(embed_crops(self.backbone, views))
+            crops = views.gather(base.embed_crops(self.backbone, views))
         composite, crop_weights = crop_composite(cls, crops, self.config.crop_temperature)
         static = class_logits(composite, self.static_classifier)
         dynamic = class_logits(normalize(0.5 * cls + 0.5 * fg), self.learned_classifier)
@@ -303,7 +294,7 @@ class MicroCLIP(Method):
             scale * class_logits(crops, self.static_classifier),
             crops @ crops.mT,
         )
-        return guesses(probs, sources, crop_weights=crop_weights, metrics=metrics, crop_logits=of_crops)
+        return base.guesses(probs, sources, crop_weights=crop_weights, metrics=metrics, crop_logits=of_crops)
 
     def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:
         """Eq. (6) on the strong view."""

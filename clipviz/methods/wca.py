@@ -26,16 +26,8 @@ from torch import Tensor, nn
 from clipviz.backbone import Backbone
 from clipviz.data.base import ViewConfig, Views
 from clipviz.events import PseudoLabels
-from clipviz.methods.base import (
-    AdaptConfig,
-    Method,
-    check_constants,
-    embed_crops,
-    guesses,
-    prompt_sentences,
-    sentence_embeddings,
-    text_classifier,
-)
+from clipviz.methods import base
+from clipviz.methods.base import AdaptConfig, Method
 from clipviz.ops import normalize
 from clipviz.prompts import ClassPrompts
 
@@ -52,7 +44,7 @@ class WCAConfig:
     schedule: AdaptConfig = field(default_factory=lambda: AdaptConfig(epochs=1))  # batches change nothing but speed
 
     def __post_init__(self) -> None:
-        check_constants(self, crops=1, image_scale=0, text_scale=0)
+        base.check_constants(self, crops=1, image_scale=0, text_scale=0)
 
 
 _BIRDS = WCAConfig(crops=8, crop_scale=(0.7, 1.0), image_scale=1.0, text_scale=1.0, normalized=False)
@@ -90,8 +82,8 @@ class WCA(Method):
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: WCAConfig | None = None) -> None:
         super().__init__(backbone, prompts, config)
-        names = text_classifier(backbone, prompt_sentences(prompts, "templates"))
-        sentences = sentence_embeddings(backbone, self.sentences)
+        names = base.text_classifier(backbone, base.prompt_sentences(prompts, "templates"))
+        sentences = base.sentence_embeddings(backbone, self.sentences)
         classifier = weighted_descriptions(sentences, names, self.config.text_scale)
         self.classifier = nn.Buffer(normalize(classifier) if self.config.normalized else classifier)
         self.needs = self.test_needs = ViewConfig(crops=self.config.crops, crop_scale=self.config.crop_scale)
@@ -102,7 +94,7 @@ class WCA(Method):
     def _cropped(self, views: Views) -> tuple[Tensor, Tensor, Tensor]:
         """Whole-image embedding (B, E), weighted crops (B, E) and their weights (B, K)."""
         whole = self.backbone.embed(views.weak)
-        mean, weights = weighted_crops(whole, embed_crops(self.backbone, views), self.config.image_scale)
+        mean, weights = weighted_crops(whole, base.embed_crops(self.backbone, views), self.config.image_scale)
         return whole, normalize(mean) if self.config.normalized else mean, weights
 
     def view_logits(self, views: Views) -> Tensor:
@@ -117,7 +109,7 @@ class WCA(Method):
         """Eq. (3); as sources the crops and the whole image."""
         whole, mean, crop_weights = map(views.gather, self._cropped(views))
         sources = {"crops": self._score(mean), "image": self._score(whole)}
-        return guesses(sources["crops"].softmax(-1), sources, crop_weights=crop_weights)
+        return base.guesses(sources["crops"].softmax(-1), sources, crop_weights=crop_weights)
 
     def snapshot(self) -> dict[str, Tensor]:
         """The weighted descriptions, unit norm."""
