@@ -145,13 +145,17 @@ class Backbone(nn.Module):
                 "or a method that needs only embeddings (dpa, ntua, tip_adapter, wca, descriptions, zero_shot)"
             )
 
+    def check_images(self, images: Tensor, *, values: bool = True) -> None:
+        """Refuse what are not images (B, 3, S, S) in [0, 1]; bytes and normalized pixels by their `values`."""
+        side, shape = self.image_size, tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        if shape[1:] != (3, side, side) or (values and not len(images)):
+            raise ValueError(f"{self.name} needs images (B, 3, {side}, {side}) in [0, 1], B >= 1, got {shape}")
+        if values and (images.min() < 0 or images.max() > 1):
+            raise ValueError(f"{self.name} needs images in [0, 1], got {images.min():g} to {images.max():g}")
+
     def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Unit embeddings, and of a tower with patch tokens the inputs of its last block, in pieces."""
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[-2:] != (self.image_size,) * 2:
-            raise ValueError(
-                f"{self.name} needs images (B, 3, {self.image_size}, {self.image_size}) in [0, 1], "
-                f"got {tuple(images.shape)}"
-            )
+        self.check_images(images, values=False)  # which would have a GPU wait
         parts, inputs = [], []
         for piece in self._pieces(images):
             pixels = (piece - self.mean) / self.std

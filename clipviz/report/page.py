@@ -58,7 +58,8 @@ def _plotly() -> tuple[str, str, str]:
 def rendered(template: str, scripts: str = "", **contents: Any) -> str:
     """A template, with the scripts and the style of the page; `scripts`: hashes of others that may run."""
     policy = _POLICY.format(f"{_hash(_script())} {scripts}")
-    look = {"policy": Markup(policy), "style": Markup(_style()), "script": Markup(_script())}
+    style = Markup(_read("clipviz.widgets", "widgets.css") + _read("clipviz.report", "report.css"))
+    look = {"policy": Markup(policy), "style": style, "script": Markup(_script())}
     return _TEMPLATES.get_template(template).render(**look, **contents)
 
 
@@ -85,11 +86,6 @@ def picture(figure: Figure, most_bytes: int = 400_000) -> str:
 
 def _read(room: str, name: str) -> str:
     return (files(room) / "static" / name).read_text(encoding="utf-8")
-
-
-@cache
-def _style() -> str:
-    return _read("clipviz.widgets", "widgets.css") + _read("clipviz.report", "report.css")
 
 
 @cache

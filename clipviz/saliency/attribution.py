@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
-from clipviz.errors import choose
+from clipviz.errors import choose, whole_number
 from clipviz.saliency.question import Model, Question, backbone_of
 
 Baseline = Literal["mean", "black", "white", "blur"]
@@ -49,7 +49,7 @@ def integrated_gradients(
         pixels,
         baselines=baseline_image(model, images, baseline),
         additional_forward_args=question.args,
-        n_steps=steps,
+        n_steps=whole_number("steps", steps, 1),
         internal_batch_size=max(len(images), FORWARD_BATCH),
     )
     h, w = grid or patch_grid(model)

@@ -117,9 +117,7 @@ def saliency_maps(
     if contrast is not None and not asks:
         asking = ", ".join(name for name, other in KINDS.items() if other.asks)
         raise ValueError(f"{kind} is the same for every class, so it has no contrast; these have: {asking}")
-    side = backbone_of(model).image_size
-    if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != (3, side, side):
-        raise ValueError(f"saliency needs images (B, 3, {side}, {side}) in [0, 1], B >= 1, got {tuple(images.shape)}")
+    backbone_of(model).check_images(images)
     with preserved_state(model, gradients=True):  # over both: the model of the question is that of the map
         require_kind(model, kind)
         images = images.detach().clone().to(backbone_of(model).device)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipviz.backbone.ownership import lock_of, preserved_state
+from clipviz.errors import whole_number
 from clipviz.methods.base import Method
 from clipviz.saliency.attribution import FORWARD_BATCH, Baseline, baseline_image
 from clipviz.saliency.maps import KINDS, raw_map, saliency_maps
@@ -79,8 +80,7 @@ insertion_auc = partial(deletion_auc, baseline="blur", insert=True)
 
 def removal_masks(maps: Tensor, steps: int) -> Tensor:
     """Which cells are gone after K steps, most salient first, ties in reading order: (B, h, w) -> (B, K + 1, h, w)."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    steps = whole_number("steps", steps, 1)
     flat = maps.flatten(1)
     place = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     counts = torch.linspace(0, flat.shape[1], steps + 1, device=maps.device).round()

@@ -111,6 +111,8 @@ class Adaptation:
         check_storable({"method": self.settings, "schedule": asdict(self.config)})
         if isinstance(probe, Tensor):
             probe = events.Probe(probe, torch.arange(len(probe)), torch.full((len(probe),), events.UNLABELLED))
+        if probe is not None and dataset.has_pixels:
+            method.backbone.check_images(probe.images)
         self.probe = probe
         self.epoch = self.steps_in_epoch = 0
         self.seconds_before = 0.0

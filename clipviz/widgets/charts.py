@@ -59,8 +59,9 @@ class Chart:
         (self._draw_bars if self.kind == "bars" else self._draw_lines)(axes)
         for i, (value, text) in enumerate(self.marks):  # one below the other, as in the browser
             axes.axvline(value, color="black", linestyle=":", linewidth=1)
-            axes.annotate(text, (value, 1), xycoords=("data", "axes fraction"), fontsize=7.5, ha="left", va="top",
-                          xytext=(3, -9 * (i % 4)), textcoords="offset points", parse_math=False)  # fmt: skip
+            side, shift = ("right", -3) if value > sum(axes.get_xlim()) / 2 else ("left", 3)  # where there is more room
+            axes.annotate(text, (value, 1), xycoords=("data", "axes fraction"), fontsize=7.5, ha=side, va="top",
+                          xytext=(shift, -9 * (i % 4)), textcoords="offset points", parse_math=False)  # fmt: skip
         if self.ticks:
             ticks = self.ticks if self.names else self.ticks[:: -(-len(self.ticks) // 9)]  # more would touch
             texts = ["\n" * (i % 3 if self.names else 0) + text for i, (_, text) in enumerate(ticks)]

@@ -284,7 +284,7 @@ def test_a_trainable_copy_shares_text_and_owns_its_tower():
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 1, 32, 32), (1, 3, 64, 64), (1, 3, 32, 16)])
 def test_images_of_another_shape_are_refused(tiny_backbone, shape):
     for call in (tiny_backbone.embed, tiny_backbone.tokens):
-        with pytest.raises(ValueError, match=r"tiny needs images \(B, 3, 32, 32\) in \[0, 1\], got"):
+        with pytest.raises(ValueError, match=r"tiny needs images \(B, 3, 32, 32\) in \[0, 1\], B >= 1, got"):
             call(torch.zeros(shape))
 
 

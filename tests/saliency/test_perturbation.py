@@ -52,7 +52,7 @@ def test_removal_masks_go_from_none_to_all_in_order() -> None:
     assert masks[0, 1].nonzero().tolist() == [[1, 2]]
     assert masks[0, 2].nonzero().tolist() == [[0, 0], [1, 2]]
     assert removal_masks(ranked(None), 5).flatten(2).sum(2).tolist() == [[0, 3, 6, 10, 13, 16]]
-    with pytest.raises(ValueError, match="steps must be at least 1"):
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
         removal_masks(ranked(None), 0)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from towers import NAMES, TEXT, Known, hook_count, make_backbone
 
@@ -299,6 +300,7 @@ def test_unit_maps() -> None:
         ("relevance", {"target": [0, 1]}, "one for each of 3 images, got 2"),
         ("relevance", {"target": 1, "contrast": [0, 1, 2]}, "the same for image 1"),
         ("integrated_gradients", {"baseline": "grey"}, "unknown baseline 'grey'"),
+        ("integrated_gradients", {"steps": 0}, "steps must be a whole number of at least 1, got 0"),
     ],
 )
 def test_bad_input(kind: str, arguments: dict[str, object], message: str, microclip: Method, images: Tensor) -> None:
@@ -315,6 +317,11 @@ def test_bad_models_and_images(tiny_backbone: Backbone, microclip: Method, image
         saliency_maps(microclip, images[0], "soap")
     with pytest.raises(ValueError, match="B >= 1"):
         saliency_maps(microclip, images[:0], "soap")
+    with pytest.raises(ValueError, match=r"needs images .* got Image"):
+        saliency_maps(microclip, Image.new("RGB", (32, 32)), "soap")  # type: ignore[arg-type]
+    for wrong in ((255 * images).byte(), 255 * images, images - 0.5):  # bytes, and pixels that were normalized
+        with pytest.raises(ValueError, match=r"tiny needs images in \[0, 1\], got .* to "):
+            saliency_maps(microclip, wrong, "soap")
     with pytest.raises(ValueError, match="a backbone has no classes"):
         saliency_maps(tiny_backbone, images, "relevance")
     with pytest.raises(ValueError, match="class indices need a method"):

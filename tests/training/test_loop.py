@@ -397,6 +397,14 @@ def test_schedules_that_cannot_be_run_are_refused(options, message):
         AdaptConfig(**options)
 
 
+def test_a_probe_of_bytes_is_refused_at_once(tiny_backbone, toy):
+    pixels = np.stack([np.asarray(toy.image(i).resize((32, 32))) for i in range(3)])
+    probe = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    with pytest.raises(ValueError, match=r"tiny needs images in \[0, 1\], got \d+ to 2\d\d"):
+        adapt(microclip(tiny_backbone), toy, CONFIG, probe=probe)
+    assert len(list(adapt(microclip(tiny_backbone), toy, CONFIG, probe=probe / 255))) > 3
+
+
 def test_what_is_no_method_or_no_schedule_is_refused_at_once(tiny_backbone, toy):
     for method in ("dpa", MicroCLIP):
         with pytest.raises(ValueError, match="adapt needs a method that was built"):

@@ -62,6 +62,21 @@ def test_epochs_written_under_a_chart_do_not_touch(make_run):
     assert all(left.x1 < right.x0 for row in rows for left, right in pairwise(row) if left.width and right.width)
 
 
+def test_the_text_of_a_change_stays_within_the_picture(make_run):
+    run = make_run()
+    trace = synthetic_trace(epochs=2)
+    trace.meta["changes"] = [{"step": step, "gamma": 0.25} for step in (0, trace.steps["step"].nunique())]
+    run.recorder = Recorder(trace)
+    figure = LiveMonitor(run).draw()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    texts = [(axes, text) for axes in figure.axes for text in axes.texts if text.get_text() == "gamma 0.25"]
+    assert len(texts) == 6
+    for axes, text in texts:
+        box, inside = text.get_window_extent(renderer), axes.get_window_extent(renderer)
+        assert inside.x0 - 1 <= box.x0 < box.x1 <= inside.x1 + 1, axes.get_title(loc="left")
+
+
 def test_the_note_stands_below_the_figure_and_covers_none_of_it():
     figure = Figure((7.2, 2), dpi=100)
     figure.add_axes((0, 0, 1, 1)).set(facecolor="black", xticks=[], yticks=[])
