@@ -26,7 +26,7 @@ def demo(args: argparse.Namespace) -> None:
     """`clipviz demo`: every method on one shifted domain of birds, a table and a report."""
     begun = time.perf_counter()
     ours = [name for name, method in METHODS.items() if method.__module__.startswith("clipviz.")]
-    names = [name.strip() for name in args.methods.split(",")] if args.methods else ours
+    names = list(dict.fromkeys(map(str.strip, args.methods.split(",")))) if args.methods else ours
     for name in names:
         choose("method", name, METHODS)
     out = RunFolder(prepare_folder(args.out))

@@ -54,7 +54,8 @@ def measured_on(row: dict[str, Any]) -> str:
                          (("data", "split"), ("eval_data", "eval_split")))  # fmt: skip
     if row["eval_data"] is None:
         return f"{learned}, not measured"
-    return f"{learned}, measured on {'the same images' if row.get('accuracy_is') == 'transductive' else measured}"
+    is_same = measured == learned and row.get("accuracy_is") != "test"  # which are others of that name
+    return f"{learned}, measured on {'the same images' if is_same else measured}"
 
 
 def check_same_images(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:

@@ -629,7 +629,20 @@ def test_a_tiny_demo_writes_its_table_and_its_report(tmp_path, monkeypatch, capf
     out = tmp_path / "demo"
     methods = ["zero_shot", "descriptions", "microclip"]
     assert (
-        cli.main(["demo", "--out", str(out), "--domain", "fog", "--epochs", "1", "--methods", ",".join(methods)]) == 0
+        cli.main(
+            [
+                "demo",
+                "--out",
+                str(out),
+                "--domain",
+                "fog",
+                "--epochs",
+                "1",
+                "--methods",
+                "zero_shot,descriptions,zero_shot, microclip",
+            ]
+        )
+        == 0
     )
     with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))

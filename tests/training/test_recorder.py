@@ -9,6 +9,7 @@ from tiny import ToyDataset, microclip
 
 from clipviz.data.base import Skipped
 from clipviz.events import EpochFinished, PseudoLabels, RunFinished, RunStarted, StepFinished
+from clipviz.figures.sources import SourceLogits
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.zero_shot import ZeroShot
 from clipviz.trace import Trace
@@ -117,7 +118,9 @@ def test_source_logits_are_those_of_the_last_epoch(recorded):
     np.testing.assert_array_equal(trace.arrays["sources/target"], torch.cat([e.target for e in last]))
     for source in ("static", "dynamic"):
         logits = torch.cat([e.pseudo.sources[source] for e in last])
-        np.testing.assert_array_equal(trace.arrays[f"sources/{source}"], logits.half())
+        np.testing.assert_array_equal(trace.arrays[f"sources/{source}"], logits)
+    stored, samples = SourceLogits.of(trace), trace.samples[trace.samples["epoch"] == 1].set_index("index")
+    assert (stored.labels(stored.reference) == samples["pseudo_label"][stored.index]).all()
 
 
 def test_metadata_and_skipped_files_are_kept(recorded):
