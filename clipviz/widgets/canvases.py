@@ -37,7 +37,7 @@ class GalleryCanvas(Canvas):
     ids: traitlets.List[Any] = traitlets.List().tag(sync=True)
     captions: traitlets.List[Any] = traitlets.List().tag(sync=True)
     label = traitlets.Unicode("").tag(sync=True)
-    empty = traitlets.Unicode("No image matches this filter.").tag(sync=True)
+    empty = traitlets.Unicode("No image that can be shown matches this filter.").tag(sync=True)
     selected: traitlets.List[Any] = traitlets.List().tag(sync=True)
     pointed = traitlets.Unicode("").tag(sync=True)
     large = traitlets.Bytes().tag(sync=True)

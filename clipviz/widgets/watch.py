@@ -182,7 +182,8 @@ class Watch:
 
     def losses(self) -> Chart:
         """Loss terms: exact up to the last whole epoch, sampled after it; without training, what is held instead."""
-        if self.last_step is not None and not self.last_step.losses:
+        is_whole = self.finished is not None and self.finished.status == "finished"  # read from a folder, without steps
+        if (is_whole and not self._exact) or (self.last_step is not None and not self.last_step.losses):
             return self._held
         known_until = max((steps[-1] for steps, _ in self._exact.values() if len(steps)), default=-1)
         sampled = [(step, terms) for step, terms in self._losses if step > known_until]
@@ -206,14 +207,14 @@ class Watch:
         ticks = [(int(epoch), info.moments.part.tick(int(epoch))) for epoch in info.epochs]
         if now:
             ticks.append((ticks[-1][0] + 1 if ticks else 0, "batch"))
-        places, series = [place for place, _ in ticks], []
+        places, series, known = [place for place, _ in ticks], [], self.last_step or self.finished
         for kind in list(now or info.decided) if len(sources) > 1 else []:
             y = [*info.decided.get(kind, np.zeros(len(info.epochs))), *([now[kind]] if now else [])]
             look, name = decider_look(kind, sources), decision_name(kind, sources)
             series.append(Series(name, look, places, [100 * share for share in y]))
         return Chart(
             "Which source decides", "epoch", "% of the images", series, "bars", (0, 100), ticks, self.epoch_marks,
-            empty="This method has only one source." if self.last_step else "Appears after the first step.",
+            empty="This method has only one source." if known else "Appears after the first step.",
         )  # fmt: skip
 
 

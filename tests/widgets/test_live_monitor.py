@@ -244,6 +244,14 @@ def test_scripts_get_one_line_per_epoch(make_run, capsys):
     assert "(diagnostic only)" in lines[3]
 
 
+@pytest.mark.parametrize("method", ["zero_shot", "tda"])
+def test_the_folder_of_a_run_without_training_promises_no_losses(make_run, tmp_path, method):
+    make_run(method=method, folder=tmp_path / "run").fit()
+    canvas = LiveMonitor(tmp_path / "run").canvas
+    assert not [name for name in ("losses", "decisions") if "Appears" in getattr(canvas, name)["empty"]]
+    assert canvas.losses["title"] == "What the method stores"
+
+
 def test_without_labels_no_accuracy_is_mentioned(make_run, capsys):
     run = make_run(labelled=False)
     monitor = LiveMonitor(run)

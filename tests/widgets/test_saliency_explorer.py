@@ -30,6 +30,18 @@ def gallery_ids(trace):
     return [f"eval/{index}" for index in trace.arrays["gallery/index"]]
 
 
+def test_probe_images_without_labels_are_those_of_the_run_and_shown_once(trace):
+    trace.meta["accuracy_is"] = "transductive"
+    for name in ("samples", "predictions"):
+        getattr(trace, name)["target"] = -1
+    trace.arrays["probe/target"] = np.full(6, -1)
+    trace.arrays["probe/index"] = np.arange(6) * 13
+    followed = [f"eval/{13 * i}" for i in range(6)]
+    assert set(SaliencyExplorer(trace).shown) == {*gallery_ids(trace), *followed}
+    trace.arrays["probe/index"] = np.arange(6)  # of a tensor, which are from nowhere
+    assert [image for image in SaliencyExplorer(trace).shown if image.startswith("probe/")]
+
+
 def test_a_trace_alone_shows_what_it_holds(trace):
     explorer = SaliencyExplorer(trace)
     assert explorer.shown == [*gallery_ids(trace), *(f"probe/{i}" for i in range(6))]
