@@ -288,6 +288,9 @@ def test_without_labels_accuracy_says_so_and_the_other_views_stay(tmp_path):
     assert shown >= {"confidence_evolution", "source_decisions", "label_flips", "label_flow", "prototype_paths",
                      "saliency_grid", "loss_terms"}  # fmt: skip
     assert not shown & {"reliability", "confusion", "per_class_accuracy"}
+    assert "confusion matrix" not in text
+    assert "second panel, if there is one" in text
+    assert not [tag for tag, a in Page(report).attributes if tag == "tr" and a.get("class") == "best"]
     assert set(unpacked(packed(report, "images")["target"]).tolist()) == {-1}
 
 

@@ -42,7 +42,7 @@ def contents(traces: Sequence[Trace]) -> dict[str, Any]:
         **introduction(labels, traces, summary),
         "summary": summary,
         "has_accuracy": has_accuracy,
-        "best": [row for row in summary.rows if row.accuracy == most],
+        "best": [row for row in summary.rows if row.accuracy == most is not None],
         "looks": looks,
         "trained": [label for label, t in zip(labels, traces, strict=True) if figures.is_trained(t)],
         "compared": COMPARED if COMPARED in drawn else None,

@@ -199,9 +199,10 @@ def test_every_chart_is_drawn_within_the_page_when_it_comes_near(drawn, width):
     assert tab.evaluate("[...document.images].every(i => i.naturalWidth >= 400 && i.alt)")
 
 
-# Axes of matrices whose names are less than a line apart.
+# Axes of matrices and of bars whose names are less than a line apart.
 CROWDED = """() => [...document.querySelectorAll('.chart')].flatMap(chart => chart.data
-    .filter(trace => trace.type === 'heatmap').flatMap(({ xaxis, yaxis }) => [xaxis || 'x', yaxis || 'y'])
+    .filter(trace => trace.type === 'heatmap' || trace.orientation === 'h')
+    .flatMap(({ xaxis, yaxis }) => [xaxis || 'x', yaxis || 'y'])
     .map(name => [name, chart._fullLayout[name.replace(/^./, '$&axis')]])
     .filter(([, { tickvals, range, _length, tickfont }]) => tickvals && tickvals.length > 1
         && (tickvals[1] - tickvals[0]) * _length / Math.abs(range[1] - range[0]) < tickfont.size)

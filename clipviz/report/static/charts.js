@@ -84,13 +84,15 @@ function narrowed(layout, data, width) {
   }
   for (const note of layout.annotations || []) {
     note.font = { ...note.font, size: 12 };
-    if (note.xref === "paper") Object.assign(note, { x: 1, xanchor: "right" }); // there is room above the names on the left
+    if (isMatrix && note.xref === "paper") Object.assign(note, { x: 1, xanchor: "right" }); // there is room above the names on the left
     if ((note.xref ?? "x") === "x" && note.xshift) note.text = cut(note.text, Math.floor(width / 26));
   }
   for (const trace of data) if (trace.colorbar && trace.colorbar.orientation !== "h") trace.showscale = false;
   const panels = axesOf(layout).filter(([x]) => x.domain);
   const isBeside = panels.some(([x]) => `${x.domain}` !== `${panels[0][0].domain}`);
-  if (panels.length > 1 && isBeside) height = stack(layout, panels, isMatrix ? 0.6 * width : PANEL, isMatrix ? 130 : BETWEEN);
+  const most = Math.max(...panels.map(([, y]) => y.ticktext?.length ?? 0)); // names of bars, each of which has its own
+  const each = isMatrix ? 0.6 * width : Math.max(PANEL, (layout.font.size + 2) * most);
+  if (panels.length > 1 && isBeside) height = stack(layout, panels, each, isMatrix ? 130 : BETWEEN);
   return height;
 }
 
