@@ -294,6 +294,12 @@ def test_without_labels_accuracy_says_so_and_the_other_views_stay(tmp_path):
     assert set(unpacked(packed(report, "images")["target"]).tolist()) == {-1}
 
 
+def test_a_report_of_the_name_of_a_folder_is_refused(tmp_path):
+    for given in ("runs/photos", ["runs/photos"]):
+        with pytest.raises(ValueError, match=r"a report needs traces, got 'runs/photos'; Trace.load"):
+            write_report(given, tmp_path / "report.html")
+
+
 def test_a_single_run_is_compared_with_the_model_before_adaptation(tmp_path):
     trace = synthetic_trace(epochs=2, **SMALL)
     trace.meta["zero_shot_accuracy"] = 0.125

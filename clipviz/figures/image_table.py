@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from clipviz.errors import inert
+from clipviz.errors import choose, inert
 from clipviz.figures.sources import deciders, source_names
 from clipviz.figures.style import class_name
 from clipviz.trace import Trace
@@ -32,7 +32,7 @@ def image_table(trace: Trace, split: str = "eval", epoch: int | None = None) -> 
         By position: label, confidence, margin (NaN unknown), target (-1 unknown), before (the first label, -1 unknown),
         flips (how often the label changed until then), decider ("" unknown), file ("" of images that are no files).
     """
-    name, column, part = SPLITS[split]
+    name, column, part = SPLITS[choose("split", split, SPLITS)]
     table, epoch = getattr(trace, name), trace.final_epoch if epoch is None else epoch
     at = table.loc[table["epoch"] <= epoch, "epoch"].max() if split == "eval" else epoch
     rows = table[table["epoch"] == at].drop_duplicates("index").set_index("index").rename(columns={column: "label"})

@@ -12,7 +12,7 @@ import json
 import textwrap
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -326,11 +326,18 @@ Info = TypeVar("Info")
 Drawn = TypeVar("Drawn")
 
 
+def check_traces(what: str, traces: Iterable[object]) -> None:
+    """Refuse what is no trace, such as the name of a run folder, with a ValueError."""
+    if strange := [trace for trace in traces if not isinstance(trace, Trace)]:
+        raise ValueError(f"{what} needs traces, got {strange[0]!r}; Trace.load reads that of a run folder")
+
+
 def figure_of(info: Callable[P, Info], draw: Callable[[Info], Drawn]) -> Callable[P, Drawn]:
     """The figure `draw(info(trace, ...))`: it is called as `info` is, and its help says what both do."""
 
     @functools.wraps(info)
     def figure(*args: P.args, **kwargs: P.kwargs) -> Drawn:
+        check_traces("a figure", args[0] if args and isinstance(args[0], list | tuple) else args[:1])
         return draw(info(*args, **kwargs))
 
     figure.__name__ = figure.__qualname__ = info.__name__.removesuffix("_info")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipviz.figures import is_trained, method_style
+from clipviz.figures.style import check_traces
 from clipviz.files import write_text
 from clipviz.report.page import page
 from clipviz.report.sections import contents
@@ -32,19 +33,14 @@ def write_report(traces: Trace | Sequence[Trace], path: str | os.PathLike[str], 
     Raises:
         ValueError: No trace, traces that cannot share a table, or a place that cannot be written.
     """
-    traces = [traces] if isinstance(traces, Trace) else list(traces)
-    if strange := [trace for trace in traces if not isinstance(trace, Trace)]:
-        raise ValueError(f"a report needs traces, got {strange[0]!r}; Trace.load reads that of a run folder")
+    traces = [traces] if isinstance(traces, Trace | str) else list(traces)
+    check_traces("a report", traces)
     check_comparable(traces)
     path = Path(path).expanduser()
     if path.is_dir():
         raise ValueError(f"the report is a file, but {path} is a folder; try {path / 'report.html'}")
-    write_text(path, page(title or _default_title(traces), **contents(traces)))
+    named = list(filter(is_trained, traces)) or traces
+    names = dict.fromkeys(str(trace.meta.get("label") or method_style(trace.method).name) for trace in named)
+    title = title or f"{', '.join(names)} on {traces[0].meta.get('data', 'unnamed images')}"
+    write_text(path, page(title, **contents(traces)))
     return path
-
-
-def _default_title(traces: Sequence[Trace]) -> str:
-    data = traces[0].meta.get("data", "unnamed images")
-    trained = [trace for trace in traces if is_trained(trace)]
-    names = (trace.meta.get("label") or method_style(trace.method).name for trace in trained or traces)
-    return f"{', '.join(dict.fromkeys(map(str, names)))} on {data}"

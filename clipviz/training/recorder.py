@@ -21,9 +21,6 @@ from clipviz.trace.schema import SHEET_COLUMNS, under
 MAX_SOURCE_LOGITS = 10_000_000
 """Source logits of the last epoch are kept up to so many numbers per source (20 MB of float16)."""
 
-MAX_EXACT_LOGITS = 1_000_000
-"""So many of them exactly: rounded, the best two classes of one image in 200 can change places."""
-
 MAX_EMBEDDED = 512
 """The embeddings of so many evaluation images are kept, spread evenly, at every epoch (float16)."""
 
@@ -128,7 +125,7 @@ class Recorder:
         if numbers > MAX_SOURCE_LOGITS:
             return
         rows = {"index": event.index.clone(), "target": event.target.clone()}
-        kind = torch.float32 if numbers <= MAX_EXACT_LOGITS else torch.float16
+        kind = torch.float32 if numbers <= 1_000_000 else torch.float16  # rounded, one label in 200 may be another
         rows.update((name, logits.to(kind, copy=True)) for name, logits in event.pseudo.sources.items())
         crops = event.pseudo.crop_logits
         if crops is not None and numbers * crops.logits.shape[1] <= MAX_SOURCE_LOGITS:

@@ -17,7 +17,7 @@ from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, Pictur
 from clipviz.widgets.charts import Chart, Series
 from clipviz.widgets.controls import button, dropdown, wrapped
 from clipviz.widgets.inspector import probe_of
-from clipviz.widgets.view import Newest, View, ViewState, follow
+from clipviz.widgets.view import Newest, View, ViewState, follow, state_of
 
 _TOP = 5
 _LOOKS = {"given sentences": Look(GRAY, "square", "none"), "these sentences": Look(BLUE, "circle", "none")}
@@ -42,7 +42,7 @@ class DescriptionPlayground(View):
     alt = ""
 
     def __init__(self, trace: Trace, model: Any, *, state: ViewState | None = None) -> None:
-        self.state = state or ViewState(epoch=trace.final_epoch)
+        self.state = state_of(state, [trace])
         self.album, self._newest = Album(trace, probe_of(model)), Newest()
         if (probe := self.album.model_probe) is None:
             raise ValueError("wanted a model that embeds the sentences, got None; give a Run or a ModelProbe")

@@ -16,7 +16,7 @@ from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, MatrixCanvas, Pictu
 from clipviz.widgets.controls import button, dropdown, show_if, wrapped
 from clipviz.widgets.finder import Finder
 from clipviz.widgets.inspector import Inspector
-from clipviz.widgets.view import Newest, View, ViewState, follow, one_at_a_time
+from clipviz.widgets.view import Newest, View, ViewState, follow, one_at_a_time, state_of
 
 PAGE = 60
 
@@ -25,7 +25,7 @@ class ImageExplorer(View):
     """A list of images in pages, found by the controls of a `Finder`, and the chosen one in an `Inspector`."""
 
     def __init__(self, traces: Sequence[Trace], models: Sequence[Any], state: ViewState | None) -> None:
-        self.state = state or ViewState(epoch=max((trace.final_epoch for trace in traces), default=-1))
+        self.state = state_of(state, traces)
         self.traces = traces
         self.inspector = Inspector(traces, models, self.state)
         folder = traces[0].folder or str(getattr(models[0], "folder", None) or "")
@@ -126,7 +126,7 @@ class SaliencyExplorer(ImageExplorer):
     """
 
     def __init__(self, traces: Trace | Sequence[Trace], models: Any = None, *, state: ViewState | None = None) -> None:
-        traces = [traces] if isinstance(traces, Trace) else list(traces)
+        traces = [traces] if isinstance(traces, Trace | str) else list(traces)  # names of folders are refused
         models = list(models) if isinstance(models, list | tuple) else [models, *[None] * (len(traces) - 1)]
         super().__init__(traces, models, state)
         self._drawn: tuple[str, int] | None = None  # the run and the epoch whose matrix is shown

@@ -16,7 +16,7 @@ from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, Overla
 from clipviz.widgets.charts import Chart, Series
 from clipviz.widgets.controls import PLAIN, dropdown, show_if, slider, wrapped
 from clipviz.widgets.inspector import probe_of
-from clipviz.widgets.view import Newest, View, ViewState, follow, one_at_a_time
+from clipviz.widgets.view import Newest, View, ViewState, follow, one_at_a_time, state_of
 
 _SHOWN = 30
 _TOP = 6
@@ -42,7 +42,7 @@ class DKAPlayground(View):
     """
 
     def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:
-        self.state = state or ViewState(epoch=trace.final_epoch)
+        self.state = state_of(state, [trace])
         self._stored = self._now = SourceLogits.of(trace)  # at the run's crop temperature, and at the slider's
         self.album = Album(trace, probe_of(model))
         self.names = trace.class_names

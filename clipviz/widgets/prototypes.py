@@ -16,7 +16,7 @@ from clipviz.widgets.charts import label_axes, legend_below
 from clipviz.widgets.controls import wrapped
 from clipviz.widgets.explorer import PAGE
 from clipviz.widgets.inspector import Inspector
-from clipviz.widgets.view import View, ViewState, follow, one_at_a_time
+from clipviz.widgets.view import View, ViewState, follow, one_at_a_time, state_of
 
 
 class PrototypeExplorer(View):
@@ -32,7 +32,7 @@ class PrototypeExplorer(View):
     """
 
     def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:
-        self.state = state or ViewState(epoch=trace.final_epoch)
+        self.state = state_of(state, [trace])
         self.traces = (trace,)
         self.scene = Scene.of(trace)
         self.inspector = Inspector([trace], [model], self.state, with_epoch=False)

@@ -13,6 +13,7 @@ import ipywidgets
 from matplotlib.figure import Figure
 from traitlets import HasTraits, Int, Tuple, Unicode
 
+from clipviz.figures.style import check_traces
 from clipviz.report.explored import alive
 from clipviz.trace import Trace
 from clipviz.widgets.images import figure_jpeg
@@ -62,6 +63,12 @@ class ViewState(HasTraits):
     def __repr__(self) -> str:
         method = self.method or "no method"
         return f"ViewState({len(self.selected)} selected, epoch {self.epoch}, {method}, {self.kind})"
+
+
+def state_of(state: ViewState | None, traces: Sequence[Trace]) -> ViewState:
+    """The state that was given, else one for a view alone, at the end of its traces."""
+    check_traces("a view", traces)
+    return state or ViewState(epoch=max((trace.final_epoch for trace in traces), default=-1))
 
 
 def follow(state: ViewState, method: Callable[[], None], names: str | list[str]) -> None:

@@ -56,6 +56,13 @@ def test_all_figures_have_the_three_functions():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_name_of_a_run_folder_is_no_trace(name):
+    for given in ("runs/photos", ["runs/photos"]):
+        with pytest.raises(ValueError, match=r"a figure needs traces, got 'runs/photos'; Trace.load reads"):
+            getattr(figures, name)(given)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_figure_is_drawn(name, trace):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

@@ -53,6 +53,8 @@ def test_flips_are_those_up_to_the_epoch():
     assert image_table(trace, epoch=0)["flips"].tolist() == [1, 0, 0, 0]
     assert image_table(trace, epoch=-1)["flips"].tolist() == [0, 0, 0, 0]
     assert image_table(trace, epoch=-2).empty
+    with pytest.raises(ValueError, match=r"unknown split 'test'. Choose from 'eval', 'train'"):
+        image_table(trace, "test")
 
 
 def test_pseudo_labels_and_who_decided_them():

@@ -42,6 +42,14 @@ def test_probe_images_without_labels_are_those_of_the_run_and_shown_once(trace):
     assert [image for image in SaliencyExplorer(trace).shown if image.startswith("probe/")]
 
 
+def test_views_are_of_traces_and_not_of_names_of_folders():
+    views = (SaliencyExplorer, clipviz.PrototypeExplorer, clipviz.DKAPlayground,
+             lambda run: clipviz.DescriptionPlayground(run, None))  # fmt: skip
+    for view in views:
+        with pytest.raises(ValueError, match=r"a view needs traces, got 'runs/photos'; Trace.load reads"):
+            view("runs/photos")
+
+
 def test_a_trace_alone_shows_what_it_holds(trace):
     explorer = SaliencyExplorer(trace)
     assert explorer.shown == [*gallery_ids(trace), *(f"probe/{i}" for i in range(6))]
