@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -112,21 +113,41 @@ def run_cells(lab: Lab, put_on_desk: Callable[[str], sync_api.Page]) -> Callable
     return run
 
 
-@contextmanager
-def opening(chromium: sync_api.Browser) -> Iterator[Callable[..., sync_api.Page]]:
-    """Opens files without a network; their pages must stay silent and ask for nothing but themselves."""
-    contexts, said, asked = [], [], []
+@pytest.fixture(scope="session")
+def offline(chromium: sync_api.Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Opens files in tabs without a network, all in one process and from one address.
 
-    def open_page(path: Path, width: int = 1280, address: str = "", **options: Any) -> sync_api.Page:
-        context = chromium.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
-        contexts.append(context)
-        tab = context.new_page()
+    By these Chromium finds again what it has compiled: plotly's script, which takes it a second.
+    """
+    context, address = chromium.new_context(offline=True), tmp_path_factory.mktemp("opened") / "page.html"
+
+    def new_tab(path: Path, **options: Any) -> tuple[sync_api.Page, str]:
+        """A tab for it, which may have options of a context's own, and where it lies now."""
+        room = chromium.new_context(offline=True, **options) if options else context
+        return room.new_page(), Path(shutil.copyfile(path, address)).as_uri()
+
+    yield new_tab
+    context.close()
+
+
+@contextmanager
+def opening(offline: Callable[..., Any]) -> Iterator[Callable[..., sync_api.Page]]:
+    """Opens files; their pages must stay silent and ask for nothing but themselves."""
+    tabs, said, asked = [], [], []
+
+    def open_page(
+        path: Path, width: int = 1280, address: str = "", color_scheme: Any = "light", **options: Any
+    ) -> sync_api.Page:
+        tab, place = offline(path, **options)
+        tabs.append(tab)
+        tab.set_viewport_size({"width": width, "height": 900})
+        tab.emulate_media(color_scheme=color_scheme)
         tab.set_default_timeout(120_000)
         tab.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(path.as_uri() + address)
+        tab.goto(place + address)
         if tab.locator(".explorer").count():
             sync_api.expect(tab.locator(".explorer")).to_be_visible()
         return tab
@@ -134,20 +155,20 @@ def opening(chromium: sync_api.Browser) -> Iterator[Callable[..., sync_api.Page]
     yield open_page
     assert said == []
     assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
-    assert len([url for url in asked if url.startswith("file:")]) == len(contexts)
-    for context in contexts:
-        context.close()
+    assert len([url for url in asked if url.startswith("file:")]) == len(tabs)
+    for tab in tabs:
+        tab.close()
 
 
 @pytest.fixture
-def opened(chromium: sync_api.Browser) -> Iterator[Callable[..., sync_api.Page]]:
+def opened(offline: Callable[..., Any]) -> Iterator[Callable[..., sync_api.Page]]:
     """Opens a file for one test."""
-    with opening(chromium) as open_page:
+    with opening(offline) as open_page:
         yield open_page
 
 
 @pytest.fixture(scope="module")
-def opened_once(chromium: sync_api.Browser) -> Iterator[Callable[..., sync_api.Page]]:
+def opened_once(offline: Callable[..., Any]) -> Iterator[Callable[..., sync_api.Page]]:
     """Opens a file for all tests of a module."""
-    with opening(chromium) as open_page:
+    with opening(offline) as open_page:
         yield open_page

@@ -146,7 +146,8 @@ def browsing() -> Iterator[Any]:
     wanted = "chromium-headless-shell fonts-dejavu-core"
     assert CHROMIUM, f"no Chromium found; apt-get install -y --no-install-recommends {wanted}"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        options = ["--no-sandbox", "--disable-gpu", "--renderer-process-limit=1"]  # one for the tabs of a context
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         try:
             yield browser
         finally:
