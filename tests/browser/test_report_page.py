@@ -1,4 +1,7 @@
-"""The report in a real browser with the network off: it draws everything, says nothing on the console, runs no name."""
+"""The report in a real browser with the network off: it draws everything, says nothing on the console, runs no name.
+
+On paper every chart is there however little was scrolled, and no sheet stays half empty.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from functools import partial
 from importlib.resources import files
 
 import numpy as np
+import pypdfium2
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
@@ -25,6 +29,7 @@ HOSTILE = [
     "<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "<a href='javascript:alert(3)'>x</a>",
     "x" * 1000, "$\\text{x}$", "{{7*7}}",
 ]  # fmt: skip
+MARGIN, HEIGHT = 14, 297  # millimeters of A4
 SMALL = {"n_images": 90, "n_eval": 60, "n_probe": 3}
 
 
@@ -150,6 +155,17 @@ def read(page_of_all):
     for name in ("microCLIP", "NtUA"):
         page_of_all.locator("#run").select_option(name)
     return page_of_all
+
+
+def hardly_read(tab):
+    tab.locator(".chart .main-svg").first.wait_for()
+    n_charts = tab.locator(".chart").count()
+    assert tab.locator(".chart[data-drawn]").count() < n_charts, "most are far away"
+
+
+@pytest.fixture
+def page_to_print(turn_to, report):
+    return turn_to(report, hardly_read, color_scheme="dark")
 
 
 @pytest.fixture
@@ -395,6 +411,32 @@ def test_runs_stand_side_by_side_on_equal_axes_and_can_be_left_out(page_of_all):
     tab.wait_for_function(f"({fits})(document.querySelector('#reliability-3'))")
     expect(chart).to_be_visible()
     tab.wait_for_function(f"new Set({ranges}).size === 1")
+
+
+def empty_share(page):
+    """How much of a sheet's height between its margins is white below what is printed last."""
+    pixels = np.asarray(page.render(scale=0.5).to_pil().convert("L"))
+    last = np.flatnonzero((pixels < 245).any(1)).max(initial=0) * HEIGHT / len(pixels)
+    return 1 - (last - MARGIN) / (HEIGHT - 2 * MARGIN)
+
+
+@pytest.mark.parametrize("address", ["", "#image=eval/7"])
+def test_sheets_are_filled_and_have_every_chart(page_to_print, tmp_path, address):
+    tab = page_to_print
+    tab.evaluate("address => { location.hash = address; }", address)
+    expect(tab.locator("#card")).to_be_visible(visible=bool(address))
+    titles = tab.evaluate("[...document.querySelectorAll('.view h3')].map(title => title.textContent)")
+    tab.pdf(path=tmp_path / "report.pdf", prefer_css_page_size=True)
+    sheets = list(pypdfium2.PdfDocument(tmp_path / "report.pdf"))
+    empty = [round(float(empty_share(sheet)), 2) for sheet in sheets]
+    assert max(empty[:-1]) < 1 / 3, f"{empty}"
+    text = "\n".join(sheet.get_textpage().get_text_range() for sheet in sheets)
+    assert set(titles) <= {*text.splitlines()}
+    assert text.count("cosine, last epoch") == tab.locator("#prototype_similarity .chart").count()
+    assert ("Where it looked" in text) == bool(address)
+    chart = tab.locator(".chart").first  # the screen is as it was
+    expect(chart).to_have_attribute("data-drawn", f"{chart.evaluate('c => c.clientWidth')}")
+    assert chart.evaluate("c => [c.style.zoom, c._fullLayout.paper_bgcolor]") == ["", "#15181c"]
 
 
 def test_the_keyboard_alone_gets_to_an_image(page_of_two):
