@@ -8,14 +8,17 @@ import os
 import resource
 import runpy
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyter_client.provisioning import local_provisioner
 
 STARTER = multiprocessing.get_context("forkserver")
 STARTER.set_forkserver_preload(["preloaded"])
@@ -80,26 +83,48 @@ def _do(
     sys.exit(command(*arguments))
 
 
-class Kernel:
-    """A kernel of a notebook, as what jupyter_client expects of a process that it has started."""
+class Forked:
+    """A process that was started here, as what others expect of a `subprocess.Popen`."""
 
     stdin = stdout = stderr = None
 
-    def __init__(self, command: list[str], *, cwd: str, env: dict[str, str], **_: Any) -> None:
-        mine, its = STARTER.Pipe(duplex=False)
-        self.process = _started(_kernel, (command[command.index("-f") :], cwd, env, its))
-        mine.recv()
-        self.pid, self.kill, self.terminate = self.process.pid, self.process.kill, self.process.terminate
+    def __init__(self, process: BaseProcess) -> None:
+        self.process = process
+        self.pid, self.kill, self.terminate = process.pid, process.kill, process.terminate
 
     def poll(self) -> int | None:
         return self.process.exitcode
 
-    def wait(self) -> int | None:
-        self.process.join()
+    def wait(self, timeout: float | None = None) -> int | None:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("a forked process", timeout or 0)
         return self.process.exitcode
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
+
+
+class Kernel(Forked):
+    """A kernel of a notebook, as what jupyter_client expects of a process that it has started."""
+
+    def __init__(self, command: list[str], *, cwd: str, env: dict[str, str], **_: Any) -> None:
+        mine, its = STARTER.Pipe(duplex=False)
+        super().__init__(_started(_kernel, (command[command.index("-f") :], cwd, env, its)))
+        mine.recv()
+
+
+def lab(options: list[str], environment: dict[str, str], log: Path) -> Forked:
+    """JupyterLab, whose kernels are forked as well."""
+    return Forked(start(_lab, *options, said=log, more=environment, daemon=False))
+
+
+def _lab(*options: str) -> None:
+    os.setsid()  # for the signals of `serving`
+    # Its kernels come from the process that it came from itself, which it cannot wait for.
+    forkserver._forkserver.ensure_running = lambda: None
+    local_provisioner.launch_kernel = Kernel
+    as_module("jupyterlab", *options)
 
 
 def _kernel(arguments: list[str], folder: str, env: dict[str, str], ready: Connection) -> None:

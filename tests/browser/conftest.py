@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -25,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with serving(tmp_path_factory.mktemp("lab")) as lab:
+    with serving(tmp_path_factory.mktemp("lab"), forked.lab) as lab:
         yield lab
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,15 @@ class Lab:
         return f"{self.url}/lab/tree/{name}?reset"
 
 
+def started(options: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """JupyterLab as a process of its own."""
+    command = [sys.executable, "-m", "jupyterlab", *options]
+    with log.open("w") as said:
+        return subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
+
+
 @contextmanager
-def serving(folder: Path) -> Iterator[Lab]:
+def serving(folder: Path, start: Callable[[list[str], dict[str, str], Path], Any] = started) -> Iterator[Lab]:
     """JupyterLab with all its settings under `folder`; ends with the block."""
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
@@ -102,22 +109,18 @@ def serving(folder: Path) -> Iterator[Lab]:
         f"--ServerApp.root_dir={root}",
         "--LabApp.expose_app_in_browser=True",
     ]
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options],
-            env=environment, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+    url, log = f"http://127.0.0.1:{port}", folder / "server.log"
+    server = start(options, environment, log)
+    try:
+        wait_for_server(f"{url}/api/status", server, log)
+        yield Lab(url, root)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
         try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for_server(f"{url}/api/status", server, folder / "server.log")
-            yield Lab(url, root)
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait(10)
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait(10)
 
 
 def free_port() -> int:
@@ -126,7 +129,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_server(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 90) -> None:
+def wait_for_server(url: str, server: Any, log: Path, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
