@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.provisioning import local_provisioner
 
 STARTER = multiprocessing.get_context("forkserver")
 STARTER.set_forkserver_preload(["preloaded"])
@@ -120,6 +119,8 @@ def lab(options: list[str], environment: dict[str, str], log: Path) -> Forked:
 
 
 def _lab(*options: str) -> None:
+    from jupyter_client.provisioning import local_provisioner
+
     os.setsid()  # for the signals of `serving`
     # Its kernels come from the process that it came from itself, which it cannot wait for.
     forkserver._forkserver.ensure_running = lambda: None
