@@ -16,8 +16,8 @@ from clipviz.trace.schema import check_meta
 def compare(args: argparse.Namespace) -> None:
     """`clipviz compare`: one table from run folders; runs on different data or splits are not put together."""
     rows = [read_results(Path(run)) for run in args.runs]
-    check_same_images(args.runs, rows)
-    facts = [row | _chosen(run) for run, row in zip(args.runs, rows, strict=True)]
+    facts = [_chosen(run) | row for run, row in zip(args.runs, rows, strict=True)]
+    check_same_images(args.runs, facts)
     print(summary(rows, args.runs, run_labels([row["method"] for row in rows], facts, args.runs)))
     if args.html is not None:
         page = write_report([Trace.load(run) for run in args.runs], args.html)

@@ -59,15 +59,15 @@ def measured_on(row: dict[str, Any]) -> str:
 
 
 def check_same_images(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    """Refuse results on different images or splits: their accuracies say nothing about each other."""
-    groups: dict[str, list[str]] = {}
+    """Refuse results on different images, splits or numbers of classes: their accuracies do not compare."""
+    groups: dict[str, list[str]] = {}  # the images in words, then the names of runs
     for name, row in zip(names, rows, strict=True):
-        groups.setdefault(row.get("embeddings") or measured_on(row), []).append(name)
+        n = f", {len(row['class_names'])} classes" if row.get("class_names") else ""
+        groups.setdefault((row.get("embeddings") or measured_on(row)) + n, [measured_on(row) + n]).append(name)
     if len(groups) > 1:
-        images = {name: measured_on(row) for name, row in zip(names, rows, strict=True)}
-        listed = "; ".join(f"{', '.join(runs)}: {images[runs[0]]}" for runs in groups.values())
+        listed = "; ".join(f"{', '.join(runs)}: {images}" for images, *runs in groups.values())
         raise ValueError(
-            f"runs on different images or splits cannot be compared in one table ({listed}); "
+            f"runs on different images, splits or classes cannot be compared in one table ({listed}); "
             "give only those that were measured on the same"
         )
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clipviz.figures import trace_labels
+from clipviz.figures.style import shorten
 from clipviz.trace import Trace, calibration_error, label_accuracy, last_value
 
 #: Baselines that a gain is measured against, the first one present.
@@ -134,7 +135,7 @@ def is_comparable(traces: Sequence[Trace]) -> bool:
 
 
 def _measured_on(trace: Trace) -> tuple[str, tuple[str, ...]]:
-    meta, n = trace.meta, n_evaluated(trace)
+    meta, names = trace.meta, trace.class_names
     place = f"{meta.get('data')} ({meta.get('split')}), measured on {meta.get('eval_data')} "
-    place += f"({meta.get('eval_split', 'no split named')}, {n} images), {len(trace.class_names)} classes"
-    return place, trace.class_names
+    place += f"({meta.get('eval_split', 'no split named')}, {n_evaluated(trace)} images), {len(names)} classes: "
+    return place + shorten(", ".join(names), 60), names

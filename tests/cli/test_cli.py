@@ -562,6 +562,20 @@ def test_compare_tells_runs_of_one_method_apart_by_what_was_chosen(photos, tmp_p
     assert told == ["tip_adapter, beta 5", "tip_adapter, beta 2.5, second", "tip_adapter, beta 2.5, again"]
 
 
+def test_runs_that_chose_among_more_classes_are_not_compared(photos, tmp_path, capfd):
+    folders = sorted(each.name for each in photos.iterdir() if each.is_dir())
+    for i, more in enumerate(([], ["no such bird"])):
+        names = tmp_path / f"{i}.txt"
+        names.write_text("\n".join([*folders, *more]), encoding="utf-8")
+        assert cli.main([*adapt(data=photos, out=tmp_path / f"run{i}"), "--classes", str(names)]) == 0
+    capfd.readouterr()
+    assert cli.main(["compare", str(tmp_path / "run0"), str(tmp_path / "run1")]) == 2
+    out, (line,) = (text.splitlines() for text in capfd.readouterr())
+    assert not out
+    assert f"measured on the same images, {len(folders)} classes; " in line
+    assert f"measured on the same images, {len(folders) + 1} classes)" in line
+
+
 def test_runs_on_different_data_are_not_compared(photos, tmp_path, capfd):
     for i, seed in enumerate((0, 1)):
         assert cli.main(adapt("--seed", seed, data=photos, out=tmp_path / f"run{i}")) == 0
@@ -571,7 +585,7 @@ def test_runs_on_different_data_are_not_compared(photos, tmp_path, capfd):
     assert cli.main(["compare", str(tmp_path / "run0"), str(tmp_path / "run1")]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "cannot be compared in one table" in line
-    assert f"{tmp_path / 'run0'}: {photos} (all), measured on the same images; " in line
+    assert f"{tmp_path / 'run0'}: {photos} (all), measured on the same images, 3 classes; " in line
     assert f"{tmp_path / 'run1'}: birds/fog (all), measured on {photos} (all)" in line
     other.write_text(json.dumps({**json.loads(other.read_text()), "data": str(photos), "split": "CoOp train"}))
     assert cli.main(["compare", str(tmp_path / "run0"), str(tmp_path / "run1")]) == 2
