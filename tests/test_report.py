@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from synthetic import empty_trace, explorable, synthetic_comparison, synthetic_trace
 
-from clipviz.figures import confusion_info, image_table
+from clipviz.figures import accuracy_over_epochs, confusion_info, image_table
 from clipviz.report import write_report
 from clipviz.report.summary import is_about_chance, summarize
 from clipviz.report.views import VIEWS
@@ -292,6 +292,20 @@ def test_without_labels_accuracy_says_so_and_the_other_views_stay(tmp_path):
     assert "second panel, if there is one" in text
     assert not [tag for tag, a in Page(report).attributes if tag == "tr" and a.get("class") == "best"]
     assert set(unpacked(packed(report, "images")["target"]).tolist()) == {-1}
+
+
+def test_a_run_without_evaluation_images_says_so_and_its_chart_has_numbers(tmp_path):
+    trace = synthetic_trace(epochs=2, **SMALL)
+    trace.epochs = trace.epochs[trace.epochs["metric"] == "pseudo_label_accuracy"]
+    trace.predictions = trace.predictions[:0]
+    text = Page(write(tmp_path, trace)).text
+    assert "There were no evaluation images, so accuracy was not measured" in text
+    assert "microCLIP not measured" in text
+    assert "no labels" not in text
+    assert "Left: accuracy" not in text
+    layout = accuracy_over_epochs(trace).layout
+    assert (layout.yaxis2.showticklabels, layout.yaxis2.title.text) == (True, "accuracy (%)")
+    assert accuracy_over_epochs(synthetic_trace(epochs=2, **SMALL)).layout.yaxis2.showticklabels is False
 
 
 def test_a_report_of_the_name_of_a_folder_is_refused(tmp_path):

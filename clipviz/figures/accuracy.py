@@ -63,7 +63,8 @@ def draw_accuracy_over_epochs(info: AccuracyOverEpochs) -> go.Figure:
     for series in info.series:
         _add_series(figure, series, epochs)
     draw_epochs(figure, epochs, info.moments, style.LEFT, style.RIGHT)
-    figure.update_yaxes(title_text="accuracy (%)", col=1)
+    side = 1 if any(len(series.test[1]) for series in info.series) else 2  # an empty panel has no axis
+    figure.update_yaxes(title_text="accuracy (%)", showticklabels=True, col=side)
     return figure
 
 

@@ -33,15 +33,14 @@ def contents(traces: Sequence[Trace]) -> dict[str, Any]:
     images = explored(traces)
     drawn: dict[str, go.Figure] = {}
     most = max((row.accuracy for row in summary.rows if row.accuracy is not None), default=None)
-    has_accuracy = most is not None
-    if has_accuracy or any(row.pseudo_label_accuracy is not None for row in summary.rows):
+    if most is not None or any(row.pseudo_label_accuracy is not None for row in summary.rows):
         drawn[COMPARED] = figures.accuracy_over_epochs(traces)
     chapters = _chapters(labels, traces, drawn)
     skipped = sorted({(str(row.path), str(row.reason)) for t in traces for row in t.skipped.itertuples(index=False)})
     return {
         **introduction(labels, traces, summary),
         "summary": summary,
-        "has_accuracy": has_accuracy,
+        "has_accuracy": most is not None,
         "best": [row for row in summary.rows if row.accuracy == most is not None],
         "looks": looks,
         "trained": [label for label, t in zip(labels, traces, strict=True) if figures.is_trained(t)],
