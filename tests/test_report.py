@@ -303,6 +303,7 @@ def test_a_run_without_evaluation_images_says_so_and_its_chart_has_numbers(tmp_p
     assert "microCLIP not measured" in text
     assert "no labels" not in text
     assert "Left: accuracy" not in text
+    assert "the pseudo-labels that each method learned from" in text
     layout = accuracy_over_epochs(trace).layout
     assert (layout.yaxis2.showticklabels, layout.yaxis2.title.text) == (True, "accuracy (%)")
     assert accuracy_over_epochs(synthetic_trace(epochs=2, **SMALL)).layout.yaxis2.showticklabels is False
