@@ -7,6 +7,9 @@ horizontal legend. Anything else is refused by name, never left out silently.
 
 import html
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +41,16 @@ def redraw(figure: go.Figure) -> Figure:
             f"a static picture can hold scatter, bar and heatmap traces, got {', '.join(sorted(kinds))}; "
             "show this figure in a live notebook or in the report"
         )
-    return _Redrawing(figure).figure
+    with letters_as_boxes():
+        return _Redrawing(figure).figure
+
+
+@contextmanager
+def letters_as_boxes() -> Iterator[None]:
+    """Letters that the font lacks become boxes, which says as much as a warning on a terminal would."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 class _Redrawing:

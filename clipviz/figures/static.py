@@ -3,9 +3,7 @@
 import base64
 import io
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -20,7 +18,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from clipviz.errors import choose
-from clipviz.figures.redraw import plain, redraw
+from clipviz.figures.redraw import letters_as_boxes, plain, redraw
 from clipviz.files import writing
 
 #: What a format calls the time, which would make two files of one figure differ.
@@ -101,7 +99,7 @@ def save(figure: go.Figure | Figure | HasPicture, path: str | os.PathLike[str], 
 
 def _rendered(figure: Figure, kind: str, dpi: float) -> bytes:
     metadata, buffer = {"Title": _title(figure), _TIMES[kind]: None} if kind in _TIMES else None, io.BytesIO()
-    with _letters_as_boxes(), rc_context(_AS_TEXT):
+    with letters_as_boxes(), rc_context(_AS_TEXT):
         figure.savefig(buffer, format=kind[1:], facecolor="white", dpi=dpi, metadata=metadata)
     content = buffer.getvalue()
     return content.replace(b"</style>", _faces(figure) + b"</style>", 1) if kind == ".svg" else content
@@ -139,18 +137,10 @@ def jpeg(figure: Figure) -> bytes:
     return encoded(pixels(figure), "JPEG", quality=80, subsampling=0)
 
 
-@contextmanager
-def _letters_as_boxes() -> Iterator[None]:
-    """Letters that the font lacks become boxes, which says as much as a warning on a terminal would."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
-
-
 def pixels(figure: Figure, dpi: float | None = None) -> Image.Image:
     """The figure as RGB."""
     buffer, inches = io.BytesIO(), figure.get_size_inches()
-    with _letters_as_boxes():
+    with letters_as_boxes():
         figure.savefig(buffer, format="rgba", facecolor="white", dpi=dpi or figure.dpi)
     size = tuple((inches * (dpi or figure.dpi)).astype(int).tolist())
     return Image.frombytes("RGBA", size, buffer.getvalue()).convert("RGB")

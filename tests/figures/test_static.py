@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -189,6 +190,15 @@ def test_mathematics_in_a_name_stays_letters_everywhere():
     written = [text for text in redraw(figure).findobj(Text) if "$" in text.get_text()]
     assert len(written) >= 5
     assert not any(text.get_parse_math() for text in written)
+
+
+def test_letters_that_the_font_lacks_are_boxes_and_no_warnings(tmp_path):
+    trace = synthetic_trace(epochs=2)
+    trace.meta["class_names"] = ["麻雀", "喜鹊", *trace.class_names[2:]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for figure in (figures.confusion(trace), figures.saliency_grid(trace)):
+            clipviz.save(figure, tmp_path / "names.png")
 
 
 def test_every_marker_and_dash_of_a_method_is_one_of_matplotlib():
