@@ -20,9 +20,8 @@ import torch
 
 from benchmarks.measure import libraries
 from benchmarks.steps import backbone_of
-from clipviz import load_dataset
+from clipviz import load_dataset, ncut
 from clipviz.backbone import Backbone
-from clipviz.data.batches.loader import ViewLoader
 from clipviz.events import StepFinished
 from clipviz.methods import AdaptConfig, microclip
 from clipviz.methods.build import build_method, parse_constants
@@ -31,17 +30,16 @@ from clipviz.training.loop import Adaptation
 PARTS: list[tuple[Any, str, str]] = [
     (Backbone, "tokens", "forward, whole views"),
     (Backbone, "embed", "forward, crops"),
-    (microclip, "patch_affinity", "NCut, graph"),
-    (microclip, "spectrum", "NCut, eigenvectors"),
-    (microclip, "foreground_mask", "NCut, graph"),
-    (microclip, "edge_density", "NCut, graph"),
+    (ncut, "patch_affinity", "NCut, graph"),
+    (ncut, "spectrum", "NCut, eigenvectors"),
+    (ncut, "foreground_mask", "NCut, graph"),
+    (ncut, "edge_density", "NCut, graph"),
     (microclip, "saliency_query", "SOAP"),
     (microclip, "soap_pool", "SOAP"),
     (microclip.MicroCLIP, "pseudo_label", "pseudo-labels, the rest"),
     (microclip.MicroCLIP, "loss", "loss"),
     (torch.Tensor, "backward", "backward"),
     (torch.optim.AdamW, "step", "optimizer"),
-    (ViewLoader, "_views", "views: to tensors"),
 ]
 
 

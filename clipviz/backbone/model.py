@@ -26,7 +26,7 @@ from clipviz.origin import remembered
 Precision = Literal["32", "bf16-mixed"]
 """What an image tower computes in: float32, or bfloat16 where autocast takes it (its weights stay float32)."""
 
-PIECE_BYTES = 10 * 2**20
+PIECE_BYTES = 30 * 2**20
 """What an MLP of the image tower may hold at a time on a CPU: for much more, memory is mapped anew in each layer."""
 
 MOST_TEXTS = 2**15
