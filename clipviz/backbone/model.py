@@ -26,8 +26,8 @@ from clipviz.origin import remembered
 Precision = Literal["32", "bf16-mixed"]
 """What an image tower computes in: float32, or bfloat16 where autocast takes it (its weights stay float32)."""
 
-PIECE_BYTES = 30 * 2**20
-"""What an MLP of the image tower may hold at a time on a CPU: for much more, memory is mapped anew in each layer."""
+PIECE_TOKENS = 5120
+"""So many tokens pass an image tower at a time on a CPU: for many more, memory is mapped anew in each layer."""
 
 MOST_TEXTS = 2**15
 """So many text embeddings are remembered: 100 MB of a large model's."""
@@ -174,8 +174,7 @@ class Backbone(nn.Module):
         """On a CPU without gradients a few images at a time, a third less work; who watches sees them all at once."""
         if torch.is_grad_enabled() or self.device.type != "cpu" or not self.has_patches:
             return [images]
-        hidden = 4 * 4 * self.width * (1 + math.prod(self.visual.grid_size))  # bytes of an image's
-        n = -(-len(images) * hidden // PIECE_BYTES)
+        n = -(-len(images) * (1 + math.prod(self.visual.grid_size)) // PIECE_TOKENS)
         return [images] if n < 2 or any(map(is_watched, self.visual.modules())) else images.tensor_split(n)
 
     def _float(self, x: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def test_without_gradients_a_large_batch_passes_in_pieces_unless_somebody_watche
     count = backbone.visual._embeds
     with torch.no_grad(), backbone.collected() as collected:
         whole = backbone.tokens(x)
-        monkeypatch.setattr("clipviz.backbone.model.PIECE_BYTES", 3 * 65 * 4 * 96 * 4)  # three images
+        monkeypatch.setattr("clipviz.backbone.model.PIECE_TOKENS", 3 * 65)  # three images
         monkeypatch.setattr(backbone.visual, "_embeds", lambda pixels: asked.append(len(pixels)) or count(pixels))
         pieces = backbone.tokens(x)
         torch.testing.assert_close(pieces.cls, whole.cls, atol=1e-6, rtol=0)
