@@ -8,12 +8,16 @@ from pathlib import Path
 # unexpected output of a cell.
 import matplotlib.font_manager  # noqa: F401
 import pytest
-from forked import Kernel
+from forked import Kernel, keep_birds
 from jupyter_client.provisioning import local_provisioner
 
 # Kernels beside each other, of two threads each, would wait for each other's cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    keep_birds(config)  # as in tests/conftest.py, which is not read if only notebooks are tested
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,6 +6,7 @@ import gc
 from typing import TYPE_CHECKING
 
 import pytest
+from forked import keep_birds
 
 if TYPE_CHECKING:
     from tiny import ToyDataset
@@ -74,6 +75,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # the order below, also where xdist deals out the files
+    keep_birds(config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

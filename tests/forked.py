@@ -15,12 +15,21 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 STARTER = multiprocessing.get_context("forkserver")
 STARTER.set_forkserver_preload(["preloaded"])
+
+
+def keep_birds(config: pytest.Config) -> None:
+    """Name a folder in which the processes of a session keep the birds that they render (`preloaded.py`)."""
+    if "CLIPVIZ_TESTS_BIRDS" not in os.environ:  # else this is a worker: the process that started it has named one
+        folder = TemporaryDirectory(prefix="birds-")
+        os.environ["CLIPVIZ_TESTS_BIRDS"] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 def start(
