@@ -8,7 +8,7 @@ import torch
 from tiny import ToyDataset, microclip
 
 from clipviz.data.base import Skipped
-from clipviz.events import EpochFinished, PseudoLabels, RunFinished, RunStarted, StepFinished
+from clipviz.events import EpochFinished, Exploration, PseudoLabels, RunFinished, RunStarted, StepFinished
 from clipviz.figures.sources import SourceLogits
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.zero_shot import ZeroShot
@@ -213,3 +213,15 @@ def test_a_kind_that_was_registered_midway_is_not_half_a_record():
     later = Recorder(without_maps.trace())
     later(EpochFinished(0, {"accuracy": 0.6}, None, {}, {"mine": maps["mine"]}))
     assert not later.trace().arrays
+
+
+def test_a_mask_of_all_patches_is_kept_as_one_and_not_as_none():
+    """microCLIP takes the whole image for the foreground where the graph of its patches is (nearly) complete."""
+    maps = torch.stack([torch.ones(3, 3), torch.zeros(3, 3), torch.eye(3), torch.full((3, 3), 0.25)])
+    none = torch.zeros(4, 1, dtype=torch.int64)
+    recorder = Recorder()
+    recorder(
+        EpochFinished(0, {}, None, {}, {}, Exploration(none[:, 0], none[:, 0], {"ncut": maps}, none, none.float()))
+    )
+    kept = recorder.trace().exploration.maps["after"]["ncut"]
+    assert (kept == (255 * maps + 0.5).to(torch.uint8).numpy()).all()
