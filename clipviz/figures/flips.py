@@ -13,7 +13,7 @@ from clipviz.figures.moments import WHOLE, Moments, Part, add_marks, moments, pa
 from clipviz.trace import Trace
 
 _MAX_FLOWS = 16
-_NEED_TWO = "Flips need pseudo-labels of at least two epochs."
+_NEED_TWO = "Flips need images that were pseudo-labeled in at least two epochs."
 
 
 class LabelFlips(NamedTuple):
@@ -118,7 +118,7 @@ def label_flow_info(
 ) -> LabelFlow:
     """Labels that moved from `epoch_from` to `epoch_to` (first and last by default)."""
     labels, target = _labels_by_epoch(trace, epoch_from, epoch_to)
-    if labels.shape[1] < 2:
+    if labels.shape[1] < 2 or not labels.iloc[:, [0, -1]].notna().all(axis=1).any():  # slices of a stream
         return LabelFlow(None, [], 0, len(labels))
     both = pd.DataFrame({"start": labels.iloc[:, 0], "end": labels.iloc[:, -1], "target": target}).dropna().astype(int)
     moved = both[both["start"] != both["end"]]

@@ -147,6 +147,7 @@ def test_flips_are_sorted_into_kinds():
 def test_slices_of_a_stream_have_no_flips():
     stream = trace(samples=samples([(0, 0, 1, 0.5, 1), (1, 1, 0, 0.5, 0), (2, 2, 1, 0.5, 1)]))
     assert figures.label_flips_info(stream).steps == []
+    assert figures.label_flow_info(stream).epochs is None, "not that no label changed"
 
 
 def test_a_source_that_names_no_class_is_none():
