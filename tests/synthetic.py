@@ -278,7 +278,7 @@ def _fill_arrays(trace, rng, n_classes, epochs, n_probe, size=96, grid=8):
         "gallery/ncut": trace.arrays["probe/ncut"][-1],
         "gallery/fiedler": trace.arrays["probe/fiedler"][-1],
         "gallery/parts": parts,
-        "gallery/branch/cls": _softmax(np.log(probs + 1e-6) * 0.8).astype(np.float32),
+        "gallery/branch/cls": _softmax(np.log(probs + 1e-6) * 2.0).astype(np.float32),
         "gallery/branch/fg": _softmax(np.log(probs + 1e-6) * 0.6).astype(np.float32),
         "examples/images": np.stack([_picture(rng, 64)[0] for _ in range(n_classes)]),
         "examples/label": np.arange(n_classes),

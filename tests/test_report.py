@@ -183,6 +183,8 @@ def test_what_can_be_explored_is_what_the_traces_say(report):
         last = trace.predictions[trace.predictions["epoch"] == trace.predictions["epoch"].max()].set_index("index")
         assert unpacked(found["prediction"]).reshape(-1, len(index))[-1].tolist() == last["prediction"][index].tolist()
         assert found["epochs"] == sorted(trace.predictions["epoch"].unique())
+        said = unpacked(found["confidence"]).reshape(-1, len(index))[-1]
+        assert [f"{byte / 100:.2f}" for byte in said] == [f"{share:.2f}" for share in last["confidence"][index]]
         counts = np.zeros(36, int)
         counts[unpacked(found["cells"])] = unpacked(found["counts"])
         assert (counts.reshape(6, 6) == confusion_info(trace).counts).all()
@@ -190,6 +192,9 @@ def test_what_can_be_explored_is_what_the_traces_say(report):
             assert (index[unpacked(part["places"])] == trace.highlights.index).all()
             top = unpacked(part["top"]).reshape(-1, part["nTop"])
             assert (top[:, 0] == trace.highlights.probs.argmax(1)).all()
+            for name, logits in part["logits"].items():
+                probs = np.take_along_axis(trace.highlights.branches[name], top.astype(int), 1)
+                np.testing.assert_allclose(unpacked(logits).reshape(top.shape), np.log(probs), rtol=1e-3, atol=1e-3)
             maps = {one["kind"]: unpacked(one["values"]) for one in part["maps"]}
             assert maps.keys() == {"SOAP attention", "NCut mask"}
             assert (
@@ -346,6 +351,20 @@ def test_summary_counts_by_hand():
     )  # fmt: skip
     (row,) = summarize([Trace(samples=samples, meta={"method": "dpa", "seconds": 3})]).rows
     assert (row.accuracy, row.gain, row.confidence, row.changed, row.seconds) == (None, None, 0.75, 0.5, 3.0)
+    (row,) = summarize([Trace(samples=samples, meta={"method": "tda", "labels_are": "online"})]).rows
+    assert row.confidence == 0.625, "epochs of a stream are slices of it"
+
+
+def test_accuracy_is_said_of_the_images_that_have_a_label(tmp_path):
+    trace = synthetic_trace(epochs=2, **SMALL)
+    known = trace.predictions["index"] < 10
+    trace.predictions.loc[~known, "target"] = -1
+    assert summarize([trace]).standard_error == pytest.approx(0.5 / np.sqrt(10))
+    text = Page(write(tmp_path, trace)).text
+    accuracy = 100 * trace.metric("accuracy").iloc[-1]
+    assert f"microCLIP is right on {accuracy:.1f} % of 10 labeled images. Differences below 31.6 points" in text
+    assert "Accuracy is the share of 10 labeled images" in text
+    assert f"{trace.highlights.index.size} of 40 evaluation images" in text
 
 
 def test_hostile_names_are_letters_everywhere(tmp_path):

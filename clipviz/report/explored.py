@@ -138,7 +138,7 @@ def _parts(trace: Trace) -> Iterator[tuple[Exploration, list[Any]]]:
         top[is_missing, -1] = found.target[is_missing]
         maps = {kind: (255 * unit_range(values) + 0.5).astype(np.uint8) for kind, values in found.maps.items()}
         probs, *branches = (np.take_along_axis(a, top, 1) for a in (found.probs, *found.branches.values()))
-        logits = {name: np.log(np.maximum(p, 1e-6)) for name, p in zip(found.branches, branches, strict=True)}
+        logits = {name: np.log(np.maximum(p, 1e-37)) for name, p in zip(found.branches, branches, strict=True)}
         part = Exploration(None, found.index, found.target, top, probs, logits, {"after": maps})
         yield part, trace.meta.get("gallery_sentences") or []
     if (own := trace.exploration) is not None:
@@ -235,7 +235,7 @@ def _part(
 
 
 def _run(label: str, trace: Trace, index: np.ndarray) -> dict[str, Any]:
-    """What a run predicts for each image (E,n) by epoch, and its confusion of all images, where it is not 0."""
+    """What a run predicts for each image (E,n) by epoch, its confidence in percent, and its confusion of all images."""
     rows = trace.predictions[trace.predictions["index"].isin(index)].drop_duplicates(["epoch", "index"])
     prediction, confidence = (
         rows.pivot(index="epoch", columns="index", values=column).reindex(columns=index)
@@ -255,7 +255,7 @@ def _run(label: str, trace: Trace, index: np.ndarray) -> dict[str, Any]:
         "isTrained": is_trained(trace),
         "epochs": prediction.index.tolist(),
         "prediction": array(prediction.fillna(_NONE), "u2"),
-        "confidence": array((255 * confidence.fillna(0) + 0.5).clip(0, 255), "u1"),
+        "confidence": array(100 * confidence.fillna(0) + 0.5, "u1"),
         "cells": array(cells, "i4"),
         "counts": array(counts.ravel()[cells], "i4"),
     }

@@ -62,7 +62,7 @@ def introduction(labels: Sequence[str], traces: Sequence[Trace], summary: Summar
     first, n_classes = traces[0], len(traces[0].class_names)
 
     def is_chance(accuracy: float | None) -> bool:
-        return accuracy is not None and is_about_chance(accuracy, n_classes, summary.n_evaluated)
+        return accuracy is not None and is_about_chance(accuracy, n_classes, summary.n_labeled)
 
     zero_shot = zero_shot_accuracy(traces)
     ended = ((label, _UNFINISHED.get(str(t.meta.get("status"))), t) for label, t in zip(labels, traces, strict=True))

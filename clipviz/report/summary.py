@@ -35,11 +35,11 @@ class Row(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The table, what gains are measured against (None: each run's own start), and the standard error of one half."""
+    """The table, what gains are against (None: each run's own start), labeled images, and the standard error of 1/2."""
 
     rows: list[Row]
     reference: str | None
-    n_evaluated: int
+    n_labeled: int
     standard_error: float | None
 
 
@@ -54,9 +54,8 @@ def summarize(traces: Sequence[Trace]) -> Summary:
         first = [Row("zero-shot", known)]  # the model before adaptation
         base, name = (known, "zero-shot") if base is None else (base, name)
     rows = [_row(label, trace, base, label == name) for label, trace in zip(labels, traces, strict=True)]
-    n = max((n_evaluated(trace) for trace in traces), default=0)
-    has_accuracy = any(last_value(trace, "accuracy") is not None for trace in traces)
-    return Summary(first + rows, name, n, 0.5 / math.sqrt(n) if n and has_accuracy else None)
+    n = max((n_evaluated(trace, 0) for trace in traces), default=0)
+    return Summary(first + rows, name, n, 0.5 / math.sqrt(n) if n else None)
 
 
 def _first(values: Iterable[object]) -> float | None:
@@ -70,7 +69,8 @@ def _known_zero_shot(traces: Sequence[Trace]) -> float | None:
 def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Row:
     accuracy = last_value(trace, "accuracy")
     before = _finite(trace.metric("accuracy").get(-1)) if base is None else base
-    final = trace.samples[trace.samples["epoch"] == trace.samples["epoch"].max()]
+    is_stream = trace.meta.get("labels_are") == "online"  # whose epochs are slices of the images
+    final = trace.samples[is_stream | (trace.samples["epoch"] == trace.samples["epoch"].max())]
     return Row(
         label,
         accuracy,
@@ -99,9 +99,9 @@ def _changed(trace: Trace) -> float | None:
     return float((start[both] != end[both]).mean()) if len(both) else None
 
 
-def n_evaluated(trace: Trace) -> int:
-    """Number of evaluation images."""
-    return int(trace.predictions["index"].nunique())
+def n_evaluated(trace: Trace, target: int = -1) -> int:
+    """Number of evaluation images, all or with a target from 0 on."""
+    return int(trace.predictions.loc[trace.predictions["target"] >= target, "index"].nunique())
 
 
 def zero_shot_accuracy(traces: Sequence[Trace]) -> float | None:

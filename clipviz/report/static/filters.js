@@ -33,7 +33,7 @@ class Images {
     if (label === undefined || label === NONE) return null;
     const target = this.target[place];
     const decider = run.deciders[run.decided[row * this.n + place]] ?? "";
-    return { label, confidence: run.confidence[row * this.n + place] / 255, isRight: target < 0 ? null : label === target, decider };
+    return { label, confidence: run.confidence[row * this.n + place] / 100, isRight: target < 0 ? null : label === target, decider };
   }
 
   // The most probable classes of an image in the last epoch: {label, prob, logits by part of the method}, most probable first.
