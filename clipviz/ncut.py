@@ -40,7 +40,7 @@ def patch_affinity(patches: Tensor, tau: float = 0.2, kind: AffinityKind = "dot"
     expect_floats(patches=patches)
     tokens = normalize(patches) if kind == "cosine" else patches
     similarity = tokens @ tokens.transpose(1, 2)
-    return torch.where(similarity > tau, 1.0, eps).to(patches.dtype)
+    return torch.full_like(similarity, eps, dtype=patches.dtype).masked_fill_(similarity > tau, 1.0)
 
 
 def normalized_laplacian(affinity: Tensor, eps: float = 1e-6) -> Tensor:

@@ -108,6 +108,9 @@ def test_affinity_thresholds_dot_products_or_cosines():
     assert (dot > 0.5).tolist() == [[True, True, False], [True, True, True], [False, True, False]]
     assert (cosine > 0.5).tolist() == [[True, False, False], [False, True, True], [False, True, True]]
     assert edge_density(dot[None]).item() == pytest.approx(4 / 6)
+    for kind in (torch.float64, torch.float32, torch.float16):
+        values = patch_affinity(patches.to(kind)).unique()
+        assert torch.equal(values, torch.tensor([1e-6, 1.0], dtype=kind)), "entries 1 or eps, not nearly"
 
 
 @settings(max_examples=25, deadline=None)

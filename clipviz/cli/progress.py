@@ -69,6 +69,6 @@ class Progress:
         done = (event.epoch + 1) / self._started.n_epochs
         left = (time.perf_counter() - self._begun) / self._steps * self._started.n_steps * (1 - done)
         return (
-            f"{inert(self._started.method)}: epoch {event.epoch + 1} of {self._started.n_epochs}, loss {loss:.4g}, "
+            f"{inert(self._started.method)}: {event.epoch + 1} of {self._started.n_epochs} epochs, loss {loss:.4g}, "
             f"{measured}, {tqdm.format_interval(left)} left"
         )

@@ -226,10 +226,8 @@ def prototype_similarity_info(trace: Trace, rows: str | None = None, columns: st
 
 def draw_prototype_similarity(info: PrototypeSimilarity) -> go.Figure:
     """Two heat maps: the cosines after the last epoch, and how they changed since before training."""
-    title, panels = (
-        "Geometry: how similar the class prototypes are",
-        ("cosine, last epoch", "change since before training"),
-    )
+    title = "Geometry: how similar the class prototypes are"
+    panels = ("cosine, last epoch", "change since before training")
     if info.rows is None:
         return style.empty_chart(title, _NO_SNAPSHOTS, "class", "class")
     figure = style.new_chart(title, 660, 0, panels=panels, shared_yaxes=True, horizontal_spacing=0.03)
@@ -257,7 +255,7 @@ def _add_heatmap(figure: go.Figure, values: np.ndarray, colors: str, bounds: tup
         colorbar={"orientation": "h", "thickness": 12, "len": 0.46, "x": float(side), "xanchor": edge, "y": 0.01,
                   "yref": "container", "yanchor": "bottom", "tickvals": ticks,
                   "ticktext": [f"{tick / 100:z.2f}" for tick in ticks]},
-        hovertemplate="cosine %{z}/100<extra></extra>", **style.PANELS[side],
+        hovertemplate=("cosine", "change of the cosine")[side] + " %{z}/100<extra></extra>", **style.PANELS[side],
     )  # fmt: skip
 
 

@@ -305,9 +305,8 @@ def draw_gamma_what_if(info: GammaWhatIf) -> go.Figure:
     first, second = map(style.escape, info.sources)
     figure = style.new_chart(title, x=f"gamma (0: only {second}; 1: only {first})", y="% of the images")
     named, at = f"{info.reference:g}", "gamma %{x:.2f}: %{y:.1f} % "
-    curves = [
-        (f"labels that differ from those at gamma = {named}", info.changed, style.MIXED_CHANGES, "of the labels differ")
-    ]
+    name = f"labels that differ from those at gamma = {named}"
+    curves = [(name, info.changed, style.MIXED_CHANGES, "of the labels differ")]
     if info.accuracy is not None:
         curves.insert(0, ("pseudo-label accuracy", info.accuracy, style.MIXED_ACCURACY, "right"))
     for name, shares, look, what in curves:

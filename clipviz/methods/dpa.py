@@ -91,8 +91,7 @@ def image_prototypes(embeddings: Tensor, labels: Tensor, text_prototypes: Tensor
     """
     expect_axes(embeddings=(embeddings, "nE"), labels=(labels, "n"), text_prototypes=(text_prototypes, "CE"))
     expect_integers(labels=labels)
-    expect_floats(embeddings=embeddings)
-    expect_floats(text_prototypes=text_prototypes)
+    expect_floats(embeddings=embeddings, text_prototypes=text_prototypes)
     labels, embeddings = labels.long(), embeddings.detach()
     text = normalize(text_prototypes.detach())
     if len(labels) and not (int(labels.min()) >= -1 and int(labels.max()) < len(text)):
@@ -120,6 +119,7 @@ def align_distribution(probs: Tensor, mean_probs: Tensor) -> Tensor:
 def refine_probs(aligned_text_probs: Tensor, image_probs: Tensor, a: float) -> Tensor:
     """Convex combination of both sources, eq. (4): `a` is the weight of the image prototypes. All (B, C)."""
     expect_axes(aligned_text_probs=(aligned_text_probs, "BC"), image_probs=(image_probs, "BC"))
+    expect_floats(aligned_text_probs=aligned_text_probs, image_probs=image_probs)
     return a * image_probs + (1.0 - a) * aligned_text_probs
 
 
@@ -130,6 +130,7 @@ def ranking_weights(text_probs: Tensor, image_probs: Tensor, labels: Tensor) -> 
     both agree with the label. A label that is not a class is refused, on a CPU.
     """
     expect_axes(text_probs=(text_probs, "BC"), image_probs=(image_probs, "BC"), labels=(labels, "B"))
+    expect_floats(text_probs=text_probs, image_probs=image_probs)
     expect_integers(labels=labels)
     rows = labels.long()[:, None]
     try:

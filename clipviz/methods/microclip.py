@@ -176,6 +176,7 @@ def description_classifier(descriptions: list[Tensor], name_embeddings: Tensor) 
 def dka_similarity(static: Tensor, dynamic: Tensor, gamma: float) -> Tensor:
     """Dynamic Knowledge Aggregation, eq. (5): gamma * static + (1 - gamma) * dynamic, all (B, C) cosines."""
     expect_axes(static=(static, "BC"), dynamic=(dynamic, "BC"))
+    expect_floats(static=static, dynamic=dynamic)
     return gamma * static + (1.0 - gamma) * dynamic
 
 

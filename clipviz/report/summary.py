@@ -17,13 +17,14 @@ _REFERENCES = ("descriptions", "zero_shot")
 class Row(NamedTuple):
     """One method's results: fractions in [0, 1], seconds; None where it was not measured.
 
-    `ece` is the calibration error on the evaluation images; `gain` is accuracy minus that of the reference; `changed`
-    is the share of images whose pseudo-label is another one in the last epoch than in the first; `is_of_cache` says
-    that pseudo-labels are of cached images only.
+    `before` is the accuracy before the first epoch, `ece` the calibration error on the evaluation images; `gain` is
+    accuracy minus that of the reference; `changed` is the share of images whose pseudo-label is another one in the last
+    epoch than in the first; `is_of_cache` says that pseudo-labels are of cached images only.
     """
 
     label: str
     accuracy: float | None
+    before: float | None = None
     gain: float | None = None
     ece: float | None = None
     ece_before: float | None = None
@@ -68,13 +69,15 @@ def _known_zero_shot(traces: Sequence[Trace]) -> float | None:
 
 def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Row:
     accuracy = last_value(trace, "accuracy")
-    before = _finite(trace.metric("accuracy").get(-1)) if base is None else base
+    before = _finite(trace.metric("accuracy").get(-1))
+    start = before if base is None else base
     is_stream = trace.meta.get("labels_are") == "online"  # whose epochs are slices of the images
     final = trace.samples[is_stream | (trace.samples["epoch"] == trace.samples["epoch"].max())]
     return Row(
         label,
         accuracy,
-        accuracy - before if accuracy is not None and before is not None and not is_reference else None,
+        before,
+        accuracy - start if accuracy is not None and start is not None and not is_reference else None,
         calibration_error(trace),
         calibration_error(trace, -1),
         label_accuracy(trace),

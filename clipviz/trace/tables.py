@@ -144,9 +144,8 @@ class Trace:
         own = under(self.arrays, "sources/")
         crops = [own.pop(f"crop_{name}", None) for name in ("similarity", "logits", "gram")]
         index, target = schema.places(own, len(next(iter(own.values()), ())))
-        return schema.Sources(
-            index, target, {name: own[name] for name in self.meta.get("sources") or () if name in own}, *crops
-        )
+        logits = {name: own[name] for name in self.meta.get("sources") or () if name in own}
+        return schema.Sources(index, target, logits, *crops)
 
     @property
     def cache(self) -> schema.Cache | None:
@@ -292,6 +291,5 @@ def _array_bytes(arrays: dict[str, np.ndarray]) -> bytes:
 def _read(content: bytes) -> pd.DataFrame:
     # In this thread: a pool that is still starting when a short script ends aborts the whole process. The types are
     # those of the columns: what else a file says about them could be anything.
-    return (
-        pq.ParquetFile(io.BytesIO(content)).read(use_threads=False).to_pandas(use_threads=False, ignore_metadata=True)
-    )
+    table = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
+    return table.to_pandas(use_threads=False, ignore_metadata=True)

@@ -324,7 +324,7 @@ class FollowedRun:
 
 def progress_line(event: EpochFinished, n_epochs: int) -> str:
     """One epoch for a terminal."""
-    moment = "before training" if event.epoch < 0 else f"epoch {event.epoch + 1} of {n_epochs}"
+    moment = "before training" if event.epoch < 0 else f"{event.epoch + 1} of {n_epochs} epochs"
     names = [name for name in ("pseudo_label_accuracy", "accuracy") if name in event.metrics]
     return "  ".join([moment, *(f"{n.replace('_', ' ')} {event.metrics[n]:.3f} {_DIAGNOSTIC}" for n in names)])
 

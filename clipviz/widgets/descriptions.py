@@ -127,9 +127,9 @@ class DescriptionPlayground(View):
             self.charts += [self._chart(f"Logits of {images[at]}", "logit", best, given[at][best], moved, target[at])]
         if (target >= 0).any():
             right = [(logits.argmax(1) == target).sum() for logits in (new, given)]
-            said += [
-                f"Of the {len(images)} images {right[0]} are right, {right[1]} with the given sentences {DIAGNOSTIC}."
-            ]
+            n, (now, before) = int((target >= 0).sum()), right
+            of = f"{n} labeled" if n < len(images) else n
+            said.append(f"Of the {of} images {now} are right, {before} with the given sentences {DIAGNOSTIC}.")
         for canvas, chart in zip_longest(self.canvases, self.charts):
             canvas.spec = chart.to_json() if chart else {}
         self.said, self.alt = said, f"{self!r}: {self._names[c]}. {' '.join(said)}"

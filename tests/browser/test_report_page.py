@@ -360,7 +360,7 @@ def test_filters_and_search_show_what_they_say(read, traces):
         "parts of microCLIP disagree, most confident first": lead,
         "mistakes of microCLIP, most confident first": np.where(right[4], -1, np.round(100 * own) / 100),
         "methods disagree, most confident first": np.where((said != said[0]).any(0), np.round(100 * least) / 100, -1),
-        "least confident images of microCLIP": -np.round(255 * own) / 255,
+        "least confident images of microCLIP": -np.round(100 * own) / 100,
     }.items():
         tab.locator("#filter").select_option(name)
         values = [rank[i] for i in first_images(tab, 5)]

@@ -150,7 +150,7 @@ def test_a_flat_folder_has_no_accuracy_but_all_else(flat, tmp_path, capfd):
     assert len(trace.arrays["gallery/index"]) == 5  # the images it is least sure of
     captured = capfd.readouterr()
     assert "accuracy is not known: the images have no labels" in captured.out
-    assert re.fullmatch(r"microclip: epoch 1 of 1, loss [\d.]+, confidence 0\.\d+, 00:00 left\n", captured.err)
+    assert re.fullmatch(r"microclip: 1 of 1 epochs, loss [\d.]+, confidence 0\.\d+, 00:00 left\n", captured.err)
 
 
 def test_a_flat_folder_without_names_gets_those_of_the_bundled_model(flat, tmp_path, capfd):
@@ -657,7 +657,7 @@ def test_a_tiny_demo_writes_its_table_and_its_report(tmp_path, monkeypatch, capf
     assert "birds/fog" in html
     assert (out / "report.html").stat().st_size < 8_000_000
     captured = capfd.readouterr()
-    assert re.fullmatch(r"microclip: epoch 1 of 1, .* left\n", captured.err)
+    assert re.fullmatch(r"microclip: 1 of 1 epochs, .* left\n", captured.err)
     assert "open" in captured.out
     assert [line.split()[0] for line in captured.out.splitlines()[2:5]] == methods
 
@@ -713,8 +713,8 @@ def test_without_a_terminal_each_epoch_is_a_plain_line(monkeypatch, capfd):
         if step % 2:
             progress(EpochFinished(step // 2, {} if step == 1 else {"accuracy": 0.75}, None, {}, {}))
     assert capfd.readouterr().err.splitlines() == [
-        "toy: epoch 1 of 4, loss 3, confidence 0.600, 03:00 left",
-        "toy: epoch 2 of 4, loss 1.375, accuracy 0.750, 02:00 left",
+        "toy: 1 of 4 epochs, loss 3, confidence 0.600, 03:00 left",
+        "toy: 2 of 4 epochs, loss 1.375, accuracy 0.750, 02:00 left",
     ]
 
 
@@ -722,7 +722,7 @@ def test_adapt_in_a_log_has_a_line_for_each_epoch_also_when_it_goes_on(photos, t
     options = ("--epochs", 2, "--batch-size", 4, "--set", "crops=2")
     assert cli.main(adapt(*options, method="microclip", data=photos, out=tmp_path / "run")) == 0
     lines = [line for line in capfd.readouterr().err.splitlines() if "epoch" in line]
-    pattern = r"microclip: epoch {} of 2, loss [\d.]+, accuracy 0\.\d\d\d, \d\d:\d\d left"
+    pattern = r"microclip: {} of 2 epochs, loss [\d.]+, accuracy 0\.\d\d\d, \d\d:\d\d left"
     assert len(lines) == 2
     assert all(re.fullmatch(pattern.format(i + 1), line) for i, line in enumerate(lines)), lines
     assert lines[-1].endswith("00:00 left")

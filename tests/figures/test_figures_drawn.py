@@ -110,6 +110,12 @@ def test_no_name_is_markup_or_endless(name, trace):
         assert "$\\frac" not in text
 
 
+def test_pointing_at_a_change_does_not_call_it_a_cosine():
+    after, change = figures.prototype_similarity(synthetic_trace()).data
+    assert after.hovertemplate.startswith("cosine ")
+    assert change.hovertemplate.startswith("change of the cosine ")
+
+
 def test_axes_are_in_the_order_of_their_panels():
     """A narrow report stacks them and puts the titles above them in that order; plotly gives the order of a set."""
     names = [name for name in figures.source_decisions(synthetic_trace()).to_dict()["layout"] if name[:5] == "xaxis"]

@@ -172,7 +172,7 @@ def test_a_command_starts_its_processes_and_one_of_them_speaks(photos, tmp_path,
     common = ["adapt", "dpa", "--model", "birds", "--data", photos, "--device", "cpu", "--epochs", 1, "--batch-size", 7]
     status, told, said = in_shell(tmp_path, "clipviz", *common, "--out", run, "--devices", 2)
     assert status == 0
-    assert re.fullmatch(r"dpa: epoch 1 of 1, loss [\d.]+, accuracy [\d.]+, 00:0\d left\n", said)
+    assert re.fullmatch(r"dpa: 1 of 1 epochs, loss [\d.]+, accuracy [\d.]+, 00:0\d left\n", said)
     assert cli.main([*map(str, common), "--out", str(again)]) == 0
     assert len(told.splitlines()) == len(capfd.readouterr().out.splitlines())
     results, expected = (json.loads((folder / "results.json").read_text()) for folder in (run, again))

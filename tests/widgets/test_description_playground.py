@@ -10,6 +10,7 @@ from widget_helpers import HOSTILE
 from clipviz.methods import METHODS
 from clipviz.methods.base import text_classifier
 from clipviz.prompts import ClassPrompts
+from clipviz.trace import Trace
 from clipviz.training.loop import adapt
 from clipviz.training.model_probe import ModelProbe
 from clipviz.training.recorder import record
@@ -60,7 +61,7 @@ def test_the_row_is_the_classifiers_and_one_logit_follows_it(opened, view):
 
 
 def test_how_many_images_are_right_is_counted_by_both_words(opened, view):
-    method, data, _ = opened
+    method, data, trace = opened
     images = [int(image.split("/")[1]) for image in view.gallery.ids]
     assert 0 < len(images) <= 10
     probe = ModelProbe(method, data, data)
@@ -73,6 +74,11 @@ def test_how_many_images_are_right_is_counted_by_both_words(opened, view):
         int(((embedded @ rows.numpy().T).argmax(1) == [data.targets[i] for i in images]).sum()) for rows in (new, given)
     ]
     assert f"Of the {len(images)} images {right[0]} are right, {right[1]} with the given sentences" in view.result.value
+    unknown = ~trace.predictions["index"].isin(images[:2])
+    trace = Trace(
+        predictions=trace.predictions.assign(target=trace.predictions["target"].mask(unknown, -1)), meta=trace.meta
+    )
+    assert "Of the 2 labeled images " in DescriptionPlayground(trace, probe).result.value
 
 
 def test_without_words_it_says_so_and_the_button_brings_the_given_ones_back(view):

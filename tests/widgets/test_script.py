@@ -34,7 +34,7 @@ def test_a_script_prints_one_plain_line_per_epoch_run_in_either_way(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    begins = 2 * ["before training  accuracy ", *(f"epoch {i} of 3  pseudo label accuracy " for i in (1, 2, 3))]
+    begins = 2 * ["before training  accuracy ", *(f"{i} of 3 epochs  pseudo label accuracy " for i in (1, 2, 3))]
     assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
     assert done.stdout.isascii()
     assert "\r" not in done.stdout
