@@ -89,7 +89,6 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
 
 
 def _printed_to(found: os.stat_result) -> int | None:
-    """Which of stdout and stderr a file is."""
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):  # closed
             if os.path.samestat(found, os.fstat(descriptor)):

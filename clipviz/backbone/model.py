@@ -8,10 +8,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import open_clip
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from clipviz.backbone.ownership import lock_of
 from clipviz.backbone.tower import encode, is_watched, value_path
 from clipviz.backbone.weights import Unfilled, fitting, loading, planned, refuse_code, rounding_notice, source_of
+from clipviz.errors import choose, one_line
 from clipviz.ops import normalize
 from clipviz.origin import remembered
 
@@ -148,8 +150,9 @@ class Backbone(nn.Module):
     def check_images(self, images: Tensor, *, values: bool = True) -> None:
         """Refuse what are not images (B, 3, S, S) in [0, 1]; bytes and normalized pixels by their `values`."""
         side, shape = self.image_size, tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        if shape[1:] != (3, side, side) or (values and not len(images)):
-            raise ValueError(f"{self.name} needs images (B, 3, {side}, {side}) in [0, 1], B >= 1, got {shape}")
+        if shape[1:] != (3, side, side) or not len(images) or not images.is_floating_point():
+            got = f"{str(getattr(images, 'dtype', '')).removeprefix('torch.')} {shape}".strip()
+            raise ValueError(f"{self.name} needs images (B, 3, {side}, {side}) in [0, 1], B >= 1, got {got}")
         if values and (images.min() < -1e-3 or images.max() > 1.001):  # a resize rounds
             raise ValueError(f"{self.name} needs images in [0, 1], got {images.min():g} to {images.max():g}")
 
@@ -158,7 +161,7 @@ class Backbone(nn.Module):
         self.check_images(images, values=False)  # which would have a GPU wait
         parts, inputs = [], []
         for piece in self._pieces(images):
-            pixels = (piece - self.mean) / self.std
+            pixels = (piece.to(self.mean.dtype) - self.mean) / self.std
             if self.has_patches:
                 part, x = encode(self.visual, pixels)
                 inputs.append(x)
@@ -262,6 +265,8 @@ class Backbone(nn.Module):
 
         Sentences longer than the model's context are cut by its tokenizer.
         """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"wanted a list of sentences, got {one_line(repr(texts), 60)}")
         with torch.no_grad():
             rows = self._text_rows(tuple(texts), batch_size)
             return normalize(rows) if unit else rows.clone()
@@ -317,6 +322,8 @@ def load_backbone(
         ValueError: for an unknown name or tag, a file that is missing, damaged, pickled or does not fit, a model
             whose files ask for code to be run, or a device that cannot be used.
     """
+    name, pretrained = os.fspath(name), None if pretrained is None else os.fspath(pretrained)
+    choose("precision", precision, get_args(Precision))
     place = usable_device(device)
     plan = planned(name, pretrained)
     is_random = pretrained is None and ":" not in plan.source

@@ -195,7 +195,6 @@ def _missing(name: str, pretrained: str | None, error: Exception) -> str | None:
 
 
 def _explained(error: Exception) -> str:
-    """One line of an error from the depths of a loader."""
     if isinstance(error, UnpicklingError):
         return (
             "the file is pickled and holds more than tensors, so it is not opened; save its state_dict as .safetensors"

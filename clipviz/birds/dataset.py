@@ -98,7 +98,6 @@ def _fog(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndarr
 
 
 def _blur(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndarray:
-    """Out of focus."""
     radius = severity * rng.uniform(2.1, 3.6) * rgb.shape[0] / IMAGE_SIDE
     image = Image.fromarray(_to_uint8(rgb)).filter(ImageFilter.GaussianBlur(radius))
     return np.asarray(image, dtype=np.float32) / 255.0
@@ -127,7 +126,7 @@ def render_image(
     The same state of `rng` gives the same pixels. The domain "mix" applies two different shifts at 0.7 of the severity.
     """
     choose("domain", domain, (*DOMAINS, VALIDATION_DOMAIN))
-    if severity < 0:
+    if not 0 <= severity < np.inf:
         raise ValueError(f"severity must be at least 0, got {severity}")
     shifts = {domain: severity}
     if domain == "mix":

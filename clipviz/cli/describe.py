@@ -58,7 +58,6 @@ def _class_names(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _confirm(endpoint: Endpoint, calls: int, n: int, yes: bool) -> None:
-    """Say what it costs; go on only if that is wanted."""
     cost = f"{calls} calls to {endpoint}, {n} sentences each: about {calls * (100 + 30 * n):,} tokens"
     if yes:
         print(inert(cost))

@@ -42,7 +42,6 @@ def embed(args: argparse.Namespace) -> None:
 
 
 def _chosen(args: argparse.Namespace, ranks: Ranks) -> tuple[Backbone, ImageDataset]:
-    """What the command line names: model and data."""
     loaded = inputs.load_model(args.model, args.pretrained, args, ranks)
     data = load_dataset(args.data, args.split, seed=args.seed, **inputs.data_options(args))
     if isinstance(data, FeatureDataset):

@@ -93,15 +93,16 @@ def _no_such_option(unknown: Sequence[str], args: argparse.Namespace) -> str:
 
 def _failed(error: Exception, args: argparse.Namespace) -> int:
     """One line and a status for what a user can mend; anything else is raised again, and all of it for --debug."""
-    if isinstance(error, MemoryError) and not args.debug:
+    is_memory = isinstance(error, MemoryError) or ("memory" in str(error) and "allocat" in str(error))  # so says torch
+    if is_memory and not args.debug:
         return _fail(f"not enough memory: {one_line(error) or 'none is left'}", 1)
-    if args.debug or not isinstance(error, (ValueError, OSError, FloatingPointError)):
+    if args.debug or not isinstance(error, (ValueError, OSError, FloatingPointError, RuntimeError)):
         raise error
     if isinstance(error, FloatingPointError):
         return _fail(f"{error}; the checkpoint of the last complete epoch is kept", 1)
     if not _is_about_the_input(error):
         raise error
-    return _fail(str(error) or type(error).__name__, 2)
+    return _fail(str(error) or type(error).__name__, 1 if isinstance(error, RuntimeError) else 2)
 
 
 def _command(name: str, came: Sequence[int]) -> Callable[[argparse.Namespace], None]:

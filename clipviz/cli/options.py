@@ -3,18 +3,9 @@
 import argparse
 import tomllib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    return _whole_number(text, 1)
-
-
-def natural(text: str) -> int:
-    """A whole number of at least 0."""
-    return _whole_number(text, 0)
 
 
 def gigabytes(text: str) -> float:
@@ -29,13 +20,14 @@ def gigabytes(text: str) -> float:
 
 
 def _whole_number(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
+    if not text.isdecimal() or len(text) > 1000 or int(text) < least:  # Python reads no more than 4300 digits
         raise argparse.ArgumentTypeError(f"wanted a whole number of at least {least}, got {text!r}")
     return int(text)
 
 
 _TYPES: dict[str, Callable[[str], Any]] = {
-    "positive": positive, "natural": natural, "gigabytes": gigabytes, "number": float,
+    "positive": partial(_whole_number, least=1), "natural": partial(_whole_number, least=0),
+    "gigabytes": gigabytes, "number": float,
 }  # fmt: skip
 _ONE_OF, _ONE_OF_AT_MOST = "file, one of", "commands to the run"
 """The groups whose options exclude each other; of the first one is wanted."""

@@ -37,7 +37,6 @@ def read_results(run: Path) -> dict[str, Any]:
 
 
 def _lack(run: Path) -> str:
-    """Why a folder has no results."""
     if not run.exists():
         return "does not exist"
     try:

@@ -34,7 +34,6 @@ def watch(args: argparse.Namespace) -> None:
 
 
 def _line(run: FollowedRun, event: EpochFinished) -> str:
-    """Accuracies, and the means of what its steps told."""
     steps, samples = (table[table["epoch"] == event.epoch] for table in (run.trace.steps, run.trace.samples))
     means = {"loss": steps[steps["term"] == "loss"]["value"].mean(), "confidence": samples["confidence"].mean()}
     told = [f"{name} {value:.3f}" for name, value in means.items() if value == value]  # of nothing the mean is NaN
@@ -42,7 +41,6 @@ def _line(run: FollowedRun, event: EpochFinished) -> str:
 
 
 def _answer(run: FollowedRun, args: argparse.Namespace) -> str:
-    """What the run says to an order, in time."""
     if args.set:
         order = run.set(**_constants(args.set))
     else:

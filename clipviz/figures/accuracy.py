@@ -210,7 +210,6 @@ def draw_confusion(info: Confusion) -> go.Figure:
 
 
 def _hover(info: Confusion) -> list[list[str]]:
-    """What to say about each cell."""
     names = style.short_names(info.names, 40)
     return [
         [f"{n} of {total} {true} predicted as {guess}" for n, guess in zip(row, names, strict=True)]

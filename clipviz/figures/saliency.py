@@ -192,7 +192,6 @@ def _saliency_colors(one: SaliencyMaps, size: int) -> np.ndarray:
 
 
 def _part_colors(parts: np.ndarray) -> np.ndarray:
-    """A color for each part (H,W); 0 is background."""
     table = [to_rgba(color, 0.85) for color in PART_COLORS]
     return np.where(parts[..., None] > 0, np.take(table, parts.astype(int) - 1, 0, mode="wrap"), 0.0)
 

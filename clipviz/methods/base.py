@@ -8,7 +8,7 @@ import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
@@ -20,7 +20,7 @@ from clipviz.backbone import Backbone
 from clipviz.backbone.ownership import lock_of
 from clipviz.data.base import Batch, ViewConfig, Views
 from clipviz.data.batches.features import FeatureBackbone
-from clipviz.errors import choose
+from clipviz.errors import choose, one_line
 from clipviz.events import PseudoLabels
 from clipviz.ops import normalize
 from clipviz.prompts import ClassPrompts, TextSource
@@ -34,27 +34,38 @@ def check_constants(config: Any, *, shares: str = "", positive: str = "", **leas
     """Refuse constants of a configuration that no formula can use, by its types and the minima in `least`.
 
     `shares` are from 0 to 1; names in a text are separated by spaces. Raises ValueError for the first word that is not
-    a choice, fraction where a whole number is needed, NaN, infinite or too small number.
+    a choice, value of another type, NaN, infinite or too small number.
     """
-    for name in shares.split():
-        if not 0.0 <= getattr(config, name) <= 1.0:
-            raise ValueError(f"{name} must be in [0, 1], got {getattr(config, name)}")
-    for name in positive.split():
-        if not 0.0 < getattr(config, name) < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {getattr(config, name)}")
-    for name, low in least.items():
-        value = getattr(config, name)
-        if not low <= value < math.inf:
-            finite = "" if math.isfinite(value) else " and finite"
-            raise ValueError(f"{name} must be at least {low:g}{finite}, got {value}")
     for name, kind in get_type_hints(type(config)).items():
-        value = getattr(config, name)
+        value, low, wanted = getattr(config, name), least.get(name), ""
         if get_origin(kind) is Literal:
             choose(name.replace("_", " "), value, get_args(kind))
-        elif kind is int and not isinstance(value, Integral):
-            raise ValueError(f"{name} must be a whole number, got {value!r}")
+        elif not _is_a(kind, value):
+            default = getattr(type(config), name, AdaptConfig)
+            wanted = f"{KINDS.get(get_origin(kind) or kind, 'an object')} such as {default}"
+        elif name in shares.split() and not 0.0 <= value <= 1.0:
+            wanted = "in [0, 1]"
+        elif name in positive.split() and not 0.0 < value < math.inf:
+            wanted = "positive and finite"
+        elif low is not None and not low <= value < math.inf:
+            wanted = f"at least {low:g}{'' if math.isfinite(value) else ' and finite'}"
         elif kind is float and not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
+            wanted = "finite"
+        if wanted:
+            raise ValueError(f"{name} must be {wanted}, got {one_line(repr(value), 60)}")
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a list"}
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    """Whether a constant is of the type of its field; numbers of numpy count, and lists where a tuple is wanted."""
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    if get_origin(kind) is tuple:
+        each = get_args(kind)
+        return isinstance(value, tuple | list) and len(value) == len(each) and all(map(_is_a, each, value))
+    return not isinstance(kind, type) or isinstance(value, kind)
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,14 @@ class Method(nn.Module, ABC):
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: Any = None) -> None:
         super().__init__()
+        default = self.presets.get("default")
+        for what, given, kind in (
+            ("a model (load_backbone)", backbone, Backbone),
+            ("the prompts of a data set (data.prompts)", prompts, ClassPrompts),
+            (f"its constants as a {type(default).__name__}", config if config and default else default, type(default)),
+        ):
+            if not isinstance(given, kind):
+                raise ValueError(f"{self.name} needs {what}, got {type(given).__name__}")
         if not prompts.names:
             raise ValueError(f"{self.name} needs class names; give them with the dataset (classes=...)")
         if isinstance(backbone, FeatureBackbone) and not self.works_on_embeddings:
@@ -291,7 +310,7 @@ def unfreeze_norms(visual: nn.Module) -> None:
 
 def embed(backbone: Backbone, images: Tensor) -> Tensor:
     """Unit CLS embeddings (B, E) of images (B, 3, S, S); embeddings (B, E) are passed through."""
-    return images if images.ndim == 2 else backbone.embed(images)
+    return images if getattr(images, "ndim", 0) == 2 else backbone.embed(images)
 
 
 def embed_crops(backbone: Backbone, views: Views) -> Tensor:
@@ -302,8 +321,6 @@ def embed_crops(backbone: Backbone, views: Views) -> Tensor:
 
 def prompt_sentences(prompts: ClassPrompts, source: TextSource) -> list[tuple[str, ...]]:
     """The sentences that each class is made of."""
-    if not isinstance(prompts, ClassPrompts):  # but a data set, whose names are those of its images
-        raise ValueError(f"a method needs the prompts of a data set (data.prompts), got {type(prompts).__name__}")
     of_class = prompts.description_sentences if source == "descriptions" else prompts.template_sentences
     return [of_class(name) for name in prompts.names]
 

@@ -13,6 +13,7 @@ from clipviz.data.batches.sampling import balanced_index
 from clipviz.data.sources.benchmarks import find_benchmark
 from clipviz.errors import choose, parse_json
 from clipviz.methods import METHODS, Method
+from clipviz.methods.base import KINDS
 from clipviz.methods.ntua import NtUA, NtUAConfig
 
 
@@ -83,9 +84,6 @@ def parse_constants(assignments: Sequence[str]) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a list"}
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -109,6 +107,6 @@ def _value(method: str, config: Any, name: str, text: str) -> Any:
     if now is None or type(value) is type(now):
         return value
     raise ValueError(
-        f"{name} of {method} needs {_KINDS.get(type(now), 'a value')} such as {json.dumps(now)}, its default; "
+        f"{name} of {method} needs {KINDS.get(type(now), 'a value')} such as {json.dumps(now)}, its default; "
         f"got {reprlib.repr(text)}"
     )

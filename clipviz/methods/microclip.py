@@ -91,18 +91,11 @@ class MicroCLIPConfig:
 
 _OFFICIAL = MicroCLIPConfig(full_density=1.0, name_embedding="raw", fill=(0, 0, 0))
 PRESETS = {"default": MicroCLIPConfig(), "official": _OFFICIAL}
-BACKBONE_PRESETS = {
-    "birds": MicroCLIPConfig(
-        crops=4,
-        crop_scale=(0.7, 1.0),
-        affinity="cosine",
-        tau=0.4,
-        side="border",
-        full_density=1.0,
-        soap_lr_scale=0.3,
-        schedule=AdaptConfig(lr=2e-3),
-    )
-}
+_BIRDS = MicroCLIPConfig(
+    crops=4, crop_scale=(0.7, 1.0), affinity="cosine", tau=0.4, side="border", full_density=1.0, soap_lr_scale=0.3,
+    schedule=AdaptConfig(lr=2e-3),
+)  # fmt: skip
+BACKBONE_PRESETS = {"birds": _BIRDS}
 
 
 def saliency_query(patches: Tensor, mask: Tensor) -> Tensor:

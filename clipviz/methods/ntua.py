@@ -234,7 +234,6 @@ class NtUA(AddingMethod):
                 return pool.take(torch.isin(pool.position, cast(Tensor, self._oracle_index).to(pool.position)))
 
     def _form(self, chosen: Candidates) -> None:
-        """Keys, values and weights of the chosen images, eqs. (2)-(4)."""
         config = self.config
         labels, weights = refine_cache(chosen.teacher if config.rectify else chosen.student)
         if not config.weighted:

@@ -52,7 +52,7 @@ class TDAConfig:
         check_constants(self, negative_alpha=0, negative_beta=0, negative_shots=1)
         for name in ("entropy_range", "mask"):
             pair = getattr(self, name)
-            if len(pair) != 2 or not pair[0] <= pair[1]:
+            if not pair[0] <= pair[1]:
                 raise ValueError(f"{name} must be two numbers, the lower one first, got {pair}")
 
 

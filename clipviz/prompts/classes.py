@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from clipviz.errors import listed, parse_json, unknown
+from clipviz.errors import listed, one_line, parse_json, unknown
 from clipviz.files import read_text
 
 Descriptions = str | os.PathLike[str] | Mapping[str, Sequence[str]]
@@ -115,6 +115,8 @@ def make_prompts(
 
 def check_class_names(names: Sequence[str], source: str = "class names") -> None:
     """Check that every class has a name of its own; `source` says where the names came from."""
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f"{source}: every class needs a name, got {one_line(repr(odd[0]), 60)}")
     blank = [index for index, name in enumerate(names) if not spoken_name(name)]
     twice = sorted(name for name, n in Counter(names).items() if n > 1)
     problems = [f"blank at position {index}" for index in blank] + [f"{name!r} occurs twice" for name in twice]
@@ -128,8 +130,8 @@ def _check_templates(templates: Sequence[str]) -> None:
         raise ValueError(f"templates: wanted a list of patterns, got one string {templates!r}")
     if not templates:
         raise ValueError("templates: wanted at least one pattern such as 'a photo of a {}.', got none")
-    if broken := [template for template in templates if not _is_encodable(template)]:
-        raise ValueError(f"templates: {broken[0]!r} is broken Unicode (a lone surrogate)")
+    if broken := [template for template in templates if not (isinstance(template, str) and _is_encodable(template))]:
+        raise ValueError(f"templates: {broken[0]!r} is broken Unicode (a lone surrogate), or no text")
     if lacking := listed(repr(template) for template in templates if "{}" not in template):
         raise ValueError(f"templates: put {{}} where the class name goes; it is missing in {lacking}")
 
@@ -162,7 +164,7 @@ class _Pairs(list[tuple[str, Any]]):
 def description_pairs(descriptions: Descriptions) -> tuple[str, list[tuple[str, Any]]]:
     """Return the name of a source of descriptions and its entries in order, unchecked."""
     if isinstance(descriptions, Mapping):
-        return "descriptions", list(descriptions.items())
+        return "descriptions", [(str(key), sentences) for key, sentences in descriptions.items()]
     source = f"descriptions file {os.fsdecode(descriptions)!r}"
     text = read_text(os.fsdecode(descriptions), source)
     try:

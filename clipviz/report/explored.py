@@ -121,7 +121,6 @@ def _cut(sheet: np.ndarray, n: int) -> np.ndarray:
 
 
 def _sheet(images: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Squares in rows of `SHEET_COLUMNS`."""
     side, rows = len(images[0]), -(-len(images) // SHEET_COLUMNS)
     tiles = np.pad(np.stack(images), ((0, rows * SHEET_COLUMNS - len(images)), (0, 0), (0, 0), (0, 0)))
     pixels = tiles.reshape(rows, SHEET_COLUMNS, side, side, 3).swapaxes(1, 2).reshape(rows * side, -1, 3)
@@ -147,7 +146,6 @@ def _parts(trace: Trace) -> Iterator[tuple[Exploration, list[Any]]]:
 
 
 def _kept(part: Exploration, said: Sequence[Any], index: np.ndarray) -> tuple[Exploration, list[Any]]:
-    """What is said of the images at these positions."""
     keep = np.isin(part.index, index)
     rows, own = np.cumsum(keep) - 1, {name: getattr(part, name)[keep] for name in ("index", "target", "top", "probs")}
     logits = {name: values[keep] for name, values in part.logits.items()}
@@ -213,7 +211,6 @@ def _affordable(parts: Sequence[Exploration], most: int) -> int | None:
 def _part(
     part: Exploration, said: Sequence[Any], index: np.ndarray, texts: list[str], room: int | None
 ) -> dict[str, Any]:
-    """Some images by their places, with what a run says of each."""
     names = {kind for maps in part.maps.values() for kind in maps} - {*_LEFT_OUT}
     kinds = sorted(names, key=lambda kind: ([*KIND_NAMES, kind].index(kind), kind))
     maps = [

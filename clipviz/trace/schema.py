@@ -166,7 +166,6 @@ def check_arrays(arrays: Mapping[str, np.ndarray], n_classes: int) -> dict[str, 
 
 
 def _checked(what: str, kind: str, values: Any, n_classes: int) -> Any:
-    """A column or an array in the type of its kind."""
     letters, dtype, noun, low, high = _KINDS[kind]
     if values.size == 0:
         return values.astype(dtype)

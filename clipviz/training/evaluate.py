@@ -69,7 +69,6 @@ def predict(
 
 
 def _said(method: Method, views: Views, branches: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits, and those of each branch if they are asked for."""
     both, of_views = (getattr(method, hook, None) for hook in ("measured", "view_logits"))
     if branches and both:
         return both(views)

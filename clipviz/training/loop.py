@@ -248,10 +248,11 @@ class Adaptation:
             group["lr"] = group.get("lr_scale", 1.0) * cosine_lr(step, self.n_steps, self.config)
         losses = self.method.loss(views, pseudo)
         total = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(total):
+        if not torch.isfinite(total + pseudo.probs.sum()):
             terms = ", ".join(f"{name} = {value.item():.4g}" for name, value in losses.items())
+            what = "the pseudo-labels are not finite" if torch.isfinite(total) else "the loss is not finite"
             raise FloatingPointError(
-                f"the loss is not finite at step {step} (epoch {step // len(self.batches)}): {terms}; "
+                f"{what} at step {step} (epoch {step // len(self.batches)}): {terms}; "
                 f"try a smaller learning rate than {self.config.lr:g}"
             )
         self.optimizer.zero_grad(set_to_none=True)
@@ -308,7 +309,11 @@ class Adaptation:
     def _predictions(self, dataset: ImageDataset) -> events.Predictions:
         """Of the same inputs at every call, so that a run that is taken up after its last epoch says the same bits."""
         self._evaluated = self._evaluated or evaluation_inputs(self.method, dataset, self.ranks)
-        return predict(self.method, self._evaluated, ranks=self.ranks, branches=dataset.has_targets)
+        found = predict(self.method, self._evaluated, ranks=self.ranks, branches=dataset.has_targets)
+        if not math.isfinite(float(found.probs.sum())):
+            why = "a constant is too large or too small, or the model has weights that are not"
+            raise ValueError(f"the predictions are not finite: {why}; see --set, --lr and --pretrained")
+        return found
 
     def _highlights(self, predictions: events.Predictions | None) -> events.Highlights | None:
         """The instructive images; `predictions` are missing where a run is taken up after its last epoch."""

@@ -81,7 +81,6 @@ def explore(*folders: str | os.PathLike[str], **given: Any) -> Explorers:
 
 
 def _or_none(run: OpenedRun, part: str) -> Any:
-    """A part of a run, else None and a warning with the reason."""
     try:
         return getattr(run, part)
     except (ValueError, OSError) as error:
@@ -199,7 +198,6 @@ class OpenedRun:
         return f"give it: clipviz.open({str(self.folder)!r}, {key}=...)"
 
     def _dataset(self, which: str, split: str, called: str) -> ImageDataset:
-        """A data set, checked to be the one that the run knew."""
         from clipviz.data import load_dataset
         from clipviz.data.base import ImageDataset
         from clipviz.training.checkpoint import difference

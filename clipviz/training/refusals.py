@@ -3,11 +3,13 @@
 import json
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from clipviz.data.base import ImageDataset
 from clipviz.data.batches.features import FeatureBackbone, FeatureDataset
 from clipviz.errors import one_line
+from clipviz.events import UNLABELLED
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.parallel import Ranks
 
@@ -29,6 +31,7 @@ def check_labels(method: Method, *datasets: ImageDataset | None) -> None:
     """Refuse what a method cannot look at, and labels of no class of it, or of another; names may have got better."""
     known = {name: position for position, name in enumerate(method.class_names)}
     for data in [data for data in datasets if data is not None]:
+        _check_contents(data)
         _check_embeddings(method, data)
         if not data.has_targets:
             continue
@@ -44,6 +47,21 @@ def check_labels(method: Method, *datasets: ImageDataset | None) -> None:
                     f"label {position} of {data.name} is {name!r}, which is class {known[name]} of the prompts that "
                     f"{method.name} was built with; both need the same order"
                 )
+
+
+def _check_contents(data: Any) -> None:
+    """Refuse what is no data set, and what one of a user's own class may get wrong, before hours are spent on it."""
+    if not isinstance(data, ImageDataset):
+        raise ValueError(f"wanted a data set (load_dataset; a subclass of ImageDataset), got {type(data).__name__}")
+    n, targets = len(data.names), data.targets
+    if getattr(targets, "dtype", None) != np.int64 or targets.shape != (n,) or (targets < UNLABELLED).any():
+        raise ValueError(
+            f"targets of {data.name} must be an int64 array of numpy with a class index, or {UNLABELLED}, for each of "
+            f"its {n} names, got {one_line(repr(targets), 80)}"
+        )
+    image = data.image(0) if data.has_pixels and n and not data.are_files else None
+    if image is not None and (getattr(image, "mode", "") != "RGB" or 0 in image.size):
+        raise ValueError(f"image 0 of {data.name} must be an RGB image of PIL, got {one_line(repr(image), 60)}")
 
 
 def _check_embeddings(method: Method, data: ImageDataset) -> None:

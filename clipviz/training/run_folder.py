@@ -23,7 +23,7 @@ import pandas as pd
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset
-from clipviz.files import lock_folder, write_json
+from clipviz.files import lock_folder, prepare_folder, write_json
 from clipviz.methods import METHODS, Method
 from clipviz.parallel import ONE, Ranks
 from clipviz.prompts import ClassPrompts
@@ -74,7 +74,7 @@ class RunFolder:
         """Keep other processes out until `unlock`; says whether it was open. ValueError if a run is writing here."""
         if self._lock is not None:
             return False
-        self.path.mkdir(parents=True, exist_ok=True)
+        prepare_folder(self.path)
         try:
             self._lock = lock_folder(self.path)
         except BlockingIOError:

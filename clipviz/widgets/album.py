@@ -186,7 +186,6 @@ def parsed(image: str) -> tuple[str, int]:
 
 
 def _places(images: ImageGroup, split: str) -> dict[str, int]:
-    """Id -> position in a group."""
     numbers = range(len(images.images)) if split == "probe" else images.index
     return {f"{split}/{int(number)}": place for place, number in enumerate(numbers)}
 

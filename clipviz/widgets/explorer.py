@@ -83,7 +83,6 @@ class ImageExplorer(View):
         self.next.disabled = (self._page + 1) * PAGE >= len(self._ids)
 
     def _place(self, n: int) -> str:
-        """Which of all images the first n of this page are."""
         first = self._page * PAGE
         return f"{first + 1}-{first + n} of {len(self._ids)}" if n else "no images"
 

@@ -126,7 +126,6 @@ class LiveMonitor(View):
         return self._seen != self._news()
 
     def _news(self) -> tuple[str, int, str]:
-        """What may change without an event."""
         return self.run.status, self.run.steps_done, str(self.run.changes)
 
     def _pressed(self, problem: str) -> None:
@@ -180,7 +179,6 @@ class LiveMonitor(View):
         }
 
     def _take_trace(self) -> None:
-        """Once per epoch: what is recorded."""
         trace = self._trace
         if self._charted is not trace:
             self._charted = trace
@@ -189,7 +187,6 @@ class LiveMonitor(View):
             self._show_what_if()
 
     def _take_probe(self) -> None:
-        """The probe images, and once per epoch their maps."""
         if self._probe.take_images(self.watch.started):
             self.canvas.captions, self.canvas.sheet = self._probe.captions, self._probe.sheet()
         event, kind = self.watch.last_epoch, self.state.kind

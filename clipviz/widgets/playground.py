@@ -115,7 +115,6 @@ class DKAPlayground(View):
 
     @one_at_a_time
     def _show_ballot(self) -> None:
-        """The chosen image by each source alone, and by their mixture."""
         title, now, row = "Sources on the chosen image", self._now, self._row()
         if now is None or row is None:
             self._show("ballot", Chart(title, "class", "probability", empty="Choose a training image."))

@@ -238,7 +238,6 @@ def held_chart(trace: Trace) -> Chart:
 
 
 def _by_epoch(lines: Mapping[str, tuple[Look, pd.Series]], part: Part) -> dict[str, Any]:
-    """Series and ticks of a chart of the lines that there are."""
     series = [
         Series(name, look, line.index.to_numpy(), line.to_numpy()) for name, (look, line) in lines.items() if len(line)
     ]

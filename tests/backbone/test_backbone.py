@@ -10,9 +10,10 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import TINY, make_tiny_backbone
+from tiny import TINY, ToyDataset, make_tiny_backbone
 
 from clipviz.backbone import Backbone, load_backbone
+from clipviz.methods import METHODS
 from clipviz.methods.microclip import MicroCLIP
 from clipviz.prompts import ClassPrompts
 
@@ -288,6 +289,32 @@ def test_images_of_another_shape_are_refused(tiny_backbone, shape):
             call(torch.zeros(shape))
 
 
+def test_bytes_are_no_images_and_double_precision_is_welcome(tiny_backbone):
+    pixels = (255 * images()).byte()
+    for call in (
+        tiny_backbone.embed,
+        tiny_backbone.tokens,
+        METHODS["dpa"](tiny_backbone, ToyDataset(3).prompts).logits,
+    ):
+        with pytest.raises(ValueError, match=r"in \[0, 1\], B >= 1, got uint8 \(3, 3, 32, 32\)"):
+            call(pixels)
+    torch.testing.assert_close(tiny_backbone.embed(images().double()), tiny_backbone.embed(images()))
+    with pytest.raises(ValueError, match="got Image"):
+        METHODS["dpa"](tiny_backbone, ToyDataset(3).prompts).logits(ToyDataset(1).image(0))
+
+
+def test_one_sentence_is_no_list_of_letters(tiny_backbone):
+    for wrong in ("an owl", ["an owl", 5]):
+        with pytest.raises(ValueError, match="wanted a list of sentences, got "):
+            tiny_backbone.embed_text(wrong)
+
+
+def test_a_precision_that_is_not_known_is_refused_instead_of_taken_for_bfloat16():
+    for wrong in (32, "16", "bf16"):
+        with pytest.raises(ValueError, match=r"unknown precision .* Choose from '32', 'bf16-mixed'"):
+            load_backbone("birds", precision=wrong)
+
+
 # ------------------------------------------------------------------------------------------------- other towers
 
 
@@ -392,7 +419,7 @@ def test_weights_are_drawn_at_random_only_where_no_file_has_them(architectures, 
 )
 def test_a_bad_file_is_refused_with_the_reason_in_one_line(architectures, file, message):
     with pytest.raises(ValueError, match=message) as error:
-        load_backbone("tiny-vit", str(architectures / file))
+        load_backbone("tiny-vit", architectures / file)  # a path will do as well
     assert "\n" not in str(error.value)
 
 

@@ -100,8 +100,22 @@ def test_unknown_names_get_the_nearest(arguments, message):
         BirdsDataset(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": "5"}, "n, the number of images, must be a whole number of at least 1, got '5'"),
+        ({"n": 5.5}, "whole number of at least 1, got 5.5"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"seed": 1.5}, "whole number of at least 0, got 1.5"),
+    ],
+)
+def test_numbers_of_another_kind_are_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset("birds/fog", **{"n": 4, **options})
+
+
 def test_an_empty_set_is_refused():
-    with pytest.raises(ValueError, match="needs at least 1, got 0"):
+    with pytest.raises(ValueError, match="whole number of at least 1, got 0"):
         BirdsDataset("fog", "train", n=0)
 
 

@@ -423,6 +423,39 @@ def test_a_loss_that_explodes_is_status_1_in_one_line(photos, tmp_path, capfd, m
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "not enough memory: CUDA out of memory. Tried to",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory: DefaultCPUAllocator"),
+        (None, "error: 'blue square/11.png' was readable when "),  # clipviz's own: a file that went away
+    ],
+)
+def test_what_happens_to_a_run_is_status_1_in_one_line(error, said, photos, tmp_path, capfd, monkeypatch):
+    def fails(self, views, index):
+        raise error
+
+    (photos / "red square" / "broken.jpg").unlink()
+    if error:
+        monkeypatch.setattr("clipviz.methods.zero_shot.ZeroShot.pseudo_label", fails)
+    else:
+        monkeypatch.setattr("clipviz.data.sources.image_files.CACHE_BYTES", 0)
+        monkeypatch.setattr("clipviz.training.run.Run.fit", lambda run: vanish(run, photos))
+    assert cli.main(adapt(data=photos, out=tmp_path / "run")) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert said in line
+
+
+def vanish(run, photos):
+    """The files of a run that has begun go away."""
+    for picture in photos.rglob("*.png"):
+        picture.unlink()
+    return run.adaptation.dataset.image(0)
+
+
 def test_ctrl_c_is_status_130_in_one_line(photos, tmp_path, capfd, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt

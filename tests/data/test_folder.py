@@ -141,6 +141,9 @@ def test_a_class_list_sets_the_order_and_is_matched_by_name(two_classes):
     assert dataset.targets.tolist() == [2, 2, 0]
     with pytest.raises(ValueError, match="not in the class list: 'dog'"):
         ImageFolderDataset(two_classes, classes=["cat"])
+    for wrong in (["cat", 1], ["cat", None]):
+        with pytest.raises(ValueError, match=f"class names: every class needs a name, got {wrong[1]}"):
+            ImageFolderDataset(two_classes, classes=wrong)
 
 
 def test_hidden_and_other_files_are_passed_over_in_silence(two_classes, save_image):

@@ -60,7 +60,7 @@ def test_the_splits_share_their_classes(write, pictures):
     assert (test.split, test.names, test.targets.tolist()) == ("val", ["deep/c.png"], [1])
     assert train.class_names == test.class_names == ("owl", "wren")
     path = write("path,split\na.png,train\n")
-    with pytest.raises(ValueError, match="has no split 'test'; it has train"):
+    with pytest.raises(ValueError, match="has no split 'test'; it has train; leave the column out to use all rows"):
         load_dataset(path, "test")
 
 
@@ -79,6 +79,20 @@ def test_numbers_in_a_parquet_file_stay_whole(write, pictures, tmp_path):
         pd.DataFrame({"path": ["a.png", "b.png"], "label": values}).to_parquet(tmp_path / "set" / "m.parquet")
         dataset = load_dataset(tmp_path / "set" / "m.parquet", classes=["x", "y"])
         assert dataset.targets.tolist() == [1, 0]
+
+
+def test_numbers_with_a_point_and_the_number_of_the_unlabeled_are_numbers(write, pictures):
+    floats = "path,label\na.png,1.0\nb.png,0.0\ndeep/c.png,-1\n"  # as pandas writes whole numbers with gaps
+    with pytest.raises(ValueError, match=r"its labels are numbers \(0, 1, ...\)"):
+        load_dataset(write(floats))
+    assert load_dataset(write(floats), classes=["owl", "wren"]).targets.tolist() == [1, 0, -1]
+    with pytest.raises(ValueError, match="not in the class list: '2'; its names are number 0 to 1"):
+        load_dataset(write("path,label\na.png,1\nb.png,2\n"), classes=["owl", "wren"])
+
+
+def test_names_that_differ_in_case_only_are_told_apart(write, pictures):
+    found = load_dataset(write("path,label\na.png,Crane\nb.png,crane\ndeep/c.png,CRANE\n"), classes=["Crane", "crane"])
+    assert found.targets[:2].tolist() == [0, 1]
 
 
 def test_text_that_pandas_takes_for_missing_is_a_name(write, pictures):
@@ -140,6 +154,7 @@ def test_a_manifest_cannot_reach_devices(write, pictures):
         ("Path,path\na.png,b.png\n", "has the column 'path' twice"),
         ("path,split\na.png,holdout\n", "the column split needs train, val or test, got 'holdout'"),
         ("path,label\na.png,x\na.png,y,z,w\n", "is not a table"),
+        ("path,label\na.png,x,\nb.png,y,\n", "has rows with more cells than its first line; put names with a comma in"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_refused_in_one_line(write, pictures, text, message):
@@ -222,10 +237,12 @@ def test_a_coop_file_cannot_leave_its_images(coop):
 def test_the_images_of_a_coop_file_may_lie_elsewhere(coop, tmp_path):
     (tmp_path / "eurosat" / "2750").rename(tmp_path / "moved")
     with pytest.raises(
-        ValueError, match=r"its first image 'Forest/1\.png' is not in .*; put the images there, or give"
+        ValueError, match=r"none of its images, such as 'Forest/1\.png', is in .*; put the images there, or give"
     ):
         load_dataset(coop)
     assert len(load_dataset(coop, root=tmp_path / "moved")) == 2
+    (tmp_path / "moved" / "Forest" / "1.png").unlink()  # the first one that the file lists
+    assert load_dataset(coop, root=tmp_path / "moved").names == ["SeaLake/1.png"]
 
 
 @pytest.mark.parametrize(

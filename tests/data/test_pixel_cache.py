@@ -271,3 +271,8 @@ def test_the_command_line_has_it(photos, tmp_path, capfd):
         with pytest.raises(SystemExit):
             cli.main([*command, f"--cache-gb={wrong}", "--out", "x"])
         assert f"wanted a number of gigabytes above 0, got {wrong!r}" in capfd.readouterr().err
+
+
+def test_a_folder_will_do_as_a_cache(photos, tmp_path):
+    data = load_dataset(photos, disk_cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").rglob("*.pixels"))) == len(data)

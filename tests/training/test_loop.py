@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import ToyDataset, assert_same_bits, make_tiny_backbone, method_state, microclip
 from torch import nn
 
@@ -50,6 +52,53 @@ def test_labels_of_other_classes_are_refused_before_any_work(tiny_backbone, toy_
 def test_a_data_set_in_the_place_of_its_prompts_is_told(tiny_backbone, toy_test):
     with pytest.raises(ValueError, match=r"needs the prompts of a data set \(data\.prompts\), got ToyDataset"):
         ZeroShot(tiny_backbone, toy_test)
+
+
+def test_what_is_no_model_and_what_are_no_constants_of_the_method_are_told(tiny_backbone, toy):
+    with pytest.raises(ValueError, match=r"dpa needs a model \(load_backbone\), got ClassPrompts"):
+        METHODS["dpa"](toy.prompts, tiny_backbone)
+    for wrong in (AdaptConfig(), {"a": 0.3}, "official"):
+        with pytest.raises(ValueError, match=f"dpa needs its constants as a DPAConfig, got {type(wrong).__name__}"):
+            METHODS["dpa"](tiny_backbone, toy.prompts, wrong)
+
+
+@pytest.mark.parametrize("wrong", ["birds", [1], torch.utils.data.DataLoader([1])])
+def test_what_is_no_data_set_is_told(tiny_backbone, toy, wrong):
+    method = ZeroShot(tiny_backbone, toy.prompts)
+    for options in ({"dataset": wrong}, {"dataset": toy, "eval_dataset": wrong}):
+        with pytest.raises(ValueError, match=f"wanted a data set .*, got {type(wrong).__name__}"):
+            adapt(method, **options)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [np.zeros(24, np.int32), np.zeros(24), [0] * 24, torch.zeros(24, dtype=torch.int64), np.zeros(5, np.int64),
+     np.full(24, -2)],
+)  # fmt: skip
+def test_targets_that_would_fail_after_the_training_are_refused_before(tiny_backbone, targets):
+    data = ToyDataset(24)
+    data.targets = targets
+    with pytest.raises(ValueError, match=r"targets of toy must be an int64 array .* for each of its 24 names, got"):
+        adapt(ZeroShot(tiny_backbone, ToyDataset(3).prompts), data)
+
+
+@pytest.mark.parametrize("wrong", [Image.new("L", (9, 9)), np.zeros((9, 9, 3), np.uint8), Image.new("RGB", (0, 0))])
+def test_images_of_another_kind_are_refused_at_once(tiny_backbone, toy, wrong):
+    class Mine(ToyDataset):
+        def image(self, index):
+            return wrong
+
+    with pytest.raises(ValueError, match="image 0 of toy must be an RGB image of PIL, got"):
+        adapt(ZeroShot(tiny_backbone, toy.prompts), Mine())
+
+
+def test_predictions_and_pseudo_labels_that_are_not_finite_end_the_run(tiny_backbone, toy, toy_test):
+    scales = {"image_scale": 1e39}  # infinite in single precision
+    method = METHODS["wca"](tiny_backbone, toy.prompts, replace(METHODS["wca"].presets["default"], **scales))
+    with pytest.raises(ValueError, match="the predictions are not finite: a constant is too large or too small"):
+        list(adapt(method, toy, CONFIG, eval_dataset=toy_test))
+    with pytest.raises(FloatingPointError, match="the pseudo-labels are not finite at step 0"):
+        list(adapt(microclip(tiny_backbone, crop_temperature=1e-300), toy, CONFIG))
 
 
 # ------------------------------------------------------------------------------------------------- events
@@ -400,7 +449,7 @@ def test_schedules_that_cannot_be_run_are_refused(options, message):
 def test_a_probe_of_bytes_is_refused_at_once(tiny_backbone, toy):
     pixels = np.stack([np.asarray(toy.image(i).resize((32, 32))) for i in range(3)])
     probe = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    with pytest.raises(ValueError, match=r"tiny needs images in \[0, 1\], got \d+ to 2\d\d"):
+    with pytest.raises(ValueError, match=r"in \[0, 1\], B >= 1, got uint8"):
         adapt(microclip(tiny_backbone), toy, CONFIG, probe=probe)
     assert len(list(adapt(microclip(tiny_backbone), toy, CONFIG, probe=probe / 255))) > 3
 

@@ -423,7 +423,9 @@ def test_a_copy_of_a_method_is_another_one(tiny_backbone):
     ],
 )
 def test_what_no_file_can_hold_is_refused_before_the_run(tiny_backbone, tmp_path, refused):
-    with pytest.raises(ValueError, match=r"(gamma|lr) of the (method|schedule) must be a plain number|seed must be a"):
+    with pytest.raises(
+        ValueError, match=r"(gamma|lr) of the (method|schedule) must be a plain number|seed must be a|gamma must be a n"
+    ):
         make_run(tmp_path, tiny_backbone, **{k: v(tiny_backbone) if callable(v) else v for k, v in refused.items()})
 
 
@@ -605,3 +607,9 @@ def test_a_checkpoint_with_other_tensors_is_refused(tiny_backbone, toy):
         ValueError, match=r"2 tensors differ, first 'learned_classifier': wanted \(3, 32\), got \(4, 32\)"
     ):
         method.load_trainable_state(state)
+
+
+def test_a_place_that_cannot_be_a_folder_is_told_in_one_line(tiny_backbone, toy, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot write to folder '.*file': File exists; choose another place"):
+        Run(microclip(tiny_backbone), toy, folder=tmp_path / "file").fit()

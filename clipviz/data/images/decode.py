@@ -72,7 +72,6 @@ def _divisor(image: Image.Image) -> int:
 
 @functools.cache
 def _formats() -> list[str]:
-    """Return those of our formats that this build of Pillow has."""
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
 

@@ -132,7 +132,6 @@ class DiskCache:
             self._granted.pop(entry, None)
 
     def _reserve(self, entry: Path, size: int) -> bool:
-        """Whether so many bytes may be written."""
         with self._lock:
             if self.trouble is None and size > self._room:
                 self._room = self._make_room(size)

@@ -101,7 +101,6 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _read_npz(name: str) -> dict[str, Any]:
-    """Tensors and text of an .npz file; pickled arrays are refused."""
     with open(name, "rb") as raw:  # opened here, because numpy leaves a damaged file open
         if not zipfile.is_zipfile(raw):
             raise ValueError("it is damaged or not an .npz archive, as numpy.savez writes it")

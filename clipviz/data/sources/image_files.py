@@ -15,7 +15,7 @@ from clipviz.data.base import ImageDataset, Skipped
 from clipviz.data.images.decode import UnreadableImage, read_image
 from clipviz.data.images.pixel_cache import DiskCache, MemoryCache
 from clipviz.data.sources.layout import Layout, data_name, display_name, display_path, read_class_names, read_layout
-from clipviz.errors import one_line
+from clipviz.errors import one_line, whole_number
 from clipviz.prompts import Descriptions, check_class_names, make_prompts, short_hash
 
 Classes = str | os.PathLike[str] | Sequence[str]
@@ -35,7 +35,7 @@ class FileOptions(TypedDict, total=False):
     n: int | None
     seed: int
     cache_bytes: int
-    disk_cache: DiskCache | None
+    disk_cache: DiskCache | str | os.PathLike[str] | None
     progress: Progress | None
 
 
@@ -58,7 +58,8 @@ class ImageFileDataset(ImageDataset):
         self.prompts = make_prompts(layout.class_names, options.get("templates"), options.get("descriptions"))
         self.class_names = self.prompts.names
         self._cache = MemoryCache(options.get("cache_bytes", CACHE_BYTES))
-        self._disk = disk = options.get("disk_cache")
+        disk = options.get("disk_cache")
+        self._disk = disk = disk if isinstance(disk, DiskCache | None) else DiskCache(disk)
         if disk is not None and os.path.realpath(disk.folder).startswith(os.path.realpath(root) + os.sep):
             raise ValueError(f"the cache {os.fspath(disk.folder)!r} lies among the images; choose another place")
         self._samples, unreadable = self._open_all(layout, root, options)
@@ -180,8 +181,8 @@ def _sample(path: str) -> bytes:
 
 def check_count(n: int | None) -> None:
     """Refuse a number of images below 1."""
-    if n is not None and n < 1:
-        raise ValueError(f"n, the number of images, needs at least 1, got {n}")
+    if n is not None:
+        whole_number("n, the number of images,", n, 1)
 
 
 def drawn(total: int, n: int | None, seed: int) -> NDArray[np.int64]:

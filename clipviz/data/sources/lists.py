@@ -36,7 +36,7 @@ def is_coop_split(path: str) -> bool:
 def read_coop_split(path: str, split: str, root: str | None = None) -> tuple[Layout, str]:
     """One split of a CoOp file, and the folder of its images.
 
-    That is `root`, else the file's own or one beside the file, whichever holds the first image.
+    That is `root`, else the file's own or one beside the file, whichever holds an image.
     """
     choose("split", split, SPLITS)
     source = f"split file {display_name(path)!r}"
@@ -44,7 +44,7 @@ def read_coop_split(path: str, split: str, root: str | None = None) -> tuple[Lay
     if split not in splits:
         raise NoSuchSplit(f"{source}: has no split {split!r}; it has {', '.join(splits)}")
     layout = Layout(f"CoOp {split}", _class_names([item for items in splits.values() for item in items], source))
-    folder = _image_folder(path, splits[split][0][0].replace("\0", ""), root, source)
+    folder = _image_folder(path, [name.replace("\0", "") for name, _, _ in splits[split]], root, source)
     for name, target, _ in splits[split]:
         layout.add_listed(folder, name, target)
     return layout, folder
@@ -70,7 +70,6 @@ def _coop_items(path: str, source: str) -> dict[str, list[Item]]:
 
 
 def _class_names(items: list[Item], source: str) -> tuple[str, ...]:
-    """The class names by label; every label needs exactly one."""
     by_label: dict[int, str] = {}
     for _, label, name in items:
         if by_label.setdefault(label, name) != name:
@@ -82,14 +81,15 @@ def _class_names(items: list[Item], source: str) -> tuple[str, ...]:
     return names
 
 
-def _image_folder(path: str, first: str, root: str | None, source: str) -> str:
+def _image_folder(path: str, names: list[str], root: str | None, source: str) -> str:
     here = os.path.dirname(os.path.abspath(path))
     where = f"in {display_name(root)!r}" if root is not None else f"in {display_name(here)!r} or a folder in it"
     below = sorted(entry.path for entry in os.scandir(here) if entry.is_dir())
     for folder in [here, *below] if root is None else [root]:
-        if os.path.lexists(os.path.join(folder, first)):
+        if any(os.path.lexists(os.path.join(folder, name)) for name in names):
             return folder
-    raise ValueError(f"{source}: its first image {first!r} is not {where}; put the images there, or give root=FOLDER")
+    give = "put the images there, or give their folder (root=, --root)"
+    raise ValueError(f"{source}: none of its images, such as {names[0]!r}, is {where}; {give}")
 
 
 def read_cub(folder: str, split: str) -> Layout:

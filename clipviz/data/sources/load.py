@@ -14,7 +14,7 @@ from clipviz.data.sources.image_files import Classes, ImageFileDataset, ImageFol
 from clipviz.data.sources.layout import data_name, display_name, list_folder
 from clipviz.data.sources.lists import is_coop_split, read_coop_split
 from clipviz.data.sources.manifest import MANIFEST_SUFFIXES, read_manifest
-from clipviz.errors import unknown
+from clipviz.errors import unknown, whole_number
 from clipviz.origin import remembered
 from clipviz.prompts import Descriptions
 
@@ -35,7 +35,7 @@ def load_dataset(
     root: str | os.PathLike[str] | None = None,
     download: bool = False,
     allow_outside: bool = False,
-    disk_cache: DiskCache | None = None,
+    disk_cache: DiskCache | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> ImageDataset:
     """Load a data set.
@@ -54,13 +54,14 @@ def load_dataset(
         root: For benchmarks: the folder that holds them, see `load_benchmark`; for CoOp's files: that of the images.
         download: For benchmarks: whether to download what is missing.
         allow_outside: For manifests: whether images may lie outside the manifest's folder.
-        disk_cache: For image files: a place on disk for decoded images, see `DiskCache`.
+        disk_cache: For image files: a folder for decoded images, or a `DiskCache` with its size and theirs.
         progress: For image files: called with (files opened, files to open).
 
     Raises:
         ValueError: In one line: what was wanted, what came and what to do.
     """
     text = os.fsdecode(spec)
+    whole_number("seed", seed, 0)
     texts: dict[str, Any] = {"descriptions": descriptions, "templates": templates, "n": n, "seed": seed}
     options = texts | {"disk_cache": disk_cache, "progress": progress}
     if text == _BIRDS or text.startswith(_BIRDS + "/"):
@@ -103,14 +104,14 @@ def _refuse_classes(classes: Classes | None, who_brings: str) -> None:
 
 
 def _no_folder(text: str, folder: str) -> str:
-    """What to say of a spec that names nothing."""
     if text.lower().endswith(FEATURE_SUFFIXES):
         return f"no such file of embeddings: {text!r}; `clipviz embed` writes one from a folder of images"
     if text.lower().endswith(MANIFEST_SUFFIXES) or is_coop_split(text):
         return f"no such file: {text!r}; give an existing manifest (.csv, .parquet) or split file"
     if os.path.exists(folder):
         return (
-            f"{text!r} is a file; give the folder that holds the images, or a .csv, .parquet, .npz or .safetensors file"
+            f"{text!r} is a file; give the folder that holds the images, or a .csv, .parquet, .npz, .safetensors or "
+            "split_*.json file"
         )
     if os.path.lexists(folder):
         return f"{text!r} is a broken symbolic link; give a folder of images"

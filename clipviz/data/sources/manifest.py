@@ -63,7 +63,6 @@ def read_manifest(
 
 
 def _read_table(path: str, source: str) -> pd.DataFrame:
-    """Read the table with its columns named in lower case."""
     try:
         if path.lower().endswith(".parquet"):
             table = pd.read_parquet(path)
@@ -73,6 +72,8 @@ def _read_table(path: str, source: str) -> pd.DataFrame:
         raise ValueError(f"{source}: cannot be read ({error.strerror or one_line(error)})") from error
     except Exception as error:  # both parsers raise many kinds for a damaged file
         raise ValueError(f"{source}: {_why_no_table(error)}") from error
+    if not isinstance(table.index, pd.RangeIndex) and table.index.name is None:  # pandas takes first cells for names
+        raise ValueError(f"{source}: has rows with more cells than its first line; put names with a comma in quotes")
     columns = [str(column).strip().lower() for column in table.columns]
     for column in ("path", "label", "split"):
         if columns.count(column) > 1:
@@ -101,14 +102,16 @@ def _why_no_table(error: Exception) -> str:
 
 
 def _label(row: int, value: Any, source: str) -> str | None:
-    """A cell as text, None if it is empty."""
+    """A cell as text, numbers without ".0", as tables with gaps have them; None if it is empty or -1."""
     if isinstance(value, str):
-        return value.strip() or None
+        text = value.strip()
+        number = text.removesuffix(".0")
+        return None if number in ("", "-1") else number if number.isdecimal() else text
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return None
     try:
         if not isinstance(value, bytes) and not np.ndim(value) and value == int(value):
-            return str(int(value))
+            return None if value == UNLABELLED else str(int(value))
     except (TypeError, ValueError, OverflowError):
         pass
     raise ValueError(f"{source}: row {row} has the label {repr(value)[:80]}; labels are text or whole numbers")
@@ -128,12 +131,12 @@ def _class_names(
     if classes is None:
         check_class_names(found, source)
         return tuple(found), {label: i for i, label in enumerate(found)}
-    by_name = {normalize_name(name): i for i, name in enumerate(classes)}
+    by_name = {normalize_name(name): i for i, name in enumerate(classes)} | {name: i for i, name in enumerate(classes)}
     by_number = {str(i): i for i in range(len(classes))} if are_numbers else {}
-    class_of = {label: by_name.get(normalize_name(label), by_number.get(label)) for label in found}
+    class_of = {label: by_name.get(label, by_name.get(normalize_name(label), by_number.get(label))) for label in found}
     if unknown := [label for label, target in class_of.items() if target is None]:
-        names = listed(map(repr, unknown))
-        raise ValueError(f"{source}: labels that are not in the class list: {names}; add them to the list")
+        advice = f"its names are number 0 to {len(classes) - 1}" if are_numbers else "add them to the list"
+        raise ValueError(f"{source}: labels that are not in the class list: {listed(map(repr, unknown))}; {advice}")
     return tuple(classes), {label: target for label, target in class_of.items() if target is not None}
 
 
@@ -147,7 +150,8 @@ def _rows_of_split(table: pd.DataFrame, split: str, source: str) -> tuple[str, l
     splits = [SPLIT_FOLDERS[cell] for cell in cells]
     used = used_split(split, splits)
     if used not in splits:
-        raise NoSuchSplit(f"{source}: has no split {split!r}; it has {', '.join(sorted(set(splits)))}")
+        there = ", ".join(sorted(set(splits)))
+        raise NoSuchSplit(f"{source}: has no split {split!r}; it has {there}; leave the column out to use all rows")
     return used, [i for i, name in enumerate(splits) if name == used]
 
 
