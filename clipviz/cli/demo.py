@@ -38,9 +38,8 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace, names: list[str], out: Path, begun: float) -> None:
-    data, evaluation = (
-        load_dataset(f"birds/{args.domain}", split, seed=args.seed, n=n) for split, n in DEMO_IMAGES.items()
-    )
+    domain = f"birds/{args.domain}"
+    data, evaluation = (load_dataset(domain, split, seed=args.seed, n=n) for split, n in DEMO_IMAGES.items())
     backbone = load_backbone("birds")
     zero_shot = zero_shot_accuracy(backbone, evaluation.prompts, evaluation)
     traces, rows = [], []

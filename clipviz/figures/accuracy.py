@@ -109,8 +109,9 @@ def per_class_accuracy_info(trace: Trace) -> PerClassAccuracy:
 def draw_per_class_accuracy(info: PerClassAccuracy) -> go.Figure:
     """A dumbbell per class from before to after; of many classes the most gained and the most lost."""
     title = "Accuracy of each class, before and after"
-    if info.epochs is None:
-        return style.empty_chart(title, "No evaluation image has a true label.", "accuracy (%)", "class")
+    if info.epochs is None or info.epochs[0] == info.epochs[1]:
+        why = "Accuracy was measured only once." if info.epochs else "No evaluation image has a true label."
+        return style.empty_chart(title, why, "accuracy (%)", "class")
     n, half = len(info.names), _PER_CLASS_ROWS // 2
     shown = np.arange(n) if n <= _PER_CLASS_ROWS else np.r_[:half, n - half : n]
     if n > len(shown):

@@ -25,7 +25,7 @@ def image_table(trace: Trace, split: str = "eval", epoch: int | None = None) -> 
 
     Args:
         trace: the run.
-        split: "eval": predictions on the evaluation images; "train": pseudo-labels of the training images.
+        split: "eval": predictions on the evaluation images; "train": pseudo-labels, of a stream all until then.
         epoch: -1 is before training; the last one by default. Predictions are those of the last measurement up to it.
 
     Returns:
@@ -34,8 +34,9 @@ def image_table(trace: Trace, split: str = "eval", epoch: int | None = None) -> 
     """
     name, column, part = SPLITS[choose("split", split, SPLITS)]
     table, epoch = getattr(trace, name), trace.final_epoch if epoch is None else epoch
-    at = table.loc[table["epoch"] <= epoch, "epoch"].max() if split == "eval" else epoch
-    rows = table[table["epoch"] == at].drop_duplicates("index").set_index("index").rename(columns={column: "label"})
+    at = table.loc[table["epoch"] <= epoch, "epoch"].max()
+    rows = table[table["epoch"] == at] if split == "eval" else trace.guesses(epoch)
+    rows = rows.drop_duplicates("index").set_index("index").rename(columns={column: "label"})
     before, flips = _history(table, column, epoch)
     files = [trace.file_name(index, part) or "" for index in rows.index]
     return rows[["label", "confidence", "target"]].assign(
@@ -66,7 +67,7 @@ def _deciders(trace: Trace, split: str, epoch: int) -> pd.Series:
     """Who decided the pseudo-labels of an epoch, by position; evaluation images have one if they are learned from."""
     if split == "eval" and trace.meta.get("accuracy_is") != "transductive":
         return pd.Series(dtype=object)
-    rows = trace.samples[trace.samples["epoch"] == epoch].drop_duplicates("index")
+    rows = trace.guesses(epoch).drop_duplicates("index")
     return decided(trace, rows).set_axis(rows["index"])
 
 
@@ -82,11 +83,11 @@ def decided(trace: Trace, samples: pd.DataFrame) -> pd.Series:
 
 def disputed_rows(trace: Trace, epoch: int) -> pd.DataFrame:
     """Those samples of an epoch that sources call different classes, first where even the least sure is sure."""
-    sources, samples = source_names(trace), trace.samples
+    sources, samples = source_names(trace), trace.guesses(epoch)
     if len(sources) < 2:
         return samples[:0]
     labels, confidence = ([f"{name}_{what}" for name in sources] for what in ("label", "confidence"))
-    rows = samples[samples["epoch"] == epoch].dropna(subset=[*labels, *confidence])
+    rows = samples.dropna(subset=[*labels, *confidence])
     rows = rows[rows[labels].where(rows[labels] >= 0).nunique(axis=1) > 1]
     return rows.iloc[np.argsort(-rows[confidence].min(axis=1).to_numpy(), kind="stable")]
 

@@ -84,9 +84,8 @@ class MicroCLIPConfig:
     schedule: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
-        base.check_constants(
-            self, shares="gamma rho", positive="crop_temperature", crops=1, fairness_weight=0, soap_lr_scale=0
-        )
+        base.check_constants(self, shares="gamma rho", positive="crop_temperature", crops=1)
+        base.check_constants(self, fairness_weight=0, soap_lr_scale=0)
 
 
 _OFFICIAL = MicroCLIPConfig(full_density=1.0, name_embedding="raw", fill=(0, 0, 0))
@@ -221,9 +220,8 @@ class MicroCLIP(Method):
         self.static_classifier = nn.Buffer(description_classifier(descriptions, names))
         self.learned_classifier = nn.Parameter(base.text_classifier(backbone, self.sentences))
         identity = torch.eye(backbone.width, device=backbone.device)
-        self.w_query, self.w_key, self.w_value = (
-            nn.Parameter(identity.clone(), requires_grad=self.config.soap) for _ in range(3)
-        )
+        matrices = (nn.Parameter(identity.clone(), requires_grad=self.config.soap) for _ in range(3))
+        self.w_query, self.w_key, self.w_value = matrices
         # Running mean of the predicted probabilities and the number of steps in it, both per epoch.
         self.mean_probs = nn.Buffer(torch.zeros(len(self.class_names), device=backbone.device))
         self.mean_steps = nn.Buffer(torch.zeros((), device=backbone.device))

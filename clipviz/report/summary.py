@@ -71,8 +71,6 @@ def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Ro
     accuracy = last_value(trace, "accuracy")
     before = _finite(trace.metric("accuracy").get(-1))
     start = before if base is None else base
-    is_stream = trace.meta.get("labels_are") == "online"  # whose epochs are slices of the images
-    final = trace.samples[is_stream | (trace.samples["epoch"] == trace.samples["epoch"].max())]
     return Row(
         label,
         accuracy,
@@ -81,7 +79,7 @@ def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Ro
         calibration_error(trace),
         calibration_error(trace, -1),
         label_accuracy(trace),
-        float(final["confidence"].mean()) if len(final) else None,
+        _finite(trace.guesses()["confidence"].mean()),
         _changed(trace),
         _finite(trace.meta.get("seconds")),
         last_value(trace, "cache_size") is not None and last_value(trace, "pseudo_label_accuracy") is not None,

@@ -196,6 +196,12 @@ class Trace:
         rows = self.epochs[self.epochs["metric"] == name]
         return rows.set_index("epoch")["value"].sort_index().rename(name)
 
+    def guesses(self, epoch: int | None = None) -> pd.DataFrame:
+        """Samples of an epoch (the last); of a stream, whose epochs are slices of it, of all slices until then."""
+        epochs, is_stream = self.samples["epoch"], self.meta.get("labels_are") == "online"
+        epoch = epochs.max() if epoch is None else epoch
+        return self.samples[(epochs == epoch) | (is_stream & (epochs < epoch))]
+
     def equals(self, other: Trace) -> bool:
         """Whether both hold the same tables, arrays and metadata, types included."""
 

@@ -178,9 +178,8 @@ def difference(key: str, was: Any, now: Any) -> str:
         others = [name for name in dict.fromkeys((*now, *was)) if was.get(name) != now.get(name)]
         if "contents" not in now:
             return difference(f"{key}.{others[0]}", was.get(others[0]), now.get(others[0]))
-        shown = {
-            name: f" (was {was.get(name)!r}, now {now.get(name)!r})" for name in ("name", "split", "number of images")
-        }
+        names = ("name", "split", "number of images")
+        shown = {name: f" (was {was.get(name)!r}, now {now.get(name)!r})" for name in names}
         return f"{key} differs in {', '.join(name + shown.get(name, '') for name in others)}"
     was, now = ("given" if isinstance(value, dict) else one_line(repr(value), 60) for value in (was, now))
     return f"{key} was {was}, now it is {now}"

@@ -48,9 +48,8 @@ class Recorder:
         start = trace or Trace()
         self._is_resumed = trace is not None
         self.meta: dict[str, Any] = dict(start.meta)
-        self._tables: dict[str, list[pd.DataFrame]] = {
-            name: [table] if len(table := getattr(start, name)) else [] for name in TABLES
-        }
+        tables = ((name, getattr(start, name)) for name in TABLES)
+        self._tables: dict[str, list[pd.DataFrame]] = {name: [table] if len(table) else [] for name, table in tables}
         fixed = dict(start.arrays)
         self._growing = {name: list(fixed.pop(name)) for name in start.arrays if is_by_epoch(name)}
         begun = bool(self._growing) or len(start.epochs) > 0

@@ -238,9 +238,8 @@ def held_chart(trace: Trace) -> Chart:
 
 
 def _by_epoch(lines: Mapping[str, tuple[Look, pd.Series]], part: Part) -> dict[str, Any]:
-    series = [
-        Series(name, look, line.index.to_numpy(), line.to_numpy()) for name, (look, line) in lines.items() if len(line)
-    ]
+    known = ((name, look, line) for name, (look, line) in lines.items() if len(line))
+    series = [Series(name, look, line.index.to_numpy(), line.to_numpy()) for name, look, line in known]
     epochs = sorted({int(epoch) for line in series for epoch in line.x})
     return {"series": series, "ticks": [(epoch, part.tick(epoch)) for epoch in epochs]}
 

@@ -15,7 +15,7 @@ from synthetic import empty_trace, synthetic_comparison, synthetic_trace
 
 from clipviz import figures
 from clipviz.figures.static import pixels
-from clipviz.figures.style import MAX_LABELS, escape, shorten
+from clipviz.figures.style import MAX_LABELS, escape, is_empty, shorten
 
 NAMES = [name for name in figures.__all__ if f"{name}_info" in figures.__all__]
 HOSTILE = [
@@ -114,6 +114,20 @@ def test_pointing_at_a_change_does_not_call_it_a_cosine():
     after, change = figures.prototype_similarity(synthetic_trace()).data
     assert after.hovertemplate.startswith("cosine ")
     assert change.hovertemplate.startswith("change of the cosine ")
+
+
+def test_ticks_of_a_small_change_differ():
+    trace = synthetic_trace()
+    trace.arrays = {name: array for name, array in trace.arrays.items() if not name.startswith("snapshot/")}
+    trace.arrays["snapshot/still"] = np.ones((2, 3, 4)) + np.eye(4)[:3]
+    for bar in (drawn.colorbar for drawn in figures.prototype_similarity(trace).data):
+        assert [float(text) for text in bar.ticktext] == pytest.approx([tick / 100 for tick in bar.tickvals], abs=5e-4)
+
+
+def test_one_measurement_has_no_before_and_after():
+    trace = synthetic_trace()
+    trace.predictions = trace.predictions[trace.predictions["epoch"] == -1]
+    assert is_empty(figures.per_class_accuracy(trace))
 
 
 def test_axes_are_in_the_order_of_their_panels():

@@ -57,6 +57,15 @@ def test_flips_are_those_up_to_the_epoch():
         image_table(trace, "test")
 
 
+def test_a_stream_is_listed_as_far_as_it_has_come():
+    trace = small(labels_are="online")
+    trace.samples = trace.samples.drop_duplicates("index", keep="last")  # each image comes once: 2, then 0 and 1
+    assert image_table(trace, "train", 0).index.tolist() == [2]
+    table = image_table(trace, "train", 5)  # slices at the end may be empty
+    assert table["label"].to_dict() == {2: 2, 0: 1, 1: 1}
+    assert table["decider"].to_dict() == {2: "neither", 0: "dynamic", 1: "all agree"}
+
+
 def test_pseudo_labels_and_who_decided_them():
     table = image_table(small(), "train", 0)
     assert table["decider"].tolist() == ["static", "all agree", "neither"]

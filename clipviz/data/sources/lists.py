@@ -99,9 +99,8 @@ def read_cub(folder: str, split: str) -> Layout:
         for name in ("classes", "images", "image_class_labels", "train_test_split")
     )
     order = {number: target for target, number in enumerate(sorted(classes, key=int))}
-    layout = Layout(
-        f"official {split}", tuple(classes[number].partition(".")[2] or classes[number] for number in order)
-    )
+    names = tuple(classes[number].partition(".")[2] or classes[number] for number in order)
+    layout = Layout(f"official {split}", names)
     for number, name in images.items():
         if number not in in_train or labels.get(number) not in order:
             raise ValueError(f"image {number} of images.txt has no class of classes.txt, or no split")
