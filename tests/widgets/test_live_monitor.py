@@ -240,7 +240,7 @@ def test_scripts_get_one_line_per_epoch(make_run, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("before training")
-    assert lines[3].startswith("epoch 3 of 3")
+    assert lines[3].startswith("3 of 3 epochs")
     assert "(diagnostic only)" in lines[3]
 
 
