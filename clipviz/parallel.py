@@ -203,7 +203,6 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
 
 
 def _kind(device: str | None, devices: int) -> str:
-    """Where several processes compute, checked: "cuda" or "cpu"."""
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind not in ("cuda", "cpu"):
         raise ValueError(f"several processes need --device cuda or --device cpu, got {kind!r}; leave the number out")

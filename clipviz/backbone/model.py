@@ -181,7 +181,6 @@ class Backbone(nn.Module):
         return [images] if n < 2 or any(map(is_watched, self.visual.modules())) else images.tensor_split(n)
 
     def _float(self, x: Tensor) -> Tensor:
-        """What autocast made bfloat16, as float32."""
         return x if self.precision == "32" else x.float()
 
     @contextmanager

@@ -44,6 +44,9 @@ def adapt(args: argparse.Namespace) -> None:
         folder.unlock()
     if not ranks.is_first:
         return
+    if trace.meta["status"] == "stopped":  # by clipviz watch, which says so
+        print(f"stopped after {trace.final_epoch + 1} of {trace.meta['epochs']} epochs and saved; --resume continues")
+        return
     results = results_of(trace)
     print(summary([results]))
     if results["accuracy"] is None:

@@ -11,11 +11,11 @@ from clipviz.backbone import load_backbone
 from clipviz.cli.adapt import run_one
 from clipviz.cli.table import summary
 from clipviz.data import load_dataset
-from clipviz.errors import choose, inert
+from clipviz.errors import choose, inert, parse_json
 from clipviz.files import prepare_folder, write_text
 from clipviz.methods import METHODS
 from clipviz.report import write_report
-from clipviz.training.run_folder import RunFolder, results_of, zero_shot_accuracy
+from clipviz.training.run_folder import CONFIG, RunFolder, results_of, zero_shot_accuracy
 
 DEMO_IMAGES = {"train": 600, "test": 480}
 DEMO_EPOCHS = {"dpa": 5, "microclip": 6}
@@ -32,6 +32,11 @@ def demo(args: argparse.Namespace) -> None:
     out = RunFolder(prepare_folder(args.out))
     out.lock()
     try:
+        for config in [place for name in names if (place := out.path / name / CONFIG).is_file()]:
+            if not str(data := parse_json(config.read_text("utf-8")).get("data")).startswith("birds"):
+                raise ValueError(
+                    f"{config.parent} holds a run on {data}, which the demo would replace; choose another --out"
+                )
         _demo(args, names, out.path, begun)
     finally:
         out.unlock()

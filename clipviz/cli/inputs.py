@@ -79,12 +79,13 @@ def data_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of a command that are arguments of `load_dataset`."""
     names = ("classes", "descriptions", "root", "download", "allow_outside")
     if args.cache_dir is not None and "disk_cache" not in args:  # one for all the images of a command
+        refuse_among_images(args.cache_dir, args.data, getattr(args, "eval_data", None), option="--cache-dir")
         args.disk_cache = DiskCache(args.cache_dir, args.cache_gb, args.cache_side)
     cache = getattr(args, "disk_cache", None)
     return {**{name: getattr(args, name) for name in names}, "disk_cache": cache, "progress": opening()}
 
 
-def refuse_among_images(folder: str | Path, *specs: str | None) -> None:
+def refuse_among_images(folder: str | Path, *specs: str | None, option: str = "--out") -> None:
     """Refuse to make a folder in a folder of images: from then on it would be taken for one of their classes."""
     place = Path(folder).resolve()
     for spec in filter(None, specs):
@@ -92,7 +93,7 @@ def refuse_among_images(folder: str | Path, *specs: str | None) -> None:
         if images.is_dir() and place.is_relative_to(images.resolve()):
             raise ValueError(
                 f"{str(folder)!r} lies in the folder of images {spec!r}, where it would be taken for a class; "
-                "choose another place for --out"
+                f"choose another place for {option}"
             )
 
 

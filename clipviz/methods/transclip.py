@@ -293,7 +293,6 @@ class TransCLIP(GatheredMethod):
         self.passes.add_(1)
 
     def _sum_of(self, embeddings: Tensor, pulls: Tensor) -> dict[str, Tensor]:
-        """The addends of (6)."""
         likelihood = log_likelihood(embeddings, self.prototypes, self.variances)
         text = self.config.text_weight * self.text_logits(embeddings)
         return {"zero_shot": text, "gaussian": likelihood / self.config.temperature, "neighbors": pulls}

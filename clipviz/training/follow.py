@@ -242,7 +242,6 @@ class FollowedRun:
         return self._clock() - self._beat[1] < _DEAD_AFTER
 
     def _read_live(self) -> dict[str, Any]:
-        """What the beacon told last; nothing where there is none."""
         path = self.folder / LIVE
         try:
             with path.open("rb") as file:

@@ -258,7 +258,6 @@ class OpenedRun:
 
     @_shared
     def _workbench(self) -> Method:
-        """One method for the questions about all epochs."""
         return self._build()
 
     def _build(self) -> Method:

@@ -142,7 +142,6 @@ class CompareExplorer(ImageExplorer):
 
 
 def _opened(run: Any) -> tuple[Trace, Any]:
-    """A trace, and what answers for its model, or None."""
     if isinstance(run, str | os.PathLike):
         from clipviz.training.opened import open as open_run  # with the model, where that can be had
 

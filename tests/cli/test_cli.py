@@ -29,6 +29,7 @@ from clipviz.cli import main as cli
 from clipviz.cli.options import COMMANDS
 from clipviz.methods import METHODS
 from clipviz.trace import Trace
+from clipviz.training.run import Run
 from clipviz.training.run_folder import RunFolder, results_of, zero_shot_accuracy
 
 RESULTS = {
@@ -245,6 +246,8 @@ def test_a_run_among_the_images_would_be_a_class_of_theirs(photos, place, capfd)
     assert re.search("lies in the folder of images .* taken for a class; choose another", capfd.readouterr().err)
     assert cli.main(["embed", "--model", "birds", "--data", str(photos), "--out", str(photos / "new" / "x.npz")]) == 2
     assert "lies in the folder of images" in capfd.readouterr().err
+    assert cli.main(adapt("--cache-dir", photos / "cache", data=photos, out=photos.parent / "run")) == 2
+    assert "choose another place for --cache-dir" in capfd.readouterr().err
     assert sorted(path.name for path in photos.iterdir()) == ["blue square", "green square", "red square"]
 
 
@@ -454,6 +457,31 @@ def vanish(run, photos):
     for picture in photos.rglob("*.png"):
         picture.unlink()
     return run.adaptation.dataset.image(0)
+
+
+def test_a_run_that_was_stopped_by_an_order_is_not_told_as_if_it_were_whole(photos, tmp_path, capfd, monkeypatch):
+    fit = Run.fit
+    monkeypatch.setattr(Run, "fit", lambda run: run.stop() or fit(run))
+    (photos / "red square" / "broken.jpg").unlink()
+    assert cli.main(adapt("--epochs", 3, method="dpa", data=photos, out=tmp_path / "run")) == 0
+    assert capfd.readouterr().out == "stopped after 0 of 3 epochs and saved; --resume continues\n"
+
+
+def test_an_order_beside_another_is_refused_instead_of_forgotten(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["watch", "run", "--set", "gamma=0.3", "--pause"])
+    assert stop.value.code == 2
+    assert "argument --pause: not allowed with argument --set" in capsys.readouterr().err
+
+
+def test_a_demo_does_not_replace_a_run_on_images_of_ones_own(tmp_path, capfd):
+    (tmp_path / "dpa").mkdir()
+    (tmp_path / "dpa" / "config.json").write_text('{"data": "photos"}')
+    assert cli.main(["demo", "--out", str(tmp_path), "--methods", "zero_shot,dpa"]) == 2
+    assert capfd.readouterr().err.endswith(
+        "dpa holds a run on photos, which the demo would replace; choose another --out\n"
+    )
+    assert os.listdir(tmp_path) == ["dpa"]
 
 
 def test_ctrl_c_is_status_130_in_one_line(photos, tmp_path, capfd, monkeypatch):

@@ -246,6 +246,10 @@ def test_a_bad_file_is_bad_with_a_cache_too(photos, tmp_path):
 def test_what_cannot_be_is_one_line(photos, tmp_path):
     with pytest.raises(ValueError, match="lies among the images; choose another place"):
         load_dataset(photos, disk_cache=DiskCache(photos / "cache"))
+    (photos / "cache").rmdir()
+    with pytest.raises(ValueError, match="lies among the images; choose another place"):
+        load_dataset(photos, disk_cache=photos / "cache")
+    assert not (photos / "cache").exists()  # or it would be a class from now on
     with pytest.raises(ValueError, match="cannot write to folder"):
         DiskCache(photos / "owl" / "0.png")
     for options in ({"gigabytes": 0}, {"gigabytes": float("nan")}, {"side": 0}):

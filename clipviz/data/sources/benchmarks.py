@@ -164,7 +164,6 @@ def _make_sure(benchmark: Benchmark, root: str, split: str, download: bool) -> N
 
 
 def _torchvision(benchmark: Benchmark, root: str, split: str, *, download: bool = False) -> Any:
-    """Torchvision's data set of a split, with one kind of error."""
     which = {"train": split == "train"} if benchmark.reader == "arrays" else {"split": split}
     try:
         if benchmark.needs:

@@ -59,9 +59,10 @@ class ImageFileDataset(ImageDataset):
         self.class_names = self.prompts.names
         self._cache = MemoryCache(options.get("cache_bytes", CACHE_BYTES))
         disk = options.get("disk_cache")
-        self._disk = disk = disk if isinstance(disk, DiskCache | None) else DiskCache(disk)
-        if disk is not None and os.path.realpath(disk.folder).startswith(os.path.realpath(root) + os.sep):
-            raise ValueError(f"the cache {os.fspath(disk.folder)!r} lies among the images; choose another place")
+        folder = getattr(disk, "folder", disk)
+        if folder is not None and os.path.realpath(folder).startswith(os.path.realpath(root) + os.sep):
+            raise ValueError(f"the cache {os.fspath(folder)!r} lies among the images; choose another place")
+        self._disk = disk if isinstance(disk, DiskCache | None) else DiskCache(disk)
         self._samples, unreadable = self._open_all(layout, root, options)
         self.skipped = layout.skipped + unreadable
         if not self._samples:
@@ -122,7 +123,6 @@ class ImageFileDataset(ImageDataset):
         return dict(sorted(kept.items())), unreadable
 
     def _open(self, path: str) -> bytes | str:
-        """Decode a file; a sample of it, or why there is none."""
         try:
             self._cache.offer(path, self._decode(path))
             return _sample(path)

@@ -141,7 +141,6 @@ def read_resisc45(folder: str, split: str) -> Layout:
 
 
 def _resisc_list(folder: str, split: str) -> tuple[str, list[str] | None]:
-    """The name of the split that is used, and the file names in it."""
     beside = os.path.dirname(os.path.abspath(folder))
     lists = {
         name: path

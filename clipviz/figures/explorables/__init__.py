@@ -30,7 +30,6 @@ def html(kind: str, data: dict[str, Any], **picture: str) -> str:
 
 
 def _show(kind: str, figure: Figure, data: dict[str, Any]) -> None:
-    """Two outputs: the picture and the HTML."""
     from IPython.display import display
 
     show(figure)
