@@ -34,12 +34,7 @@ from clipviz.figures.prototypes import (
     prototype_similarity_info,
 )
 from clipviz.figures.saliency import draw_saliency_grid, saliency_grid_info
-from clipviz.figures.sources import (
-    draw_gamma_what_if,
-    draw_source_decisions,
-    gamma_what_if_info,
-    source_decisions_info,
-)
+from clipviz.figures.sources import draw_gamma_what_if, draw_source_decisions, gamma_what_if_info, source_decisions_info
 from clipviz.figures.style import figure_of, is_trained, method_style
 from clipviz.figures.why import why_wrong_info
 from clipviz.figures.why_page import draw_why_wrong

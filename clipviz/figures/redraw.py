@@ -7,9 +7,6 @@ horizontal legend. Anything else is refused by name, never left out silently.
 
 import html
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +19,8 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import MultipleLocator
 
-from clipviz.figures.style import DASHES, MARKERS, WIDTH
+from clipviz.figures.fonts import lettered
+from clipviz.figures.style import DASHES, MARKERS, WIDTH, length
 
 _DPI = 100
 _POINT = 72 / _DPI  # points in a pixel
@@ -41,16 +39,7 @@ def redraw(figure: go.Figure) -> Figure:
             f"a static picture can hold scatter, bar and heatmap traces, got {', '.join(sorted(kinds))}; "
             "show this figure in a live notebook or in the report"
         )
-    with letters_as_boxes():
-        return _Redrawing(figure).figure
-
-
-@contextmanager
-def letters_as_boxes() -> Iterator[None]:
-    """Letters that the font lacks become boxes, which says as much as a warning on a terminal would."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
+    return _Redrawing(figure).figure
 
 
 class _Redrawing:
@@ -75,7 +64,8 @@ class _Redrawing:
             self._axis(axes, name, 1)
         self._legend()
         self._place()
-        self._make_room()
+        with lettered(self.figure):
+            self._make_room()
         self._lines()
         self._texts()
         for text in self.figure.findobj(Text):
@@ -274,7 +264,7 @@ class _Redrawing:
         if self.layout.showlegend is False or not shown:
             return
         labels = [plain(trace.name) for trace in shown]
-        widest = 7.4 * max(len(label) for label in labels) + 58  # pixels of an entry in this font
+        widest = 7.4 * max(map(length, labels)) + 58  # pixels of an entry in this font
         columns = max(1, min(len(shown), int((self.size[0] - self.margin[0]) / widest)))
         order = [i for column in range(columns) for i in range(column, len(shown), columns)]  # plotly fills rows
         self.figure.legend(

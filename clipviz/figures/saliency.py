@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import NamedTuple
@@ -119,7 +118,7 @@ def draw_saliency_grid(info: SaliencyGrid) -> Figure:
     rows = []
     for row, name in enumerate(style.apart(info.titles, 56)):
         top, parts = _HEAD + row * cell, None if info.parts is None else info.parts[row]
-        page.write(_LEFT - 8, top + cell / 2, textwrap.fill(name, 14), ha="right", va="center", ma="center")
+        page.write(_LEFT - 8, top + cell / 2, style.folded(name, 14), ha="right", va="center", ma="center")
         maps = [column._replace(values=column.values[row]) for column in info.columns]
         rows.append(squares(info.images[row], parts, maps, side=cell - 4))
     show_rows(page, _LEFT, _HEAD, cell - 4, rows)

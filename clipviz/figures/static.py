@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import plotly.graph_objects as go
-from fontTools.subset import Subsetter
-from fontTools.ttLib import TTFont
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont
-from matplotlib.text import Text
 from PIL import Image
 
 from clipviz.errors import choose
-from clipviz.figures.redraw import letters_as_boxes, plain, redraw
+from clipviz.figures.fonts import fonts_of, lettered, style_sheet
+from clipviz.figures.redraw import plain, redraw
 from clipviz.files import writing
 
 #: What a format calls the time, which would make two files of one figure differ.
@@ -99,32 +96,13 @@ def save(figure: go.Figure | Figure | HasPicture, path: str | os.PathLike[str], 
 
 def _rendered(figure: Figure, kind: str, dpi: float) -> bytes:
     metadata, buffer = {"Title": _title(figure), _TIMES[kind]: None} if kind in _TIMES else None, io.BytesIO()
-    with letters_as_boxes(), rc_context(_AS_TEXT):
-        figure.savefig(buffer, format=kind[1:], facecolor="white", dpi=dpi, metadata=metadata)
+    with lettered(figure):
+        # PostScript outlines, which matplotlib would call TrueType and some readers not show, as Type 3: text as well.
+        type_3: dict[Any, Any] = {"pdf.fonttype": 3} if any("glyf" not in font for font, _ in fonts_of(figure)) else {}
+        with rc_context({**_AS_TEXT, **type_3}):
+            figure.savefig(buffer, format=kind[1:], facecolor="white", dpi=dpi, metadata=metadata)
     content = buffer.getvalue()
-    return content.replace(b"</style>", _faces(figure) + b"</style>", 1) if kind == ".svg" else content
-
-
-def _faces(figure: Figure) -> bytes:
-    """Style sheet of the fonts of a figure, each with the letters that it needs."""
-    letters: dict[str, set[str]] = {}
-    for text in figure.findobj(Text):
-        letters.setdefault(findfont(text.get_fontproperties()), set()).update(text.get_text())
-    faces = ""
-    for path, used in letters.items():
-        font, buffer = TTFont(path, fontNumber=0, recalcTimestamp=False), io.BytesIO()
-        for table in {"FFTM", "GSUB", "GPOS", "GDEF", "kern"} & {*font.keys()}:
-            del font[table]  # a subsetter that is told to do so reads them first, which takes longer than all else
-        subsetter = Subsetter()
-        subsetter.populate(text="".join(used))
-        subsetter.subset(font)
-        font.flavor = "woff"
-        font.save(buffer)
-        source = f"data:font/woff;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        name, slant = font["name"].getDebugName(1), "italic" if font["post"].italicAngle else "normal"
-        look = f"font-family:'{name}';font-weight:{font['OS/2'].usWeightClass};font-style:{slant}"
-        faces += f"\n@font-face{{{look};src:url({source})}}"
-    return faces.encode()
+    return content.replace(b"</style>", style_sheet(figure) + b"</style>", 1) if kind == ".svg" else content
 
 
 def png(figure: Figure) -> bytes:
@@ -140,7 +118,7 @@ def jpeg(figure: Figure) -> bytes:
 def pixels(figure: Figure, dpi: float | None = None) -> Image.Image:
     """The figure as RGB."""
     buffer, inches = io.BytesIO(), figure.get_size_inches()
-    with letters_as_boxes():
+    with lettered(figure):
         figure.savefig(buffer, format="rgba", facecolor="white", dpi=dpi or figure.dpi)
     size = tuple((inches * (dpi or figure.dpi)).astype(int).tolist())
     return Image.frombytes("RGBA", size, buffer.getvalue()).convert("RGB")

@@ -11,6 +11,7 @@ import inspect
 import json
 import textwrap
 import tomllib
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -38,6 +39,9 @@ SIMILARITY_COLORS, CHANGE_COLORS = "Cividis", "PuOr"
 MAX_LABELS = 32
 #: Pixels of a figure's width, the text column of a notebook; points of its ordinary letters, 13 pixels.
 WIDTH, FONT = 900, 9.5
+
+#: Invisible, and as a letter from left to right for the order of what is beside it.
+_LEFT_TO_RIGHT = "\u200e"
 
 #: Dashes and markers by plotly's names, which the scripts of the widgets know too, and what matplotlib calls them.
 DASHES: dict[str | None, Any] = {
@@ -130,15 +134,34 @@ def is_trained(trace: Trace) -> bool:
     return len(trace.steps) > 0 or bool(trace.meta.get("labels_are"))
 
 
+def _on_one_line(text: object) -> str:
+    """Without orders to a terminal; what is written from right to left keeps numbers and arrows beside it in place."""
+    plain = inert(" ".join(str(text).split())).replace(r"\u200e", _LEFT_TO_RIGHT)
+    if plain.isascii() or not any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in plain):
+        return plain
+    return f"{_LEFT_TO_RIGHT}{plain.strip(_LEFT_TO_RIGHT)}{_LEFT_TO_RIGHT}"
+
+
 def escape(text: object) -> str:
     """`text` for plotly: shown letter by letter, no markup, no formula, on one line."""
-    return html.escape(inert(" ".join(str(text).split())), quote=False).replace("$", "&#36;")
+    return html.escape(_on_one_line(text), quote=False).replace("$", "&#36;")
+
+
+def length(text: str) -> float:
+    """The room that a text takes, in ordinary letters: those of Chinese, Japanese, Korean, and emoji, are wider."""
+    return len(text) + 0.6 * sum(unicodedata.east_asian_width(letter) in ("F", "W") for letter in text)
+
+
+def letters_in(width: int, text: str) -> int:
+    """How many letters of a text there is room for instead of so many ordinary ones."""
+    return int(width * len(text) / length(text)) if text else width
 
 
 def shorten(text: object, width: int = 26) -> str:
     """`text` on one line, cut in the middle so that both of its ends can be read."""
-    plain, keep = inert(" ".join(str(text).split())), width - 1
-    return plain if len(plain) <= width else f"{plain[: keep - keep // 2]}…{plain[-(keep // 2) :]}"
+    plain = _on_one_line(text)
+    keep = letters_in(width, plain) - 1
+    return plain if len(plain) <= keep + 1 else f"{plain[: keep - keep // 2]}…{plain[-(keep // 2) :]}"
 
 
 def apart(names: Sequence[str], width: int = 26) -> list[str]:
@@ -158,6 +181,7 @@ def apart(names: Sequence[str], width: int = 26) -> list[str]:
 
 def _cut(name: str, alike: set[str], width: int) -> str:
     """The beginning of a name, and it from where the first of those that are alike has another letter."""
+    width = letters_in(width, name)
     start = next(i for i in range(len(name) + 1) if len({other[i : i + 1] for other in alike}) > 1)
     word = name.rfind(" ", 0, start) + 1
     start = word if start - word <= width // 3 else start
@@ -168,6 +192,11 @@ def _cut(name: str, alike: set[str], width: int) -> str:
 def short_names(names: Sequence[str], width: int = 26) -> list[str]:
     """Names for plotly, see `apart`: shortened, then escaped."""
     return [escape(name) for name in apart(names, width)]
+
+
+def folded(name: str, width: int) -> str:
+    """A name in lines of so many ordinary letters at most."""
+    return textwrap.fill(name, letters_in(width, name))
 
 
 def class_name(names: Sequence[str], label: int) -> str:
@@ -286,20 +315,9 @@ class Page:
         self.figure.text(*place, text, **{"fontsize": size, "va": "top", "parse_math": False, **more})
 
 
-def true_marked(name: str, is_target: bool) -> tuple[str, str]:
-    """Name and weight of a class: the true one is bold behind a tick."""
-    return (f"✓ {name}", "bold") if is_target else (name, "normal")
-
-
-def no_image(axes: Axes, why: str, size: float = FONT) -> None:
-    """A gray field that says why no image is there."""
-    bare(axes).set_facecolor("#f0f0f0")
-    axes.text(0.5, 0.5, why, ha="center", va="center", fontsize=size, color="#555", transform=axes.transAxes)
-
-
 def fitting(text: str, room: float, weight: str = "normal", most: float = 9.5) -> float:
     """The size in points at which a text of a picture fits into so many pixels, from 6 to `most`."""
-    return min(most, max(6.0, room / (0.86 + 0.1 * (weight == "bold")) / max(len(text), 1)))
+    return min(most, max(6.0, room / (0.86 + 0.1 * (weight == "bold")) / max(length(text), 1)))
 
 
 def bare(axes: Axes) -> Axes:

@@ -87,20 +87,12 @@ def why_wrong_info(trace: Trace, position: int = 0, group: str = "highlights", n
     maps = {kind: array[:, position] if is_followed else array[position][None] for kind, array in images.maps.items()}
     classes = _classes(trace, _probs(trace, images, position), target, n_classes)
     return WhyWrong(
-        number,
-        images.images[position],
-        class_name(trace.class_names, target) if target >= 0 else None,
-        None if images.parts is None else images.parts[position],
-        _maps(maps),
-        classes,
-        _examples(trace, classes),
-        [] if is_followed else _cache(trace, position),
-        [] if is_followed else _sentences(trace, position, target),
-        timeline_info(trace, f"eval/{number}"),
-        _strip(maps) if is_followed else [],
-        trace.file_name(number),
+        number, images.images[position], class_name(trace.class_names, target) if target >= 0 else None,
+        None if images.parts is None else images.parts[position], _maps(maps), classes, _examples(trace, classes),
+        [] if is_followed else _cache(trace, position), [] if is_followed else _sentences(trace, position, target),
+        timeline_info(trace, f"eval/{number}"), _strip(maps) if is_followed else [], trace.file_name(number),
         trace.meta.get("sources") or (),
-    )
+    )  # fmt: skip
 
 
 def _probs(trace: Trace, images: ImageGroup, position: int) -> dict[str, np.ndarray]:

@@ -111,7 +111,7 @@ def _names(items: Sequence[ClassProbs | Example | CacheEntry | Sentences], width
 
 def _write_class(page: style.Page, top: float, name: str, is_target: bool) -> None:
     """A class in the column on the left: the true one is bold, and wider for it."""
-    text, weight = style.true_marked(name, is_target)
+    text, weight = (f"✓ {name}", "bold") if is_target else (name, "normal")
     lines = textwrap.wrap(text, max(22, len(text) // 2 + 6)) if len(text) > 30 else [text]
     page.write(8, top, "\n".join(lines), style.fitting(max(lines, key=len), 180, weight), weight=weight)
 
@@ -122,10 +122,12 @@ def _draw_examples(page: style.Page, info: WhyWrong, top: float) -> None:
     for i, (example, name) in enumerate(list(zip(info.examples, _names(info.examples), strict=True))[:_MAX_EXAMPLES]):
         left = 510 + 130 * i
         if example.image is None:
-            style.no_image(page.axes(left, top + 30, 110, 110), "no other\nimage")
+            axes = style.bare(page.axes(left, top + 30, 110, 110))
+            axes.set_facecolor("#f0f0f0")
+            axes.text(0.5, 0.5, "no other\nimage", ha="center", va="center", fontsize=style.FONT, color="#555")
         else:
             show_rows(page, left, top + 30, 110, [squares(example.image, side=110)])
-        name = textwrap.fill(name, 20)
+        name = style.folded(name, 20)
         page.write(left, top + 144, name, style.fitting(name.split("\n")[0], 124, most=8.5))
 
 
@@ -135,7 +137,7 @@ def _draw_cache(page: style.Page, info: WhyWrong, top: float) -> None:
         left = 8 + 170 * i
         if entry.image is not None:
             show_rows(page, left, top + 26, 100, [squares(entry.image, side=100)])
-        page.write(left, top + 129, textwrap.fill(f"{name} {entry.contribution:+.2f}", 24), 8)
+        page.write(left, top + 129, style.folded(f"{name} {entry.contribution:+.2f}", 24), 8)
 
 
 def _draw_sentences(page: style.Page, info: WhyWrong, top: float) -> None:
@@ -171,7 +173,7 @@ def _draw_history(page: style.Page, info: WhyWrong, top: float) -> None:
     axis.set_xlim(-0.4, max(len(rows) - 0.4, 0.6))
     ticks = range(0, len(rows), every)
     axis.set_xticks(ticks, [epoch_name(seen.epochs[tick]) for tick in ticks], fontsize=8.5)
-    written = [textwrap.fill(name, 30) for name in style.apart(names, 60)]
+    written = [style.folded(name, 30) for name in style.apart(names, 60)]
     size = style.FONT if max(map(len, names)) <= 23 else 7.5
     axis.set_yticks(range(len(names)), written, fontsize=size, parse_math=False)
     axis.set_xlabel("epoch", fontsize=style.FONT, labelpad=1)

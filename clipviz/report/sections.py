@@ -38,23 +38,15 @@ def contents(traces: Sequence[Trace]) -> dict[str, Any]:
     chapters = _chapters(labels, traces, drawn)
     skipped = sorted({(str(row.path), str(row.reason)) for t in traces for row in t.skipped.itertuples(index=False)})
     return {
-        **introduction(labels, traces, summary),
-        "summary": summary,
-        "has_accuracy": most is not None,
-        "best": [row for row in summary.rows if row.accuracy == most is not None],
-        "looks": looks,
+        **introduction(labels, traces, summary), "summary": summary, "has_accuracy": most is not None,
+        "best": [row for row in summary.rows if row.accuracy == most is not None], "looks": looks,
         "trained": [label for label, t in zip(labels, traces, strict=True) if figures.is_trained(t)],
-        "compared": COMPARED if COMPARED in drawn else None,
-        "chapters": chapters,
+        "compared": COMPARED if COMPARED in drawn else None, "chapters": chapters,
         "n_drawn": sorted({one["run"] for groups in chapters.values() for _, _, shown in groups for one in shown}),
-        **images,
-        "charts": charts(drawn),
+        **images, "charts": charts(drawn),
         "commands": list(dict.fromkeys(str(t.meta["command"]) for t in traces if t.meta.get("command"))),
-        "settings": settings(traces),
-        "labels": labels,
-        "n_skipped": len(skipped),
-        "skipped": skipped[:_MAX_SKIPPED],
-    }
+        "settings": settings(traces), "labels": labels, "n_skipped": len(skipped), "skipped": skipped[:_MAX_SKIPPED],
+    }  # fmt: skip
 
 
 def introduction(labels: Sequence[str], traces: Sequence[Trace], summary: Summary) -> dict[str, Any]:

@@ -29,14 +29,9 @@ FORWARD_BATCH = 256  # images per forward pass where captum multiplies them
 
 
 def integrated_gradients(
-    model: Model,
-    images: Tensor,
-    question: Question,
-    *,
-    steps: int = 20,
-    baseline: Baseline = "mean",
+    model: Model, images: Tensor, question: Question, *, steps: int = 20, baseline: Baseline = "mean",
     grid: Grid | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Integrated gradients by Gauss-Legendre nodes, summed over the pixels and channels of each patch.
 
     The sum of a map is score(image) - score(baseline), but for the error of the integral and for jumps of the score on
@@ -58,15 +53,9 @@ def integrated_gradients(
 
 
 def occlusion(
-    model: Model,
-    images: Tensor,
-    question: Question,
-    *,
-    window: int | None = None,
-    stride: int | None = None,
-    baseline: Baseline = "mean",
-    grid: Grid | None = None,
-) -> Tensor:
+    model: Model, images: Tensor, question: Question, *, window: int | None = None, stride: int | None = None,
+    baseline: Baseline = "mean", grid: Grid | None = None,
+) -> Tensor:  # fmt: skip
     """Score lost when a window is painted over, averaged over the windows that cover a patch.
 
     `window`, its side, and `stride` are in pixels, None for those of a patch.

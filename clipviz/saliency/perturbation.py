@@ -34,16 +34,9 @@ from clipviz.saliency.question import Asked, Model, ask, backbone_of, predicted_
 
 
 def deletion_auc(
-    model: Model,
-    images: Tensor,
-    maps: Tensor,
-    *,
-    target: Asked = None,
-    contrast: Asked = None,
-    baseline: Baseline = "mean",
-    steps: int = 16,
-    insert: bool = False,
-) -> Tensor:
+    model: Model, images: Tensor, maps: Tensor, *, target: Asked = None, contrast: Asked = None,
+    baseline: Baseline = "mean", steps: int = 16, insert: bool = False,
+) -> Tensor:  # fmt: skip
     """Area under the probability while the most salient cells are replaced by a baseline.
 
     Args:
@@ -99,16 +92,9 @@ def _probability(model: Model, images: Tensor, target: Asked, contrast: Asked) -
 
 
 def map_infidelity(
-    model: Model,
-    images: Tensor,
-    maps: Tensor,
-    *,
-    target: Asked = None,
-    contrast: Asked = None,
-    samples: int = 16,
-    share: float = 0.2,
-    seed: int = 0,
-) -> Tensor:
+    model: Model, images: Tensor, maps: Tensor, *, target: Asked = None, contrast: Asked = None, samples: int = 16,
+    share: float = 0.2, seed: int = 0,
+) -> Tensor:  # fmt: skip
     """How badly a map, its scale fitted, predicts the change of the score when random cells are wiped out (captum's).
 
     `samples` sets of a `share` of the cells, in (0, 1), are wiped out; all else is as for `deletion_auc`. The result is
@@ -145,17 +131,9 @@ def map_infidelity(
 
 
 def map_sensitivity(
-    model: Model,
-    images: Tensor,
-    kind: str,
-    *,
-    target: Asked = None,
-    contrast: Asked = None,
-    radius: float = 0.02,
-    samples: int = 4,
-    seed: int = 0,
-    **options: Any,
-) -> Tensor:
+    model: Model, images: Tensor, kind: str, *, target: Asked = None, contrast: Asked = None, radius: float = 0.02,
+    samples: int = 4, seed: int = 0, **options: Any,
+) -> Tensor:  # fmt: skip
     """How much a map changes, relative to its norm, when the image hardly does (captum's max-sensitivity): (B,) >= 0.
 
     Args and errors are those of `saliency_maps`; without a target the class predicted on the unchanged image is kept.
@@ -187,15 +165,9 @@ def _require_maps(images: Tensor, maps: Tensor) -> None:
 
 
 def sanity_check(
-    model: Model,
-    images: Tensor,
-    kind: str,
-    *,
-    target: Asked = None,
-    contrast: Asked = None,
-    seed: int = 0,
+    model: Model, images: Tensor, kind: str, *, target: Asked = None, contrast: Asked = None, seed: int = 0,
     **options: Any,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Rank correlation of a kind of map with itself as more and more of a copy's image tower is scrambled.
 
     Args are those of `saliency_maps`; without a target the class that the intact model predicts is kept. One row per

@@ -31,19 +31,10 @@ def saliency_table(
 
 
 def saliency_scores(
-    model: Model,
-    images: Tensor,
-    kinds: Sequence[str] | None = None,
-    *,
-    target: Asked = None,
-    contrast: Asked = None,
-    regions: Mapping[str, Tensor] | None = None,
-    parts: Tensor | None = None,
-    metrics: Sequence[str] | None = None,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> pd.DataFrame:
+    model: Model, images: Tensor, kinds: Sequence[str] | None = None, *, target: Asked = None, contrast: Asked = None,
+    regions: Mapping[str, Tensor] | None = None, parts: Tensor | None = None, metrics: Sequence[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None, batch_size: int = 64, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
     """Score every image by every metric.
 
     Args:

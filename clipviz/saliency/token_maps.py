@@ -111,15 +111,9 @@ def _patch_grid(model: Model, tokens: Tensor) -> Tensor:
 
 
 def _map(
-    name: str,
-    model: Model,
-    images: Tensor,
-    *,
-    tau: float | None = None,
-    affinity: AffinityKind | None = None,
-    mask_rule: MaskRule | None = None,
-    side: Side | None = None,
-) -> Tensor:
+    name: str, model: Model, images: Tensor, *, tau: float | None = None, affinity: AffinityKind | None = None,
+    mask_rule: MaskRule | None = None, side: Side | None = None,
+) -> Tensor:  # fmt: skip
     backbone = backbone_of(model)
     matrices: tuple[Tensor, Tensor, Tensor]
     if isinstance(model, MicroCLIP):

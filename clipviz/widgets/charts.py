@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from clipviz.figures.style import DASHES, MARKERS, Look, shorten
+from clipviz.figures.style import DASHES, MARKERS, Look, length, shorten
 
 
 class Series(NamedTuple):
@@ -61,7 +61,8 @@ class Chart:
             axes.axvline(value, color="black", linestyle=":", linewidth=1)
             side, shift = ("right", -3) if value > sum(axes.get_xlim()) / 2 else ("left", 3)  # where there is more room
             axes.annotate(text, (value, 1), xycoords=("data", "axes fraction"), fontsize=7.5, ha=side, va="top",
-                          xytext=(shift, -9 * (i % 4)), textcoords="offset points", parse_math=False)  # fmt: skip
+                          xytext=(shift, -9 * (i % 4)), textcoords="offset points", parse_math=False,
+                          bbox={"facecolor": "white", "linewidth": 0, "pad": 0.3})  # fmt: skip
         if self.ticks:
             ticks = self.ticks if self.names else self.ticks[:: -(-len(self.ticks) // 9)]  # more would touch
             texts = ["\n" * (i % 3 if self.names else 0) + text for i, (_, text) in enumerate(ticks)]
@@ -105,7 +106,7 @@ def legend_below(axes: Axes, inches: float) -> None:
     assert figure is not None
     width, height = figure.get_size_inches()
     _, names = axes.get_legend_handles_labels()
-    column = 0.45 + 0.056 * max((len(name) for name in names), default=0)  # inches at 7 points
+    column = 0.45 + 0.056 * max(map(length, names), default=0)  # inches at 7 points
     columns = max(1, min(len(names), int(box.width * width / column)))
     legend = axes.legend(
         fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -inches / (box.height * height)),

@@ -1,6 +1,5 @@
 """ProbeStrip: the images that a run follows, and what the model looks at in them. A part of LiveMonitor."""
 
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ from matplotlib.figure import Figure
 
 from clipviz.events import RunStarted
 from clipviz.figures.saliency import unit_range
-from clipviz.figures.style import apart, bare, class_name
+from clipviz.figures.style import apart, bare, class_name, folded
 from clipviz.widgets.canvases import PLAIN_TEXT, PROBE_SIDE
 from clipviz.widgets.images import jpeg, laid_over, sheet
 from clipviz.widgets.watch import array
@@ -66,7 +65,7 @@ class ProbeStrip:
         axes = bare(figure.add_axes((0.01, 0.18 / height, 0.98, 1.44 / height)))
         axes.imshow(np.concatenate(rows), aspect="auto", interpolation="bilinear")
         for place, name in enumerate(apart([self.captions[i] for i in shown], 34)):
-            left, text = 0.01 + 0.98 * place / _MOST_DRAWN, textwrap.fill(name, 18)
+            left, text = 0.01 + 0.98 * place / _MOST_DRAWN, folded(name, 18)
             figure.text(left, 0.17 / height, text, fontsize=6, linespacing=0.95, **PLAIN_TEXT)
 
 

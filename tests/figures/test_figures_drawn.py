@@ -141,6 +141,7 @@ def test_mathematics_and_markup_in_names_are_letters():
     assert escape("a\n b\udcff") == "a b\\udcff"
     assert shorten("x" * 1000, 26) == "x" * 13 + "…" + "x" * 12
     assert shorten("short") == "short"
+    assert shorten("喜" * 30, 26) == "喜" * 8 + "…" + "喜" * 7, "they are wider"
 
 
 @pytest.mark.parametrize("trace", ["200 classes"], indirect=True)

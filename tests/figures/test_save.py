@@ -9,14 +9,20 @@ from xml.etree import ElementTree
 
 import plotly.graph_objects as go
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.t2CharStringPen import T2CharStringPen
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from fontTools.ttLib import TTFont
+from matplotlib.font_manager import FontEntry, fontManager
 from matplotlib.text import Text
 from PIL import Image
 from synthetic import synthetic_trace
 
 import clipviz
 from clipviz import figures
+from clipviz.figures.fonts import lettered
 from clipviz.figures.redraw import redraw
+from clipviz.figures.style import LOOKS
 from clipviz.widgets import SaliencyExplorer
 
 NAMES = [name for name in figures.__all__ if f"{name}_info" in figures.__all__]
@@ -69,6 +75,67 @@ def test_every_figure_is_saved_in_every_format(name, trace, tmp_path, monkeypatc
 def test_names_are_the_same_letters_in_an_svg(trace, tmp_path):
     written, _ = texts_of(clipviz.save(figures.per_class_accuracy(trace), tmp_path / "a.svg").read_text("utf-8"))
     assert set(CLASSES) <= {element.text for element in written}
+
+
+def install_font(monkeypatch, folder, family, letters, is_truetype):
+    """A font whose letters are squares, as wide as high, for this test alone, and listed for whoever lacks letters."""
+    builder, names = FontBuilder(1000, isTTF=is_truetype), {ord(letter): f"u{ord(letter)}" for letter in letters}
+    builder.setupGlyphOrder([".notdef", *names.values()])
+    builder.setupCharacterMap(names)
+    shapes = {}
+    for name in (".notdef", *names.values()):
+        pen = TTGlyphPen(None) if is_truetype else T2CharStringPen(1000, None)
+        pen.moveTo((100, 0))
+        for point in ((100, 800), (900, 800), (900, 0)):
+            pen.lineTo(point)
+        pen.closePath()
+        shapes[name] = pen.glyph() if is_truetype else pen.getCharString()
+    if is_truetype:
+        builder.setupGlyf(shapes)
+    else:
+        builder.setupCFF(family, {}, shapes, {})
+    builder.setupHorizontalMetrics(dict.fromkeys(shapes, (1000, 100)))
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": family, "styleName": "Regular", "psName": family})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path := folder / f"{family}.otf")
+    monkeypatch.setattr(fontManager, "ttflist", [*fontManager.ttflist, FontEntry(fname=str(path), name=family)])
+    monkeypatch.setitem(LOOKS["fonts"], "any", [family])
+
+
+@pytest.mark.parametrize("is_truetype", [True, False])
+def test_letters_that_the_font_lacks_come_from_one_that_is_installed(is_truetype, tmp_path, monkeypatch):
+    family = f"Squares{is_truetype}"
+    install_font(monkeypatch, tmp_path, family, "喜鹊", is_truetype)
+    trace = synthetic_trace(class_names=["喜鹊", "finch"], epochs=1, n_images=8, n_eval=8, n_probe=1)
+    drawn = redraw(figures.confusion(trace))
+    families = {text.get_text(): text.get_fontfamily() for text in drawn.findobj(Text)}
+    assert families["喜鹊"] == [*families["finch"], family], "of all texts this one alone lacks letters"
+    with lettered(drawn):
+        assert {text.get_text(): text.get_fontfamily() for text in drawn.findobj(Text)} == families
+    (name,) = (text for text in drawn.axes[0].get_yticklabels() if text.get_text() == "喜鹊")
+    assert name.get_window_extent().width == pytest.approx(2 * name.get_fontsize() / 72 * 100, abs=4), "two squares"
+    pdf, svg = (clipviz.save(figures.confusion(trace), tmp_path / f"a.{kind}").read_bytes() for kind in ("pdf", "svg"))
+    assert re.search(rb"/BaseFont /\w+\+%b\b" % family.encode(), pdf)
+    is_type_3 = (
+        b"/Subtype /Type3" in pdf
+    )  # which all readers show; few show PostScript outlines that are called TrueType
+    assert is_type_3 != is_truetype
+    assert (b"/FontFile2" in pdf) == is_truetype
+    written, faces = texts_of(svg.decode())
+    assert set(faces[family, "400"].getBestCmap()) == set(map(ord, "喜鹊"))
+    assert not set(map(ord, "喜鹊")) & set(faces["DejaVu Sans", "400"].getBestCmap())
+    assert family in next(element.attrib["style"] for element in written if element.text == "喜鹊")
+
+
+def test_arabic_is_joined_in_an_svg_and_stands_in_its_place_beside_numbers_and_arrows(tmp_path):
+    trace = synthetic_trace(class_names=["هدهد", "حمامة"], epochs=1, n_images=40, n_eval=40, n_probe=1, skill=0)
+    written, faces = texts_of(clipviz.save(figures.confusion(trace), tmp_path / "a.svg").read_text("utf-8"))
+    assert "GSUB" in faces["DejaVu Sans", "400"]
+    pair = next(element.text for element in written if "→" in (element.text or "") and "هدهد" in element.text)
+    mark = "\u200e"  # else the arrow would point from the prediction to the true class
+    assert re.fullmatch(f"{mark}\\w+{mark} → {mark}\\w+{mark}", pair)
 
 
 def test_a_view_is_saved_as_it_stands(trace, tmp_path):

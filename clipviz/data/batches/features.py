@@ -50,19 +50,11 @@ class FeatureDataset(ImageDataset):
     has_pixels = False
 
     def __init__(
-        self,
-        embeddings: Tensor,
-        *,
-        name: str,
-        split: str = "all",
-        targets: Tensor | None = None,
-        class_names: Sequence[str] | None = None,
-        classifier: Tensor | None = None,
-        logit_scale: float = DEFAULT_LOGIT_SCALE,
-        model: str = "features",
-        descriptions: Descriptions | None = None,
+        self, embeddings: Tensor, *, name: str, split: str = "all", targets: Tensor | None = None,
+        class_names: Sequence[str] | None = None, classifier: Tensor | None = None,
+        logit_scale: float = DEFAULT_LOGIT_SCALE, model: str = "features", descriptions: Descriptions | None = None,
         templates: str | Sequence[str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         _check_matrix("embeddings", embeddings, name)
         if classifier is not None:
             _check_matrix("classifier", classifier, name)
