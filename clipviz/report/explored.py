@@ -78,7 +78,7 @@ def explored(traces: Sequence[Trace], most: int | None = None) -> dict[str, Any]
     ]  # fmt: skip
     content = {
         "classes": apart(traces[0].class_names, 60),
-        "labels": apart(traces[0].class_names, 18),
+        "labels": apart(traces[0].class_names, 16),
         "colors": array(np.frombuffer(color_table(), np.uint8), "u1"),
         "index": array(index, "i4"),
         "target": array(target, "i4"),

@@ -122,14 +122,14 @@ class Album:
         targets = samples.loc[samples["index"] == index, "target"] if split == "train" else samples["target"][:0]
         return Verdict(-1, None, int(targets.iloc[0]) if len(targets) else -1)
 
-    def caption(self, image: str, epoch: int) -> str:
+    def caption(self, image: str, epoch: int, width: int = 30) -> str:
         """True class, or the predicted one and how sure, in few letters and on one line."""
-        return self.said(image, self.verdict(image, epoch))
+        return self.said(image, self.verdict(image, epoch), width)
 
-    def said(self, image: str, verdict: Verdict) -> str:
+    def said(self, image: str, verdict: Verdict, width: int = 30) -> str:
         """What `caption` makes of a verdict."""
         names = self.trace.class_names
-        true, called = apart([class_name(names, label) for label in (verdict.target, verdict.prediction)], 30)
+        true, called = apart([class_name(names, label) for label in (verdict.target, verdict.prediction)], width)
         said = "" if verdict.confidence is None else f"{called} {verdict.confidence:.2f}"
         if verdict.target < 0:
             return said or image

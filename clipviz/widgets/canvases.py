@@ -170,7 +170,7 @@ class MatrixCanvas(Canvas):
     def fill(self, counts: np.ndarray, names: Sequence[str], title: str) -> None:
         """Show other counts (C, C), in one message."""
         with self.hold_sync():
-            self.names, self.labels = apart(names, 60), apart(names, 18)
+            self.names, self.labels = apart(names, 60), apart(names, 16)
             self.counts = counts.astype(np.uint32).tobytes()
             self.title = title
 

@@ -49,6 +49,11 @@ def _told(control: T, changed: Callable[[], None] | None) -> T:
     return control
 
 
+def said(text: str = "") -> ipywidgets.Label:
+    """A text that takes as many lines as it needs."""
+    return ipywidgets.Label(text, _dom_classes=("clipviz-said",))
+
+
 def wrapped(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
     """Widgets side by side, in as many lines as they need."""
     return ipywidgets.HBox(widgets, layout={"flex_flow": "row wrap"})
@@ -74,7 +79,7 @@ class RunControls:
         own = run.gamma
         self.gamma = slider("gamma", 0.5 if own is None else float(own), 0, 1, 0.01, moved)
         self.apply = self._button("Apply", "check", "use this gamma from the next step on", self._apply)
-        self.what_if = ipywidgets.Label()
+        self.what_if = said()
         mixing = ipywidgets.VBox([ipywidgets.HBox([self.gamma, self.apply]), self.what_if])
         show_if(own is not None, mixing)
         self.rows = (ipywidgets.HBox([self.start, self.pause, self.step, self.stop]), mixing)

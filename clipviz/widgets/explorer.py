@@ -13,7 +13,7 @@ from clipviz.figures.moments import when
 from clipviz.trace import Trace
 from clipviz.widgets.album import PAIR
 from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, MatrixCanvas, Picture
-from clipviz.widgets.controls import button, dropdown, show_if, wrapped
+from clipviz.widgets.controls import button, dropdown, said, show_if, wrapped
 from clipviz.widgets.finder import Finder
 from clipviz.widgets.inspector import Inspector
 from clipviz.widgets.view import Newest, View, ViewState, follow, one_at_a_time, state_of
@@ -31,9 +31,11 @@ class ImageExplorer(View):
         folder = traces[0].folder or str(getattr(models[0], "folder", None) or "")
         self.finder = Finder(self, folder)
         self.gallery = GalleryCanvas(layout={"flex": "1 1 300px", "min_width": "240px"})
+        if not any(len(trace.epochs) for trace in traces):
+            self.gallery.empty = "This run has recorded nothing yet; run the cell again when it has."
         self.back = button("previous", "chevron-left", lambda: self._turn(-1), width="auto")
         self.next = button("next", "chevron-right", lambda: self._turn(1), width="auto")
-        self.count = ipywidgets.Label()
+        self.count = said()
         self._pages = (self.back, self.next, self.count, self.finder.more)
         self._ids: list[str] = []
         self._page, self._newest = 0, Newest()
@@ -138,7 +140,7 @@ class SaliencyExplorer(ImageExplorer):
         self.state.link("method", self.method, "value", self.inspector.known)
         show_if(len(albums) > 1, self.method)
         bar = wrapped(self.filter, self.split, self.method, *self._pages)
-        self.matrix = MatrixCanvas(layout={"flex": "0 0 430px", "display": "block" if PAIR in filters else "none"})
+        self.matrix = MatrixCanvas(layout={"flex": "0 1 430px", "display": "block" if PAIR in filters else "none"})
         self.matrix.observe(self._cell_chosen, "selected")
         lists = wrapped(self.matrix, self.gallery)
         self.widget = ipywidgets.VBox([bar, self.finder.widget, lists, self.inspector.widget])

@@ -17,7 +17,7 @@ from clipviz.figures.style import apart
 from clipviz.files import write_text
 from clipviz.trace import Tags
 from clipviz.widgets.album import Album
-from clipviz.widgets.controls import PLAIN, button, show_if, wrapped
+from clipviz.widgets.controls import PLAIN, button, said, show_if, wrapped
 
 if TYPE_CHECKING:
     from clipviz.widgets.explorer import ImageExplorer
@@ -35,7 +35,7 @@ class Finder:
     def __init__(self, owner: ImageExplorer, folder: str) -> None:
         self._owner, self._ids = owner, list[str]()
         self._near: dict[int, Nearest] = {}
-        self.message, self._said, self.tags = ipywidgets.Label(), "", None
+        self.message, self._said, self.tags = said(), "", None
         try:
             self.tags = Tags(folder)
         except ValueError as error:

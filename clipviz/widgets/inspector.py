@@ -167,7 +167,7 @@ class Inspector:
     def _row(self, label: str, image: str, pixels: np.ndarray) -> Row:
         album = self.albums[label]
         epoch = album.epoch(self.state.epoch)
-        said, measured = album.caption(image, epoch), album.measured(epoch)
+        said, measured = album.caption(image, epoch, 60), album.measured(epoch)
         if image.startswith("eval/") and measured != epoch and len(album.trace.predictions):
             said += f" (measured {when(measured)})"
         panels = [Panel(album.name(image) + " is in the run but not in the trace" * (pixels.size == 3))]

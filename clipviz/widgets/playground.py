@@ -14,7 +14,7 @@ from clipviz.trace import Trace
 from clipviz.widgets.album import Album
 from clipviz.widgets.canvases import COLUMNS, ChartCanvas, GalleryCanvas, OverlayCanvas, Panel, Picture, Row
 from clipviz.widgets.charts import Chart, Series
-from clipviz.widgets.controls import PLAIN, dropdown, show_if, slider, wrapped
+from clipviz.widgets.controls import PLAIN, dropdown, said, show_if, slider, wrapped
 from clipviz.widgets.inspector import probe_of
 from clipviz.widgets.view import Newest, View, ViewState, follow, one_at_a_time, state_of
 
@@ -73,7 +73,7 @@ class DKAPlayground(View):
         )  # fmt: skip
         self.temperature.observe(lambda _: self._mix(), "value")
         show_if(crops is not None, self.temperature)
-        self.result = ipywidgets.Label("" if self._stored else _NO_SOURCES)
+        self.result = said("" if self._stored else _NO_SOURCES)
         self.what_if, self.ballot = (ChartCanvas(layout={"flex": "1 1 350px", "min_width": "0"}) for _ in range(2))
         self.gallery = GalleryCanvas(empty="No shown image changes its pseudo-label.")
         self.gallery.link(self.state)

@@ -13,7 +13,7 @@ from clipviz.figures.style import MARKERS, apart, shorten
 from clipviz.trace import Trace
 from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, Picture, ScatterCanvas
 from clipviz.widgets.charts import label_axes, legend_below
-from clipviz.widgets.controls import wrapped
+from clipviz.widgets.controls import said, wrapped
 from clipviz.widgets.explorer import PAGE
 from clipviz.widgets.inspector import Inspector
 from clipviz.widgets.view import View, ViewState, follow, one_at_a_time, state_of
@@ -43,7 +43,7 @@ class PrototypeExplorer(View):
         self._ids: list[str] = []
         self.scatter = self._make_scatter()
         self.play = self.inspector.play
-        self.count = ipywidgets.Label("no images chosen")
+        self.count = said("no images chosen")
         bar = wrapped(self.play, self.inspector.epoch, self.count)
         self.widget = ipywidgets.VBox([bar, wrapped(self.scatter, self.gallery), self.inspector.widget])
         self.gallery.link(self.state)
@@ -57,7 +57,7 @@ class PrototypeExplorer(View):
     def _make_scatter(self) -> ScatterCanvas:
         arrays = {name: getattr(self.scene, name).tobytes() for name in ("places", "group", "label", "marks")}
         return ScatterCanvas(**arrays, **self.scene.words, names=apart(self.scene.names, 60),
-                             layout={"flex": "0 0 570px"})  # fmt: skip
+                             layout={"flex": "0 1 570px", "min_width": "0"})  # fmt: skip
 
     def _turned(self) -> None:
         """Another epoch: what the chosen images are called there, and what a prototype is given there."""

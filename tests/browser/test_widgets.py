@@ -79,6 +79,25 @@ CLICKS = """async (times) => {
     act(acts[2]); // so that an image is chosen at the end
     return Object.keys(done).length;
 }"""
+OVERLAPS = """() => [...document.querySelectorAll('.clipviz-chart svg')].filter(chart => {
+    const boxes = [...chart.querySelectorAll('text')].map(text => [text, text.getBoundingClientRect()]);
+    return boxes.some(([one, a]) => boxes.some(([other, b]) => one !== other
+        && a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 4 && b.top < a.bottom - 4));
+}).map(chart => chart.textContent)"""
+TOO_WIDE = """() => [...document.querySelectorAll('.clipviz canvas, .clipviz-said, .clipviz-chart')]
+    .filter(node => node.scrollWidth > node.clientWidth + 1 ||
+        node.getBoundingClientRect().right > node.closest('.jp-OutputArea-output').getBoundingClientRect().right + 1)
+    .map(node => node.className || node.getAttribute('aria-label'))"""
+NAMES = """
+from clipviz.figures.style import INCORRECT, apart
+from clipviz.widgets.canvases import ChartCanvas
+from clipviz.widgets.charts import Chart, Series
+
+names = apart([f"{first}hynchus {last}ventris" for first in ("Acanthor", "Xenor") for last in ("albo", "nigri")], 18)
+names += apart(["喜鹊（中国常见的留鸟）", "까치까치까치까치까치까치"], 18)
+line = Series("cosine", INCORRECT, range(6), [0.9981, 0.9985, 0.9989, 0.9991, 0.9995, 0.9999])
+ChartCanvas(spec=Chart("Cosines", "class", "cosine", [line], ticks=list(enumerate(names)), names=True).to_json())
+"""
 RISING = """() => [...document.querySelectorAll('.clipviz-thumb')]
     .map(one => Number(one.title.match(/\\d\\.\\d\\d/)[0])).every((value, i, all) => !i || all[i - 1] <= value)"""
 FRESH = """
@@ -309,6 +328,7 @@ def test_prototype_explorer_from_a_lasso_to_a_map(run_cells):
     page.keyboard.press("Enter")
     expect(page.locator(".clipviz-scatter .clipviz-readout")).to_contain_text("learned_classifier: “red square”")
     expect(page.get_by_text(re.compile("images? chosen, "))).to_be_visible()
+    everything_fits_beside_other_panels(page)
 
 
 def test_playground_mixes_and_cuts_while_the_sliders_move(run_cells):
@@ -316,7 +336,7 @@ def test_playground_mixes_and_cuts_while_the_sliders_move(run_cells):
         "from synthetic import synthetic_trace\nDKAPlayground(synthetic_trace(n_classes=8, epochs=2, n_images=200))"
     )
     cutting = "cut = DKAPlayground(run.fit(), run, state=ViewState(selected=('eval/0',)))\ncut"
-    page = run_cells(setup(), mixing, cutting)
+    page = run_cells(setup(), mixing, cutting, NAMES)
     shown = page.locator(".jp-OutputArea-output", has_text="crop temp")
     expect(shown).to_have_count(2)
     mix, cut = shown.nth(0), shown.nth(1)
@@ -335,6 +355,18 @@ def test_playground_mixes_and_cuts_while_the_sliders_move(run_cells):
     page.keyboard.press("End")
     expect(cut.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("tau 200, dot, mean, border: ")
     assert "std" in before
+    expect(page.locator(".clipviz-chart", has_text="Cosines")).to_contain_text("0.999")
+    everything_fits_beside_other_panels(page)
+
+
+def everything_fits_beside_other_panels(page: Page) -> None:
+    """In a narrow side panel a view shrinks and breaks its lines; it is not cut off."""
+    size = page.viewport_size
+    page.evaluate("window.jupyterapp.shell.collapseLeft()")
+    page.set_viewport_size({"width": 460, "height": 1500})
+    page.wait_for_function(f"({TOO_WIDE})().length === 0")
+    page.wait_for_function(f"({OVERLAPS})().length === 0")
+    page.set_viewport_size(size)
 
 
 def clicks_end_with_the_right_pictures(page: Page) -> None:

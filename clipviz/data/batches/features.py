@@ -254,12 +254,7 @@ def embed_dataset(
         with preserved_state(backbone):
             rows.append(views.gather(backbone.embed(views.weak)).cpu())
     return FeatureDataset(
-        torch.cat(rows),
-        name=dataset.name,
-        split=dataset.split,
-        targets=torch.from_numpy(dataset.targets.copy()),
-        class_names=dataset.class_names,
-        classifier=None if classifier is None else classifier.cpu(),
-        logit_scale=backbone.logit_scale,
-        model=backbone.name,
-    )
+        torch.cat(rows), name=dataset.name, split=dataset.split, targets=torch.from_numpy(dataset.targets.copy()),
+        class_names=dataset.class_names, classifier=None if classifier is None else classifier.cpu(),
+        logit_scale=backbone.logit_scale, model=backbone.name,
+    )  # fmt: skip

@@ -64,16 +64,11 @@ def read_features(
             stacklevel=3,
         )
     dataset = FeatureDataset(
-        arrays["embeddings"],
-        name=name,
-        targets=arrays.get("labels"),
-        class_names=given_classes(classes) or arrays.get("class_names") or None,
-        classifier=arrays.get("classifier"),
-        logit_scale=logit_scale,
-        model=str(arrays.get("model", "features")),
-        descriptions=options.get("descriptions"),
+        arrays["embeddings"], name=name, targets=arrays.get("labels"),
+        class_names=given_classes(classes) or arrays.get("class_names") or None, classifier=arrays.get("classifier"),
+        logit_scale=logit_scale, model=str(arrays.get("model", "features")), descriptions=options.get("descriptions"),
         templates=options.get("templates"),
-    )
+    )  # fmt: skip
     rows = drawn(len(dataset), options.get("n"), options.get("seed", 0))
     if len(rows) < len(dataset):
         dataset.embeddings, dataset.targets = dataset.embeddings[torch.from_numpy(rows)], dataset.targets[rows]

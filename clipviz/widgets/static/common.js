@@ -69,6 +69,10 @@ const isDark = () => document.body.dataset.jpThemeLight === "false";
 const paint = (color) => `var(--clipviz-${color.slice(1).toLowerCase()}, ${color})`;
 const solid = (el, color) => getComputedStyle(el).getPropertyValue(`--clipviz-${color.slice(1).toLowerCase()}`).trim() || color;
 
+// The room of a text in ordinary letters, of which wide ones (Chinese, Japanese, Korean) take more; emoji count as two.
+const WIDE = /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60]/g;
+const lettersOf = (text) => text.length + 0.7 * (text.match(WIDE) || []).length;
+
 // One call for the several traits that change with one message.
 function later(draw) {
   let waiting = false;
@@ -208,23 +212,27 @@ function chart(spec, width = 340) {
     box.append(make("p", { class: "clipviz-empty" }, spec.empty));
     return box;
   }
-  const [left, right, top, bottom] = [46, 8, spec.marks.length ? 20 : 8, spec.names ? 46 : 34];
-  const height = 170;
-  const root = makeSvg("svg", { viewBox: `0 0 ${width} ${height}`, width, height });
+  const [right, top] = [8, spec.marks.length ? 20 : 8];
   const isBars = spec.kind === "bars";
   const pad = isBars || spec.names ? 0.5 : 0;
   const held = [...xs, ...spec.marks.map(([x]) => x)];
   let [x0, x1] = [Math.min(Math.min(...xs) - pad, ...held), Math.max(Math.max(...xs) + pad, ...held)];
   if (x0 === x1) [x0, x1] = [x0 - 0.5, x1 + 0.5];
-  let [y0, y1] = spec.y_range || yExtent(spec.series);
+  const [y0, y1] = spec.y_range || yExtent(spec.series);
+  const left = Math.max(46, 24 + 7 * Math.max(...niceTicks(y0, y1, 4).map((y) => written(y).length))); // beside the label
+  const room = (width - left - right) / Math.max(1, spec.ticks.length);
+  const rows = spec.names ? Math.max(2, Math.ceil(Math.max(...spec.ticks.map(([, text]) => 6.6 * lettersOf(text))) / room)) : 1;
+  const bottom = 22 + 12 * rows;
+  const height = Math.max(170, 124 + bottom);
+  const root = makeSvg("svg", { viewBox: `0 0 ${width} ${height}`, width, height });
   const px = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
   const py = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - top - bottom);
-  drawAxes(root, spec, { x0, x1, y0, y1, px, py, left, right, top, bottom, width, height });
+  drawAxes(root, spec, { x0, x1, y0, y1, px, py, left, right, top, bottom, width, height, rows });
   const looks = isBars ? drawBars(root, spec, px, py, x1 - x0) : drawLines(root, spec, px, py);
   spec.marks.forEach(([x, text], i) => {
     root.append(makeSvg("line", { x1: px(x), x2: px(x), y1: top, y2: height - bottom, class: "clipviz-mark" }));
-    const start = Math.max(left, Math.min(px(x) + 3, width - 7 * text.length)); // one below the other, and within the chart
-    root.append(label(start, top - 6 + 12 * (i % 4), text, "start"));
+    const start = Math.max(left, Math.min(px(x) + 3, width - 7 * lettersOf(text))); // one below the other, and within the chart
+    root.append(label(start, top - 6 + 12 * (i % 4), text, "start", { class: "clipviz-marked" }));
   });
   box.append(root, legend(spec.series, looks));
   return box;
@@ -250,9 +258,9 @@ function drawAxes(root, spec, a) {
     root.append(label(a.left - 5, a.py(y) + 3.5, written(y), "end"));
   }
   ticks.forEach(([x, text], i) => {
-    const half = 3.2 * text.length; // long names stay within the chart
+    const half = 3.2 * lettersOf(text); // long names stay within the chart
     const place = Math.max(half, Math.min(a.px(x), a.width - half));
-    root.append(label(place, floor + 13 + (spec.names && i % 2 ? 12 : 0), text, "middle"));
+    root.append(label(place, floor + 13 + 12 * (i % a.rows), text, "middle"));
   });
   root.append(makeSvg("path", { d: `M${a.left},${a.top}V${floor}H${a.width - a.right}`, class: "clipviz-axis" }));
   root.append(label((a.left + a.width - a.right) / 2, a.height - 5, spec.x_label, "middle"));

@@ -84,9 +84,10 @@ function render({ model, el }) {
 
   // As much of a name as fits, cut in the middle: both of its ends tell classes apart.
   const fitting = (name, room) => {
+    const letters = [...name]; // an emoji is one, and has two halves
     let text = name;
-    for (let keep = Math.min(name.length, 60); context.measureText(text).width > room && keep > 2; keep--)
-      text = `${name.slice(0, Math.ceil(keep / 2))}…${name.slice(-Math.floor(keep / 2))}`;
+    for (let keep = Math.min(letters.length, 60); context.measureText(text).width > room && keep > 2; keep--)
+      text = [...letters.slice(0, Math.ceil(keep / 2)), "…", ...letters.slice(-Math.floor(keep / 2))].join("").replace("……", "…");
     return text;
   };
 
