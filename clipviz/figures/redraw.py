@@ -75,7 +75,6 @@ class _Redrawing:
         return self.layout[f"{name[0]}axis{name[1:]}"]
 
     def _with(self, name: str) -> Axes:
-        """The axes that have this x or y axis, "x2" or "y2 domain"."""
         return next(axes for names, axes in self.axes.items() if name.split()[0] in names)
 
     def _at(self, trace: Any) -> tuple[tuple[str, str], Axes]:

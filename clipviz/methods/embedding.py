@@ -102,7 +102,7 @@ def heaviest(adds: Tensor, index: Tensor, labels: Tensor, n: int, *, signed: boo
     """
     if not (n := min(n, int((index >= 0).sum()))):
         return None
-    rows = (adds if signed else adds.abs()).topk(n)[1]
+    rows = (adds if signed else adds.abs()).masked_fill(index < 0, -torch.inf).topk(n)[1]
     return CacheContributions(*(t.cpu() for t in (index[rows], labels[rows], adds.gather(1, rows))))
 
 

@@ -24,7 +24,6 @@ class Tags:
         self._read()
 
     def _read(self) -> None:
-        """What the file holds now: other views write it as well."""
         try:
             if self.path is not None and self.path.exists():
                 if not self.path.is_file() or self.path.stat().st_size > _MOST_BYTES:  # a pipe would never end

@@ -74,6 +74,8 @@ class RunFolder:
         """Keep other processes out until `unlock`; says whether it was open. ValueError if a run is writing here."""
         if self._lock is not None:
             return False
+        if re.search("[\ud800-\udfff]", str(self.path.resolve())):  # where safetensors writes, but never reads again
+            raise ValueError(f"the name of the folder {self.path} is no UTF-8 text; choose another place for the run")
         prepare_folder(self.path)
         try:
             self._lock = lock_folder(self.path)

@@ -34,8 +34,9 @@ class CompareExplorer(ImageExplorer):
     """
 
     def __init__(self, runs: Sequence[Any], *, state: ViewState | None = None) -> None:
-        if len(runs) != 2:
-            raise ValueError(f"two runs are compared, got {len(runs)}; give two folders, traces or opened runs")
+        if isinstance(runs, str) or len(runs) != 2:
+            got = repr(runs) if isinstance(runs, str) else len(runs)
+            raise ValueError(f"two runs are compared, got {got}; give two folders, traces or opened runs")
         traces, models = zip(*map(_opened, runs), strict=True)
         self.info = comparison_info(*traces)
         self._compared = lru_cache(4)(partial(comparison_info, *traces))

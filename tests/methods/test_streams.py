@@ -262,3 +262,10 @@ def test_a_stream_shorter_than_its_slices_is_a_run(build):
     trace = record(adapt(build(data.backbone(), data.prompts), data, eval_dataset=data))
     assert len(trace.samples) == 7
     assert (trace.meta["labels_are"], trace.meta["epochs"]) == ("online", 10)
+
+
+def test_an_entry_that_adds_nothing_is_shown_before_a_place_without_one():
+    data = clusters(n=7)
+    method = TDA(data.backbone(), data.prompts, TDAConfig(beta=1e4))  # so sharp that it adds 0 to all other images
+    record(adapt(method, data))
+    assert (method.cache_contributions(clusters(n=7, seed=1).rows(slice(4)), 5).index >= 0).all()

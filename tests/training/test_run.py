@@ -613,3 +613,10 @@ def test_a_place_that_cannot_be_a_folder_is_told_in_one_line(tiny_backbone, toy,
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"cannot write to folder '.*file': File exists; choose another place"):
         Run(microclip(tiny_backbone), toy, folder=tmp_path / "file").fit()
+
+
+def test_a_folder_whose_checkpoints_could_not_be_read_again_is_refused(tiny_backbone, toy, tmp_path):
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(ValueError, match="is no UTF-8 text; choose another place for the run"):
+        Run(microclip(tiny_backbone), toy, folder=place).fit()
+    assert not place.exists()

@@ -117,6 +117,8 @@ def test_what_cannot_be_compared_is_refused():
     traces = two()
     with pytest.raises(ValueError, match="two runs are compared, got 1"):
         CompareExplorer(traces[:1])
+    with pytest.raises(ValueError, match="two runs are compared, got 'runs/dpa'; give two"):
+        CompareExplorer("runs/dpa")
     traces[1].meta["eval_data"] = "birds/night"
     with pytest.raises(ValueError, match="compare runs on the same"):
         CompareExplorer(traces)

@@ -101,7 +101,6 @@ class DiskCache:
         return self.folder / digest[:2] / f"{digest}{_SUFFIX}"
 
     def _load(self, entry: Path) -> Image.Image | None:
-        """A whole entry, or None; a damaged one is removed."""
         try:
             with entry.open("rb") as file:
                 if os.fstat(file.fileno()).st_mtime < self._begun:
