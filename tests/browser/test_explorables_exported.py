@@ -13,6 +13,7 @@ from nbconvert import HTMLExporter
 from playwright.sync_api import expect
 from test_notebooks import FOLDER
 
+from clipviz.figures.explorables import html
 from clipviz.methods.microclip import dka_similarity
 
 KINDS = {"softmax": "02_zero_shot", "prototypes": "05_dpa", "cut": "06_soap", "gamma": "07_dka",
@@ -66,6 +67,18 @@ def test_pictures_have_made_room_and_the_softmax_is_the_softmax(opened, exported
     confidence = torch.softmax(torch.tensor([cosines[0], 0.3, *cosines[2:]]), 0)[1]
     near = "|".join(f"{float(confidence) + step / 1000:.3f}" for step in (-2, -1, 0, 1, 2))
     expect(said).to_contain_text(re.compile(f"with confidence ({near})"))
+
+
+def test_a_slider_is_exact_until_it_is_moved(opened, tmp_path):
+    """Cosines of photographs differ by less than a step, and their softmax with a scale of 100 by a lot."""
+    cosines = [0.2512, 0.2526, 0.1]
+    page = html("softmax", {"names": ["a", "b", "c"], "cosines": cosines, "scale": 100.0})
+    (tmp_path / "page.html").write_text(f"<!DOCTYPE html><meta charset=utf-8><body>{page}", encoding="utf-8")
+    root = opened(tmp_path / "page.html")
+    confidence = torch.softmax(100 * torch.tensor(cosines), 0)[1]
+    expect(root.get_by_role("status")).to_contain_text(f"The label is b, with confidence {confidence:.3f}")
+    put(root.get_by_role("slider").nth(0), 0.2526)
+    expect(root.get_by_role("status")).to_contain_text("The label is a")
 
 
 def percent(share):

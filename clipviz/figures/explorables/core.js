@@ -46,19 +46,22 @@ function tell(sentence) {
   drawings.push(() => (told.textContent = sentence()));
 }
 
-// A control for one number: mouse, touch and the arrow keys move it, and so does `set`.
+// A control for one number: mouse, touch and the arrow keys move it, and so does `set`. Until then it is `value`, to its last digit.
 function slider(name, { min, max, step, value }, say) {
   const input = make("input", { type: "range", min, max, step, value, "aria-label": name, style: "width: 170px; accent-color: #0072B2" });
   const output = make("span", { style: "min-width: 7ch", "aria-hidden": "true" }); // the slider says it itself
   controls.append(make("label", { style: "display: inline-flex; align-items: center; gap: 8px" }, name, input, output));
-  const changed = () => {
-    output.textContent = say(Number(input.value));
+  let now;
+  const changed = (to) => {
+    now = to;
+    output.textContent = say(now);
     input.setAttribute("aria-valuetext", output.textContent);
     redraw();
   };
-  input.addEventListener("input", changed);
-  changed();
-  return { get: () => Number(input.value), set: (to) => ((input.value = to), changed()) };
+  const moved = () => changed(Number(input.value)); // the nearest of its steps
+  input.addEventListener("input", moved);
+  changed(value);
+  return { get: () => now, set: (to) => ((input.value = to), moved()) };
 }
 
 // A control for one of several things; returns what gives the place of the chosen one.
