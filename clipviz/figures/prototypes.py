@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from clipviz.figures import style
-from clipviz.figures.moments import Moments, draw_epochs, moments
+from clipviz.figures.moments import Moments, draw_epochs, epochs_of, moments
 from clipviz.figures.sources import DIAGNOSTIC
 from clipviz.trace import Trace
 
@@ -300,8 +300,8 @@ class Scene:
         groups = {name: style.prototype_look(i) for i, name in enumerate(info.paths)}
         images = trace.embeddings
         if images is not None and images.images.shape[-1] == len(plane.center):
-            # A tower that stands still may have been recorded less often.
-            stretched = images.images[np.minimum(np.arange(n_epochs), len(images.images) - 1)]
+            last = np.searchsorted(epochs_of(trace.predictions), np.arange(n_epochs) - 1, "right") - 1  # measurement
+            stretched = images.images[last.clip(0, len(images.images) - 1)]
             parts.append((plane.place(stretched.astype(np.float32)), images.target, images.index))
             groups[IMAGES] = style.Look(style.GRAY, "circle", "none")
         places, labels, indices = zip(*parts, strict=True)

@@ -202,9 +202,8 @@ def _part_masks(traces: Sequence[Trace], index: np.ndarray) -> dict[int, list[An
 
 def _affordable(parts: Sequence[Exploration], most: int) -> int | None:
     """None if a page can carry all maps; else how many bytes the first kind of each run may take at each moment."""
-    sizes = [
-        [maps.size for kind, maps in kinds.items() if kind not in _LEFT_OUT] for p in parts for kinds in p.maps.values()
-    ]
+    moments = [kinds for part in parts for kinds in part.maps.values()]
+    sizes = [[maps.size for kind, maps in kinds.items() if kind not in _LEFT_OUT] for kinds in moments]
     return None if sum(map(sum, sizes)) <= most else most // len(sizes)
 
 

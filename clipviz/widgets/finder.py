@@ -195,7 +195,8 @@ class Nearest:
         """What the trace holds of an epoch, where there is no model, or no pixels."""
         if (stored := self.album.trace.embeddings) is None:
             return {}
-        rows = stored.images[min(max(epoch + 1, 0), len(stored.images) - 1)]
+        n_measured = int((self.album.trace.predictions["epoch"].unique() <= epoch).sum())
+        rows = stored.images[min(max(n_measured, 1), len(stored.images)) - 1]
         return {f"eval/{index}": row for index, row in zip(stored.index.tolist(), rows, strict=True)}
 
     def _embedded(self, first: Sequence[str], images: Sequence[str]) -> dict[str, np.ndarray]:

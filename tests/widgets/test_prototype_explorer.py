@@ -12,6 +12,8 @@ from widget_helpers import HOSTILE
 from clipviz.figures.prototypes import RIGHT, UNKNOWN, WRONG, Scene
 from clipviz.trace import Trace
 from clipviz.widgets import PrototypeExplorer, SaliencyExplorer, ViewState
+from clipviz.widgets.album import Album
+from clipviz.widgets.finder import Nearest
 
 
 def test_the_plane_is_the_same_at_every_epoch_and_exact(run):
@@ -104,6 +106,17 @@ def large_trace(n=50_000, n_epochs=3):
     ]  # fmt: skip
     trace.predictions = pd.concat([pd.DataFrame(row) for row in rows], ignore_index=True)
     return trace
+
+
+def test_images_that_were_not_measured_stand_where_they_were_last_seen():
+    whole, some = large_trace(4, 4), large_trace(4, 4)  # as of 200,000 images: before and after training only
+    some.predictions = some.predictions[some.predictions["epoch"].isin((-1, 2))]
+    some.arrays["embeddings/images"] = some.arrays["embeddings/images"][[0, 3]]
+    (seen, known), is_image = (Scene.of(trace).places for trace in (some, whole)), Scene.of(some).is_image
+    np.testing.assert_array_equal(seen[:, is_image], known[[0, 0, 0, 3]][:, is_image])
+    nearest = Nearest(Album(some))
+    for epoch, row in ((-1, 0), (1, 0), (2, 1)):
+        np.testing.assert_array_equal(nearest._recorded(epoch)["eval/3"], some.arrays["embeddings/images"][row, 3])
 
 
 def test_fifty_thousand_points_are_sent_once(monkeypatch):
