@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import ToyDataset, clusters
+from tiny import ToyDataset, clusters, make_tiny_backbone
 
 from clipviz.data import load_dataset
 from clipviz.data.base import ViewConfig
@@ -200,6 +200,14 @@ def test_embedding_first_gives_the_numbers_of_the_images(tiny_backbone, toy_test
     images, rows = (next(e for e in run if isinstance(e, EpochFinished)).predictions for run in events)
     torch.testing.assert_close(images.probs, rows.probs)
     assert torch.equal(images.target, rows.target)
+
+
+def test_a_model_with_nan_is_told_of_the_model_and_not_of_a_file(toy_test):
+    broken = make_tiny_backbone()
+    with torch.no_grad():
+        broken.visual.proj[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="'tiny' gives embeddings that are not finite; its weights hold NaN"):
+        embed_dataset(broken, toy_test)
 
 
 def test_batches_come_in_the_order_of_the_images():

@@ -253,6 +253,8 @@ def embed_dataset(
     for views in eval_views(dataset, ViewConfig(backbone.image_size), 256, backbone.device, ranks):
         with preserved_state(backbone):
             rows.append(views.gather(backbone.embed(views.weak)).cpu())
+        if not torch.isfinite(rows[-1]).all():
+            raise ValueError(f"{backbone.name!r} gives embeddings that are not finite; its weights hold NaN or inf")
     return FeatureDataset(
         torch.cat(rows), name=dataset.name, split=dataset.split, targets=torch.from_numpy(dataset.targets.copy()),
         class_names=dataset.class_names, classifier=None if classifier is None else classifier.cpu(),

@@ -59,7 +59,7 @@ class ImageFileDataset(ImageDataset):
         self.class_names = self.prompts.names
         self._cache = MemoryCache(options.get("cache_bytes", CACHE_BYTES))
         disk = options.get("disk_cache")
-        folder = getattr(disk, "folder", disk)
+        folder = disk.folder if isinstance(disk, DiskCache) else disk
         if folder is not None and os.path.realpath(folder).startswith(os.path.realpath(root) + os.sep):
             raise ValueError(f"the cache {os.fspath(folder)!r} lies among the images; choose another place")
         self._disk = disk if isinstance(disk, DiskCache | None) else DiskCache(disk)
