@@ -217,7 +217,9 @@ class FollowedRun:
             self.status = self._live.get("status") or "running" if alive else recorded or "interrupted"
             if not alive and self.status not in ("stopped", "finished", "failed"):
                 self.status = "interrupted"
-                self.error = InterruptedError("its process is gone; --resume continues from what it saved")
+                told = "its process is gone; --resume continues from what it saved"
+                moved = f"the folder {self.folder} is gone; open the run again where it is now"
+                self.error = InterruptedError(told if self.folder.is_dir() else moved)
             for name, text in answers.items():
                 if (future := self._sent.pop(name, None)) is not None:
                     future.set_result(str(text))

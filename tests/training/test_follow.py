@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -134,6 +135,11 @@ def test_a_killed_run_is_dead_and_not_slow(tmp_path, capsys):
         os.kill(process.pid, signal.SIGSTOP)  # slow, but alive
         run.poll()
         assert run.status == "running"
+        other = FollowedRun(tmp_path / "run")
+        (tmp_path / "run").rename(tmp_path / "moved")
+        other.poll()
+        assert re.fullmatch(r"the folder .*run is gone; open the run again where it is now", str(other.error))
+        (tmp_path / "moved").rename(tmp_path / "run")
     finally:
         process.kill()
         process.join()
