@@ -1,5 +1,6 @@
 """Runs side by side: what they are called, which images each of two has right, what became of one image in a run."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -76,10 +77,9 @@ def _differences(facts: Sequence[Mapping[str, str]]) -> list[str]:
 
     def told(n: int) -> list[str]:
         keys = differing[:n]
-        return [
-            ", ".join(_SAID.get(key, f"{key.replace('_', ' ')} {{}}").format(fact.get(key, "unknown")) for key in keys)
-            for fact in facts
-        ]
+        words = {key: _SAID.get(key, f"{key.replace('_', ' ')} {{}}") for key in keys}
+        said = (", ".join(words[key].format(fact.get(key, "unknown")) for key in keys) for fact in facts)
+        return [re.sub(r"\b1 (epoch|image)s\b", r"1 \1", text) for text in said]
 
     n_apart = len(set(told(len(differing))))
     n = next(n for n in count(min(_MOST, len(differing))) if len(set(told(n))) == n_apart)

@@ -119,15 +119,10 @@ def map_infidelity(
             return chosen.expand_as(pixels), torch.where(chosen > 0.5, baseline.expand_as(pixels), pixels)
 
         return infidelity(
-            question.score,
-            wipe,
-            images,
-            phi.expand_as(images),
-            additional_forward_args=question.args,
+            question.score, wipe, images, phi.expand_as(images), additional_forward_args=question.args,
             n_perturb_samples=samples,
-            max_examples_per_batch=len(images) * min(samples, max(1, FORWARD_BATCH // len(images))),
-            normalize=True,
-        ).detach()
+            max_examples_per_batch=len(images) * min(samples, max(1, FORWARD_BATCH // len(images))), normalize=True,
+        ).detach()  # fmt: skip
 
 
 def map_sensitivity(

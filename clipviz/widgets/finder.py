@@ -112,7 +112,7 @@ class Finder:
     def narrowed(self, ids: list[str], epoch: int) -> list[str]:
         """Those of the images that pass, in order; what cannot be answered is told, and leaves the list as it is."""
         album, said = self._owner.inspector.album, ""
-        if asked := self.near.value.strip():
+        if (asked := self.near.value.strip()) and ids:
             try:
                 ids, said = self._near.setdefault(id(album), Nearest(album)).order(asked, ids, epoch)
             except (ValueError, RuntimeError, TimeoutError) as error:

@@ -84,6 +84,10 @@ def test_nearest_to_an_image_and_to_a_sentence(run, explorer):
     find.near.value = "a photo of a red square"
     similarity = embedded[positions(explorer)] @ probe.embed_text(["a photo of a red square"])[0]
     assert (np.diff(similarity) <= 1e-5).all()
+    explorer.filter.value = "matrix cell"
+    assert explorer.shown == [], "no cell is chosen"
+    find.near.value = "eval/5"
+    assert find.message.value == "", "of no images none lacks an embedding"
 
 
 def test_neighbours_of_a_trace_alone_and_what_it_cannot_answer(run):
