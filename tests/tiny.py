@@ -5,6 +5,8 @@ Not in conftest.py, of which there are several: tests import from here by name.
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,17 @@ TINY = {
 }
 
 
-def make_tiny_backbone(seed: int = 0, name: str = "tiny", embed_dim: int = 32, image_size: int = 32) -> Backbone:
+@cache
+def _clip(seed: int, embed_dim: int, image_size: int) -> open_clip.CLIP:
     config = {key: dict(v) if isinstance(v, dict) else v for key, v in TINY.items()}
     config["embed_dim"], config["vision_cfg"]["image_size"] = embed_dim, image_size
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = open_clip.CLIP(**config)
+        return open_clip.CLIP(**config)
+
+
+def make_tiny_backbone(seed: int = 0, name: str = "tiny", embed_dim: int = 32, image_size: int = 32) -> Backbone:
+    model = deepcopy(_clip(seed, embed_dim, image_size))  # in a quarter of the time that a new one takes
     tokenizer = open_clip.factory.SimpleTokenizer(context_length=24)
     backbone = Backbone(model, tokenizer, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), name)
     return backbone.requires_grad_(False).eval()
