@@ -200,7 +200,9 @@ def draw_confusion(info: Confusion) -> go.Figure:
     figure.update_xaxes(tickangle=-60, **style.thinned(info.names, width=20), **top)
     figure.update_yaxes(autorange="reversed", **style.thinned(info.names), **top)
     counts, places = [pair.n for pair in info.pairs], list(range(len(info.pairs)))
-    labels = [" → ".join(style.short_names([pair.target, pair.prediction], 34)) for pair in info.pairs]
+    named = list(dict.fromkeys(name for pair in info.pairs for name in (pair.target, pair.prediction)))
+    cut = dict(zip(named, style.short_names(named, 22), strict=True))
+    labels = [f"{cut[pair.target]} → {cut[pair.prediction]}" for pair in info.pairs]
     numbers = {"text": list(map(str, counts)), "textposition": "auto", "textangle": 0, "hoverinfo": "skip"}
     bars: dict[str, Any] = {"orientation": "h", "showlegend": False, **numbers, **below}
     if info.pairs:  # Plotly has no place for no bars

@@ -192,6 +192,12 @@ def test_mathematics_in_a_name_stays_letters_everywhere():
     assert not any(text.get_parse_math() for text in written)
 
 
+def test_long_names_leave_room_for_the_matrix():
+    names = [f"Acanthorhynchus {letter * 9} septentrionalis" for letter in "abcdef"]
+    drawn = redraw(figures.confusion(synthetic_trace(class_names=names, epochs=1, skill=0.3)))
+    assert drawn.axes[0].get_position().width > 0.4
+
+
 def test_letters_that_the_font_lacks_are_boxes_and_no_warnings(tmp_path):
     trace = synthetic_trace(epochs=2)
     trace.meta["class_names"] = ["麻雀", "喜鹊", *trace.class_names[2:]]
