@@ -255,11 +255,8 @@ class _Redrawing:
         return place[0], place[1]
 
     def _legend(self) -> None:
-        shown = [
-            trace
-            for trace in self.source.data
-            if trace.name and trace.showlegend is not False and trace.type != "heatmap"
-        ]
+        named = [trace for trace in self.source.data if trace.name and trace.type != "heatmap"]
+        shown = [trace for trace in named if trace.showlegend is not False]
         if self.layout.showlegend is False or not shown:
             return
         labels = [plain(trace.name) for trace in shown]

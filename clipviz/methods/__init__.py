@@ -1,4 +1,4 @@
-"""The methods: one file each. A new one is its file and its class in `_OURS`, or an entry point of another package."""
+"""The methods: one file each. A new one is its file and its class in `OURS`, or an entry point of another package."""
 
 import warnings
 from collections.abc import Container
@@ -16,8 +16,8 @@ from clipviz.methods.transclip import StatA, TransCLIP
 from clipviz.methods.wca import WCA
 from clipviz.methods.zero_shot import Descriptions, ZeroShot
 
-_OURS = (ZeroShot, Descriptions, WCA, TipAdapter, TransCLIP, StatA, TDA, OGA, NtUA, DPA, MicroCLIP)
-METHODS: dict[str, type[Method]] = {method.name: method for method in _OURS}
+OURS = (ZeroShot, Descriptions, WCA, TipAdapter, TransCLIP, StatA, TDA, OGA, NtUA, DPA, MicroCLIP)
+METHODS: dict[str, type[Method]] = {method.name: method for method in OURS}
 
 
 def installed(ours: Container[str]) -> dict[str, type[Method]]:

@@ -207,9 +207,8 @@ class FollowedRun:
                 self._take_facts()
                 step, answers = self._newest_step(), dict(self._live.get("answers") or {})
             except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise ValueError(
-                    f"{self.folder / LIVE} was altered: {type(error).__name__} {one_line(error)}"
-                ) from error
+                fault = f"{type(error).__name__} {one_line(error)}"
+                raise ValueError(f"{self.folder / LIVE} was altered: {fault}") from error
             self._tell_epochs()
             if step is not None:
                 self._tell(step)

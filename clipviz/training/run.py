@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import ctypes
 import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+
+import torch
 
 from clipviz.data.base import ImageDataset
 from clipviz.errors import inert
@@ -35,6 +38,12 @@ T = TypeVar("T")
 
 PATIENCE = 30.0
 """Seconds that a step has to end when whoever waits for it is interrupted."""
+
+
+def end_idle_workers() -> None:
+    """End this thread's OpenMP workers: where all threads' outnumber the cores, GNU's sleep after each operation."""
+    if pause := getattr(ctypes.CDLL(torch._C.__file__), "omp_pause_resource_all", None):
+        pause(1)  # omp_pause_soft
 
 
 class Run(Commanded):
@@ -180,6 +189,7 @@ class Run(Commanded):
             self._claim()
             self._thread = threading.Thread(target=self._drive_quietly, name=f"clipviz {self.method.name}", daemon=True)
         atexit.register(self._stop_at_exit)
+        end_idle_workers()
         self._thread.start()
         return self
 

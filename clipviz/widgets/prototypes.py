@@ -37,11 +37,12 @@ class PrototypeExplorer(View):
         self.scene = Scene.of(trace)
         self.inspector = Inspector([trace], [model], self.state, with_epoch=False)
         self.gallery = GalleryCanvas(
-            empty="Draw around points, or click one, to see images.",
-            layout={"flex": "1 1 220px", "min_width": "200px"},
+            empty="Draw around points, or click one, to see images.", layout={"flex": "1 1 220px", "min_width": "200px"}
         )
         self._ids: list[str] = []
-        self.scatter = self._make_scatter()
+        arrays = {name: getattr(self.scene, name).tobytes() for name in ("places", "group", "label", "marks")}
+        names, room = apart(self.scene.names, 60), {"flex": "0 1 570px", "min_width": "0"}
+        self.scatter = ScatterCanvas(**arrays, **self.scene.words, names=names, layout=room)
         self.play = self.inspector.play
         self.count = said("no images chosen")
         bar = wrapped(self.play, self.inspector.epoch, self.count)
@@ -53,11 +54,6 @@ class PrototypeExplorer(View):
 
     def __repr__(self) -> str:
         return f"PrototypeExplorer({self.inspector.named})"
-
-    def _make_scatter(self) -> ScatterCanvas:
-        arrays = {name: getattr(self.scene, name).tobytes() for name in ("places", "group", "label", "marks")}
-        return ScatterCanvas(**arrays, **self.scene.words, names=apart(self.scene.names, 60),
-                             layout={"flex": "0 1 570px", "min_width": "0"})  # fmt: skip
 
     def _turned(self) -> None:
         """Another epoch: what the chosen images are called there, and what a prototype is given there."""

@@ -16,7 +16,7 @@ from clipviz.events import RunFinished, StepFinished
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig
 from clipviz.trace import Trace
-from clipviz.training.run import Run
+from clipviz.training.run import Run, end_idle_workers
 from clipviz.training.run_folder import RunFolder
 
 CONFIG = AdaptConfig(epochs=3, batch_size=4, lr=1e-3)
@@ -53,10 +53,34 @@ def assert_same_bits(one, other):
         assert torch.equal(one[name], other[name]), name
 
 
-def test_a_thread_ends_with_the_bits_of_the_caller(make_run):
+def test_a_caller_that_starts_a_run_keeps_no_workers():
+    def n_threads():
+        return len(os.listdir("/proc/self/task"))
+
+    def caller():
+        torch.set_num_threads(2)
+        torch.ones(1_000_000).exp()
+        with_workers = n_threads()
+        end_idle_workers()
+        without = n_threads()
+        torch.ones(1_000_000).exp()
+        return with_workers, without, n_threads()
+
+    try:
+        with ThreadPoolExecutor(1) as executor:
+            with_workers, without, again = executor.submit(caller).result()
+    finally:
+        torch.set_num_threads(1)
+    assert without == with_workers - 1 == again - 1
+
+
+def test_a_thread_ends_with_the_bits_of_the_caller(make_run, monkeypatch):
     in_caller, in_thread = make_run(), make_run()
     in_caller.fit()
+    ended = []
+    monkeypatch.setattr("clipviz.training.run.end_idle_workers", lambda: ended.append(threading.current_thread()))
     trace = in_thread.start().wait()
+    assert ended == [threading.current_thread()]
     assert_same_bits(weights(in_caller), weights(in_thread))
     assert trace.meta["status"] == in_thread.status == "finished"
     assert in_thread.steps_done == 12

@@ -49,8 +49,7 @@ def read_features(
     _check_kinds(arrays, name)
     if others := sorted(set(arrays) - set(_KNOWN)):
         warnings.warn(
-            f"{name}: not used: {listed(others)}; the arrays that are read are {', '.join(_KNOWN)}",
-            stacklevel=3,
+            f"{name}: not used: {listed(others)}; the arrays that are read are {', '.join(_KNOWN)}", stacklevel=3
         )
     try:
         logit_scale = float(arrays.get("logit_scale", DEFAULT_LOGIT_SCALE))
