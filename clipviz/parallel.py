@@ -202,7 +202,7 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device)
 
 
-def _kind(device: str | None, devices: int) -> str:
+def _kind(device: str | None, devices: int) -> str:  # "cuda" or "cpu"
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind not in ("cuda", "cpu"):
         raise ValueError(f"several processes need --device cuda or --device cpu, got {kind!r}; leave the number out")

@@ -180,7 +180,7 @@ class Backbone(nn.Module):
         n = -(-len(images) * (1 + math.prod(self.visual.grid_size)) // PIECE_TOKENS)
         return [images] if n < 2 or any(map(is_watched, self.visual.modules())) else images.tensor_split(n)
 
-    def _float(self, x: Tensor) -> Tensor:
+    def _float(self, x: Tensor) -> Tensor:  # what autocast made bfloat16, as float32
         return x if self.precision == "32" else x.float()
 
     @contextmanager

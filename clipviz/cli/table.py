@@ -36,7 +36,7 @@ def read_results(run: Path) -> dict[str, Any]:
     return dict(row)
 
 
-def _lack(run: Path) -> str:
+def _lack(run: Path) -> str:  # why a folder has no results
     if not run.exists():
         return "does not exist"
     try:

@@ -74,7 +74,7 @@ class _Redrawing:
     def _axis_layout(self, name: str) -> Any:
         return self.layout[f"{name[0]}axis{name[1:]}"]
 
-    def _with(self, name: str) -> Axes:
+    def _with(self, name: str) -> Axes:  # "x2" or "y2 domain"
         return next(axes for names, axes in self.axes.items() if name.split()[0] in names)
 
     def _at(self, trace: Any) -> tuple[tuple[str, str], Axes]:

@@ -190,7 +190,7 @@ def _saliency_colors(one: SaliencyMaps, size: int) -> np.ndarray:
     return colormaps[style.SALIENCY_COLORS](values, alpha=0.2 + 0.65 * values)
 
 
-def _part_colors(parts: np.ndarray) -> np.ndarray:
+def _part_colors(parts: np.ndarray) -> np.ndarray:  # of ids (H, W); 0 is background
     table = [to_rgba(color, 0.85) for color in PART_COLORS]
     return np.where(parts[..., None] > 0, np.take(table, parts.astype(int) - 1, 0, mode="wrap"), 0.0)
 

@@ -233,7 +233,7 @@ class NtUA(AddingMethod):
             case "oracle_balanced":
                 return pool.take(torch.isin(pool.position, cast(Tensor, self._oracle_index).to(pool.position)))
 
-    def _form(self, chosen: Candidates) -> None:
+    def _form(self, chosen: Candidates) -> None:  # keys, values and weights, eqs. (2)-(4)
         config = self.config
         labels, weights = refine_cache(chosen.teacher if config.rectify else chosen.student)
         if not config.weighted:

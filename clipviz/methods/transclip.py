@@ -292,7 +292,7 @@ class TransCLIP(GatheredMethod):
         self.fill(**assign(self._problem, solution, graph)._asdict())
         self.passes.add_(1)
 
-    def _sum_of(self, embeddings: Tensor, pulls: Tensor) -> dict[str, Tensor]:
+    def _sum_of(self, embeddings: Tensor, pulls: Tensor) -> dict[str, Tensor]:  # the addends of (6)
         likelihood = log_likelihood(embeddings, self.prototypes, self.variances)
         text = self.config.text_weight * self.text_logits(embeddings)
         return {"zero_shot": text, "gaussian": likelihood / self.config.temperature, "neighbors": pulls}

@@ -165,7 +165,7 @@ def check_arrays(arrays: Mapping[str, np.ndarray], n_classes: int) -> dict[str, 
     return found
 
 
-def _checked(what: str, kind: str, values: Any, n_classes: int) -> Any:
+def _checked(what: str, kind: str, values: Any, n_classes: int) -> Any:  # in the type of its kind
     letters, dtype, noun, low, high = _KINDS[kind]
     if values.size == 0:
         return values.astype(dtype)

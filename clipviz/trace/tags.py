@@ -23,7 +23,7 @@ class Tags:
         self.by_image: dict[str, list[str]] = {}
         self._read()
 
-    def _read(self) -> None:
+    def _read(self) -> None:  # other views write the file as well
         try:
             if self.path is not None and self.path.exists():
                 if not self.path.is_file() or self.path.stat().st_size > _MOST_BYTES:  # a pipe would never end

@@ -68,7 +68,7 @@ def predict(
     return Predictions(index, probs, target, torch.cat(embeddings) if complete else None, named)
 
 
-def _said(method: Method, views: Views, branches: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def _said(method: Method, views: Views, branches: bool) -> tuple[Tensor, dict[str, Tensor]]:  # all, by branch
     both, of_views = (getattr(method, hook, None) for hook in ("measured", "view_logits"))
     if branches and both:
         return both(views)

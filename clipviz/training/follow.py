@@ -242,7 +242,7 @@ class FollowedRun:
             return False
         return self._clock() - self._beat[1] < _DEAD_AFTER
 
-    def _read_live(self) -> dict[str, Any]:
+    def _read_live(self) -> dict[str, Any]:  # nothing where there is none
         path = self.folder / LIVE
         try:
             with path.open("rb") as file:

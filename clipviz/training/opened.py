@@ -257,7 +257,7 @@ class OpenedRun:
         return prompts
 
     @_shared
-    def _workbench(self) -> Method:
+    def _workbench(self) -> Method:  # for the questions about all epochs
         return self._build()
 
     def _build(self) -> Method:

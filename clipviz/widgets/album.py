@@ -185,7 +185,7 @@ def parsed(image: str) -> tuple[str, int]:
     return split, int(index)
 
 
-def _places(images: ImageGroup, split: str) -> dict[str, int]:
+def _places(images: ImageGroup, split: str) -> dict[str, int]:  # id -> position in the group
     numbers = range(len(images.images)) if split == "probe" else images.index
     return {f"{split}/{int(number)}": place for place, number in enumerate(numbers)}
 

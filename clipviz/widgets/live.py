@@ -125,7 +125,7 @@ class LiveMonitor(View):
         self.watch.rest(self.run.status == "paused")
         return self._seen != self._news()
 
-    def _news(self) -> tuple[str, int, str]:
+    def _news(self) -> tuple[str, int, str]:  # what may change without an event
         return self.run.status, self.run.steps_done, str(self.run.changes)
 
     def _pressed(self, problem: str) -> None:
@@ -178,7 +178,7 @@ class LiveMonitor(View):
             "probe": f"Probe images and {KIND_NAMES.get(kind, kind)}, {moment}" if kind else "",
         }
 
-    def _take_trace(self) -> None:
+    def _take_trace(self) -> None:  # once per epoch
         trace = self._trace
         if self._charted is not trace:
             self._charted = trace
@@ -186,7 +186,7 @@ class LiveMonitor(View):
             self._charts["labels"] = pseudo_label_chart(trace)
             self._show_what_if()
 
-    def _take_probe(self) -> None:
+    def _take_probe(self) -> None:  # the images, and once per epoch their maps
         if self._probe.take_images(self.watch.started):
             self.canvas.captions, self.canvas.sheet = self._probe.captions, self._probe.sheet()
         event, kind = self.watch.last_epoch, self.state.kind

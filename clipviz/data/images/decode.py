@@ -71,7 +71,7 @@ def _divisor(image: Image.Image) -> int:
 
 
 @functools.cache
-def _formats() -> list[str]:
+def _formats() -> list[str]:  # that this build of Pillow has
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
 

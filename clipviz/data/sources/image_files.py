@@ -122,7 +122,7 @@ class ImageFileDataset(ImageDataset):
             pool.shutdown(cancel_futures=True)
         return dict(sorted(kept.items())), unreadable
 
-    def _open(self, path: str) -> bytes | str:
+    def _open(self, path: str) -> bytes | str:  # a sample of it, or why there is none
         try:
             self._cache.offer(path, self._decode(path))
             return _sample(path)
