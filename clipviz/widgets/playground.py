@@ -110,8 +110,9 @@ class DKAPlayground(View):
         if abs(self.gamma.value - now.reference) > 0.005:
             marks.append((self.gamma.value, "slider"))
         first, second = (shorten(source_title(name), 14) for name in now.sources)
+        y_label = "% of the images" if n <= _CURVE_IMAGES else f"% of {_CURVE_IMAGES:,} images"
         x_label = f"gamma (0: only {second}; 1: only {first})"
-        return Chart("Pseudo-labels of the last epoch", x_label, "% of the images", series, marks=marks)
+        return Chart("Pseudo-labels of the last epoch", x_label, y_label, series, marks=marks)
 
     @one_at_a_time
     def _show_ballot(self) -> None:
@@ -184,8 +185,8 @@ class DKAPlayground(View):
         if not rows:
             return ""
         photos = [self.album.pixels(ids[row]) if self.album.has(ids[row]) else None for row in rows]
-        curve, is_own = [line.y for line in self._charts["what_if"].series], stored.gamma is not None
-        data = mixed(self.names, stored, rows, photos) | {"curve": curve, "isOwn": is_own}
+        chart, data = self._charts["what_if"], mixed(self.names, stored, rows, photos)
+        data |= {"curve": [line.y for line in chart.series], "share": chart.y_label, "isOwn": stored.gamma is not None}
         return html("gamma", data, source=f"data:image/jpeg;base64,{picture}", alt=self.alt)
 
     def draw(self) -> Figure:

@@ -111,7 +111,7 @@ def test_the_playground_is_alive_and_says_what_a_gamma_does_to_all_images(export
         slider.press(key)
         labels = stored.labels(gamma)
         changed = 100 * (labels != stored.labels(0.7)).mean()
-        expect(said).to_contain_text(f"At gamma = {gamma}.00, {changed:.1f} % of all images get another label")
+        expect(said).to_contain_text(f"At gamma = {gamma}.00, {changed:.1f} % of the images get another label")
         expect(said).to_contain_text(f"and {100 * stored.accuracy(labels):.1f} % a right one")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gc
+import html
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,14 @@ def test_the_curve_is_the_figure_of_the_trace(trace):
     np.testing.assert_allclose(right, 100 * info.accuracy[places], atol=0.01)
     changed = curves["labels that differ from the run's"][::2]
     np.testing.assert_allclose(changed, 100 * info.changed[places], atol=0.01)
+
+
+def test_a_curve_that_is_drawn_from_some_of_the_images_says_so(trace, monkeypatch):
+    for most, said in ((2000, "% of the images"), (10, "% of 10 images")):
+        monkeypatch.setattr("clipviz.widgets.playground._CURVE_IMAGES", most)
+        playground = DKAPlayground(trace)
+        assert playground.what_if.spec["y_label"] == said
+        assert f'"share": "{said}"' in html.unescape(playground.page(""))
 
 
 def test_crops_weighed_anew_are_the_composite_of_the_method():

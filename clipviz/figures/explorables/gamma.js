@@ -1,6 +1,6 @@
 // Two sources mixed by gamma. DATA: names (C), sources (2), first and second (n, C), images (n; "" for none), target (n), gamma,
-// and, if known, a curve over gamma (% of all images whose label differs from that at DATA.gamma, % that are right) with isOwn: whether
-// the run mixed by it.
+// and, if known, a curve over gamma (% of the images whose label differs from that at DATA.gamma, % that are right) with share, what
+// these are percent of, and isOwn: whether the run mixed by it.
 
 const { first, second } = DATA;
 const image = choice("image", DATA.images.map((_, i) => `${i + 1} of ${DATA.images.length}`));
@@ -74,14 +74,14 @@ function legend(shown, hues) {
     }),
   );
 }
-// What the nearest gamma of the curve does to all images.
+// What the nearest gamma of the curve does to the images, or to those that it was drawn from.
 function ofAll() {
   const [changed, right] = DATA.curve ?? [];
   if (!changed) return "";
   const k = Math.round(gamma.get() * (changed.length - 1));
   const than = DATA.isOwn ? "in the run" : `at gamma = ${DATA.gamma.toFixed(2)}`;
   return (
-    ` At gamma = ${(k / (changed.length - 1)).toFixed(2)}, ${changed[k].toFixed(1)} % of all images get another label than ${than}` +
+    ` At gamma = ${(k / (changed.length - 1)).toFixed(2)}, ${changed[k].toFixed(1)} ${DATA.share} get another label than ${than}` +
     `${right ? `, and ${right[k].toFixed(1)} % a right one` : ""}.${DATA.isOwn ? "" : " This method mixes otherwise, so all this is hypothetical."}`
   );
 }
