@@ -84,8 +84,8 @@ class MicroCLIPConfig:
     schedule: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
-        base.check_constants(self, shares="gamma rho", positive="crop_temperature", crops=1)
-        base.check_constants(self, fairness_weight=0, soap_lr_scale=0)
+        least: dict[str, float] = {"crops": 1, "fairness_weight": 0, "soap_lr_scale": 0}
+        base.check_constants(self, shares="gamma rho", positive="crop_temperature", **least)
 
 
 _OFFICIAL = MicroCLIPConfig(full_density=1.0, name_embedding="raw", fill=(0, 0, 0))
