@@ -58,7 +58,7 @@ def _plotly() -> tuple[str, str, str]:
 def rendered(template: str, scripts: str = "", **contents: Any) -> str:
     """A template, with the scripts and the style of the page; `scripts`: hashes of others that may run."""
     policy = _POLICY.format(f"{_hash(_script())} {scripts}")
-    style = Markup(_read("clipviz.widgets", "widgets.css") + _read("clipviz.report", "report.css"))
+    style = Markup(_read("widgets", "widgets.css") + _read("report", "report.css"))
     look = {"policy": Markup(policy), "style": style, "script": Markup(_script())}
     return _TEMPLATES.get_template(template).render(**look, **contents)
 
@@ -85,17 +85,17 @@ def picture(figure: Figure, most_bytes: int = 400_000) -> str:
 
 
 def _read(room: str, name: str) -> str:
-    return (files(room) / "static" / name).read_text(encoding="utf-8")
+    return (files("clipviz") / room / "static" / name).read_text(encoding="utf-8")
 
 
 @cache
 def _script() -> str:
     """One module of all scripts: the canvases of the widgets, each in a scope of its own, and those of the page."""
-    parts = [_read("clipviz.widgets", "common.js"), "const canvases = {};"]
+    parts = [_read("widgets", "common.js"), "const canvases = {};"]
     for name in _CANVASES:
-        own = _read("clipviz.widgets", f"{name}.js").replace("export default { render };", "return render;")
+        own = _read("widgets", f"{name}.js").replace("export default { render };", "return render;")
         parts.append(f"canvases.{name} = (() => {{\n{own}}})();")
-    return "\n".join([*parts, *(_read("clipviz.report", f"{name}.js") for name in _SCRIPTS)])
+    return "\n".join([*parts, *(_read("report", f"{name}.js") for name in _SCRIPTS)])
 
 
 def _hash(script: str) -> str:
