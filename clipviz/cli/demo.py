@@ -34,9 +34,8 @@ def demo(args: argparse.Namespace) -> None:
     try:
         for config in [place for name in names if (place := out.path / name / CONFIG).is_file()]:
             if not str(data := parse_json(config.read_text("utf-8")).get("data")).startswith("birds"):
-                raise ValueError(
-                    f"{config.parent} holds a run on {data}, which the demo would replace; choose another --out"
-                )
+                taken = f"{config.parent} holds a run on {data}"
+                raise ValueError(f"{taken}, which the demo would replace; choose another --out")
         _demo(args, names, out.path, begun)
     finally:
         out.unlock()

@@ -37,9 +37,9 @@ class Album:
     def __init__(self, trace: Trace, model_probe: Any = None) -> None:
         self.trace, self.model_probe = trace, model_probe
         self.train_split = "eval" if trace.meta.get("accuracy_is") == "transductive" else "train"
-        self._probe = _places(trace.probe, self._probe_split())
-        self._highlights = _places(trace.highlights, "eval")
+        self._probe, self._highlights = _places(trace.probe, self._probe_split()), _places(trace.highlights, "eval")
         self._table = lru_cache(6)(partial(image_table, trace))
+        self._by_id = lru_cache(6)(lambda at, split: self.table(at, split).rename(index=f"{split}/{{}}".format))
         self._measured = [int(epoch) for epoch in trace.predictions["epoch"].unique()]
         self.last, self.part = trace.final_epoch, part_of_epoch(trace)  # of large tables, so once
 
@@ -103,9 +103,10 @@ class Album:
 
     def rows(self, images: Sequence[str], epoch: int) -> pd.DataFrame:
         """The rows of images in `table`, by id and in order; of those that it has."""
-        splits = [split for split in ("eval", "train") if any(image.startswith(split) for image in images)] or ["eval"]
-        tables = ((split, self.table(epoch, split)) for split in splits)
-        known = pd.concat([table.set_axis([f"{split}/{i}" for i in table.index]) for split, table in tables])
+        splits = [split for split in ("eval", "train") if split[0] in {image[:1] for image in images}] or ["eval"]
+        known = (
+            self._by_id(epoch, splits[0]) if len(splits) == 1 else pd.concat([self._by_id(epoch, s) for s in splits])
+        )
         places = known.index.get_indexer(pd.Index(images, dtype=object))
         return known.take(places[places >= 0])
 
