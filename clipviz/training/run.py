@@ -42,8 +42,7 @@ PATIENCE = 30.0
 
 def end_idle_workers() -> None:
     """End this thread's OpenMP workers: where all threads' outnumber the cores, GNU's sleep after each operation."""
-    if pause := getattr(ctypes.CDLL(torch._C.__file__), "omp_pause_resource_all", None):
-        pause(1)  # omp_pause_soft
+    getattr(ctypes.CDLL(torch._C.__file__), "omp_pause_resource_all", lambda how: None)(1)  # omp_pause_soft
 
 
 class Run(Commanded):

@@ -104,9 +104,8 @@ class Album:
     def rows(self, images: Sequence[str], epoch: int) -> pd.DataFrame:
         """The rows of images in `table`, by id and in order; of those that it has."""
         splits = [split for split in ("eval", "train") if split[0] in {image[:1] for image in images}] or ["eval"]
-        known = (
-            self._by_id(epoch, splits[0]) if len(splits) == 1 else pd.concat([self._by_id(epoch, s) for s in splits])
-        )
+        tables = [self._by_id(epoch, split) for split in splits]
+        known = tables[0] if len(tables) == 1 else pd.concat(tables)
         places = known.index.get_indexer(pd.Index(images, dtype=object))
         return known.take(places[places >= 0])
 

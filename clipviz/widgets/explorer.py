@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import ipywidgets
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from clipviz.figures import confusion_info
 from clipviz.figures.moments import when
 from clipviz.trace import Trace
-from clipviz.widgets.album import PAIR
+from clipviz.widgets.album import PAIR, Album
 from clipviz.widgets.canvases import COLUMNS, GalleryCanvas, MatrixCanvas, Picture
 from clipviz.widgets.controls import button, dropdown, said, show_if, wrapped
 from clipviz.widgets.finder import Finder
@@ -131,6 +132,7 @@ class SaliencyExplorer(ImageExplorer):
         models = list(models) if isinstance(models, list | tuple) else [models, *[None] * (len(traces) - 1)]
         super().__init__(traces, models, state)
         self._drawn: tuple[str, int] | None = None  # the run and the epoch whose matrix is shown
+        self._chosen = lru_cache(4)(Album.chosen)  # a control of the finder narrows the same list again
         filters, albums = self.inspector.album.filters(), self.inspector.albums
         self.filter = dropdown("show", filters, self.refill, width=215)
         parts = [("evaluation images", "eval"), ("training images", "train")]
@@ -158,8 +160,8 @@ class SaliencyExplorer(ImageExplorer):
             self.choose_listed()
 
     def _listed(self) -> list[str]:
-        chosen, epoch = self.matrix.selected, self.state.epoch
-        return self.inspector.album.chosen(self.filter.value, epoch, chosen, self.split.value)
+        asked = self.filter.value, self.state.epoch, tuple(self.matrix.selected), self.split.value
+        return [*self._chosen(self.inspector.album, *asked)]
 
     def _publish(self, ids: list[str]) -> None:
         album, several = self.inspector.album, len(self.inspector.albums) > 1
