@@ -118,9 +118,7 @@ def test_letters_that_the_font_lacks_come_from_one_that_is_installed(is_truetype
     assert name.get_window_extent().width == pytest.approx(2 * name.get_fontsize() / 72 * 100, abs=4), "two squares"
     pdf, svg = (clipviz.save(figures.confusion(trace), tmp_path / f"a.{kind}").read_bytes() for kind in ("pdf", "svg"))
     assert re.search(rb"/BaseFont /\w+\+%b\b" % family.encode(), pdf)
-    is_type_3 = (
-        b"/Subtype /Type3" in pdf
-    )  # which all readers show; few show PostScript outlines that are called TrueType
+    is_type_3 = b"/Subtype /Type3" in pdf  # few readers show PostScript outlines that are called TrueType
     assert is_type_3 != is_truetype
     assert (b"/FontFile2" in pdf) == is_truetype
     written, faces = texts_of(svg.decode())
