@@ -156,7 +156,7 @@ def program_rows(rounds: int) -> Iterator[Row]:
     """Start-up, in processes of their own."""
     for what, arguments, limit in (
         ("import clipviz", ["-c", "import clipviz"], 0.3),
-        ("clipviz --help", ["-m", "clipviz.cli.main", "--help"], 1.0),
+        ("clipviz --help", ["-m", "clipviz", "--help"], 1.0),
     ):
         command = [sys.executable, *arguments]
         work = lambda c=command: subprocess.run(c, check=True, capture_output=True)  # noqa: E731

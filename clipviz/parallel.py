@@ -198,7 +198,7 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
     except (ValueError, RuntimeError) as error:  # in a notebook; a port in use; SLURM that says something else
         raise ValueError(f"cannot start {devices * num_nodes} processes here: {one_line(error)}") from error
     # gloo's threads are joined before the interpreter goes: one that still runs then ends the process with a complaint
-    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+    atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device)
 
 

@@ -7,6 +7,7 @@ Torch is imported by the commands that need it, so `--help` is instant.
 """
 
 import argparse
+import atexit
 import difflib
 import dis
 import gc
@@ -112,6 +113,7 @@ def _command(name: str, came: Sequence[int]) -> Callable[[argparse.Namespace], N
         try:
             import_module(where)
             gc.freeze()  # what was imported stays
+            atexit.register(gc.unfreeze)  # else triton reports leaks when Python ends
         finally:
             gc.enable()
     if came:  # and numpy swallowed it
@@ -148,7 +150,3 @@ def _is_about_the_input(error: Exception) -> bool:
 def _fail(message: str, status: int) -> int:
     print(f"clipviz: error: {one_line(message, None)}", file=sys.stderr)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -50,5 +50,5 @@ def calibration_bins(
     divisor = np.where(counts, counts, np.nan)
     mean_confidence = np.bincount(which, confidence, n_bins) / divisor
     accuracy = np.bincount(which, is_right, n_bins) / divisor
-    ece = float(np.nansum(counts * np.abs(accuracy - mean_confidence)) / max(counts.sum(), 1))
+    ece = float(np.nansum(counts * np.abs(accuracy - mean_confidence)) / max(int(counts.sum()), 1))
     return mean_confidence, accuracy, counts, ece

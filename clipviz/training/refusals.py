@@ -35,7 +35,7 @@ def check_labels(method: Method, *datasets: ImageDataset | None) -> None:
         _check_embeddings(method, data)
         if not data.has_targets:
             continue
-        highest = int(data.targets.max())
+        highest = int(np.max(data.targets))
         if highest >= len(known):
             raise ValueError(
                 f"{data.name} has labels up to {highest}, but the prompts that {method.name} was built with are of "

@@ -136,7 +136,7 @@ class DescriptionPlayground(View):
         self.result.value = escape(" ".join(said))
 
     def _call(self, image: str, logits: np.ndarray, true: int) -> str:
-        label = int(logits.argmax())
+        label = int(np.argmax(logits))
         return self.album.said(image, Verdict(label, float(softmax(logits)[label]), true))
 
     def _chart(self, title: str, y: str, classes: np.ndarray, given: Any, new: Any, true: int = -1) -> Chart:

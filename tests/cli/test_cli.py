@@ -80,7 +80,9 @@ def architectures(tmp_path_factory):
 
 def in_subprocess(architectures, *arguments):
     """The command line as a shell sees it, with the small architectures known to open_clip."""
-    script = f"import open_clip, sys; open_clip.add_model_config({os.fspath(architectures)!r})\n"
+    script = f"import atexit, gc, open_clip, sys; open_clip.add_model_config({os.fspath(architectures)!r})\n"
+    # Of what is frozen to the end, some libraries say there that it has leaked: triton, with Python 3.13.
+    script += "atexit.register(lambda: gc.get_freeze_count() and print('frozen', file=sys.stderr))\n"
     script += "from clipviz.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)

@@ -103,7 +103,7 @@ def prototypes(trace: Trace) -> None:
         raise ValueError(f"wanted the trace of a run with two sets of prototypes, such as dpa's, got {len(sets)}")
     first, second = (unit(trace.snapshots[name].astype(np.float64)) for name in sets)
     turned = np.stack([drift.angles[name] for name in sets])
-    data = {"names": style.apart(paths.names), "sets": sets, "chosen": int(turned[:, -1].sum(0).argmax()),
+    data = {"names": style.apart(paths.names), "sets": sets, "chosen": int(np.argmax(turned[:, -1].sum(0))),
             "explained": paths.explained, "paths": np.stack([paths.paths[name] for name in sets]),
             "cosines": (first * second).sum(-1), "turned": turned}  # fmt: skip
     _show("prototypes", redraw(draw_prototype_paths(paths)), data)
