@@ -198,7 +198,7 @@ def _sync(*paths: Path) -> None:
     """Have the disk hold files and folders; not every system lets a folder be opened."""
     for path in paths:
         with contextlib.suppress(PermissionError):
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs no other file
             try:
                 os.fsync(descriptor)
             finally:

@@ -118,8 +118,7 @@ def _command(name: str, came: Sequence[int]) -> Callable[[argparse.Namespace], N
             gc.enable()
     if came:  # and numpy swallowed it
         raise_for(came[0])
-    command: Callable[[argparse.Namespace], None] = getattr(sys.modules[where], name)
-    return command
+    return getattr(sys.modules[where], name)
 
 
 def _stopped(args: argparse.Namespace) -> str:

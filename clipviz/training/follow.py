@@ -121,15 +121,19 @@ class Beacon(threading.Thread):
 
 def _order(path: Path) -> dict[str, Any]:
     """The command in a file of the same user; a ValueError for any other file."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        if not stat.S_ISREG(found.st_mode) or not _is_own(found):
             raise ValueError("commands must be files of the user who trains")
         order = parse_json(file.read(4096))
     if not isinstance(order, dict):
         raise ValueError("a command is a JSON object")
     return order
+
+
+def _is_own(found: os.stat_result) -> bool:  # Windows has no such numbers: whoever may write may command
+    return not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
 
 
 def _batch(step: StepFinished) -> dict[str, Any]:
@@ -309,7 +313,7 @@ class FollowedRun:
         self.poll()
         if self.status in OVER:
             raise ValueError(f"the run in {self.folder} is {self.status}, so it takes no commands")
-        if self.folder.stat().st_uid != os.geteuid() or not os.access(self.folder, os.W_OK):
+        if not _is_own(self.folder.stat()) or not os.access(self.folder, os.W_OK):
             raise ValueError(f"the run in {self.folder} can be commanded by its user only; you can watch it")
         name = f"{time.time_ns()}-{secrets.token_hex(4)}.json"
         future = self._sent[name] = Future()

@@ -1,8 +1,11 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from clipviz.data import ViewConfig, ViewLoader, as_images, eval_batches, eval_view, make_views
+from clipviz.data import ViewConfig, ViewLoader, as_images, eval_batches, eval_view, load_dataset, make_views
 
 CONFIG = ViewConfig(8, strong=True, crops=2)
 
@@ -69,6 +72,20 @@ def test_workers_change_nothing(array_dataset):
     alone = everything(ViewLoader(array_dataset, CONFIG, 4, seed=0, workers=0), epoch=1)
     shared = everything(ViewLoader(array_dataset, CONFIG, 4, seed=0, workers=2), epoch=1)
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize("spec", ["birds/fog", "folder", "list"])
+def test_workers_can_be_sent_what_they_need_where_they_are_not_forked(spec, tmp_path):
+    """On Windows and macOS, whose workers begin with nothing."""
+    for i in range(4):
+        (tmp_path / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (60 * i, 0, 0)).save(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png")
+    (tmp_path / "list.csv").write_text("path,label\nphotos/a/0.png,a\nphotos/b/1.png,b\n")
+    found = {"folder": tmp_path / "photos", "list": tmp_path / "list.csv"}.get(spec, spec)
+    here = ViewLoader(load_dataset(found, n=2), CONFIG, 2, seed=0)
+    there = pickle.loads(pickle.dumps(here._pixels))
+    pairs = zip(here._pixels((0, np.arange(2))), there((0, np.arange(2))), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
+import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -309,6 +313,36 @@ def test_orders_are_for_the_user_of_the_folder(tmp_path, monkeypatch):
     finally:
         run.stop()
         run.wait(PATIENCE)
+
+
+def test_what_windows_lacks_stops_neither_a_run_nor_orders(tmp_path, monkeypatch):
+    """No locks, no owners, files without a name or of folders; only what may be written is brought to the disk."""
+    really_open = os.open
+
+    def open_no_folder(path, *arguments, **options):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return really_open(path, *arguments, **options)
+
+    def fsync_what_is_written(descriptor):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    for name in ("O_TMPFILE", "O_NONBLOCK", "O_NOFOLLOW", "geteuid"):
+        monkeypatch.delattr(os, name)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(os, "open", open_no_folder)
+    monkeypatch.setattr(shutil, "_use_fd_functions", False)  # with which Linux opens folders to delete them
+    monkeypatch.setattr(os, "fsync", fsync_what_is_written)
+    run = toy_run(tmp_path / "run", epochs=500).start()
+    try:
+        followed = FollowedRun(tmp_path / "run")
+        assert answer(followed, followed.stop()) in ("done", "the run is stopped")
+    finally:
+        run.stop()
+        run.wait(PATIENCE)
+    assert toy_run(tmp_path / "run", epochs=500).restore()
+    assert Trace.load(tmp_path / "run").meta["status"] == "stopped"
 
 
 def test_an_order_is_not_lost_that_comes_before_the_run_looks_for_any(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 Pixels stay uint8 until a batch is complete (and on its device); then they become float32 in [0, 1].
 """
 
-import multiprocessing
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
@@ -77,8 +77,7 @@ class ViewLoader:
                 num_workers=workers,
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # otherwise it draws a seed from the global generator
-                # workers that are forked share the decoded images instead of receiving copies
-                multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else None,
+                multiprocessing_context="fork" if sys.platform == "linux" else None,  # these share the decoded images
             )
         for indices, pixels in zip(steps, batches, strict=True):
             weak, strong, crops = (None if p is None else as_images(p, self.device) for p in pixels)
