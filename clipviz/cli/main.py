@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(value, str | list):  # a shell leaves the ~ of --out=~/x as it is
             home = os.path.expanduser
             setattr(args, name, home(value) if isinstance(value, str) else [*map(home, value)])
+    if getattr(sys.stdout, "errors", "") == "strict":  # as on stderr, what its encoding lacks becomes escapes
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     came: list[int] = []  # a library that a signal interrupts while it is imported may swallow it, and be broken then
 
     def note(signum: int) -> None:

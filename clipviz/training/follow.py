@@ -94,9 +94,7 @@ class Beacon(threading.Thread):
             file.write(json.dumps(facts).encode())
 
     def _take_orders(self) -> None:
-        for name in self._orders():
-            if name in self._answers:  # it cannot be removed
-                continue
+        for name in [name for name in self._orders() if name not in self._answers]:  # not those that cannot be removed
             try:
                 self._carry_out(name, _order(self._folder / COMMANDS / name))
             except (ValueError, TypeError, RuntimeError, OSError) as error:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import csv
 import gc
+import io
 import json
 import os
 import re
@@ -586,6 +587,18 @@ def test_version(capsys):
         cli.main(["--version"])
     assert stop.value.code == 0
     assert re.fullmatch(r"clipviz \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_names_that_the_encoding_of_the_output_lacks_are_escaped(photos, tmp_path, monkeypatch):
+    """Of Windows, where the output is not a console's: there it ended a finished run with a traceback."""
+    birds = photos.rename(tmp_path / "鳥 été")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    assert cli.main(adapt(data=birds, out=tmp_path / "鷲")) == 0
+    assert cli.main(["report", str(tmp_path / "鷲"), "--out", str(tmp_path / "鷲.html")]) == 0
+    sys.stdout.flush()
+    said = sys.stdout.buffer.getvalue().decode("cp1252")
+    assert r"\u9ce5 été (all), measured on the same images" in said
+    assert said.endswith("\\u9df2.html\n")
 
 
 def test_report_and_compare_read_run_folders(photos, tmp_path, capfd):

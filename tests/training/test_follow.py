@@ -333,6 +333,8 @@ def test_what_windows_lacks_stops_neither_a_run_nor_orders(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setattr(os, "open", open_no_folder)
     monkeypatch.setattr(shutil, "_use_fd_functions", False)  # with which Linux opens folders to delete them
+    monkeypatch.setattr(follow, "_HEARTBEAT", 0.1)
+    monkeypatch.setattr(follow, "_DEAD_AFTER", 2.0)
     monkeypatch.setattr(os, "fsync", fsync_what_is_written)
     run = toy_run(tmp_path / "run", epochs=500).start()
     try:
