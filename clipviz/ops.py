@@ -33,9 +33,7 @@ def expect_floats(**tensors: Tensor) -> None:
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be floating point, got {_dtype(tensor)}; convert with .float()")
         if tensor.dtype != wanted.dtype:
-            raise ValueError(
-                f"{name} must be {_dtype(wanted)} as {first} is, got {_dtype(tensor)}; convert one of them"
-            )
+            raise ValueError(f"{name} must be {_dtype(wanted)} as {first} is, got {_dtype(tensor)}; convert one")
 
 
 def expect_integers(**tensors: Tensor) -> None:

@@ -159,6 +159,14 @@ def test_the_house_has_few_rooms():
     assert len(list(ROOT.glob("*.py"))) <= 14
 
 
+def test_files_and_functions_are_short():
+    lines = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in ROOT.rglob("*.py")}
+    assert [str(p) for p, n in lines.items() if n > 400] == []
+    assert sum(lines.values()) < 22_000
+    functions = [node for _, _, tree in sources() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert [f.name for f in functions if f.end_lineno - f.lineno >= 60] == []
+
+
 @pytest.mark.parametrize("place", ["clipviz/__init__.py", "CONTRIBUTING.md"])
 def test_the_maps_are_those_of_the_table(place):
     text = (ROOT.parent / place).read_text(encoding="utf-8")

@@ -175,9 +175,7 @@ def _missing(name: str, pretrained: str | None, error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError):
         return f"its tokenizer needs the package {error.name}: pip install {error.name}"
     if "Couldn't instantiate the backend tokenizer" in text:
-        return (
-            "the files of its tokenizer are not in the folder; put tokenizer.json and tokenizer_config.json there, too"
-        )
+        return "the files of its tokenizer are not in the folder; put tokenizer.json and tokenizer_config.json there"
     if not any(sign in text for sign in ("Failed to download", "offline mode", "couldn't connect", "Hub")):
         return None
     absent = "not on this machine and could not be downloaded"

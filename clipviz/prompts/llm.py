@@ -50,9 +50,7 @@ class Endpoint:
         """Refuse what is no address of a web server: urllib would open files, too."""
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                f"the endpoint must be an http(s) address such as http://localhost:8000/v1, got {self.url!r}"
-            )
+            raise ValueError(f"the endpoint must be an http(s) address like http://localhost:8000/v1, got {self.url!r}")
         if not self.model:
             raise ValueError(f"the endpoint {self.url} needs the name of its language model (--llm, ${MODEL_VARIABLE})")
 

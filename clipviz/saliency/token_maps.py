@@ -203,9 +203,7 @@ def _gradients(score: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of a score with respect to outputs of the tower in its graph, which stays; 0 where one has no part."""
     found = torch.autograd.grad(score.sum(), outputs, retain_graph=True, allow_unused=True) if outputs else ()
     if all(gradient is None for gradient in found):
-        raise ValueError(
-            "the score does not depend on the tokens of the image tower; use a kind that needs pixels only"
-        )
+        raise ValueError("the score does not depend on the image tower's tokens; use a kind that needs pixels only")
     return [
         torch.zeros_like(output) if gradient is None else gradient.float()
         for output, gradient in zip(outputs, found, strict=True)

@@ -296,7 +296,7 @@ def test_a_tokenizer_that_needs_a_package_says_which(monkeypatch, offline):
         ),
         (
             "Couldn't instantiate the backend tokenizer from one of: \n(1) a `tokenizers` library",
-            "put tokenizer.json and tokenizer_config.json there, too",
+            "put tokenizer.json and tokenizer_config.json there",
         ),
     ],
 )

@@ -334,7 +334,7 @@ def test_images_of_a_list_that_are_not_there_or_not_below_it_are_skipped(build):
     ("file", "content", "message"),
     [
         ("images.txt", None, r"damaged \(images\.txt: cannot be read"),
-        ("images.txt", "one two\n", r"line 1 of images\.txt is 'one two', wanted a new number and a text"),
+        ("images.txt", "one two\n", r"line 1 of images\.txt is 'one two', wanted a new number and text"),
         ("images.txt", "1 a\n1 b\n", r"line 2 of images\.txt"),
         ("images.txt", "", "there is no image of its official test split in"),
         ("classes.txt", "1 001.Black_footed_Albatross\n", r"image 3 of images\.txt has no class"),

@@ -146,7 +146,7 @@ def test_microclips_share_of_cls_is_explained(microclip: Method, images: Tensor)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_score_without_the_tower_is_refused(kind: str, known: Callable[..., Known], images: Tensor) -> None:
     model = known(lambda pixels: pixels.flatten(1)[:, :3])
-    with pytest.raises(ValueError, match="does not depend on the tokens of the image tower"):
+    with pytest.raises(ValueError, match="does not depend on the image tower's tokens"):
         saliency_maps(model, images, kind, target=0)
 
 

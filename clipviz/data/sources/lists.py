@@ -114,9 +114,7 @@ def _numbered(path: str) -> dict[str, str]:
     for line, text in enumerate(_lines(path), 1):
         number, _, rest = text.partition(" ")
         if not number.isdecimal() or not rest or number in found:
-            raise ValueError(
-                f"line {line} of {os.path.basename(path)} is {text[:80]!r}, wanted a new number and a text"
-            )
+            raise ValueError(f"line {line} of {os.path.basename(path)} is {text[:80]!r}, wanted a new number and text")
         found[number] = rest.strip()
     return found
 

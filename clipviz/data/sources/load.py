@@ -65,37 +65,47 @@ def load_dataset(
     texts: dict[str, Any] = {"descriptions": descriptions, "templates": templates, "n": n, "seed": seed}
     options = texts | {"disk_cache": disk_cache, "progress": progress}
     if text == _BIRDS or text.startswith(_BIRDS + "/"):
-        _refuse_classes(classes, "birds bring their")
-        from clipviz.birds.dataset import BirdsDataset  # here, so that a folder of images needs no renderer
-
-        return BirdsDataset(text.partition("/")[2] or "source", split, severity=severity, **texts)
+        return _birds(text.partition("/")[2] or "source", split, classes, severity=severity, **texts)
     place = None if root is None else os.path.expanduser(os.fsdecode(root))
     is_folder_of_yours = place is None and not download and os.path.isdir(text)
     if not is_folder_of_yours and (benchmark := find_benchmark(text)):
-        if place is None:  # named, so that its origin holds from everywhere
-            folder = os.environ.get(ROOT_VARIABLE) or "data"
-            return load_dataset(text, split, classes=classes, root=folder, download=download, **options)
         _refuse_classes(classes, f"{benchmark.title} brings its")
+        if place is None:  # named, so that its origin holds from everywhere
+            return load_dataset(text, split, root=os.environ.get(ROOT_VARIABLE) or "data", download=download, **options)
         return load_benchmark(benchmark, split, root=place, download=download, **options)
     path = os.path.expanduser(text)
     if os.path.isfile(path):
         if text.lower().endswith(FEATURE_SUFFIXES):
             return read_features(path, classes=classes, **texts)
-        name = data_name(path)
-        if text.lower().endswith(MANIFEST_SUFFIXES):
-            layout = read_manifest(path, split, given_classes(classes), allow_outside=allow_outside)
-            folder = os.path.dirname(os.path.abspath(path))
-            return ImageFileDataset(layout, folder, name=name, place=f"the manifest {name!r}", **options)
-        if is_coop_split(text):
-            _refuse_classes(classes, "a split file brings its")
-            layout, folder = read_coop_split(path, split, place)
-            if benchmark := benchmark_of_file(path):  # it knows the names and templates that CLIP needs
-                layout = replace(layout, class_names=tuple(map(benchmark.spoken, layout.class_names)))
-                options["templates"] = templates or benchmark.templates
-            return ImageFileDataset(layout, folder, name=name, place=f"the split file {name!r}", **options)
+        if text.lower().endswith(MANIFEST_SUFFIXES) or is_coop_split(text):
+            return _listed(path, split, classes, place, allow_outside, options)
     if not os.path.isdir(path):
         raise ValueError(_no_folder(text, path))
     return ImageFolderDataset(path, split, classes=classes, **options)
+
+
+def _birds(domain: str, split: str, classes: Classes | None, **options: Any) -> ImageDataset:
+    _refuse_classes(classes, "birds bring their")
+    from clipviz.birds.dataset import BirdsDataset  # here, so that a folder of images needs no renderer
+
+    return BirdsDataset(domain, split, **options)
+
+
+def _listed(
+    path: str, split: str, classes: Classes | None, root: str | None, allow_outside: bool, options: dict[str, Any]
+) -> ImageDataset:
+    """The images that a manifest or a split file lists."""
+    name = data_name(path)
+    if not is_coop_split(path):
+        layout = read_manifest(path, split, given_classes(classes), allow_outside=allow_outside)
+        folder = os.path.dirname(os.path.abspath(path))
+        return ImageFileDataset(layout, folder, name=name, place=f"the manifest {name!r}", **options)
+    _refuse_classes(classes, "a split file brings its")
+    layout, folder = read_coop_split(path, split, root)
+    if benchmark := benchmark_of_file(path):  # it knows the names and templates that CLIP needs
+        layout = replace(layout, class_names=tuple(map(benchmark.spoken, layout.class_names)))
+        options["templates"] = options["templates"] or benchmark.templates
+    return ImageFileDataset(layout, folder, name=name, place=f"the split file {name!r}", **options)
 
 
 def _refuse_classes(classes: Classes | None, who_brings: str) -> None:
