@@ -1,6 +1,6 @@
 """Real architectures with random weights: open_clip's own numbers, and what each tower can be used for.
 
-The image towers are the real ones (of ViT-B-16 and ViT-L-14 three layers, for memory and time); the text towers, which
+The image towers are the real ones, but of transformers only three layers, for memory and time; the text towers, which
 are alike in all of them, are cut to one narrow layer. At full size, with their cost: `python -m
 benchmarks.architectures`.
 """
@@ -13,6 +13,7 @@ import warnings
 
 import open_clip
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from tiny import TINY, ToyDataset, make_tiny_backbone
@@ -28,7 +29,7 @@ from clipviz.training.loop import adapt
 VIT = "open_clip's ViT"
 # name here -> the architecture it comes from, changes to its vision tower, what kind of tower it is, W
 ARCHITECTURES = {
-    "B-32": ("ViT-B-32", {}, VIT, 768),
+    "B-32": ("ViT-B-32", {"layers": 3}, VIT, 768),
     "B-32-quickgelu": ("ViT-B-32-quickgelu", {"layers": 3}, VIT, 768),
     "B-16": ("ViT-B-16", {"layers": 3}, VIT, 768),
     "L-14": ("ViT-L-14", {"layers": 3}, VIT, 1024),
@@ -39,6 +40,7 @@ ARCHITECTURES = {
     "MobileCLIP-S1": ("MobileCLIP-S1", {}, "TimmModel", None),
     "EVA02-B-16": ("EVA02-B-16", {}, "TimmModel", None),
 }
+TIMM_TRANSFORMERS = ("vit_base_patch16_siglip_224", "eva02_base_patch16_clip_224")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,14 @@ def configs(tmp_path_factory):
         text.update(layers=1, width=64, heads=1, vocab_size=49408)
         (folder / f"test-{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
+    create = timm.create_model
+
+    def shallow(name, *args, **options):  # no config of open_clip's says how deep a tower of timm is
+        return create(name, *args, **options, **({"depth": 3} if name in TIMM_TRANSFORMERS else {}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", shallow)
+        yield
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

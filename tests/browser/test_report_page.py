@@ -68,6 +68,12 @@ def report_of_two(traces, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def report_of_three(traces, tmp_path_factory):
+    """Of a baseline, NtUA and microCLIP: it has every kind of chart, and two of most, but no third."""
+    return write_report([traces[0], traces[2], traces[4]], tmp_path_factory.mktemp("three") / "report.html")
+
+
+@pytest.fixture(scope="module")
 def unlabelled():
     return comparison(labelled=False)[3:]
 
@@ -121,11 +127,11 @@ def draw_all(tab):
 
 
 @pytest.fixture
-def drawn(turn_to, report):
+def drawn(turn_to, report_of_three):
     """The page in a width and a color scheme; it was opened on a phone, and scrolled through."""
 
     def draw_in(width, scheme):
-        tab = turn_to(report, draw_all, width=390)
+        tab = turn_to(report_of_three, draw_all, width=390)
         tab.set_viewport_size({"width": width, "height": 900})
         tab.wait_for_function(FITTED)
         tab.emulate_media(color_scheme=scheme)
