@@ -8,7 +8,7 @@ import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -344,10 +344,6 @@ def _at_once(source: str, pretrained: str | None = None) -> Iterator[None]:
 
 def _is_reachable(address: str) -> bool:
     """Whether a server's name can be looked up; through a proxy only the proxy knows."""
-    if urllib.request.getproxies():
-        return True
-    try:
-        socket.getaddrinfo(urllib.parse.urlsplit(address).hostname, None)
-    except OSError:
-        return False
-    return True
+    with suppress(OSError):
+        return bool(urllib.request.getproxies() or socket.getaddrinfo(urllib.parse.urlsplit(address).hostname, None))
+    return False

@@ -3,6 +3,7 @@
 import argparse
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,10 @@ from typing import Any, NamedTuple
 
 def gigabytes(text: str) -> float:
     """A finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"wanted a number of gigabytes above 0, got {text!r}")
-    return value
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"wanted a number of gigabytes above 0, got {text!r}")
 
 
 def _whole_number(text: str, least: int) -> int:

@@ -156,12 +156,9 @@ class Commanded:
         return self.ranks.any(self._stopping)
 
     def _drain(self) -> None:
-        while True:
-            try:
-                command = self._commands.get_nowait()
-            except queue.Empty:
-                return
-            command()
+        with suppress(queue.Empty):
+            while True:
+                self._commands.get_nowait()()
 
     def _allow(self, steps: Callable[[], int | None]) -> None:
         self._commands.put(lambda: setattr(self, "_steps_allowed", steps()))

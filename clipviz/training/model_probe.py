@@ -4,6 +4,7 @@ It connects methods with views, which do not use torch. That of a run works betw
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -64,11 +65,9 @@ class ModelProbe:
     @cached_property
     def _attention(self) -> list[Any]:
         """The attention of each block of the image tower; nothing for other towers."""
-        with lock_of(self._method):
-            try:
-                return list(attention_modules(self._method))
-            except ValueError:
-                return []
+        with lock_of(self._method), suppress(ValueError):
+            return list(attention_modules(self._method))
+        return []
 
     @property
     def n_layers(self) -> int:

@@ -227,11 +227,10 @@ def used_split(split: str, there: Collection[str]) -> str:
 
 def _class_folders(base: str, root: str) -> list[str]:
     """The names of the class folders: all sub-folders, provided that at least one holds an image."""
-    try:
+    with contextlib.suppress(OSError):
         folders = list_folder(base).folders
-    except OSError:
-        return []
-    return folders if any(find_images(os.path.join(base, name), root).images for name in folders) else []
+        return folders if any(find_images(os.path.join(base, name), root).images for name in folders) else []
+    return []
 
 
 def _class_names(root: str, base: str, class_folders: Sequence[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ A `.csv` or `.parquet` file with the columns
 Other columns are passed over.
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -109,11 +110,9 @@ def _label(row: int, value: Any, source: str) -> str | None:
         return None if number in ("", "-1") else number if number.isdecimal() else text
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return None
-    try:
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
         if not isinstance(value, bytes) and not np.ndim(value) and value == int(value):
             return None if value == UNLABELLED else str(int(value))
-    except (TypeError, ValueError, OverflowError):
-        pass
     raise ValueError(f"{source}: row {row} has the label {repr(value)[:80]}; labels are text or whole numbers")
 
 
