@@ -20,8 +20,8 @@ class HasOrigin(Protocol):
 Loaded = TypeVar("Loaded", bound=HasOrigin)
 
 
-def remembered(*but: str) -> Callable[[Callable[P, Loaded]], Callable[P, Loaded]]:
-    """Have what a function loads remember its arguments, those named in `but` aside."""
+def remembered(*but: str, **by: Callable[[Any], Any]) -> Callable[[Callable[P, Loaded]], Callable[P, Loaded]]:
+    """Have what a function loads remember its arguments, without those in `but`; of those in `by` what these return."""
 
     def around(load: Callable[P, Loaded]) -> Callable[P, Loaded]:
         @wraps(load)
@@ -29,6 +29,7 @@ def remembered(*but: str) -> Callable[[Callable[P, Loaded]], Callable[P, Loaded]
             loaded = load(*args, **options)
             given = signature(load).bind(*args, **options)
             given.apply_defaults()
+            given.arguments.update({name: what(given.arguments[name]) for name, what in by.items()})
             loaded.origin = loaded.origin or {
                 name: _plain(name, value) for name, value in given.arguments.items() if name not in but
             }

@@ -20,7 +20,7 @@ import clipviz
 from clipviz import METHODS, AdaptConfig, ClassPrompts, Run, load_backbone, load_dataset
 from clipviz.backbone import Backbone
 from clipviz.cli import main as cli
-from clipviz.data import Views
+from clipviz.data import DiskCache, Views
 from clipviz.data.sources.feature_files import write_features
 from clipviz.events import EpochFinished, PseudoLabels, StepFinished
 from clipviz.methods.base import Method, guesses, prompt_sentences, text_classifier, unfreeze_norms
@@ -253,6 +253,22 @@ def test_images_that_moved_are_named_and_taken_from_their_new_place(moved):
             assert opened.model_probe.has("eval", 0) is False
     finally:
         shutil.move(f"{meta_spec}.away", meta_spec)
+
+
+@pytest.mark.parametrize("kind", ["a cache", "its folder"])
+def test_images_that_a_cache_made_smaller_are_as_small_again_without_it(tmp_path, kind):
+    places = {"a cache": DiskCache(tmp_path / "cache", side=16), "its folder": tmp_path / "cache"}
+    (tmp_path / "images").mkdir()
+    ToyDataset(1).image(0).resize((1200, 900)).save(tmp_path / "images" / "large.png")
+    data = load_dataset(tmp_path / "images", classes=["square"], disk_cache=places[kind])
+    backbone = make_tiny_backbone()
+    Run(METHODS["zero_shot"](backbone, data.prompts), data, eval_dataset=data, folder=tmp_path / "run").fit()
+    shutil.rmtree(tmp_path / "cache")
+    opened = clipviz.open(tmp_path / "run", model=backbone)
+    for found in (opened.data, opened.eval_data):
+        assert found.image(0).size == data.image(0).size != (1200, 900)
+        assert found.image(0).tobytes() == data.image(0).tobytes()
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(

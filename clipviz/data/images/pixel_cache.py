@@ -165,6 +165,11 @@ class DiskCache:
                     yield found.st_mtime, found.st_size, path
 
 
+def side_of(cache: DiskCache | int | str | os.PathLike[str] | None) -> int | None:
+    """The short side that images of a cache have at most; of a cache that is a folder, the default."""
+    return cache if isinstance(cache, int | None) else getattr(cache, "side", CACHE_SIDE)
+
+
 def shrunk(image: Image.Image, side: int) -> Image.Image:
     """An image whose short side is at most `side`; smaller ones stay as they are."""
     short = min(image.size)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipviz.data.base import ImageDataset, Skipped
 from clipviz.data.images.decode import UnreadableImage, read_image
-from clipviz.data.images.pixel_cache import DiskCache, MemoryCache
+from clipviz.data.images.pixel_cache import DiskCache, MemoryCache, shrunk, side_of
 from clipviz.data.sources.layout import Layout, data_name, display_name, display_path, read_class_names, read_layout
 from clipviz.errors import one_line, whole_number
 from clipviz.prompts import Descriptions, check_class_names, make_prompts, short_hash
@@ -35,7 +35,7 @@ class FileOptions(TypedDict, total=False):
     n: int | None
     seed: int
     cache_bytes: int
-    disk_cache: DiskCache | str | os.PathLike[str] | None
+    disk_cache: DiskCache | int | str | os.PathLike[str] | None
     progress: Progress | None
 
 
@@ -58,7 +58,8 @@ class ImageFileDataset(ImageDataset):
         self.prompts = make_prompts(layout.class_names, options.get("templates"), options.get("descriptions"))
         self.class_names = self.prompts.names
         self._cache = MemoryCache(options.get("cache_bytes", CACHE_BYTES))
-        disk = options.get("disk_cache")
+        self._side = side_of(cache := options.get("disk_cache"))
+        disk = None if isinstance(cache, int) else cache
         folder = disk.folder if isinstance(disk, DiskCache) else disk
         if folder is not None and os.path.realpath(folder).startswith(os.path.realpath(root) + os.sep):
             raise ValueError(f"the cache {os.fspath(folder)!r} lies among the images; choose another place")
@@ -87,11 +88,13 @@ class ImageFileDataset(ImageDataset):
 
     def _contents_hash(self) -> str:
         """Of every file's size and both its ends, as they were when it was opened: see `_sample`."""
-        side = [] if self._disk is None else [f"short side at most {self._disk.side}"]
+        side = [] if self._side is None else [f"short side at most {self._side}"]
         return short_hash([*side, *self._samples.values()])
 
     def _decode(self, path: str) -> Image.Image:
-        return read_image(path) if self._disk is None else self._disk.read(path)
+        if self._disk is not None:
+            return self._disk.read(path)
+        return read_image(path) if self._side is None else shrunk(read_image(path), self._side)
 
     def _open_all(self, layout: Layout, root: str, options: FileOptions) -> tuple[dict[int, bytes], list[Skipped]]:
         """Decode until n are good (all if None); return their positions in order with a sample, and the bad ones."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from clipviz.data.base import ImageDataset
-from clipviz.data.images.pixel_cache import DiskCache
+from clipviz.data.images.pixel_cache import DiskCache, side_of
 from clipviz.data.sources.benchmarks import ROOT_VARIABLE, benchmark_of_file, benchmarks, find_benchmark, load_benchmark
 from clipviz.data.sources.feature_files import FEATURE_SUFFIXES, read_features
 from clipviz.data.sources.image_files import Classes, ImageFileDataset, ImageFolderDataset, Progress, given_classes
@@ -21,7 +21,7 @@ from clipviz.prompts import Descriptions
 _BIRDS = "birds"
 
 
-@remembered("disk_cache", "progress")
+@remembered("progress", disk_cache=side_of)
 def load_dataset(
     spec: str | os.PathLike[str],
     split: str = "train",
@@ -35,7 +35,7 @@ def load_dataset(
     root: str | os.PathLike[str] | None = None,
     download: bool = False,
     allow_outside: bool = False,
-    disk_cache: DiskCache | str | os.PathLike[str] | None = None,
+    disk_cache: DiskCache | int | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> ImageDataset:
     """Load a data set.
@@ -54,7 +54,7 @@ def load_dataset(
         root: For benchmarks: the folder that holds them, see `load_benchmark`; for CoOp's files: that of the images.
         download: For benchmarks: whether to download what is missing.
         allow_outside: For manifests: whether images may lie outside the manifest's folder.
-        disk_cache: For image files: a folder for decoded images, or a `DiskCache` with its size and theirs.
+        disk_cache: For image files: a folder for decoded images, a `DiskCache`, or the side that one shrinks them to.
         progress: For image files: called with (files opened, files to open).
 
     Raises:
