@@ -154,12 +154,15 @@ class Method(nn.Module, ABC):
     def train(self, mode: bool = True) -> Self:
         """Switch to training, but for what does not learn: the text tower, and an image tower that is the caller's.
 
-        In training mode their BatchNorms would adapt to their inputs, and attention rounds differently.
+        In training mode their BatchNorms would adapt to their inputs, and attention rounds differently. No tower drops
+        anything at random: it would draw global random numbers, and its pseudo-labels would be those of a part of it.
         """
         super().train(mode)
         self.backbone.eval()
         if self.trains and self.adapts_tower:
             self.backbone.visual.train(mode)
+            for part in self.backbone.visual.modules():
+                part.training = mode and "Drop" not in type(part).__name__
         return self
 
     @classmethod
@@ -261,8 +264,7 @@ class Method(nn.Module, ABC):
         own = self.trainable_state()
         shapes = {name: tuple(t.shape) for name, t in own.items()}
         got = {name: tuple(t.shape) for name, t in state.items()}
-        if shapes != got:
-            different = sorted(n for n in shapes.keys() | got.keys() if shapes.get(n) != got.get(n))
+        if different := sorted(n for n in shapes.keys() | got.keys() if shapes.get(n) != got.get(n)):
             raise ValueError(
                 f"checkpoint does not fit this {self.name}: {len(different)} tensors differ, first {different[0]!r}: "
                 f"wanted {shapes.get(different[0])}, got {got.get(different[0])}; "

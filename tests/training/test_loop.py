@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from open_clip.transformer import PatchDropout
 from PIL import Image
+from timm.layers import DropPath
 from tiny import ToyDataset, assert_same_bits, make_tiny_backbone, method_state, microclip
 from torch import nn
 
@@ -299,6 +301,22 @@ def test_global_random_numbers_are_neither_used_nor_changed(tiny_backbone, toy_t
     )
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]
+
+
+@pytest.mark.parametrize("name", ["dpa", "microclip"])
+def test_what_a_tower_would_drop_at_random_stays(name):
+    """Patch dropout and the stochastic depth of open_clip's ConvNeXt and ViTamin towers draw global random numbers."""
+    states = []
+    for seed in range(2):
+        backbone, data = make_tiny_backbone(), ToyDataset(8)
+        backbone.visual.patch_dropout = PatchDropout(0.5)
+        for block in backbone.visual.transformer.resblocks:
+            block.mlp.add_module("drop", DropPath(0.5))
+        method = METHODS[name](backbone.eval(), data.prompts)
+        torch.manual_seed(seed)
+        run_to_end(method, data, AdaptConfig(epochs=1, batch_size=8, lr=1e-3))
+        states.append(method_state(method))
+    assert_same_bits(*states)
 
 
 def test_looking_changes_no_bit(tiny_backbone, toy_test):
