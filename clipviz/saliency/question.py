@@ -126,7 +126,7 @@ def runner_up(method: Method, images: Tensor, target: Asked = None) -> Tensor:
 
 def _class_indices(method: Method, asked: Asked, n: int) -> Tensor:
     names = method.class_names
-    single = isinstance(asked, int | str) or (isinstance(asked, Tensor) and asked.ndim == 0)
+    single = isinstance(asked, str) or not getattr(asked, "ndim", isinstance(asked, Sequence))  # numpy's, too
     items: list[Any] = [asked] * n if single else list(asked)  # type: ignore[arg-type]
     if len(items) != n:
         raise ValueError(f"wanted one class or one for each of {n} images, got {len(items)}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -18,6 +20,7 @@ from clipviz.methods import METHODS
 from clipviz.methods.base import Method
 from clipviz.prompts import ClassPrompts
 from clipviz.saliency import KINDS, available_kinds, capture_attention, runner_up, saliency_maps, unit_maps
+from clipviz.saliency.question import resolve
 
 ASKING = [kind for kind in KINDS if KINDS[kind].asks]
 FAST = {"integrated_gradients": {"steps": 3}}
@@ -206,6 +209,13 @@ def test_sentences_for_a_backbone(kind: str, tiny_backbone: Backbone, prompts: C
     )
     by_classes = saliency_maps(zero_shot, images, kind, target=0, contrast=2, **options)
     torch.testing.assert_close(against.raw, by_classes.raw, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("one", [1, np.int64(1), np.array(1), torch.tensor(1), "green square"], ids=repr)
+def test_one_class_for_all_images_is_any_number_or_a_name(microclip: Method, images: Tensor, one: Any) -> None:
+    """Those of a data set's targets are numbers of numpy."""
+    assert resolve(microclip, one, len(images)).tolist() == [1] * len(images)
+    assert resolve(microclip, [one] * len(images), len(images)).tolist() == [1] * len(images)
 
 
 def test_the_default_target_is_the_prediction(microclip: Method, images: Tensor) -> None:
