@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from clipviz.errors import whole_number
 from clipviz.events import CacheContributions
 from clipviz.methods.base import AdaptConfig, check_constants, embed
 from clipviz.methods.embedding import StreamMethod, heaviest, unit_rows
@@ -129,8 +130,7 @@ def stream(
     Raises:
         ValueError: for what is NaN, not of unit norm, or does not fit together, and batches without images.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = whole_number("batch_size", batch_size, 1)
     config = OGAConfig(**constants)
     embeddings, classifier = unit_rows(embeddings, classifier)
     memory, found = empty_memory(classifier, config), []

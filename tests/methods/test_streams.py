@@ -174,8 +174,9 @@ def test_what_fits_no_formula_is_refused(stream):
     for bad, message in (((nan, t), "row 1 of embeddings"), ((f, 3 * t), "unit norm"), ((f, unit(3, 8)), "classifier")):
         with pytest.raises(ValueError, match=message):
             stream(*bad)
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        oga.stream(f, t, batch_size=0)
+    for wrong in (0, 2.5, True):
+        with pytest.raises(ValueError, match=f"batch_size must be a whole number of at least 1, got {wrong}"):
+            oga.stream(f, t, batch_size=wrong)
     with pytest.raises(ValueError, match="entropy_range must be two numbers"):
         tda.stream(f, t, entropy_range=(0.5, 0.2))
 
