@@ -62,9 +62,10 @@ def draw_accuracy_over_epochs(info: AccuracyOverEpochs) -> go.Figure:
     epochs = sorted({int(epoch) for pair in pairs for epoch in pair[0]})
     for series in info.series:
         _add_series(figure, series, epochs)
-    draw_epochs(figure, epochs, info.moments, style.LEFT, style.RIGHT)
-    side = 1 if any(len(series.test[1]) for series in info.series) else 2  # an empty panel has no axis
-    figure.update_yaxes(title_text="accuracy (%)", showticklabels=True, col=side)
+    of_panels = zip(style.PANELS, ("test", "pseudo_label"), strict=False)  # an empty one has no axis
+    sides = [side for side, name in of_panels if any(len(getattr(series, name)[1]) for series in info.series)]
+    draw_epochs(figure, epochs, info.moments, *sides)
+    figure.update_yaxes(title_text="accuracy (%)", showticklabels=True, **sides[0])
     return figure
 
 

@@ -81,7 +81,8 @@ class _Redrawing:
         name = (trace.xaxis or "x", trace.yaxis or "y")
         if name not in self.axes:
             others = [self._axis_layout(axis).matches for axis in name]
-            shared: dict[str, Any] = {f"share{other[0]}": self._with(other) for other in others if other}
+            known = [other for other in others if any(other in pair for pair in self.axes)]  # an empty panel has none
+            shared: dict[str, Any] = {f"share{other[0]}": self._with(other) for other in known}
             axes = self.figure.add_axes((0.1, 0.1, 0.8, 0.8), label=str(name), **shared)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)

@@ -37,10 +37,8 @@ class Inspector:
         self.state = state
         labels = trace_labels(traces)
         self._models = dict(zip(labels, models, strict=True))
-        self.albums = {
-            label: Album(trace, probe_of(model))
-            for label, trace, model in zip(labels, traces, models, strict=True)
-        }  # fmt: skip
+        albums = map(Album, traces, map(probe_of, models))
+        self.albums = dict(zip(labels, albums, strict=True))
         state.method = state.method or next(iter(self.albums))
         self._at: dict[tuple[str, int], Any] = {}
         self.rows: list[Row] = []
@@ -253,8 +251,5 @@ def probe_of(model: Any) -> Any:
 
 def _asks(model_probe: Any, kind: str) -> bool:
     """Whether the model can be asked for such a map in more than one way, so that a kept one is not the answer."""
-    return (
-        model_probe is not None
-        and kind in model_probe.kinds
-        and (model_probe.contrasts(kind) or "layer" in model_probe.options(kind))
-    )
+    can_make_it = model_probe is not None and kind in model_probe.kinds
+    return can_make_it and (model_probe.contrasts(kind) or "layer" in model_probe.options(kind))

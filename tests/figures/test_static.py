@@ -56,6 +56,17 @@ def test_every_chart_can_be_redrawn_in_its_size_within_the_page(name):
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width for box in boxes)
 
 
+@pytest.mark.parametrize(("missing", "drawn"), [("accuracy", "y2"), ("pseudo_label_accuracy", "y")])
+def test_accuracy_that_is_known_of_one_part_only_can_be_redrawn(missing, drawn):
+    """The other panel is empty, and has no axes: neither does the drawn one share them, nor do marks stand there."""
+    epochs = TRACE.epochs[TRACE.epochs["metric"] != missing]
+    meta = TRACE.meta | {"changes": [{"step": 15, "gamma": 0.3}]}
+    chart = figures.accuracy_over_epochs(Trace(epochs=epochs, steps=TRACE.steps, samples=TRACE.samples, meta=meta))
+    (axes,) = redraw(chart).axes
+    assert axes.get_ylabel() == "accuracy (%)"
+    assert {note.yref for note in chart.layout.annotations if note.text == "gamma 0.3"} == {f"{drawn} domain"}
+
+
 def test_lines_keep_their_numbers_and_the_legend_their_names():
     drawn = redraw(figures.accuracy_over_epochs(synthetic_comparison()))
     expected = 100 * synthetic_comparison()[3].metric("accuracy").to_numpy()
