@@ -71,10 +71,9 @@ class Beacon(threading.Thread):
             (self._folder / COMMANDS).rmdir()
 
     def _orders(self) -> list[str]:
-        try:
+        with suppress(OSError):
             return sorted(name for name in os.listdir(self._folder / COMMANDS) if _ORDER.fullmatch(name))
-        except OSError:
-            return []
+        return []
 
     def _tell(self) -> None:
         run, now = self._run, time.monotonic()
@@ -165,7 +164,7 @@ class FollowedRun:
     def __init__(
         self, folder: str | os.PathLike[str], *listeners: Listener, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.folder, self._clock = Path(folder).expanduser(), clock
+        self.folder, self._clock = Path(folder).expanduser().absolute(), clock
         self.trace, self.status = Trace(), "running"
         self.listeners = list(listeners)
         self.newest: dict[type[Event], Event] = {}

@@ -81,7 +81,9 @@ class Run(Commanded):
     ) -> None:
         super().__init__(Adaptation(method, dataset, config, **options))
         self.recorder = Recorder()
-        self._disk = folder if isinstance(folder, RunFolder | None) else RunFolder(folder, keep_epochs)
+        if not isinstance(folder, RunFolder | None):  # absolute, for the process may go elsewhere meanwhile
+            folder = RunFolder(os.path.join(os.getcwd(), os.path.expanduser(folder)), keep_epochs)
+        self._disk = folder
         self._writes = self._disk if self.ranks.is_first else None  # the folder, in the process that writes to it
         self.folder = None if self._disk is None else self._disk.path
         self.name, self.n_epochs = f"{self.method.name} on {dataset.name}", self.adaptation.n_epochs

@@ -18,6 +18,7 @@ from tiny import ToyDataset, assert_same_bits, differences, make_tiny_backbone, 
 
 from clipviz import adapt, load_backbone, load_dataset
 from clipviz.cli import main as cli
+from clipviz.data import ImageFolderDataset
 from clipviz.events import EpochFinished, RunFinished, StepFinished
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.microclip import MicroCLIP
@@ -28,6 +29,7 @@ from clipviz.trace import Trace
 from clipviz.training import loop
 from clipviz.training.checkpoint import load_checkpoint, save_checkpoint
 from clipviz.training.evaluate import predict, spread_probe
+from clipviz.training.follow import FollowedRun
 from clipviz.training.loop import Adaptation
 from clipviz.training.run import CHECKPOINT, Run
 from clipviz.training.run_folder import PREVIOUS, RunFolder
@@ -189,6 +191,28 @@ def test_a_folder_that_is_deleted_while_a_run_goes_on_is_told_and_made_anew(tiny
     assert len(told) == 1
     assert Trace.load(tmp_path / "run").equals(trace)
     assert make_run(tmp_path / "run", tiny_backbone).restore()
+
+
+def test_a_process_that_goes_to_another_folder_keeps_its_run_and_its_images(tiny_backbone, tmp_path, monkeypatch):
+    """As %cd in a notebook, while a run goes on in a thread."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home / "images", elsewhere):
+        folder.mkdir(parents=True)
+    for i in range(3):
+        ToyDataset(3).image(i).save(home / "images" / f"{i}.png")
+    monkeypatch.chdir(home)
+    data = ImageFolderDataset("images", classes=["square"], cache_bytes=0, disk_cache="cache")
+    plain = ImageFolderDataset("images", classes=["square"], cache_bytes=0)
+    run = Run(ZeroShot(tiny_backbone, data.prompts), data, folder="run", listeners=[lambda _: os.chdir(elsewhere)])
+    run.fit()
+    assert plain.image(0).size == (40, 40)
+    os.chdir(home)
+    followed = FollowedRun("run")
+    os.chdir(elsewhere)
+    assert followed.status == "finished"
+    assert (followed.folder / "results.json").is_file()
+    assert {path.name for path in home.iterdir()} == {"images", "cache", "run"}
+    assert not any(elsewhere.iterdir())
 
 
 def test_a_folder_that_is_being_written_to_is_left_alone(tiny_backbone, tmp_path):

@@ -71,7 +71,7 @@ class DiskCache:
     def __init__(self, folder: str | os.PathLike[str], gigabytes: float = 10.0, side: int = CACHE_SIDE) -> None:
         if not gigabytes > 0 or side < 1:
             raise ValueError(f"a cache needs gigabytes > 0 and side >= 1, got gigabytes={gigabytes}, side={side}")
-        self.folder = prepare_folder(folder)
+        self.folder = prepare_folder(folder).absolute()
         self.gigabytes, self.side = gigabytes, side
         self.trouble: str | None = None  # why nothing is stored any more, in one line
         self._limit = int(gigabytes * 1e9)

@@ -64,6 +64,7 @@ class ImageFileDataset(ImageDataset):
         if folder is not None and os.path.realpath(folder).startswith(os.path.realpath(root) + os.sep):
             raise ValueError(f"the cache {os.fspath(folder)!r} lies among the images; choose another place")
         self._disk = disk if isinstance(disk, DiskCache | None) else DiskCache(disk)
+        self._here = os.getcwd()  # what relative paths are relative to, wherever the process goes
         self._samples, unreadable = self._open_all(layout, root, options)
         self.skipped = layout.skipped + unreadable
         if not self._samples:
@@ -92,6 +93,7 @@ class ImageFileDataset(ImageDataset):
         return short_hash([*side, *self._samples.values()])
 
     def _decode(self, path: str) -> Image.Image:
+        path = os.path.join(self._here, path)
         if self._disk is not None:
             return self._disk.read(path)
         return read_image(path) if self._side is None else shrunk(read_image(path), self._side)
