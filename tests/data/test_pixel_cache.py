@@ -243,6 +243,18 @@ def test_a_bad_file_is_bad_with_a_cache_too(photos, tmp_path):
         cache.read(str(photos / "gone.png"))
 
 
+@pytest.mark.parametrize("place", ["photos", "~/photos", "~/photos/cache"])
+def test_no_cache_is_made_of_or_in_the_folder_of_images(photos, monkeypatch, place):
+    """Its folders would be taken for classes from then on."""
+    monkeypatch.setenv("HOME", str(photos.parent))
+    monkeypatch.chdir(photos.parent)
+    before = sorted(photos.iterdir())
+    assert photos.name == "photos"
+    with pytest.raises(ValueError, match=f"the cache .*{place[1:]}' lies among the images; choose another place"):
+        load_dataset("~/photos", disk_cache=place)
+    assert sorted(photos.iterdir()) == before
+
+
 def test_what_cannot_be_is_one_line(photos, tmp_path):
     with pytest.raises(ValueError, match="lies among the images; choose another place"):
         load_dataset(photos, disk_cache=DiskCache(photos / "cache"))

@@ -60,8 +60,8 @@ class ImageFileDataset(ImageDataset):
         self._cache = MemoryCache(options.get("cache_bytes", CACHE_BYTES))
         self._side = side_of(cache := options.get("disk_cache"))
         disk = None if isinstance(cache, int) else cache
-        folder = disk.folder if isinstance(disk, DiskCache) else disk
-        if folder is not None and os.path.realpath(folder).startswith(os.path.realpath(root) + os.sep):
+        folder = disk.folder if isinstance(disk, DiskCache) else disk and os.path.expanduser(disk)
+        if folder is not None and (os.path.realpath(folder) + os.sep).startswith(os.path.realpath(root) + os.sep):
             raise ValueError(f"the cache {os.fspath(folder)!r} lies among the images; choose another place")
         self._disk = disk if isinstance(disk, DiskCache | None) else DiskCache(disk)
         self._here = os.getcwd()  # what relative paths are relative to, wherever the process goes
