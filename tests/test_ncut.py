@@ -1,5 +1,7 @@
 """Normalized cut: golden numbers of the official code, graphs with a known answer, invariances."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -147,6 +149,28 @@ def falling_apart(rng, n):
     cuts = np.sort(rng.choice(np.arange(2, n), size=rng.integers(1, 4), replace=False))
     group = np.searchsorted(cuts, np.arange(n), side="right")
     return group[:, None] == group[None]
+
+
+@pytest.mark.parametrize("n_images", [1, 7, 40])
+def test_any_number_of_threads_gives_the_same_bits_and_stays(n_images):
+    generator = torch.Generator().manual_seed(n_images)
+    affinity = patch_affinity(torch.randn(n_images, 64, 5, generator=generator), tau=0.5)
+    before, found, left = torch.get_num_threads(), [], []
+    try:
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            found.append(spectrum(affinity))
+            with pytest.raises(ValueError, match="has no solution"):
+                spectrum(torch.full_like(affinity, torch.nan))
+            thread = threading.Thread(target=lambda: left.append(torch.get_num_threads()))
+            thread.start()
+            thread.join()
+            left.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert left == [1, 1, 2, 2, 3, 3]
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
 
 
 def textbook_fiedler(affinity):

@@ -347,9 +347,7 @@ def load_backbone(
         tokenizer = tokenizer or open_clip.get_tokenizer(plan.source, **options)
     notices = [plan.notice]
     if is_random:
-        notices.append(
-            f"{name!r} has random weights, so it is untrained; name pretrained weights (a tag or a file) to change that"
-        )
+        notices.append(f"{name!r} has random weights, so it is untrained; name pretrained weights (a tag or a file)")
     elif pretrained is not None and plan.archive is None:
         notices.append(rounding_notice(plan, pretrained, model.visual))
     for notice in filter(None, notices):

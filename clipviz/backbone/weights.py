@@ -194,9 +194,7 @@ def _missing(name: str, pretrained: str | None, error: Exception) -> str | None:
 
 def _explained(error: Exception) -> str:
     if isinstance(error, UnpicklingError):
-        return (
-            "the file is pickled and holds more than tensors, so it is not opened; save its state_dict as .safetensors"
-        )
+        return "the file is pickled and holds more than tensors, and is not opened; save its state_dict as .safetensors"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
     if "input_resolution" in str(error):
         return "this is the state_dict of OpenAI's archive, with sizes among the weights; give the archive itself (.pt)"

@@ -57,9 +57,7 @@ def _keep(folder: RunFolder, resume: bool) -> None:
     """Have a folder to oneself before anything is looked at: another process may be about to write to it."""
     folder.lock()
     if folder.holds_a_run and not resume:
-        raise ValueError(
-            f"{os.fspath(folder)} already holds a run; add --resume to go on with it, or choose another --out"
-        )
+        raise ValueError(f"{os.fspath(folder)} already holds a run; add --resume to continue, or choose another --out")
 
 
 def _chosen(args: argparse.Namespace, out: Path, ranks: Ranks) -> tuple[Method, ImageDataset, ImageDataset]:

@@ -44,12 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for name, about in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=about.purpose, description=about.more, epilog=f"example: {about.example}"
-        )
-        about.add_options(command)
+        sub = commands.add_parser(name, help=about.purpose, description=about.more, epilog=f"example: {about.example}")
+        about.add_options(sub)
         # here too, where one adds it to a command that failed
-        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     return parser
 
 

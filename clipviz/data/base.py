@@ -90,9 +90,7 @@ class ImageDataset(ABC):
     def _contents_hash(self) -> str:
         """A short hash of what the images show; here of 16 of them, evenly spread, as making all may take long."""
         chosen = sorted({len(self) * i // 16 for i in range(16 if len(self) else 0)})
-        return short_hash(
-            part for i in chosen for image in [self.image(i)] for part in (str(image.size), image.tobytes())
-        )
+        return short_hash(part for i in chosen for one in [self.image(i)] for part in (str(one.size), one.tobytes()))
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:

@@ -35,7 +35,5 @@ class FrozenCrops(nn.Module):
     def embeddings(self, index: Tensor) -> Tensor:
         """Crop embeddings (B, K, E), unit norm up to float16, of the images at `index`."""
         if len(self.bank) == 0:
-            raise ValueError(
-                "the frozen crop teacher has seen no images yet; call prepare(batches) first, as the loop does"
-            )
+            raise ValueError("the frozen crop teacher has seen no images; call prepare(batches) first, as adapt does")
         return self.bank[index].float()

@@ -137,9 +137,7 @@ def _metrics(
     for name in metrics:
         choose("saliency metric", name, METRICS)
         if name in MASK_METRICS and not regions:
-            raise ValueError(
-                f"{name} needs regions (for birds: bird_regions(parts, target)); without masks use {MODEL_METRICS}"
-            )
+            raise ValueError(f"{name} needs regions (for birds: bird_regions(parts, target)); else use {MODEL_METRICS}")
         if name == "part_rank" and parts is None:
             raise ValueError("part_rank needs parts, the part ids of every pixel, beside the regions")
     return tuple(metrics)

@@ -218,9 +218,7 @@ def _restore_moments(path: Path, method: Method, optimizer: Optimizer, moments: 
     for name, parameter in method.named_parameters():
         state = {key: moments[f"{key}/{name}"] for key in _MOMENTS if f"{key}/{name}" in moments}
         if any(tensor.shape not in (parameter.shape, ()) for tensor in state.values()):
-            raise ValueError(
-                f"checkpoint {path} does not fit: the moments of {name} have another shape; use another folder"
-            )
+            raise ValueError(f"checkpoint {path} does not fit: moments of {name} have another shape; use a new folder")
         if state:
             optimizer.state[parameter] = {
                 key: tensor.to("cpu" if key == "step" else parameter.device) for key, tensor in state.items()

@@ -222,13 +222,11 @@ class Adaptation:
 
     def _loader(self, needs: ViewConfig) -> ViewLoader | FeatureLoader:
         """Batches of the views that a method needs, or of embeddings where the data are embeddings."""
-        config, backbone = self.config, self.method.backbone
-        if isinstance(self.dataset, FeatureDataset):
-            return FeatureLoader(self.dataset, config.batch_size, self.seed, backbone.device)
+        config, data, backbone = self.config, self.dataset, self.method.backbone
+        if isinstance(data, FeatureDataset):
+            return FeatureLoader(data, config.batch_size, self.seed, backbone.device)
         views = replace(needs, size=backbone.image_size)
-        return ViewLoader(
-            self.dataset, views, config.batch_size, self.seed, config.workers, backbone.device, self.ranks
-        )
+        return ViewLoader(data, views, config.batch_size, self.seed, config.workers, backbone.device, self.ranks)
 
     def _guesses(self, batch: Batch) -> events.PseudoLabels:
         """Pseudo-labels of a batch, of which this process may have a share of the views only."""

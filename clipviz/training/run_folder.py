@@ -80,9 +80,7 @@ class RunFolder:
         try:
             self._lock = lock_folder(self.path)
         except BlockingIOError:
-            raise ValueError(
-                f"another run is writing to {self.path}; wait for it, stop it, or choose another folder"
-            ) from None
+            raise ValueError(f"another run is writing to {self.path}; wait, stop it, or use another folder") from None
         self._tidy()
         return True
 

@@ -225,7 +225,7 @@ def test_a_second_process_on_one_folder_is_refused_before_it_touches_anything(ph
     arguments = {"adapt": given, "demo": ["demo", "--seed", "7", "--out", str(out)]}[command]
     assert cli.main(arguments) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert f"another run is writing to {out}; wait for it" in line
+    assert f"another run is writing to {out}; wait" in line
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [("config.json", '{"seed": 0}')]
     own.unlock()
     assert cli.main(given) == 2

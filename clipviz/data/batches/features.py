@@ -236,9 +236,7 @@ def _targets(targets: Tensor | None, n: int, n_classes: int, source: str) -> np.
     targets = targets.to(torch.int64)  # of wide unsigned numbers torch knows no smallest
     low, high = int(targets.min()), int(targets.max())
     if low < UNLABELLED or (n_classes and high >= n_classes):
-        raise ValueError(
-            f"{source}: labels must be in 0..{n_classes - 1}, or {UNLABELLED} for unlabeled, got {low}..{high}"
-        )
+        raise ValueError(f"{source}: labels must be 0..{n_classes - 1}, or {UNLABELLED} for none, got {low}..{high}")
     return targets.numpy()
 
 

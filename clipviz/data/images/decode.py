@@ -60,9 +60,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     except Exception as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error):  # how Pillow's decoders say it
             name = os.fsencode(path).decode(errors="backslashreplace")
-            raise ValueError(
-                f"not enough memory to decode {name!r}; give the process more, or shrink such images"
-            ) from error
+            raise ValueError(f"not enough memory to decode {name!r}; free some, or shrink such images") from error
         raise UnreadableImage(_reason(path, error)) from error
 
 

@@ -48,9 +48,7 @@ def read_features(
         raise ValueError(f"{name}: wanted an array 'embeddings' (n, E), but the file holds {held}")
     _check_kinds(arrays, name)
     if others := sorted(set(arrays) - set(_KNOWN)):
-        warnings.warn(
-            f"{name}: not used: {listed(others)}; the arrays that are read are {', '.join(_KNOWN)}", stacklevel=3
-        )
+        warnings.warn(f"{name}: not used: {listed(others)}; used are {', '.join(_KNOWN)}", stacklevel=3)
     try:
         logit_scale = float(arrays.get("logit_scale", DEFAULT_LOGIT_SCALE))
     except (TypeError, ValueError, RuntimeError) as error:
