@@ -66,9 +66,7 @@ class Progress:
         loss, confidence = (float(sum(column)) / len(self._epoch) for column in zip(*self._epoch, strict=True))
         accuracy = event.metrics.get("accuracy")
         measured = f"confidence {confidence:.3f}" if accuracy is None else f"accuracy {accuracy:.3f}"
-        done = (event.epoch + 1) / self._started.n_epochs
-        left = (time.perf_counter() - self._begun) / self._steps * self._started.n_steps * (1 - done)
-        return (
-            f"{inert(self._started.method)}: {event.epoch + 1} of {self._started.n_epochs} epochs, loss {loss:.4g}, "
-            f"{measured}, {tqdm.format_interval(left)} left"
-        )
+        done, of = event.epoch + 1, self._started.n_epochs
+        pace = (time.perf_counter() - self._begun) / self._steps
+        left = tqdm.format_interval(pace * self._started.n_steps * (1 - done / of))
+        return f"{inert(self._started.method)}: {done} of {of} epochs, loss {loss:.4g}, {measured}, {left} left"

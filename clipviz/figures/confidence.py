@@ -36,14 +36,13 @@ def confidence_evolution_info(trace: Trace) -> ConfidenceEvolution:
     known = samples[samples["target"] >= 0]
     is_right = known["pseudo_label"] == known["target"]
     epochs = epochs_of(samples)
-    return ConfidenceEvolution(
-        epochs,
-        quantiles_by_epoch(samples, epochs),
-        quantiles_by_epoch(known[is_right], epochs) if len(known) else None,
-        quantiles_by_epoch(known[~is_right], epochs) if len(known) else None,
-        is_right.groupby(known["epoch"]).mean().reindex(epochs).to_numpy(dtype=float) if len(known) else None,
-        moments(trace),
+    everything, right, wrong = (
+        quantiles_by_epoch(rows, epochs) for rows in (samples, known[is_right], known[~is_right])
     )
+    if not len(known):
+        return ConfidenceEvolution(epochs, everything, None, None, None, moments(trace))
+    accuracy = is_right.groupby(known["epoch"]).mean().reindex(epochs).to_numpy(dtype=float)
+    return ConfidenceEvolution(epochs, everything, right, wrong, accuracy, moments(trace))
 
 
 def quantiles_by_epoch(samples: pd.DataFrame, epochs: np.ndarray, column: str = "confidence") -> np.ndarray:

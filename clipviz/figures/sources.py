@@ -283,16 +283,10 @@ def gamma_what_if_info(trace: Trace) -> GammaWhatIf:
         return GammaWhatIf(None, gamma, None, np.zeros(len(gamma)), 0.5 if own is None else own, own is not None)
     labels = [stored.labels(value) for value in gamma]
     accuracy = [stored.accuracy(row) for row in labels]
-    reference = stored.labels(stored.reference)
-    return GammaWhatIf(
-        stored.sources,
-        gamma,
-        None if None in accuracy else np.array(accuracy),
-        np.array([(row != reference).mean() for row in labels]),
-        stored.reference,
-        stored.gamma is not None,
-        moments(trace),
-    )
+    reference, is_own = stored.labels(stored.reference), stored.gamma is not None
+    right = None if None in accuracy else np.array(accuracy)
+    changed = np.array([(row != reference).mean() for row in labels])
+    return GammaWhatIf(stored.sources, gamma, right, changed, stored.reference, is_own, moments(trace))
 
 
 def draw_gamma_what_if(info: GammaWhatIf) -> go.Figure:

@@ -119,11 +119,8 @@ class CompareExplorer(ImageExplorer):
         table, names = self.info.table, self.inspector.album.trace.class_names
         table = table.set_axis([f"{self.info.split}/{index}" for index in table.index])
         called = table["b"].map(lambda label: class_name(names, label))
-        return {
-            f"{self.info.names[1]}: predicted class": called,
-            f"{self.info.names[1]}: confidence": table["confidence_b"],
-            "cell": table["cell"],
-        }
+        confidence, run = table["confidence_b"], self.info.names[1]
+        return {f"{run}: predicted class": called, f"{run}: confidence": confidence, "cell": table["cell"]}
 
     @property
     def _what(self) -> str:

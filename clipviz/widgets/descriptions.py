@@ -159,7 +159,6 @@ class DescriptionPlayground(View):
         for left, chart in zip((0.075, 0.575), self.charts, strict=False):
             chart.draw(picture.axes(left, 0.39, 2.3))
             picture.skip(-2.3)
-        picture.skip(2.3)
-        picture.skip(0.95)
+        picture.skip(3.25)
         picture.thumbnails([*map(self.album.pixels, self._shown[0])])
         return picture.figure

@@ -124,8 +124,8 @@ class View(ABC):
 
     Shown in JupyterLab it is `widget`; where there is no kernel behind it (a notebook on a web page, reopened,
     converted) it is a page to explore if scripts may run, and a picture of the state it was shown in, with `alt` as its
-    alternative text. Its text form is short
-    and the same in every process, so that notebooks can be compared. `state` is shared with linked views.
+    alternative text. Its text form is short and the same in every process, so that notebooks can be compared. `state`
+    is shared with linked views.
     """
 
     state: ViewState
