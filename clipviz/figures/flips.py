@@ -17,7 +17,7 @@ _NEED_TWO = "Flips need images that were pseudo-labeled in at least two epochs."
 
 
 class LabelFlips(NamedTuple):
-    """Shares (steps,) of the images by what their pseudo-label did; without targets "unchanged" and "changed" alone."""
+    """Shares (steps,) of the images by what their pseudo-label did; without a target "unchanged" or "changed"."""
 
     steps: list[tuple[int, int]]
     shares: dict[str, np.ndarray]
@@ -31,12 +31,12 @@ _LOOKS = _WITH_TARGET | _WITHOUT_TARGET
 def label_flips_info(trace: Trace, epoch_from: int | None = None, epoch_to: int | None = None) -> LabelFlips:
     """What pseudo-labels did from `epoch_from` to `epoch_to` (first and last by default), step by step."""
     labels, target = _labels_by_epoch(trace, epoch_from, epoch_to)
-    seen = labels.notna()  # an epoch of a stream sees other images than the one before
-    steps = [(a, b) for a, b in pairwise(int(epoch) for epoch in labels.columns) if (seen[a] & seen[b]).any()]
-    kinds = [_flip_shares(labels[start], labels[end], target) for start, end in steps]
-    names = [name for name in _LOOKS if any(name in kind for kind in kinds)]
-    shares = {name: np.array([kind.get(name, 0.0) for kind in kinds]) for name in names}
-    return LabelFlips(steps, shares, moments(trace))
+    moves = {step: labels[[*step]].dropna() for step in pairwise(int(epoch) for epoch in labels.columns)}
+    moves = {step: both for step, both in moves.items() if len(both)}  # none where epochs are slices of a stream
+    outcomes = [_outcomes(both[a], both[b], target[both.index]) for (a, b), both in moves.items()]
+    names = [*_WITH_TARGET] * bool((target >= 0).any()) + [*_WITHOUT_TARGET] * bool((target < 0).any())
+    shares = {name: np.array([(outcome == name).mean() for outcome in outcomes]) for name in names if moves}
+    return LabelFlips([*moves], shares, moments(trace))
 
 
 def _labels_by_epoch(trace: Trace, first: int | None, last: int | None) -> tuple[pd.DataFrame, pd.Series]:
@@ -47,14 +47,6 @@ def _labels_by_epoch(trace: Trace, first: int | None, last: int | None) -> tuple
     first, last = epochs.min() if first is None else first, epochs.max() if last is None else last
     labels = labels.loc[:, (epochs >= first) & (epochs <= last)]
     return labels, samples.groupby("index")["target"].last().reindex(labels.index)
-
-
-def _flip_shares(start: pd.Series, end: pd.Series, target: pd.Series) -> dict[str, float]:
-    rows, names = start.notna() & end.notna(), _WITHOUT_TARGET  # an image may be missing from an epoch
-    if (known := rows & (target >= 0)).any():
-        rows, names = known, _WITH_TARGET
-    outcomes = _outcomes(start[rows], end[rows], target[rows])
-    return {name: float((outcomes == name).mean()) for name in names}
 
 
 def _outcomes(start: pd.Series, end: pd.Series, target: pd.Series) -> np.ndarray:

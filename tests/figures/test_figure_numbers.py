@@ -144,6 +144,15 @@ def test_flips_are_sorted_into_kinds():
     }
 
 
+def test_images_without_a_target_are_flips_too():
+    rows = [row if row[1] < 4 else (*row[:4], -1) for row in FLIPS] + [(0, 6, 0, 0.5, -1), (1, 6, 1, 0.5, -1)]
+    partly = trace(samples=samples(rows))
+    shares = {name: share[0] for name, share in figures.label_flips_info(partly).shares.items() if share[0]}
+    seen = ["right → right", "wrong → right", "wrong → other wrong", "right → wrong", "unchanged", "changed"]
+    assert shares == pytest.approx(dict.fromkeys(seen, 1 / 6))
+    assert figures.label_flow_info(partly).n_moved / 6 == pytest.approx(1 - 2 / 6), "the flow counts the same images"
+
+
 def test_slices_of_a_stream_have_no_flips():
     stream = trace(samples=samples([(0, 0, 1, 0.5, 1), (1, 1, 0, 0.5, 0), (2, 2, 1, 0.5, 1)]))
     assert figures.label_flips_info(stream).steps == []
