@@ -248,15 +248,17 @@ def draw_prototype_similarity(info: PrototypeSimilarity) -> go.Figure:
 
 def _add_heatmap(figure: go.Figure, values: np.ndarray, colors: str, bounds: tuple[float, float], side: int) -> None:
     """A matrix in the left (`side` 0) or the right panel (1), with its color bar below."""
-    # Hundredths as bytes: a matrix of 200 classes then weighs 50 kB in a page instead of 400.
-    ticks, edge = np.linspace(100 * bounds[0], 100 * bounds[1], 5), ("left", "right")[side]
-    digits = 2 if ticks[1] - ticks[0] >= 2 else 3  # or two ticks would have one text
+    # Hundredths as bytes: a matrix of 200 classes then weighs 50 kB in a page instead of 400. On a narrow scale they
+    # are too coarse: small changes would be none, and two ticks would have one text.
+    digits, kind = (2, np.int8) if bounds[1] - bounds[0] >= 0.2 else (3, np.int16)
+    unit, edge = 10**digits, ("left", "right")[side]
+    ticks = np.linspace(unit * bounds[0], unit * bounds[1], 5)
     figure.add_heatmap(
-        z=np.clip((100 * values).round(), -127, 127).astype(np.int8), zmin=ticks[0], zmax=ticks[-1], colorscale=colors,
+        z=(unit * values.clip(-1.27, 1.27)).round().astype(kind), zmin=ticks[0], zmax=ticks[-1], colorscale=colors,
         colorbar={"orientation": "h", "thickness": 12, "len": 0.46, "x": float(side), "xanchor": edge, "y": 0.01,
                   "yref": "container", "yanchor": "bottom", "tickvals": ticks,
-                  "ticktext": [f"{tick / 100:z.{digits}f}" for tick in ticks]},
-        hovertemplate=("cosine", "change of the cosine")[side] + " %{z}/100<extra></extra>", **style.PANELS[side],
+                  "ticktext": [f"{tick / unit:z.{digits}f}" for tick in ticks]},
+        hovertemplate=("cosine", "change of the cosine")[side] + f" %{{z}}/{unit}<extra></extra>", **style.PANELS[side],
     )  # fmt: skip
 
 

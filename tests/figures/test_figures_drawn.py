@@ -121,7 +121,16 @@ def test_ticks_of_a_small_change_differ():
     trace.arrays = {name: array for name, array in trace.arrays.items() if not name.startswith("snapshot/")}
     trace.arrays["snapshot/still"] = np.ones((2, 3, 4)) + np.eye(4)[:3]
     for bar in (drawn.colorbar for drawn in figures.prototype_similarity(trace).data):
-        assert [float(text) for text in bar.ticktext] == pytest.approx([tick / 100 for tick in bar.tickvals], abs=5e-4)
+        assert [float(text) for text in bar.ticktext] == pytest.approx([tick / 1000 for tick in bar.tickvals], abs=5e-4)
+
+
+def test_a_change_that_the_color_bar_has_a_tick_for_is_drawn():
+    trace, angles = synthetic_trace(), np.array([[0.0, 1.0], [0.0, 1.004]])
+    trace.arrays = {"snapshot/turned": np.stack([np.cos(angles), np.sin(angles)], -1)}
+    _, change = figures.prototype_similarity(trace).data
+    drawn = np.diff([np.cos(turn) for _, turn in angles])[0]
+    assert change.z[0, 1] == round(1000 * drawn) == -3
+    assert change.hovertemplate.startswith("change of the cosine %{z}/1000")
 
 
 def test_one_measurement_has_no_before_and_after():
