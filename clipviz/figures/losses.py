@@ -52,4 +52,4 @@ def draw_loss_terms(info: LossTerms) -> go.Figure:
             figure.add_vline(x=int(start), line={"color": "#cfcfcf", "width": 1}, layer="below")
     last = float(next(iter(info.terms.values()))[0][-1])
     add_marks(figure, [(mark.step, mark.text) for mark in info.moments.marks], last)
-    return figure.update_xaxes(showgrid=False)
+    return figure.update_xaxes(showgrid=False, tickvals=np.arange(last + 1) if last < 8 else None)  # no half steps

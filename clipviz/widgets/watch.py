@@ -193,7 +193,8 @@ class Watch:
             x, y = [*steps, *(step for step, _ in sampled)], [*values, *(terms[name] for _, terms in sampled)]
             series.append(Series("total loss" if name == "loss" else name, term_look(i), x, y))
         marks = [(mark.step, mark.text) for mark in marks_of(self.changes, 1)]
-        return Chart("Losses", "step", "loss", series, marks=marks, empty="Appears after the first step.")
+        few = [(step, f"{step:g}") for step in (series[0].x if series and len(series[0].x) < 8 else ())]  # no half ones
+        return Chart("Losses", "step", "loss", series, ticks=few, marks=marks, empty="Appears after the first step.")
 
     @property
     def epoch_marks(self) -> list[tuple[float, str]]:

@@ -133,6 +133,13 @@ def test_a_change_that_the_color_bar_has_a_tick_for_is_drawn():
     assert change.hovertemplate.startswith("change of the cosine %{z}/1000")
 
 
+def test_there_are_no_half_steps():
+    trace = synthetic_trace(epochs=3)
+    assert figures.loss_terms(trace).layout.xaxis.tickvals is None
+    trace.steps = trace.steps[trace.steps["step"] < 3]
+    assert list(figures.loss_terms(trace).layout.xaxis.tickvals) == [0, 1, 2]
+
+
 def test_one_measurement_has_no_before_and_after():
     trace = synthetic_trace()
     trace.predictions = trace.predictions[trace.predictions["epoch"] == -1]
