@@ -89,6 +89,7 @@ TOO_WIDE = """() => [...document.querySelectorAll('.clipviz canvas, .clipviz-sai
         node.getBoundingClientRect().right > node.closest('.jp-OutputArea-output').getBoundingClientRect().right + 1)
     .map(node => node.className || node.getAttribute('aria-label'))"""
 NAMES = """
+import ipywidgets
 from clipviz.figures.style import INCORRECT, apart
 from clipviz.widgets.canvases import ChartCanvas
 from clipviz.widgets.charts import Chart, Series
@@ -96,7 +97,10 @@ from clipviz.widgets.charts import Chart, Series
 names = apart([f"{first}hynchus {last}ventris" for first in ("Acanthor", "Xenor") for last in ("albo", "nigri")], 18)
 names += apart(["喜鹊（中国常见的留鸟）", "까치까치까치까치까치까치"], 18)
 line = Series("cosine", INCORRECT, range(6), [0.9981, 0.9985, 0.9989, 0.9991, 0.9995, 0.9999])
-ChartCanvas(spec=Chart("Cosines", "class", "cosine", [line], ticks=list(enumerate(names)), names=True).to_json())
+bars = Chart("Decided", "epoch", "%", [Series("all agree", INCORRECT, range(12), [100] * 12)], "bars",
+             ticks=[*((epoch, str(epoch)) for epoch in range(11)), (11, "batch")])
+cosines = Chart("Cosines", "class", "cosine", [line], ticks=list(enumerate(names)), names=True)
+ipywidgets.VBox([ChartCanvas(spec=chart.to_json()) for chart in (cosines, bars)])
 """
 RISING = """() => [...document.querySelectorAll('.clipviz-thumb')]
     .map(one => Number(one.title.match(/\\d\\.\\d\\d/)[0])).every((value, i, all) => !i || all[i - 1] <= value)"""
@@ -356,6 +360,7 @@ def test_playground_mixes_and_cuts_while_the_sliders_move(run_cells):
     expect(cut.locator(".clipviz-overlay .clipviz-caption")).to_contain_text("tau 200, dot, mean, border: ")
     assert "std" in before
     expect(page.locator(".clipviz-chart", has_text="Cosines")).to_contain_text("0.999")
+    expect(page.locator(".clipviz-chart", has_text="Decided")).to_contain_text("02468batch")
     everything_fits_beside_other_panels(page)
 
 

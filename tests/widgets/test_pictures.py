@@ -16,6 +16,7 @@ from synthetic import synthetic_trace
 from clipviz.figures import style
 from clipviz.training.recorder import Recorder
 from clipviz.widgets import DKAPlayground, LiveMonitor, PrototypeExplorer, ViewState
+from clipviz.widgets.charts import Chart, Series
 from clipviz.widgets.images import figure_jpeg
 from clipviz.widgets.view import source
 
@@ -60,6 +61,15 @@ def test_epochs_written_under_a_chart_do_not_touch(make_run):
     rows = [[label.get_window_extent(renderer) for label in axes.get_xticklabels()] for axes in figure.axes]
     assert max(map(len, rows)) > 6
     assert all(left.x1 < right.x0 for row in rows for left, right in pairwise(row) if left.width and right.width)
+
+
+def test_the_newest_batch_keeps_its_name_beside_many_epochs():
+    ticks = [*((epoch, str(epoch)) for epoch in range(11)), (11, "batch")]
+    axes = Figure().subplots()
+    Chart("Decided", "epoch", "%", [Series("agree", style.INCORRECT, range(12), [9] * 12)], "bars", ticks=ticks).draw(
+        axes
+    )
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "2", "4", "6", "8", "batch"]
 
 
 def test_the_text_of_a_change_stays_within_the_picture(make_run):

@@ -268,9 +268,10 @@ function drawAxes(root, spec, a) {
   root.append(label(11, middle, spec.y_label, "middle", { transform: `rotate(-90 11 ${middle})` }));
 }
 
+// At most so many, the last of them: the newest batch, or an epoch of which only a part was done.
 function thinned(items, most) {
-  const step = Math.ceil(items.length / most);
-  return items.filter((_, i) => i % step === 0);
+  const [step, end] = [Math.ceil(items.length / most), items.length - 1];
+  return items.filter((_, i) => i === end || (i % step === 0 && i + step <= end));
 }
 
 function drawLines(root, spec, px, py) {
