@@ -54,6 +54,14 @@ def test_a_lasso_shows_its_images_and_their_maps(run):
     assert explorer.inspector.rows[0].panels[1].values is not None
 
 
+def test_all_images_of_a_large_lasso_are_counted(run):
+    explorer = PrototypeExplorer(run.trace, run)
+    explorer.scatter.set_state({"n_chosen": 812, "chosen": [10, 12]})  # of which the browser names the first
+    assert explorer.count.value == "812 images chosen, 2 shown"
+    explorer.scatter.set_state({"n_chosen": 1, "chosen": [0]})  # a prototype
+    assert explorer.count.value.startswith(f"{len(explorer.gallery.ids)} image")
+
+
 def test_a_prototype_shows_the_images_that_are_called_so(run):
     explorer = PrototypeExplorer(run.trace, run)
     predictions = run.trace.predictions.query("epoch == 2")
