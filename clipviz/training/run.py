@@ -310,7 +310,7 @@ class Run(Commanded):
             self._next_step = event.step + 1
             if self._steps_allowed:
                 self._steps_allowed -= 1
-        for listener in self.listeners:
+        for listener in list(self.listeners):  # of which another thread may take one off
             listener(event)
         if self._disk is not None and isinstance(event, EpochFinished) and event.epoch == -1:
             measure_zero_shot(self.recorder.meta, self.method, self.adaptation.eval_dataset, self.ranks)

@@ -66,38 +66,52 @@ class LiveMonitor(View):
     ) -> None:
         self.run = run = FollowedRun(run) if isinstance(run, str | os.PathLike) else run
         self.state = state or ViewState()
-        self.watch = Watch(clock)
         self._lock = threading.RLock()  # the pump draws, and so does whoever shows the view
-        self._trace: Trace = run.trace
-        self._charted: Trace | None = None
         self._projected: Trace | None = None
-        self._clock, self._projection_due = clock, -math.inf
+        self._rate, self._clock, self._projection_due = rate, clock, -math.inf
         self._charts: dict[str, Chart] = {}
         self._probe, self._mapped = ProbeStrip(), (-2, "")
         self._handles: list[DisplayHandle] = []
-        self._seen = self._news()
-        self.canvas = MonitorCanvas()
+        self.canvas = MonitorCanvas(_view_count=0)  # with a number, ipywidgets counts the outputs that show it
         self._controls = controls = RunControls(run, self._pressed, self._show_what_if)
         self.start, self.pause, self.step, self.stop = controls.start, controls.pause, controls.step, controls.stop
         self.gamma, self.apply, self.what_if = controls.gamma, controls.apply, controls.what_if
         self.widget = ipywidgets.VBox([*controls.rows, self.canvas])
-        self.pump = Pump(self._pumped, rate, self._has_moved, lambda: run.status in OVER, clock)
-        run.listeners.append(self)
-        self.watch.catch_up(run.newest.values())
+        self._listen()
         follow(self.state, self.refresh, "kind")
-        self.refresh()
-        if run.status not in ("ready", *OVER):
-            self.pump.start()
+        self.canvas.observe(lambda change: self._shown(change.new), "_view_count")
 
     def __repr__(self) -> str:
         return f"LiveMonitor({shorten(self.run.name, 60)})"
 
     def close(self) -> None:
         """Stop listening to the run, which continues, and release the widgets and the memory of the run."""
+        self._leave()
+        super().close()
+
+    def _listen(self) -> None:
+        """Follow the run, from what it told last."""
+        run = self.run
+        self.pump = Pump(self._pumped, self._rate, self._has_moved, lambda: run.status in OVER, self._clock)
+        self.watch, self._trace = Watch(self._clock), run.trace
+        self._charted: Trace | None = None
+        run.listeners.append(self)
+        self.watch.catch_up(run.newest.values())
+        self.refresh()
+        if self._handles or run.status not in ("ready", *OVER):
+            self.pump.start()
+
+    def _leave(self) -> None:
         self.pump.stop()
         if self in self.run.listeners:
             self.run.listeners.remove(self)
-        super().close()
+
+    def _shown(self, n_outputs: int) -> None:
+        """Rest while no output shows the view, as after its cell was run again; it may be shown anew."""
+        if not n_outputs:
+            self._leave()
+        elif self not in self.run.listeners:
+            self._listen()
 
     def __call__(self, event: Event) -> None:
         """Take an event, in the thread that trains."""
@@ -218,6 +232,9 @@ class LiveMonitor(View):
 
     def draw(self) -> Figure:
         """Headline, four charts and the probe images over their maps."""
+        if self not in self.run.listeners:  # taken off the page, since when the run has gone on
+            self._listen()
+            self._leave()
         self.refresh()
         with self._lock:
             frame, charts, probe = self.canvas.frame, dict(self._charts), copy(self._probe)

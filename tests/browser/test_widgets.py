@@ -162,7 +162,9 @@ def test_live_monitor_obeys_its_buttons(run_cells):
     page = run_cells(setup(epochs=500, pause=0.05), "monitor = LiveMonitor(run)\nmonitor")
     headline = page.locator(".clipviz-headline")
     expect(headline).to_contain_text("ready")
+    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-cell').then(() => null)")
     press(page, "Start")
+    assert page.evaluate(VALUE, "run.listeners[1:] == [monitor]") == "True", "not that of the output before"
     expect(headline).to_contain_text(re.compile(r"running · step [1-9]"))
     assert page.evaluate(EXECUTE, "run.start()") == "ok", "the cell after the button"
     press(page, "Pause")

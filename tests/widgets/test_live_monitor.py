@@ -439,6 +439,38 @@ def test_a_closed_monitor_keeps_neither_run_nor_widgets_in_memory(make_run, ends
     state.kind = "ncut"  # which nobody follows any more
 
 
+def test_a_monitor_that_no_output_shows_rests_and_knows_the_newest_when_it_is_shown_again(make_run):
+    run = make_run(epochs=5)
+    monitor = LiveMonitor(run, rate=200)
+    monitor.canvas._view_count = 1  # which the browser writes
+    monitor.step.click()
+    wait_for(lambda: "paused · step 1 of 20" in monitor.canvas.frame["headline"])
+    assert monitor.canvas.losses["ticks"] == [[0, "0"]], "no half steps"
+    monitor.canvas._view_count = 0  # its cell was run again
+    assert run.listeners == []
+    wait_for(lambda: not monitor.pump._thread.is_alive())
+    run.step(5)
+    wait_for(lambda: run.steps_done == 6 and run.status == "paused")
+    assert "step 1 of 20" in monitor.canvas.frame["headline"]
+    monitor.picture()
+    assert "paused · step 6 of 20 · 1 of 5 epochs done" in monitor.alt
+    assert run.listeners == []
+    monitor.canvas._view_count = 1
+    assert run.listeners == [monitor]
+    monitor.stop.click()
+    run.wait(20)
+    wait_for(lambda: "stopped · step 6 of 20" in monitor.canvas.frame["headline"])
+
+
+def test_a_listener_that_leaves_takes_no_event_from_the_others(make_run):
+    run, heard = make_run(), []
+    monitor = LiveMonitor(run)
+    run.listeners.append(lambda event: monitor.close() if isinstance(event, StepFinished) else None)
+    run.listeners.append(heard.append)
+    run.fit()
+    assert sum(isinstance(event, StepFinished) for event in heard) == 12
+
+
 def test_state_chooses_the_kind_of_map(make_run):
     run = make_run()
     state = ViewState(kind="ncut")
