@@ -38,12 +38,8 @@ def alive(traces: Sequence[Trace], picture: str, alt: str, selected: Sequence[st
     Where no scripts may run it is the picture (base64 of a JPEG). "" where runs cannot be compared, hold no images, or
     even a few do not fit.
     """
-    facts: dict[str, Any] = {
-        "picture": picture,
-        "alt": alt,
-        "labels": trace_labels(traces),
-        "n_evaluated": n_evaluated(traces[0]),
-    }
+    facts: dict[str, Any] = {"picture": picture, "alt": alt, "labels": trace_labels(traces)}
+    facts["n_evaluated"] = n_evaluated(traces[0])
     for most in _MOST_IMAGES if is_comparable(traces) else ():
         found = explored(traces, most)
         page = packed(rendered("view.html", **facts, **found, selected=[*selected[:1]]))

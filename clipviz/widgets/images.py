@@ -71,9 +71,8 @@ def laid_over(
     values = np.clip(values, 0, 1)
     resized = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((side, side)), np.float32)
     gray = 64 + 0.75 * (resized @ np.array([0.299, 0.587, 0.114], np.float32))
-    colors = np.frombuffer(color_table(CHANGE_COLORS if is_change else SALIENCY_COLORS), np.uint8).reshape(256, 3)[
-        (values * 255 + 0.5).astype(int)
-    ]
+    table = np.frombuffer(color_table(CHANGE_COLORS if is_change else SALIENCY_COLORS), np.uint8).reshape(256, 3)
+    colors = table[(values * 255 + 0.5).astype(int)]
     share = (opacity * (np.abs(2 * values - 1) ** 0.5 if is_change else 0.25 + 0.75 * values))[..., None]
     pixels = (gray[..., None] * (1 - share) + colors * share).astype(np.uint8)
     if contour and not is_change:

@@ -70,17 +70,17 @@ class Inspector:
         return ", ".join(shorten(label, 30) for label in self.albums)
 
     def _make_controls(self, final_epoch: int, with_epoch: bool) -> None:
-        model_probes = [album.model_probe for album in self.albums.values() if album.model_probe is not None]
-        self._make_kinds(model_probes)
+        probes = [album.model_probe for album in self.albums.values() if album.model_probe is not None]
+        self._make_kinds(probes)
         looks = self._make_looks(final_epoch)
-        self._asking = ipywidgets.HBox(self._make_questions(model_probes))
+        self._asking = ipywidgets.HBox(self._make_questions(probes))
         controls = [self.play, self.epoch, *looks] if with_epoch else looks
         self.widget = ipywidgets.VBox([wrapped(*self.kinds.values()), wrapped(*controls), self._asking, self.canvas])
 
-    def _make_kinds(self, model_probes: Sequence[Any]) -> None:
+    def _make_kinds(self, probes: Sequence[Any]) -> None:
         """A button for each kind of map that is kept or can be computed."""
         stored = [kind for album in self.albums.values() for kind in album.stored_kinds()]
-        asked = [kind for model_probe in model_probes for kind in model_probe.kinds]
+        asked = [kind for probe in probes for kind in probe.kinds]
         self.kinds = {
             kind: ipywidgets.ToggleButton(
                 description=kind_name(kind),
@@ -114,15 +114,12 @@ class Inspector:
         show_if(len(self.albums) > 1, self.beside)
         return [self.opacity, self.contour, self.change, self.beside]
 
-    def _make_questions(self, model_probes: Sequence[Any]) -> list[ipywidgets.Widget]:
+    def _make_questions(self, probes: Sequence[Any]) -> list[ipywidgets.Widget]:
         """For computed maps: contrast, layer and head of the attention, layer of the kinds that add up several."""
         names = apart(self.album.trace.class_names, 60)
         options = [(NOBODY, -1), ("the runner-up", -2), *((name, i) for i, name in enumerate(names))]
         self.contrast = dropdown("contrast class", options, self.show, width=320)
-        n_layers, n_heads = (
-            max((getattr(model_probe, name) for model_probe in model_probes), default=0)
-            for name in ("n_layers", "n_heads")
-        )
+        n_layers, n_heads = (max([0, *(getattr(probe, name) for probe in probes)]) for name in ("n_layers", "n_heads"))
         self.layer = dropdown("layer", range(n_layers), self.show, n_layers - 1 if n_layers else None, width=120)
         heads = [("mean", -1), *((str(i), i) for i in range(n_heads))]
         self.head = dropdown("head", heads, self.show, width=120)

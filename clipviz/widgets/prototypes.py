@@ -36,9 +36,8 @@ class PrototypeExplorer(View):
         self.traces = (trace,)
         self.scene = Scene.of(trace)
         self.inspector = Inspector([trace], [model], self.state, with_epoch=False)
-        self.gallery = GalleryCanvas(
-            empty="Draw around points, or click one, to see images.", layout={"flex": "1 1 220px", "min_width": "200px"}
-        )
+        beside = {"flex": "1 1 220px", "min_width": "200px"}
+        self.gallery = GalleryCanvas(empty="Draw around points, or click one, to see images.", layout=beside)
         self._ids: list[str] = []
         arrays = {name: getattr(self.scene, name).tobytes() for name in ("places", "group", "label", "marks")}
         names, room = apart(self.scene.names, 60), {"flex": "0 1 570px", "min_width": "0"}
