@@ -99,8 +99,9 @@ def _draw_probs(page: style.Page, info: WhyWrong, top: float) -> None:
             axis.barh(y, value, height=0.86 * thick, color=colors[i])
             text, side = f"{round(value, 1) + 0.0:+.1f}" if adds else f"{value:.0%}", -1 if value < 0 else 1
             axis.text(value + side * gap, y, text, fontsize=7, va="center", ha="right" if value < 0 else "left")
+    below = top + max(34 + each * len(bars), 184 if info.examples and len(sources) > 2 else 0)  # many pass under these
     for i, source in enumerate(sources):
-        left, below = _COLUMN + 118 * i, top + 34 + each * len(bars)
+        left = _COLUMN + 118 * i
         style.bare(page.axes(left, below + 2, 10, 10)).set_facecolor(colors[i])
         page.write(left + 15, below, style.shorten(source_title(source), 16), 8.5)
 

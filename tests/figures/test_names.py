@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from synthetic import synthetic_trace
 
 from clipviz import figures
 from clipviz.figures.style import apart
+from clipviz.figures.why import ClassProbs, Example, WhyWrong
 from clipviz.widgets import DKAPlayground, SaliencyExplorer, ViewState
 
 COASTS = [f"North American long-tailed grassland sparrow of the {way}ern shore"
@@ -70,6 +72,21 @@ def test_nothing_in_a_picture_runs_out_of_it(trace):
                 box = text.get_window_extent()
                 assert box.x1 <= width + 1, (name, text.get_text())
                 assert box.y0 >= -1, (name, text.get_text())
+
+
+@pytest.mark.parametrize("n_sources", [1, 3, 5])
+def test_the_key_of_few_classes_stands_beside_no_example(n_sources):
+    sources = ["method", *(f"source number {i}" for i in range(1, n_sources))]
+    examples = [Example(name, np.zeros((2, 2, 3), np.uint8)) for name in NAMES[:2]]
+    classes = [ClassProbs(name, dict.fromkeys(sources, 0.5), False) for name in NAMES[:2]]
+    figure = figures.draw_why_wrong(WhyWrong(0, np.zeros((2, 2, 3), np.uint8), classes=classes, examples=examples))
+    FigureCanvasAgg(figure).draw()
+    boxes = {text.get_text(): text.get_window_extent() for text in figure.texts}
+    pictures = [axes.get_window_extent() for axes in figure.axes if axes.images]
+    key = [boxes[name] for name in boxes if name in sources or name.startswith("source")]
+    names = [box for box in boxes.values() if box.x0 > 500 and box not in key]
+    assert len(key) == n_sources
+    assert not [one for one in key for other in [*pictures, *names] if one.overlaps(other)]
 
 
 def test_the_true_class_of_a_wrong_image_is_whole_in_the_widgets(trace):
