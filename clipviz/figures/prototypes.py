@@ -37,7 +37,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 class Plane(NamedTuple):
     """A plane in the embedding space: points (...,D) are seen at (points - center) @ directions.
 
-    `center` (D,), `directions` (D,2) orthonormal, `explained` (2,) their shares of the variance in [0, 1].
+    `center` (D,), `directions` (D,2) orthonormal, 0 for none; `explained` (2,) their shares of the variance in [0, 1].
     """
 
     center: np.ndarray
@@ -53,6 +53,7 @@ class Plane(NamedTuple):
         missing = max(0, 2 - len(variances))  # one-dimensional embeddings still get a plane
         directions = np.pad(vectors[:, ::-1][:, :2], ((0, 0), (0, missing)))
         shares = np.pad(variances[::-1][:2], (0, missing)) / max(float(variances.sum()), np.finfo(float).tiny)
+        directions *= shares > 1e-12  # what is less is rounding, which would fill the axis: two points are on a line
         largest = directions[np.abs(directions).argmax(0), [0, 1]]
         return cls(center, directions * np.where(largest < 0, -1.0, 1.0), np.clip(shares, 0, 1))
 
@@ -161,8 +162,9 @@ def _angles(directions: np.ndarray) -> np.ndarray:
 def draw_prototype_drift(info: PrototypeDrift) -> go.Figure:
     """Median and middle 90 % over the epochs, beside the classes that turned most."""
     title, axis = "Drift: how far the class prototypes turned", "angle (degrees)"
-    if not info.angles:
-        return style.empty_chart(title, _NO_SNAPSHOTS, "epoch", axis)
+    if not any(angles.any() for angles in info.angles.values()):
+        why = "No class prototype turned." if info.angles else _NO_SNAPSHOTS
+        return style.empty_chart(title, why, "epoch", axis)
     moving = max(info.angles, key=lambda name: float(info.angles[name][-1].mean()))
     order = np.argsort(-info.angles[moving][-1], kind="stable")[:_DRIFT_ROWS]
     panels = ("over the epochs", f"{style.escape(moving)}: turned most")

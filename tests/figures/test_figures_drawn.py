@@ -140,6 +140,13 @@ def test_there_are_no_half_steps():
     assert list(figures.loss_terms(trace).layout.xaxis.tickvals) == [0, 1, 2]
 
 
+def test_prototypes_that_stay_have_no_drift_and_two_of_them_are_on_a_line():
+    trace = synthetic_trace()
+    trace.arrays = {"snapshot/classifier": np.tile(np.array([[0.6, 0.8, 0.0], [0.48, 0.64, 0.6]]), (3, 1, 1))}
+    assert is_empty(figures.prototype_drift(trace))
+    assert figures.prototype_paths(trace).data[-1].y.tolist() == [0, 0], "no rounding as large as the picture"
+
+
 def test_one_measurement_has_no_before_and_after():
     trace = synthetic_trace()
     trace.predictions = trace.predictions[trace.predictions["epoch"] == -1]
