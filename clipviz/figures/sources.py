@@ -239,23 +239,20 @@ def draw_source_decisions(info: SourceDecisions) -> go.Figure:
         style.add_bars(figure, info.epochs, style.percent(shares), label, look, hover, width=0.7, **group, **places[0])
         lines = [(info.margin[name], ".2f")] + ([(style.percent(info.right[name]), ".1f")] if info.right else [])
         for at, (values, digits) in zip(places[1:], lines, strict=False):
-            hover = _hover(label, digits)
+            hover = f"{label}: %{{y:{digits}}}, epoch %{{x}}"
             style.add_line(figure, info.epochs, values, label, look, hover, showlegend=False, **group, **at)
     for name, values in info.accuracy.items():
         is_source = name in info.sources
         look = style.decider_look(name, info.sources) if is_source else style.Look(style.BLACK, "circle", "solid")
         label = f"{style.escape(source_title(name))} alone" if is_source else f"the {name}"
-        style.add_line(figure, info.epochs, style.percent(values), label, look, _hover(label, ".1f"), **places[3])
+        hover = label + ": %{y:.1f}, epoch %{x}"
+        style.add_line(figure, info.epochs, style.percent(values), label, look, hover, **places[3])
     draw_epochs(figure, info.epochs, info.moments, *places)
     figure.update_yaxes(title_text="% of the images", range=[0, 100], **places[0])
     figure.update_yaxes(title_text="probability", rangemode="tozero", **places[1])
     if info.accuracy:
         figure.update_yaxes(title_text="accuracy (%)", rangemode="tozero", row=2)
     return figure
-
-
-def _hover(label: str, digits: str) -> str:
-    return f"{label}: %{{y:{digits}}}, epoch %{{x}}"
 
 
 class GammaWhatIf(NamedTuple):
@@ -296,7 +293,7 @@ def draw_gamma_what_if(info: GammaWhatIf) -> go.Figure:
         return style.empty_chart(title, "This needs the stored logits of exactly two sources.", "gamma", "%")
     part = info.moments.part
     title += f" ({when(part.epoch, part)})" if part.epoch >= 0 else ""
-    first, second = map(style.escape, info.sources)
+    first, second = (style.escape(source_title(name)) for name in info.sources)
     figure = style.new_chart(title, x=f"gamma (0: only {second}; 1: only {first})", y="% of the images")
     named, at = f"{info.reference:g}", "gamma %{x:.2f}: %{y:.1f} % "
     name = f"labels that differ from those at gamma = {named}"

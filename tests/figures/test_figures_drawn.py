@@ -147,6 +147,12 @@ def test_prototypes_that_stay_have_no_drift_and_two_of_them_are_on_a_line():
     assert figures.prototype_paths(trace).data[-1].y.tolist() == [0, 0], "no rounding as large as the picture"
 
 
+def test_a_source_is_called_the_same_on_every_axis():
+    info = figures.gamma_what_if_info(synthetic_trace())._replace(sources=("zero_shot", "gaussian"))
+    drawn = figures.draw_gamma_what_if(info)
+    assert drawn.layout.xaxis.title.text == "gamma (0: only gaussian; 1: only zero-shot)"
+
+
 def test_one_measurement_has_no_before_and_after():
     trace = synthetic_trace()
     trace.predictions = trace.predictions[trace.predictions["epoch"] == -1]
