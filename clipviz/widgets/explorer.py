@@ -103,12 +103,14 @@ class ImageExplorer(View):
     def alt(self) -> str:
         """Filter, and prediction for the chosen image."""
         said = "".join(f" {row.title}." for row in self.inspector.rows)
-        return f"{self!r}: {len(self._ids)} images, filter: {self._what}.{' Chosen:' * bool(said)}{said}"
+        listed = f"{len(self._ids)} images, filter: {self._what}{self.finder.said}"
+        return f"{self!r}: {listed}.{' Chosen:' * bool(said)}{said}"
 
     def draw(self) -> Figure:
         """The first images of the gallery, and the chosen one with its maps."""
         shown, rows = self.shown[: 2 * COLUMNS], self.inspector.rows
-        picture = Picture(0.5 + Picture.inches(shown or "-", rows or "-"), f"{self._what}: {self._place(len(shown))}")
+        headline = f"{self._what}{self.finder.said}: {self._place(len(shown))}"
+        picture = Picture(0.5 + Picture.inches(shown or "-", rows or "-"), headline)
         picture.thumbnails([self.inspector.album.pixels(image) for image in shown])
         self.inspector.draw(picture)
         return picture.figure
@@ -176,4 +178,6 @@ class SaliencyExplorer(ImageExplorer):
 
     @property
     def _what(self) -> str:
-        return self.filter.value
+        classes = " → ".join(self.matrix.labels[c] for c in self.matrix.selected) if self.filter.value == PAIR else ""
+        said = f"{self.filter.value} {classes}".strip()
+        return f"{said} of the training images" if self.split.value == "train" else said

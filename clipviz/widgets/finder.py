@@ -102,6 +102,12 @@ class Finder:
         return Filter(target, label, self.confidence.value, self.margin.value, self.flips.value, self.decider.value,
                       self.outcome.value, self.text.value.strip())  # fmt: skip
 
+    @property
+    def said(self) -> str:
+        """What the list is narrowed to and sorted by, after a comma; "" for nothing."""
+        moved = (f"{each.description} {each.value}" for each, value in self._plain if each.value != value)
+        return "".join(f", {text.removesuffix(' True')}" for text in moved)
+
     def _labels(self, words: str) -> tuple[int, ...] | None:
         """The class of a name, or all whose names contain the words; None of no words."""
         if words in self._classes:

@@ -70,6 +70,19 @@ def test_sorting(explorer):
     assert list(table.loc[positions(explorer), "confidence"]) == sorted(table["confidence"], reverse=True)
 
 
+def test_the_picture_says_what_is_listed(explorer):
+    assert ", filter: all." in explorer.alt
+    explorer.finder.outcome.value, explorer.finder.confidence.value = "wrong", (0.25, 1)
+    explorer.finder.falling.value = True
+    assert ", filter: all, outcome wrong, confidence (0.25, 1.0), falling." in explorer.alt
+    assert any(text.get_text().startswith("all, outcome wrong, ") for text in explorer.draw().texts)
+    explorer.finder.reset()
+    explorer.split.value = "train"
+    assert ", filter: all of the training images." in explorer.alt
+    explorer.matrix.selected = [0, 1]
+    assert ", filter: matrix cell red square → green square of the training images." in explorer.alt
+
+
 def test_nearest_to_an_image_and_to_a_sentence(run, explorer):
     probe, find = run.model_probe, explorer.finder
     embedded = probe.embed(np.stack([probe.pixels("eval", i) for i in range(24)]))
