@@ -260,10 +260,18 @@ CROWDED = """() => [...document.querySelectorAll('.chart')].flatMap(chart => cha
     .filter(([, { tickvals, range, _length, tickfont }]) => tickvals && tickvals.length > 1
         && (tickvals[1] - tickvals[0]) * _length / Math.abs(range[1] - range[0]) < tickfont.size)
     .map(([name]) => `${chart.id} ${name}`))"""
+# Names beside points that stand on one another.
+ON_NAMES = """() => [...document.querySelectorAll('.chart[id^=prototype_paths-]')].flatMap(chart => {
+    const names = [...chart.querySelectorAll('.annotation')];
+    const boxes = names.map(name => [name.textContent, name.getBoundingClientRect()]);
+    const isOn = (a, b) => a.left < b.right - 4 && b.left < a.right - 4 && a.top < b.bottom - 4 && b.top < a.bottom - 4;
+    return boxes.flatMap(([one, a], i) => boxes.slice(i + 1).filter(([, b]) => isOn(a, b)).map(([two]) => [one, two]));
+})"""
 
 
 def names_beside_a_matrix_do_not_overlap_and_pairs_stay_pairs(tab):
     assert tab.evaluate(CROWDED) == []
+    assert tab.evaluate(ON_NAMES) == []
     pairs = tab.evaluate("document.querySelector('.chart[id^=confusion-]').layout.yaxis2.ticktext")
     assert {pair.count(" → ") for pair in pairs} == {1}, pairs
 

@@ -85,7 +85,8 @@ function narrowed(layout, data, width) {
   for (const note of layout.annotations || []) {
     note.font = { ...note.font, size: 12 };
     if (isMatrix && note.xref === "paper") Object.assign(note, { x: 1, xanchor: "right" }); // there is room above the names on the left
-    if ((note.xref ?? "x") === "x" && note.xshift) note.text = cut(note.text, Math.floor(width / 26));
+    const beside = note.xshift ? 26 : 36; // a flow or a line; above a point, where two names are a quarter of a width apart
+    if ((note.xref ?? "x") === "x" && (note.xshift || note.yshift)) note.text = cut(note.text, Math.floor(width / beside));
   }
   for (const trace of data) if (trace.colorbar && trace.colorbar.orientation !== "h") trace.showscale = false;
   const panels = axesOf(layout).filter(([x]) => x.domain);
