@@ -45,7 +45,8 @@ def adapt(args: argparse.Namespace) -> None:
     if not ranks.is_first:
         return
     if trace.meta["status"] == "stopped":  # by clipviz watch, which says so
-        print(f"stopped after {trace.final_epoch + 1} of {trace.meta['epochs']} epochs and saved; --resume continues")
+        done = max(trace.epochs["epoch"], default=-1) + 1  # whole ones: of the last only a part may have been done
+        print(f"stopped after {done} of {trace.meta['epochs']} epochs and saved; --resume continues")
         return
     results = results_of(trace)
     print(summary([results]))

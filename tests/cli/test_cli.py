@@ -462,12 +462,19 @@ def vanish(run, photos):
     return run.adaptation.dataset.image(0)
 
 
-def test_a_run_that_was_stopped_by_an_order_is_not_told_as_if_it_were_whole(photos, tmp_path, capfd, monkeypatch):
+@pytest.mark.parametrize(("steps", "epochs"), [(0, 0), (10, 1)])
+def test_a_run_that_was_stopped_by_an_order_is_not_told_as_if_it_were_whole(
+    photos, tmp_path, capfd, monkeypatch, steps, epochs
+):
+    def stopped(run):
+        run.listeners.append(lambda _: run.stop() if run.steps_done == steps else None)
+        return fit(run)
+
     fit = Run.fit
-    monkeypatch.setattr(Run, "fit", lambda run: run.stop() or fit(run))
+    monkeypatch.setattr(Run, "fit", stopped)
     (photos / "red square" / "broken.jpg").unlink()
-    assert cli.main(adapt("--epochs", 3, method="dpa", data=photos, out=tmp_path / "run")) == 0
-    assert capfd.readouterr().out == "stopped after 0 of 3 epochs and saved; --resume continues\n"
+    assert cli.main(adapt("--epochs", 3, "--batch-size", 2, method="dpa", data=photos, out=tmp_path / "run")) == 0
+    assert capfd.readouterr().out == f"stopped after {epochs} of 3 epochs and saved; --resume continues\n"
 
 
 def test_an_order_beside_another_is_refused_instead_of_forgotten(capsys):
