@@ -186,7 +186,7 @@ class LiveMonitor(View):
         moment = when(epoch) if epoch < 0 else f"after {when(epoch)}"
         return {
             "headline": self.watch.headline(status, self.run.seconds),
-            "progress": done / total if total else 0.0,
+            "progress": done / total if total else float(status == "finished"),
             "now": self.watch.lines(),
             "problem": "" if error is None else f"{type(error).__name__}: {shorten(error, 400)}",
             "probe": f"Probe images and {KIND_NAMES.get(kind, kind)}, {moment}" if kind else "",

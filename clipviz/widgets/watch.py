@@ -124,7 +124,7 @@ class Watch:
             times = [f"{clock_time(self.finished.seconds)} in all"]
         elif status in ("running", "paused"):
             times = [f"{clock_time(seconds)} so far", "" if left is None else f"about {clock_time(left)} left"]
-        steps = f"step {self.steps_done} of {self.n_steps}"
+        steps = f"step {self.steps_done} of {self.n_steps}" if self.n_steps else ""  # a trace may hold none
         epochs = f"{self.epochs_done} of {self.started.n_epochs} epochs done"
         return " · ".join(filter(None, [status, steps, epochs, self.in_epoch(), *times]))
 
@@ -258,7 +258,8 @@ def trajectory_chart(trace: Trace) -> Chart:
             line = np.pad(path, ((0, 1), (0, 0), (0, 0)), constant_values=np.nan).transpose(1, 0, 2).reshape(-1, 2)
             series.append(Series(f"{name}: trajectory", look._replace(symbol=""), *line.T))
         series.append(Series(f"{name}: now", look._replace(dash="none"), *path[-1].T))
-    title = "Trajectories of the prototypes" + (f" ({_MOST_TRAJECTORIES} that moved most)" if n_left_out > 0 else "")
+    which = "that moved most" if any(one.look.dash != "none" for one in series) else f"of {len(info.names)}"
+    title = "Trajectories of the prototypes" + (f" ({_MOST_TRAJECTORIES} {which})" if n_left_out > 0 else "")
     empty = "This method has no prototypes." if len(trace.epochs) else "Appears when the run begins."
     return Chart(title, "first direction", "second direction", series, empty=empty)
 

@@ -21,6 +21,7 @@ from widget_helpers import HOSTILE, wait_for
 from clipviz.events import EpochFinished, Probe, PseudoLabels, RunStarted, StepFinished
 from clipviz.methods import METHODS
 from clipviz.methods.tda import TDA
+from clipviz.trace import Trace
 from clipviz.training.recorder import Recorder
 from clipviz.training.run import Run
 from clipviz.widgets import LiveMonitor, ViewState
@@ -250,6 +251,8 @@ def test_the_folder_of_a_run_without_training_promises_no_losses(make_run, tmp_p
     canvas = LiveMonitor(tmp_path / "run").canvas
     assert not [name for name in ("losses", "decisions") if "Appears" in getattr(canvas, name)["empty"]]
     assert canvas.losses["title"] == "What the method stores"
+    assert " of 0" not in canvas.frame["headline"], "steps are not recorded"
+    assert canvas.frame["progress"] == 1
 
 
 def test_without_labels_no_accuracy_is_mentioned(make_run, capsys):
@@ -288,6 +291,14 @@ def test_a_method_without_sources_or_gamma(make_run):
     assert monitor.canvas.decisions["series"] == []
     assert monitor.canvas.losses["series"] == []
     assert len(monitor.picture()) > 5_000
+
+
+def test_of_many_prototypes_that_stay_none_moved_most():
+    row = np.random.default_rng(0).normal(size=(1, 70, 8))
+    trace = Trace(arrays={"snapshot/classifier": np.repeat(row, 3, 0)}, meta={"class_names": [*map(str, range(70))]})
+    assert trajectory_chart(trace).title == "Trajectories of the prototypes (60 of 70)"
+    trace.arrays["snapshot/classifier"][2] += 0.1
+    assert trajectory_chart(trace).title == "Trajectories of the prototypes (60 that moved most)"
 
 
 def test_hostile_names_and_one_pixel(make_run):
