@@ -29,10 +29,9 @@ _LOOKS = _WITH_TARGET | _WITHOUT_TARGET
 
 
 def label_flips_info(trace: Trace, epoch_from: int | None = None, epoch_to: int | None = None) -> LabelFlips:
-    """What pseudo-labels did from `epoch_from` to `epoch_to` (first and last by default), step by step."""
+    """What pseudo-labels did from `epoch_from` to `epoch_to` (first and last by default); of slices nothing."""
     labels, target = _labels_by_epoch(trace, epoch_from, epoch_to)
-    moves = {step: labels[[*step]].dropna() for step in pairwise(int(epoch) for epoch in labels.columns)}
-    moves = {step: both for step, both in moves.items() if len(both)}  # none where epochs are slices of a stream
+    moves = {step: both for step in pairwise(map(int, labels.columns)) if len(both := labels[[*step]].dropna())}
     outcomes = [_outcomes(both[a], both[b], target[both.index]) for (a, b), both in moves.items()]
     names = [*_WITH_TARGET] * bool((target >= 0).any()) + [*_WITHOUT_TARGET] * bool((target < 0).any())
     shares = {name: np.array([(outcome == name).mean() for outcome in outcomes]) for name in names if moves}

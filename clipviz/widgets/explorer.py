@@ -179,5 +179,4 @@ class SaliencyExplorer(ImageExplorer):
     @property
     def _what(self) -> str:
         classes = " → ".join(self.matrix.labels[c] for c in self.matrix.selected) if self.filter.value == PAIR else ""
-        said = f"{self.filter.value} {classes}".strip()
-        return f"{said} of the training images" if self.split.value == "train" else said
+        return f"{self.filter.value} {classes}".strip() + " of the training images" * (self.split.value == "train")

@@ -105,8 +105,8 @@ class Finder:
     @property
     def said(self) -> str:
         """What the list is narrowed to and sorted by, after a comma; "" for nothing."""
-        moved = (f"{each.description} {each.value}" for each, value in self._plain if each.value != value)
-        return "".join(f", {text.removesuffix(' True')}" for text in moved)
+        moved = (each for each, plain in self._plain if each.value != plain)
+        return "".join(f", {each.description} {each.value}".removesuffix(" True") for each in moved)
 
     def _labels(self, words: str) -> tuple[int, ...] | None:
         """The class of a name, or all whose names contain the words; None of no words."""

@@ -37,8 +37,7 @@ class Inspector:
         self.state = state
         labels = trace_labels(traces)
         self._models = dict(zip(labels, models, strict=True))
-        albums = map(Album, traces, map(probe_of, models))
-        self.albums = dict(zip(labels, albums, strict=True))
+        self.albums = dict(zip(labels, map(Album, traces, map(probe_of, models)), strict=True))
         state.method = state.method or next(iter(self.albums))
         self._at: dict[tuple[str, int], Any] = {}
         self.rows: list[Row] = []

@@ -67,7 +67,6 @@ class LiveMonitor(View):
         self.run = run = FollowedRun(run) if isinstance(run, str | os.PathLike) else run
         self.state = state or ViewState()
         self._lock = threading.RLock()  # the pump draws, and so does whoever shows the view
-        self._projected: Trace | None = None
         self._rate, self._clock, self._projection_due = rate, clock, -math.inf
         self._charts: dict[str, Chart] = {}
         self._probe, self._mapped = ProbeStrip(), (-2, "")
@@ -94,7 +93,7 @@ class LiveMonitor(View):
         run = self.run
         self.pump = Pump(self._pumped, self._rate, self._has_moved, lambda: run.status in OVER, self._clock)
         self.watch, self._trace = Watch(self._clock), run.trace
-        self._charted: Trace | None = None
+        self._charted = self._projected = Trace()  # neither is this one yet
         run.listeners.append(self)
         self.watch.catch_up(run.newest.values())
         self.refresh()

@@ -73,11 +73,10 @@ class PrototypeExplorer(View):
         scene, album, epoch = self.scene, self.inspector.album, self.state.epoch
         chosen = np.array([i for i in self.scatter.chosen if 0 <= i < len(scene.index)], dtype=np.int64)
         images = scene.index[chosen[scene.is_image[chosen]]]
-        n = max(len(images), self.scatter.n_chosen)  # of many the browser names only the first
         if len(images) == 0 and len(chosen):
             frame = album.table(epoch)
             images = frame.index[frame["label"].isin(scene.label[chosen])].to_numpy()
-            n = len(images)
+        n = max(len(images), self.scatter.n_chosen * scene.is_image[chosen].any())  # of more only the first are named
         self._ids = [f"eval/{index}" for index in images if album.has(f"eval/{index}")]
         shown, hidden = self._ids[:PAGE], len(images) - len(self._ids)
         self.gallery.show(album, shown, epoch)
