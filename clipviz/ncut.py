@@ -85,8 +85,8 @@ def spectrum(affinity: Tensor) -> Spectrum:
 def _eigenvectors(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """`torch.linalg.eigh`; on a CPU to the bit the same for any number of threads, each of which takes whole matrices.
 
-    LAPACK would have all threads work on one after the other. They meet so often that a second one was of no use, and
-    where other programs had the processors, too, it took fifty times as long.
+    LAPACK would have all work on one after the other, meeting so often that a second thread was of no use, and where
+    other programs had the processors, too, it took six to fifty times as long.
     """
     if matrices.device.type != "cpu":
         return torch.linalg.eigh(matrices)

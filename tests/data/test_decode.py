@@ -221,7 +221,7 @@ def test_too_little_memory_is_no_fault_of_the_image(tmp_path, monkeypatch, raise
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     for read in (read_image, lambda _: load_dataset(tmp_path)):
-        with pytest.raises(ValueError, match=r"^not enough memory to decode .*image.png'; give") as error:
+        with pytest.raises(ValueError, match=r"^not enough memory to decode .*image.png'; free some") as error:
             read(path)
         assert not isinstance(error.value, UnreadableImage)  # which would be skipped
 

@@ -124,9 +124,7 @@ def load_benchmark(
     """
     choose("split", split, (*SPLITS, ALL))
     if benchmark.reader == "split file":
-        raise ValueError(
-            f"{benchmark.title} is read from CoOp's split file: give the path of split_zhou_{benchmark.coop}.json"
-        )
+        raise ValueError(f"{benchmark.title} needs CoOp's list: give the path of split_zhou_{benchmark.coop}.json")
     folder = os.path.expanduser(root or os.environ.get(ROOT_VARIABLE) or "data")
     if benchmark.splits and split not in benchmark.splits:
         raise NoSuchSplit(f"{benchmark.title} has no official {split!r} split; it has {', '.join(benchmark.splits)}")
