@@ -189,14 +189,14 @@ def draw_crop_weights(info: CropWeights) -> go.Figure:
     figure = style.new_chart(title, 430, panels=panels, horizontal_spacing=0.12)
     look = style.Look(style.BLUE, "circle", "solid")
     add_bands(figure, style.LEFT, info.epochs, "median (bands: middle 50 % and 90 %)", info.effective, look)
-    ends = [
-        ("first epoch", info.largest_first, style.Look(style.GRAY, "", "dot")),
-        ("last epoch", info.largest_last, style.Look(style.ORANGE, "", "solid")),
-    ]
-    centers = (info.largest_edges[:-1] + info.largest_edges[1:]) / 2
-    for name, shares, look in ends[-1:] if len(info.epochs) == 1 else ends:
+    first = ("first epoch", info.largest_first, style.Look(style.GRAY, "", "dot"))
+    last = ("last epoch", info.largest_last, style.Look(style.ORANGE, "", "solid"))
+    # The centers of the bins, halfway between which a line steps, and the ends of the outer ones.
+    places = np.convolve(np.pad(info.largest_edges, 1, "edge"), (0.5, 0.5), "valid")
+    for name, shares, look in [last] if len(info.epochs) == 1 else [first, last]:
         hover = name + ": %{y:.1f} % of the images at %{x:.3f}"
-        style.add_line(figure, centers, style.percent(shares), name, look, hover, line={"shape": "hvh"}, **style.RIGHT)
+        heights = style.percent(np.pad(shares, 1, "edge"))
+        style.add_line(figure, places, heights, name, look, hover, line={"shape": "hvh"}, **style.RIGHT)
     if info.n_crops:
         line = {"color": style.BLACK, "dash": "dot", "width": 1.5}
         style.add_line(figure, [None], [None], "equal weights", style.Look(style.BLACK, "", "dot"), "", line=line)

@@ -296,6 +296,10 @@ def test_crop_weights_by_hand():
     assert info.effective[:, 2].tolist() == [3.0, 1.0]
     assert (info.largest_first[0], info.largest_last[-1]) == (0.5, 1.0)
     assert info.largest_first.sum() == info.largest_last.sum() == 1
+    first = next(line for line in figures.draw_crop_weights(info).data if line.name == "first epoch")
+    assert (first.x[0], first.x[-1]) == (info.largest_edges[0], info.largest_edges[-1]), "the outer bins are whole"
+    assert first.x[1] == info.largest_edges[:2].mean()
+    assert first.y[0] == first.y[1] == 50
 
 
 # ------------------------------------------------------------------------------------------- prototypes
