@@ -366,6 +366,10 @@ def test_accuracy_is_said_of_the_images_that_have_a_label(tmp_path):
     assert f"microCLIP is right on {accuracy:.1f} % of 10 labeled images. Differences below 31.6 points" in text
     assert "Accuracy is the share of 10 labeled images" in text
     assert f"{trace.highlights.index.size} of 40 evaluation images" in text
+    trace.predictions.loc[trace.predictions["index"] > 0, "target"] = -1
+    text = Page(write(tmp_path, trace)).text
+    assert " % of 1 labeled image. " in text
+    assert "Accuracy is the share of 1 labeled image of" in text
 
 
 def test_hostile_names_are_letters_everywhere(tmp_path):

@@ -147,7 +147,7 @@ def warn_of_skipped(dataset: ImageDataset, listed_in: Path | None = None) -> Non
     names = listed((f"{end!r}: {reason}" for end, reason in ends), "; ")
     more = f"; and {n - shown} more, all listed in {listed_in}" if n > shown else ""
     if n:
-        warnings.warn(f"skipped {n} files: {names}{more}", stacklevel=2)
+        warnings.warn(f"skipped {n} file{'s' * (n != 1)}: {names}{more}", stacklevel=2)
 
 
 def warn_of_cache(args: argparse.Namespace) -> None:

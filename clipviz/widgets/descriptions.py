@@ -128,8 +128,8 @@ class DescriptionPlayground(View):
         if (target >= 0).any():
             right = [(logits.argmax(1) == target).sum() for logits in (new, given)]
             n, (now, before) = int((target >= 0).sum()), right
-            of = f"{n} labeled" if n < len(images) else n
-            said.append(f"Of the {of} images {now} are right, {before} with the given sentences {DIAGNOSTIC}.")
+            of = f"{n}{' labeled' * (n < len(images))} image{'s' * (n != 1)}"
+            said.append(f"Right on {now} of {of}, with the given sentences on {before} {DIAGNOSTIC}.")
         for canvas, chart in zip_longest(self.canvases, self.charts):
             canvas.spec = chart.to_json() if chart else {}
         self.said, self.alt = said, f"{self!r}: {self._names[c]}. {' '.join(said)}"

@@ -103,7 +103,7 @@ class ImageExplorer(View):
     def alt(self) -> str:
         """Filter, and prediction for the chosen image."""
         said = "".join(f" {row.title}." for row in self.inspector.rows)
-        listed = f"{len(self._ids)} images, filter: {self._what}{self.finder.said}"
+        listed = f"{(n := len(self._ids))} image{'s' * (n != 1)}, filter: {self._what}{self.finder.said}"
         return f"{self!r}: {listed}.{' Chosen:' * bool(said)}{said}"
 
     def draw(self) -> Figure:

@@ -166,7 +166,7 @@ class Finder:
             if path.exists() and not path.read_bytes().startswith(b"image,file,tags,"):
                 raise ValueError(f"{path} exists and is not a list of images; give another name")
             write_text(path, text)
-            self.message.value = f"wrote {len(table)} images to {path.resolve()}"
+            self.message.value = f"wrote {len(table)} image{'s' * (len(table) != 1)} to {path.resolve()}"
         except (OSError, ValueError) as error:
             self.message.value = str(error)
 

@@ -81,14 +81,14 @@ class PrototypeExplorer(View):
         shown, hidden = self._ids[:PAGE], len(images) - len(self._ids)
         self.gallery.show(album, shown, epoch)
         lacking = f"; the pixels of {hidden} are not in the trace; open the run to see them" if hidden else ""
-        self.count.value = f"{n} {'image' if n == 1 else 'images'} chosen, {len(shown)} shown{lacking}"
+        self.count.value = f"{n} image{'' if n == 1 else 's'} chosen, {len(shown)} shown{lacking}"
 
     @property
     def alt(self) -> str:
         """What is drawn, and what is chosen."""
         n, n_images = len(self.scene.index), int(self.scene.is_image.sum())
-        drawn = f"{n - n_images} prototypes and {n_images} images in one plane, {self.scatter.title}"
-        return f"{self!r}: {drawn}; {self.count.value}."
+        drawn = f"{n - n_images} prototypes and {n_images} image{'s' * (n_images != 1)} in one plane"
+        return f"{self!r}: {drawn}, {self.scatter.title}; {self.count.value}."
 
     def draw(self) -> Figure:
         """The plane at the current epoch, and below it the chosen images."""

@@ -210,7 +210,7 @@ def test_saliency_explorer_from_a_confusion_to_a_map(run_cells):
     row, column = names.index(found[2]), names.index(found[1])
     side = (420 - 118 - 4) / 3
     matrix.click(position={"x": 118 + (column + 0.5) * side, "y": 118 + (row + 0.5) * side})
-    expect(page.locator(".clipviz-readout")).to_contain_text(f"“{found[2]}” are predicted as “{found[1]}”")
+    expect(page.locator(".clipviz-readout")).to_contain_text(f"“{found[2]}” predicted as “{found[1]}”")
     expect(thumbs).not_to_have_count(32)
     expect(thumbs.first).to_have_attribute("aria-label", re.compile(f"✗ {found[1]} .*, is {found[2]}"))
     thumbs.nth(1).click()

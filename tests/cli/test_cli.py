@@ -135,7 +135,7 @@ def test_a_labelled_folder_gives_a_complete_run_folder(photos, tmp_path, capfd):
     measured = ["accuracy %", "before %", "ECE %", "ECE before %", "pseudo-labels %"]
     assert re.split("  +", header)[-8:] == [*measured, "zero-shot %", "over zero-shot", "seconds"]
     assert len([line for line in captured.err.splitlines() if "epoch" not in line]) == 1  # no bar: not a terminal
-    assert "skipped 1 files: 'red square/broken.jpg'" in captured.err
+    assert "skipped 1 file: 'red square/broken.jpg'" in captured.err
 
 
 def test_a_flat_folder_has_no_accuracy_but_all_else(flat, tmp_path, capfd):

@@ -225,7 +225,7 @@ function outcomeTable(images, filters, ask) {
   const button = (name, { pair = null, filter = "all" }) => {
     const asked = { pair, filter, cell: null, query: "" };
     const count = choose(images, filters, asked).length;
-    const made = make("button", { type: "button", "aria-label": `${count} images: ${name}` }, `${count}`);
+    const made = make("button", { type: "button", "aria-label": `${count} image${count === 1 ? "" : "s"}: ${name}` }, `${count}`);
     made.disabled = !count;
     made.isFor = (now) => !now.cell && !now.points && now.filter === filter && now.pair?.[0] === pair?.[0] && now.pair?.[1] === pair?.[1];
     made.addEventListener("click", () => ask(asked));

@@ -136,7 +136,7 @@ function render({ model, el }) {
     if (!cell) return (readout.textContent = "Point at a cell; click it to see its images.");
     const [row, column] = cell;
     const count = counts[row * names.length + column];
-    readout.textContent = `${count} of ${totals[row]} images of “${names[row]}” are predicted as “${names[column]}”`;
+    readout.textContent = `${count} of ${totals[row]} image${totals[row] === 1 ? "" : "s"} of “${names[row]}” predicted as “${names[column]}”`;
   };
 
   const find = (event) => {
