@@ -136,6 +136,17 @@ def test_figures_of_all_runs_stand_side_by_side_under_one_heading(report):
     assert runs == ["confidence_evolution-title", *(f"confidence_evolution-{run}" for run in (2, 3, 4))]
 
 
+def test_the_title_names_every_method_but_the_baselines_that_gains_are_measured_against(tmp_path):
+    traces = [Trace(meta={"method": name, "data": "x"}) for name in ("zero_shot", "descriptions", "wca", "tip_adapter")]
+    assert "<h1>WCA, Tip-Adapter on x</h1>" in write(tmp_path, traces)
+    assert "<h1>zero-shot, descriptions on x</h1>" in write(tmp_path, traces[:2])
+
+
+def test_lines_of_methods_that_do_not_change_are_spoken_of_where_there_are_some(tmp_path, report):
+    assert "Horizontal lines are" in report
+    assert "Horizontal lines are" not in write(tmp_path, [synthetic_trace(epochs=2, **SMALL)])
+
+
 def test_the_summary_says_at_once_who_is_best_by_how_much_and_what_is_chance(report):
     best = max(summarize(synthetic_comparison(epochs=2, **SMALL)).rows, key=lambda row: row.accuracy)
     text = Page(report).text

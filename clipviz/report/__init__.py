@@ -8,12 +8,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipviz.figures import is_trained, method_style
+from clipviz.figures import method_style
 from clipviz.figures.style import check_traces
 from clipviz.files import write_text
 from clipviz.report.page import page
 from clipviz.report.sections import contents
-from clipviz.report.summary import check_comparable
+from clipviz.report.summary import REFERENCES, check_comparable
 from clipviz.trace import Trace
 
 __all__ = ["write_report"]
@@ -39,7 +39,7 @@ def write_report(traces: Trace | Sequence[Trace], path: str | os.PathLike[str], 
     path = Path(path).expanduser()
     if path.is_dir():
         raise ValueError(f"the report is a file, but {path} is a folder; try {path / 'report.html'}")
-    named = list(filter(is_trained, traces)) or traces
+    named = [trace for trace in traces if trace.method not in REFERENCES] or traces
     names = dict.fromkeys(str(trace.meta.get("label") or method_style(trace.method).name) for trace in named)
     title = title or f"{', '.join(names)} on {traces[0].meta.get('data', 'unnamed images')}"
     write_text(path, page(title, **contents(traces)))

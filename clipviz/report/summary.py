@@ -11,7 +11,7 @@ from clipviz.figures.style import shorten
 from clipviz.trace import Trace, calibration_error, label_accuracy, last_value
 
 #: Baselines that a gain is measured against, the first one present.
-_REFERENCES = ("descriptions", "zero_shot")
+REFERENCES = ("descriptions", "zero_shot")
 
 
 class Row(NamedTuple):
@@ -48,7 +48,7 @@ def summarize(traces: Sequence[Trace]) -> Summary:
     """Results of every trace in the order given."""
     labels = trace_labels(traces)
     by_method = {trace.method: i for i, trace in reversed(list(enumerate(traces)))}
-    reference = next((by_method[name] for name in _REFERENCES if name in by_method), None)
+    reference = next((by_method[name] for name in REFERENCES if name in by_method), None)
     base, name = (None, None) if reference is None else (last_value(traces[reference], "accuracy"), labels[reference])
     first = []
     if "zero_shot" not in by_method and (known := _known_zero_shot(traces)) is not None:
