@@ -519,6 +519,10 @@ def test_dark_is_dark_and_paper_is_white_without_what_only_a_screen_needs(mailed
     assert tab.evaluate(ground) == "rgb(21, 24, 28)"
     paper = "document.querySelector('#confidence_evolution .chart')._fullLayout.paper_bgcolor"
     assert tab.evaluate(paper) == "#15181c"
+    tool = tab.locator("#confidence_evolution .modebar-btn").first
+    tool.focus()
+    ring = tool.evaluate("tool => [getComputedStyle(tool).outlineColor, getComputedStyle(tool).outlineWidth]")
+    assert ring == ["rgb(124, 192, 245)", "2px"], "plotly's own is thin and black"
     tab.emulate_media(media="print")
     assert tab.evaluate(ground) == "rgb(255, 255, 255)"
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
