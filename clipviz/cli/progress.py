@@ -64,9 +64,9 @@ class Progress:
         """Loss, accuracy (confidence of the pseudo-labels without labels), and the time left at the pace until now."""
         assert self._started is not None
         loss, confidence = (float(sum(column)) / len(self._epoch) for column in zip(*self._epoch, strict=True))
-        accuracy = event.metrics.get("accuracy")
-        measured = f"confidence {confidence:.3f}" if accuracy is None else f"accuracy {accuracy:.3f}"
-        done, of = event.epoch + 1, self._started.n_epochs
+        accuracy, done, of = event.metrics.get("accuracy"), event.epoch + 1, self._started.n_epochs
+        since = " since the resume" * (len(self._epoch) * of < self._started.n_steps)  # the rest is not known here
+        measured = f"confidence {confidence:.3f}{since}" if accuracy is None else f"accuracy {accuracy:.3f}"
         pace = (time.perf_counter() - self._begun) / self._steps
         left = tqdm.format_interval(pace * self._started.n_steps * (1 - done / of))
-        return f"{inert(self._started.method)}: {done} of {of} epochs, loss {loss:.4g}, {measured}, {left} left"
+        return f"{inert(self._started.method)}: {done} of {of} epochs, loss {loss:.4g}{since}, {measured}, {left} left"

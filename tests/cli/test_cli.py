@@ -799,6 +799,12 @@ def test_without_a_terminal_each_epoch_is_a_plain_line(monkeypatch, capfd):
         "toy: 1 of 4 epochs, loss 3, confidence 0.600, 03:00 left",
         "toy: 2 of 4 epochs, loss 1.375, accuracy 0.750, 02:00 left",
     ]
+    resumed = module.Progress()
+    resumed(RunStarted("toy", {}, ("a",), 8, 4, 8, None, steps_done=5))
+    resumed(StepFinished(2, 5, torch.arange(4), torch.zeros(4), guesses, losses))
+    resumed(EpochFinished(2, {"accuracy": 0.75}, None, {}, {}))
+    said = capfd.readouterr().err
+    assert said.startswith("toy: 3 of 4 epochs, loss 1.25 since the resume, accuracy 0.750, "), "watch has all of it"
 
 
 def test_adapt_in_a_log_has_a_line_for_each_epoch_also_when_it_goes_on(photos, tmp_path, capfd):
