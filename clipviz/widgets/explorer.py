@@ -38,8 +38,7 @@ class ImageExplorer(View):
         self.next = button("next", "chevron-right", lambda: self._turn(1), width="auto")
         self.count = said()
         self._pages = (self.back, self.next, self.count, self.finder.more)
-        self._ids: list[str] = []
-        self._page, self._newest = 0, Newest()
+        self._ids, self._page, self._newest, self._lacking = list[str](), 0, Newest(), 0
 
     def _begin(self) -> None:
         """Show the first list and choose its first image, once all controls are there."""
@@ -86,8 +85,8 @@ class ImageExplorer(View):
         self.next.disabled = (self._page + 1) * PAGE >= len(self._ids)
 
     def _place(self, n: int) -> str:
-        first = self._page * PAGE
-        return f"{first + 1}-{first + n} of {len(self._ids)}" if n else "no images"
+        first, lacking = self._page * PAGE, f"; not in the trace, open the run to see them: {self._lacking}"
+        return (f"{first + 1}-{first + n} of {len(self._ids)}" if n else "no images") + lacking * (self._lacking > 0)
 
     @property
     def shown(self) -> list[str]:
@@ -174,6 +173,8 @@ class SaliencyExplorer(ImageExplorer):
             title = f"{name}: confusion matrix" if several else "Confusion matrix"
             moment = "not measured" if info.epoch is None else when(info.epoch)
             self.matrix.fill(info.counts, info.names, f"{title}, {moment}")
+        index = album.table(self.state.epoch, self.split.value).index
+        self._lacking = len(index) - len(album.shown(index, self.split.value))  # whatever the filter
         super()._publish(ids)
 
     @property

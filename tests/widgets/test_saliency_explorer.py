@@ -270,6 +270,14 @@ def test_linked_views_of_other_runs_leave_each_others_choices():
     assert shown() == ["microCLIP, epoch 0", "microCLIP, epoch 0", "DPA, epoch 0"]
 
 
+def test_images_of_which_the_trace_has_no_pixels_are_counted(trace):
+    explorer = SaliencyExplorer(trace)
+    n = len(explorer.gallery.ids)
+    assert 0 < n < 80
+    lacking = 80 - sum(image.startswith("eval/") for image in explorer.gallery.ids)
+    assert explorer.count.value == f"1-{n} of {n}; not in the trace, open the run to see them: {lacking}"
+
+
 def test_pages_turn(make_run):
     run = make_run(n=130, epochs=1)
     explorer = SaliencyExplorer(run.fit(), run)
@@ -325,7 +333,7 @@ def test_one_pixel_and_nothing_at_all(trace):
     bare = synthetic_trace(n_classes=3, epochs=1, n_images=9, n_eval=9)
     bare.arrays = {}
     empty = SaliencyExplorer(bare)
-    assert empty.count.value == "no images"
+    assert empty.count.value == "no images; not in the trace, open the run to see them: 9"
     assert len(empty.picture()) > 1_000
 
 
