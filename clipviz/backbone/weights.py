@@ -248,8 +248,7 @@ def _refuse_folder(where: str) -> None:
     if folder.is_file():
         raise ValueError(f"its {_CONFIG_FILE} names a file where a folder or a name of the hub belongs: {where!r}")
     if not folder.is_dir():
-        files = (_file_of(where, name) for name in ("tokenizer_config.json", "config.json"))
-        found = next(filter(None, files), None)
+        found = next(filter(None, (_file_of(where, name) for name in ("tokenizer_config.json", "config.json"))), None)
         if found is None:
             return
         folder = found.parent  # what the cache of the hub holds of it

@@ -59,8 +59,7 @@ def _cluttered_background(side: int, rng: np.random.Generator, severity: float) 
     base = FOLIAGE[rng.integers(len(FOLIAGE))].astype(np.float32)
     noise = 0.6 * _smooth_noise(side, 7, rng, 3) + 0.4 * _smooth_noise(side, 28, rng, 3)
     texture = np.clip(base * (0.5 + 1.1 * noise) + 0.15 * (noise - 0.5), 0, 1)
-    background = plain + min(1.0, 0.55 * severity) * (texture - plain)
-    canvas = Canvas(background.astype(np.float32))
+    canvas = Canvas((plain + min(1.0, 0.55 * severity) * (texture - plain)).astype(np.float32))
     for _ in range(round(3 * severity)):
         (x0, y0), (x1, y1) = rng.uniform(0, side, (2, 2))
         brown = np.array([0.30, 0.22, 0.14]) * rng.uniform(0.7, 1.4)
@@ -85,8 +84,7 @@ def _night(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.nda
     grid = np.arange(side, dtype=np.float32)
     glow = np.exp(-((grid[None] - x) ** 2 + (grid[:, None] - y) ** 2) / (0.5 * side) ** 2)[..., None]
     level = np.exp(-severity * (1.28 - 0.54 * glow)) * np.array([0.85, 0.95, 1.15], dtype=np.float32) ** severity
-    gray = rgb.mean(-1, keepdims=True)
-    dark = (rgb + min(0.9, 0.25 * severity) * (gray - rgb)) * level
+    dark = (rgb + min(0.9, 0.25 * severity) * (rgb.mean(-1, keepdims=True) - rgb)) * level
     return dark + rng.normal(0.0, 0.025 * severity, rgb.shape).astype(np.float32)
 
 

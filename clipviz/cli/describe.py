@@ -18,8 +18,7 @@ def describe(args: argparse.Namespace) -> None:
     """`clipviz describe`: the file of descriptions: a skeleton, filled where there is an endpoint, or checked."""
     if args.check is not None:
         names = _class_names(args) if args.data or args.classes else None
-        check = check_descriptions(args.check, names, load_tokenizer(args.model or "ViT-B-32")).require()
-        print(inert(check.report()))
+        print(inert(check_descriptions(args.check, names, load_tokenizer(args.model or "ViT-B-32")).require().report()))
         return
     names = _class_names(args)
     out = Path(args.out)

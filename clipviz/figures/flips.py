@@ -74,8 +74,7 @@ def draw_label_flips(info: LabelFlips) -> go.Figure:
         hover = name + ": %{y:.1f} %"
         style.add_bars(figure, list(range(n)), style.percent(shares), name, _LOOKS[name], hover, width=0.7)
     ticks = list(range(0, n, max(1, -(-n // 10))))
-    ends = (info.steps[tick] for tick in ticks)
-    text = [f"{start} → {end}{info.moments.part.below(end)}" for start, end in ends]
+    text = [f"{start} → {end}{info.moments.part.below(end)}" for start, end in (info.steps[tick] for tick in ticks)]
     figure.update_xaxes(tickvals=ticks, ticktext=text, range=[-0.6, max(n - 0.4, 2)])
     figure.update_yaxes(range=[0, 100])
     add_marks(figure, [(mark.epoch - info.steps[0][0] - 0.5, mark.text) for mark in info.moments.marks], n)

@@ -28,8 +28,7 @@ def loss_terms_info(trace: Trace) -> LossTerms:
     for name in sorted(steps["term"].unique(), key=lambda name: (name != "loss", name)):
         rows = steps[steps["term"] == name].sort_values("step")
         terms[str(name)] = _averaged(rows["step"].to_numpy(float)), _averaged(rows["value"].to_numpy(float))
-    starts = steps.groupby("epoch")["step"].min().to_numpy(int)
-    return LossTerms(terms, starts, moments(trace))
+    return LossTerms(terms, steps.groupby("epoch")["step"].min().to_numpy(int), moments(trace))
 
 
 def _averaged(values: np.ndarray) -> np.ndarray:

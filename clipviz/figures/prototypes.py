@@ -122,8 +122,7 @@ def _add_paths(figure: go.Figure, names: list[str], label: str, path: np.ndarray
 def _name_farthest(figure: go.Figure, info: PrototypePaths) -> None:
     """Names beside the ends that moved farthest and do not sit on a name already written."""
     path = max(info.paths.values(), key=lambda p: float(np.linalg.norm(p[-1] - p[0], axis=-1).max()))
-    everything = np.concatenate([p.reshape(-1, 2) for p in info.paths.values()])
-    span = np.maximum(np.ptp(everything, axis=0), 1e-12)
+    span = np.maximum(np.ptp(np.concatenate([p.reshape(-1, 2) for p in info.paths.values()]), axis=0), 1e-12)
     written, names = list[np.ndarray](), style.short_names(info.names, 22)
     look = {"showarrow": False, "yshift": 13, "font_size": 12, "bgcolor": "rgba(255,255,255,0.6)", "borderpad": 0}
     for label in np.argsort(-np.linalg.norm(path[-1] - path[0], axis=-1), kind="stable"):
@@ -163,8 +162,7 @@ def draw_prototype_drift(info: PrototypeDrift) -> go.Figure:
     """Median and middle 90 % over the epochs, beside the classes that turned most."""
     title, axis = "Drift: how far the class prototypes turned", "angle (degrees)"
     if not any(angles.any() for angles in info.angles.values()):
-        why = "No class prototype turned." if info.angles else _NO_SNAPSHOTS
-        return style.empty_chart(title, why, "epoch", axis)
+        return style.empty_chart(title, "No class prototype turned." if info.angles else _NO_SNAPSHOTS, "epoch", axis)
     moving = max(info.angles, key=lambda name: float(info.angles[name][-1].mean()))
     order = np.argsort(-info.angles[moving][-1], kind="stable")[:_DRIFT_ROWS]
     panels = ("over the epochs", f"{style.escape(moving)}: turned most")

@@ -304,8 +304,7 @@ def _marker_look(trace: Any) -> dict[str, Any]:
     symbol = (marker.symbol if isinstance(marker.symbol, str) else None) or "circle"
     shade = marker.color if marker.color is not None else trace.line.color
     colors = [color(each) for each in shade] if isinstance(shade, list | tuple) else color(shade)
-    is_open = symbol.endswith("-open")
-    look = {"facecolors": "none" if is_open else colors, "edgecolors": colors, "linewidths": 1.2}
+    look = {"facecolors": "none" if symbol.endswith("-open") else colors, "edgecolors": colors, "linewidths": 1.2}
     size = (marker.size if isinstance(marker.size, int | float) else 6) * _POINT
     return {"marker": MARKERS.get(symbol.removesuffix("-open"), "o"), "s": size**2, **look}
 

@@ -164,8 +164,7 @@ def source_names(trace: Trace) -> list[str]:
     columns = [str(column) for column in trace.samples.columns if str(column).endswith("_label")]
     columns = [name for name in columns if name != "pseudo_label" and not (trace.samples[name] == -1).all()]
     recorded = [name.removesuffix("_label") for name in columns]
-    listed = [name for name in trace.meta.get("sources") or () if name in recorded]
-    return list(dict.fromkeys([*listed, *recorded]))
+    return list(dict.fromkeys([*[name for name in trace.meta.get("sources") or () if name in recorded], *recorded]))
 
 
 def source_decisions_info(trace: Trace) -> SourceDecisions:

@@ -209,8 +209,7 @@ def thinned(names: Sequence[str], limit: int = MAX_LABELS, width: int = 26) -> d
 
     Positions are numbers, so that names which look like numbers or dates, or are equal, stay apart.
     """
-    step = max(1, -(-len(names) // limit))
-    ticks = list(range(0, len(names), step))
+    ticks = list(range(0, len(names), max(1, -(-len(names) // limit))))
     return {"tickvals": ticks, "ticktext": short_names([names[tick] for tick in ticks], width)}
 
 

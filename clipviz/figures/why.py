@@ -135,8 +135,7 @@ def _addends(probs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _maps(maps: dict[str, np.ndarray]) -> list[SaliencyMaps]:
     """The last of the maps (E1,h,w) of one image, the named kinds first."""
     kinds = sorted(maps, key=lambda kind: ([*KIND_NAMES, kind].index(kind), kind))[:_MAX_MAPS]
-    stretched = (SaliencyMaps.of(kind, maps[kind][-1:]) for kind in kinds)
-    return [one._replace(values=one.values[0]) for one in stretched]
+    return [one._replace(values=one.values[0]) for one in (SaliencyMaps.of(kind, maps[kind][-1:]) for kind in kinds)]
 
 
 def _examples(trace: Trace, classes: list[ClassProbs]) -> list[Example]:

@@ -184,8 +184,7 @@ class Method(nn.Module, ABC):
     def settings(self) -> dict[str, Any]:
         """All settings as JSON values, for the trace: the configuration."""
         settings = {} if self.config is None else asdict(self.config)
-        is_given = "text" in settings and not self.backbone.reads_text
-        return {**settings, "text": "classifier"} if is_given else settings
+        return {**settings, "text": "classifier"} if "text" in settings and not self.backbone.reads_text else settings
 
     @property
     def preset_name(self) -> str | None:

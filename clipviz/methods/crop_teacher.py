@@ -22,8 +22,7 @@ class FrozenCrops(nn.Module):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        empty = torch.zeros(0, 0, backbone.embed_dim, dtype=torch.float16, device=backbone.device)
-        self.bank = nn.Buffer(empty)
+        self.bank = nn.Buffer(torch.zeros(0, 0, backbone.embed_dim, dtype=torch.float16, device=backbone.device))
 
     def see(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
         """Fill the bank; the model must not have been trained yet."""

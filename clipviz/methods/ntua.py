@@ -218,8 +218,7 @@ class NtUA(AddingMethod):
         if self.teacher is None:
             teacher = self.text_logits(views).softmax(-1).mean(1)
         else:
-            logits = self.teacher.logits(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
-            teacher = gather(logits.softmax(-1).mean(1))
+            teacher = gather(self.teacher.logits(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]).softmax(-1).mean(1))
         return Candidates(batch.index, views, student, teacher)
 
     def _keep(self, pool: Candidates) -> Candidates:
@@ -257,8 +256,7 @@ class NtUA(AddingMethod):
 
     def diagnostics(self) -> dict[str, float]:
         """Share of classes with an entry, and number of entries."""
-        classes = len(self.labels.unique())
-        return {"coverage": classes / len(self.class_names), "cache_size": float(len(self.labels))}
+        return {"coverage": len(self.labels.unique()) / len(self.class_names), "cache_size": float(len(self.labels))}
 
     def pseudo_label(self, views: Views, index: Tensor) -> PseudoLabels:
         """The entries' labels; as sources the current logits of each part, the cache without the image's own entry."""
@@ -286,12 +284,10 @@ class NtUA(AddingMethod):
         embeddings, weights = views.weak, pseudo.weights
         cross_entropy = F.cross_entropy(self.logits(embeddings), pseudo.labels, reduction="none")
         if self.config.affinity == "reliability":
-            prototypes = self._prototypes().detach()
-            weights = weights * class_affinity(embeddings, prototypes, pseudo.labels, self.config.beta)
+            weights = weights * class_affinity(embeddings, self._prototypes().detach(), pseudo.labels, self.config.beta)
         terms = {"cross_entropy": (weights * cross_entropy).sum() / weights.sum()}
         if self.config.affinity == "contrastive":
-            logits = embeddings @ self._prototypes().T / 0.07
-            contrast = F.cross_entropy(logits, pseudo.labels, reduction="none")
+            contrast = F.cross_entropy(embeddings @ self._prototypes().T / 0.07, pseudo.labels, reduction="none")
             terms["affinity"] = 0.5 * (weights * contrast).sum() / weights.sum()
         return terms
 

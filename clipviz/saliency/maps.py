@@ -121,8 +121,7 @@ def saliency_maps(
     with preserved_state(model, gradients=True):  # over both: the model of the question is that of the map
         require_kind(model, kind)
         images = images.detach().clone().to(backbone_of(model).device)
-        question = ask(model, images, target, contrast) if asks else None
-        raw = raw_map(model, images, kind, question, **options)
+        raw = raw_map(model, images, kind, ask(model, images, target, contrast) if asks else None, **options)
     return SaliencyMaps(unit_maps(raw), raw)
 
 

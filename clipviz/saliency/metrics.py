@@ -29,8 +29,7 @@ def pointing_game(maps: Tensor, region: Tensor) -> Tensor:
     """Whether the highest cell of a map touches the region: 0 or 1, or the share of hits among cells that tie, (B,)."""
     covered = _covered(maps, region)
     highest = (maps >= maps.amax((1, 2), keepdim=True)).float()
-    hits = (highest * (covered > 0)).sum((1, 2)) / highest.sum((1, 2))
-    return _where_visible(hits, region)
+    return _where_visible((highest * (covered > 0)).sum((1, 2)) / highest.sum((1, 2)), region)
 
 
 def part_mass(maps: Tensor, region: Tensor) -> Tensor:

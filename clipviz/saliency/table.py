@@ -132,8 +132,7 @@ def _metrics(
     if metrics is None:
         if not regions:
             return MODEL_METRICS
-        ranked = MASK_METRICS if parts is not None else MASK_METRICS[:2]
-        return (*ranked, "deletion_auc", "insertion_auc")
+        return (*(MASK_METRICS if parts is not None else MASK_METRICS[:2]), "deletion_auc", "insertion_auc")
     for name in metrics:
         choose("saliency metric", name, METRICS)
         if name in MASK_METRICS and not regions:

@@ -68,8 +68,7 @@ def save_checkpoint(path: Path, adaptation: Adaptation) -> None:
     """
     method, optimizer = adaptation.method, adaptation.optimizer
     left_out = method.rows_of_data if isinstance(adaptation.dataset, FeatureDataset) else ()
-    state = method.trainable_state().items()
-    tensors = {f"method/{name}": tensor for name, tensor in state if name not in left_out}
+    tensors = {f"method/{name}": tensor for name, tensor in method.trainable_state().items() if name not in left_out}
     names: dict[Tensor, str] = {parameter: name for name, parameter in method.named_parameters()}
     for parameter, known in optimizer.state.items() if optimizer and adaptation.epoch < adaptation.n_epochs else ():
         for key, value in known.items():

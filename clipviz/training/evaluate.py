@@ -72,8 +72,7 @@ def _said(method: Method, views: Views, branches: bool) -> tuple[Tensor, dict[st
     both, of_views = (getattr(method, hook, None) for hook in ("measured", "view_logits"))
     if branches and both:
         return both(views)
-    logits = of_views(views) if of_views else method.logits(views.weak)
-    return logits, method.branches(views.weak) if branches else {}
+    return of_views(views) if of_views else method.logits(views.weak), method.branches(views.weak) if branches else {}
 
 
 def baseline_accuracies(method: Method, dataset: ImageDataset, ranks: Ranks = ONE) -> dict[str, float]:

@@ -279,8 +279,7 @@ class FollowedRun:
             self._told = int(str(epoch))
             kept = {kind: maps for kind, maps in trace.probe.maps.items() if len(maps) > self._told + 1}
             maps: Any = {kind: maps[self._told + 1] for kind, maps in kept.items()}
-            metrics = dict(zip(rows["metric"], rows["value"], strict=True))
-            self._tell(EpochFinished(self._told, metrics, None, {}, maps))
+            self._tell(EpochFinished(self._told, dict(zip(rows["metric"], rows["value"], strict=True)), None, {}, maps))
 
     def _newest_step(self) -> StepFinished | None:
         """The newest batch if it is new: classes stand for logits, and the confidence for probabilities."""

@@ -92,8 +92,7 @@ class Recorder:
 
     def _step_finished(self, event: StepFinished) -> None:
         if event.losses:
-            total = torch.stack(list(event.losses.values())).sum()
-            for term, value in {**event.losses, "loss": total}.items():
+            for term, value in {**event.losses, "loss": torch.stack(list(event.losses.values())).sum()}.items():
                 self._losses.append((event.epoch, event.step, term, value))
         pseudo = event.pseudo
         columns = {  # copies, because a method may write into what it gave
@@ -212,8 +211,7 @@ class Recorder:
             self._tables["steps"].append(pd.DataFrame(rows, columns=["epoch", "step", "term", "value"]))
         for epoch, steps in groupby(self._guesses, itemgetter(0)):
             parts = [columns for _, columns in steps]
-            joined = {name: _numpy(torch.cat([part[name] for part in parts])) for name in parts[0]}
-            self._add("samples", epoch, joined)
+            self._add("samples", epoch, {name: _numpy(torch.cat([part[name] for part in parts])) for name in parts[0]})
         for name, values in self._logits.items():
             self._sources.setdefault(name, []).append(_numpy(torch.cat(values)))
         self._losses, self._guesses, self._logits = [], [], {}

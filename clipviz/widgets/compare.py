@@ -46,8 +46,7 @@ class CompareExplorer(ImageExplorer):
         self.timelines = [ChartCanvas(layout={"flex": "1 1 350px", "min_width": "0"}) for _ in runs]
         self._charts: list[Chart] = []
         lists = wrapped(ipywidgets.VBox(self._make_table(), layout={"flex": "0 1 400px"}), self.gallery)
-        parts = [lists, self.finder.widget, self.inspector.widget, wrapped(*self.timelines)]
-        self.widget = ipywidgets.VBox(parts)
+        self.widget = ipywidgets.VBox([lists, self.finder.widget, self.inspector.widget, wrapped(*self.timelines)])
         follow(self.state, self._draw_timelines, "selected")
         self._begin()
         self.inspector.show()
@@ -109,8 +108,7 @@ class CompareExplorer(ImageExplorer):
 
     def _draw_timelines(self) -> None:
         image = self.state.selected[0] if self.state.selected else ""
-        albums = self.inspector.albums.items()
-        self._charts = [timeline_chart(label, album, image) for label, album in albums]
+        self._charts = [timeline_chart(label, album, image) for label, album in self.inspector.albums.items()]
         for canvas, chart in zip(self.timelines, self._charts, strict=True):
             canvas.spec = chart.to_json()
 

@@ -60,8 +60,7 @@ class DescriptionPlayground(View):
         return f"DescriptionPlayground({shorten(self.album.trace.method, 40)})"
 
     def _make_controls(self) -> None:
-        options = [(name, c) for c, name in enumerate(self._names)]
-        self.chosen = dropdown("class", options, self.begin, width=300)
+        self.chosen = dropdown("class", [(name, c) for c, name in enumerate(self._names)], self.begin, width=300)
         self.again = button("Given sentences", "undo", self.begin, "restore the given sentences", "auto")
         self.words = ipywidgets.Textarea(rows=6, layout={"width": "auto"})
         self.words.observe(lambda _: self._read(), "value")

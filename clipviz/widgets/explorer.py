@@ -29,8 +29,7 @@ class ImageExplorer(View):
         self.state = state_of(state, traces)
         self.traces = traces
         self.inspector = Inspector(traces, models, self.state)
-        folder = traces[0].folder or str(getattr(models[0], "folder", None) or "")
-        self.finder = Finder(self, folder)
+        self.finder = Finder(self, traces[0].folder or str(getattr(models[0], "folder", None) or ""))
         self.gallery = GalleryCanvas(layout={"flex": "1 1 300px", "min_width": "240px"})
         if not any(len(trace.epochs) for trace in traces):
             self.gallery.empty = "This run has recorded nothing yet; run the cell again when it has."

@@ -120,8 +120,7 @@ class Inspector:
         self.contrast = dropdown("contrast class", options, self.show, width=320)
         n_layers, n_heads = (max([0, *(getattr(probe, name) for probe in probes)]) for name in ("n_layers", "n_heads"))
         self.layer = dropdown("layer", range(n_layers), self.show, n_layers - 1 if n_layers else None, width=120)
-        heads = [("mean", -1), *((str(i), i) for i in range(n_heads))]
-        self.head = dropdown("head", heads, self.show, width=120)
+        self.head = dropdown("head", [("mean", -1), *((str(i), i) for i in range(n_heads))], self.show, width=120)
         layers = [("as published", -1), *((str(i), i) for i in range(n_layers))]
         self.layers = dropdown("layers added up", layers, self.show, width=250)
         return [self.contrast, self.layer, self.head, self.layers]

@@ -196,8 +196,7 @@ class DKAPlayground(View):
         picture = Picture(height, f"gamma {self.gamma.value:.2f}: {self.result.value}")
         grid = {"left": 0.075, "right": 0.955, "top": 1 - 0.6 / height, "bottom": 1 - 2.6 / height, "wspace": 0.2}
         for axes, name in zip(picture.figure.subplots(1, 2, gridspec_kw=grid), ("what_if", "ballot"), strict=True):
-            nothing = Chart("Pseudo-labels of the last epoch", "gamma", "%", empty=_NO_SOURCES)
-            self._charts.get(name, nothing).draw(axes)
+            self._charts.get(name, Chart("Pseudo-labels of the last epoch", "gamma", "%", empty=_NO_SOURCES)).draw(axes)
         picture.skip(3.5)
         if shown:
             picture.write(self.gallery.label)
@@ -233,8 +232,7 @@ class Cutting:
         self.side = choice("side", ["peak", "border"], "side")
         self.canvas = OverlayCanvas(empty="Choose an image to cut it.")
         heading = ipywidgets.HTML("<b>Normalized cut of the chosen image, by the current model</b>")
-        controls = wrapped(self.tau, self.affinity, self.rule, self.side)
-        self.widget = ipywidgets.VBox([heading, controls, self.canvas])
+        self.widget = ipywidgets.VBox([heading, wrapped(self.tau, self.affinity, self.rule, self.side), self.canvas])
         show_if(self._model_probe is not None, self.widget)
 
     def _changed(self) -> None:

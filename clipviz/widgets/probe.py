@@ -36,8 +36,7 @@ class ProbeStrip:
             return False
         probe = started.probe
         self._places = spread(len(probe.index), _MOST)
-        pixels = array(probe.images)[self._places].transpose(0, 2, 3, 1)
-        self.images = (pixels * 255 + 0.5).astype(np.uint8)
+        self.images = (array(probe.images)[self._places].transpose(0, 2, 3, 1) * 255 + 0.5).astype(np.uint8)
         targets, numbers = array(probe.target)[self._places], array(probe.index)[self._places]
         self.captions = apart(
             [class_name(started.class_names, int(target)) if target >= 0 else f"image {int(number)}"

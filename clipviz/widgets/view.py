@@ -23,8 +23,7 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 def source(*names: str) -> str:
     """Scripts or styles from the package, one after the other: nothing is built and nothing is fetched."""
-    folder = files("clipviz.widgets") / "static"
-    return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
+    return "\n".join((files("clipviz.widgets") / "static" / name).read_text(encoding="utf-8") for name in names)
 
 
 class ViewState(HasTraits):

@@ -104,8 +104,7 @@ class Watch:
             return ""
         known = self.last_epoch.metrics if self.last_epoch else {}
         total = int(known.get("cache_size", self.started.n_images))
-        n = min(done * len(self.last_step.index), total)
-        return f"epoch {self.last_step.epoch}: {n} of {total} images"
+        return f"epoch {self.last_step.epoch}: {min(done * len(self.last_step.index), total)} of {total} images"
 
     def seconds_left(self) -> float | None:
         """At the mean pace of the steps until now, and for each epoch the mean of what measuring took; None unknown."""

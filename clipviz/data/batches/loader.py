@@ -87,8 +87,7 @@ class ViewLoader:
         """Make the views of a whole batch, (epoch, positions), in a worker if there are any."""
         epoch, indices = request
         views = [make_views(self.dataset.image(i), self.config, self.seed, epoch, i) for i in map(int, indices)]
-        kinds = zip(*views, strict=True)
-        return [None if kind[0] is None else torch.from_numpy(np.stack(kind)) for kind in kinds]
+        return [None if kind[0] is None else torch.from_numpy(np.stack(kind)) for kind in zip(*views, strict=True)]
 
 
 def eval_batches(

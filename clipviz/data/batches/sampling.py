@@ -19,5 +19,4 @@ def balanced_index(dataset: ImageDataset, shots: int, seed: int = 1, *, allow_la
         raise ValueError(f"{dataset.name} has no labels to balance by; use selection='topk_pseudo' or 'random'")
     rng = np.random.default_rng(seed)
     classes = [np.flatnonzero(dataset.targets == c) for c in range(len(dataset.class_names))]
-    chosen = [rng.permutation(rows)[:shots] for rows in classes]
-    return torch.from_numpy(np.sort(np.concatenate(chosen)))
+    return torch.from_numpy(np.sort(np.concatenate([rng.permutation(rows)[:shots] for rows in classes])))

@@ -118,8 +118,7 @@ class DiskCache:
 
     def _store(self, entry: Path, image: Image.Image) -> None:
         pixels = image.tobytes()
-        size = _HEADER.size + len(pixels)
-        if not self._reserve(entry, size):
+        if not self._reserve(entry, _HEADER.size + len(pixels)):
             return
         try:
             with writing(entry, durable=False) as file:

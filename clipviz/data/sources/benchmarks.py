@@ -58,8 +58,7 @@ class Benchmark:
         """A class name of the files as it belongs into a sentence."""
         if name in self.class_names:
             return self.class_names[name]
-        words = " ".join(reversed(name.split("/"))) if self.reversed_names else name
-        return words.replace("_", " ")
+        return (" ".join(reversed(name.split("/"))) if self.reversed_names else name).replace("_", " ")
 
 
 class ArrayDataset(ImageDataset):

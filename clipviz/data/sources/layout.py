@@ -106,8 +106,7 @@ def find_images(folder: str, root: str, deep: bool = True, elsewhere: Set[tuple[
         try:
             listing = list_folder(path, root)
         except OSError as error:
-            reason = f"cannot read this folder: {error.strerror}"
-            listing = Listing(skipped=[Skipped(display_path(path, root), reason)])
+            listing = Listing(skipped=[Skipped(display_path(path, root), f"cannot read this folder: {error.strerror}")])
         found.images += listing.images
         found.skipped += listing.skipped
         found.other_suffixes |= listing.other_suffixes

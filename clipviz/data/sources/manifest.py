@@ -48,8 +48,7 @@ def read_manifest(
     choose("split", split, (*SPLITS, ALL))
     source = f"manifest {display_name(path)!r}"
     table = _read_table(path, source)
-    cells = table.get("label", [None] * len(table))
-    labels = [_label(row, cell, source) for row, cell in enumerate(cells, start=1)]
+    labels = [_label(row, cell, source) for row, cell in enumerate(table.get("label", [None] * len(table)), start=1)]
     class_names, class_of = _class_names(labels, classes, source)
     used, rows = _rows_of_split(table, split, source)
     layout = Layout(used, class_names)
