@@ -32,10 +32,13 @@ def demo(args: argparse.Namespace) -> None:
     out = RunFolder(prepare_folder(args.out))
     out.lock()
     try:
-        for config in [place for name in names if (place := out.path / name / CONFIG).is_file()]:
-            if not str(data := parse_json(config.read_text("utf-8")).get("data")).startswith("birds"):
-                taken = f"{config.parent} holds a run on {data}"
-                raise ValueError(f"{taken}, which the demo would replace; choose another --out")
+        for run in [place for name in names if ((place := out.path / name) / CONFIG).is_file()]:
+            try:
+                data = str(parse_json((run / CONFIG).read_text("utf-8"))["data"])
+            except (ValueError, LookupError, TypeError):
+                data = f"images that its {CONFIG} does not name"
+            if not data.startswith("birds"):
+                raise ValueError(f"{run} holds a run on {data}, which the demo would replace; choose another --out")
         _demo(args, names, out.path, begun)
     finally:
         out.unlock()
@@ -49,8 +52,7 @@ def _demo(args: argparse.Namespace, names: list[str], out: Path, begun: float) -
     traces, rows = [], []
     for name in names:
         method = METHODS[name](backbone, data.prompts)
-        asked = args.epochs if method.trains else None
-        epochs = asked or DEMO_EPOCHS.get(name, method.schedule.epochs)
+        epochs = (args.epochs if method.trains else None) or DEMO_EPOCHS.get(name, method.schedule.epochs)
         config = replace(method.schedule, epochs=epochs)
         folder = RunFolder(prepare_folder(out / name))
         traces.append(run_one(method, data, evaluation, config, args.seed, folder, zero_shot=zero_shot))

@@ -484,13 +484,20 @@ def test_an_order_beside_another_is_refused_instead_of_forgotten(capsys):
     assert "argument --pause: not allowed with argument --set" in capsys.readouterr().err
 
 
-def test_a_demo_does_not_replace_a_run_on_images_of_ones_own(tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("config", "held"),
+    [
+        (b'{"data": "photos"}', "a run on photos"),
+        (b'{"data": "bir', "a run on images that its config.json does not name"),
+        (b"\xff", "a run on images that its config.json does not name"),
+        (b"[]", "a run on images that its config.json does not name"),
+    ],
+)
+def test_a_demo_does_not_replace_a_run_on_images_of_ones_own(config, held, tmp_path, capfd):
     (tmp_path / "dpa").mkdir()
-    (tmp_path / "dpa" / "config.json").write_text('{"data": "photos"}')
+    (tmp_path / "dpa" / "config.json").write_bytes(config)
     assert cli.main(["demo", "--out", str(tmp_path), "--methods", "zero_shot,dpa"]) == 2
-    assert capfd.readouterr().err.endswith(
-        "dpa holds a run on photos, which the demo would replace; choose another --out\n"
-    )
+    assert capfd.readouterr().err.endswith(f"dpa holds {held}, which the demo would replace; choose another --out\n")
     assert os.listdir(tmp_path) == ["dpa"]
 
 
