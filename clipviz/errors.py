@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import operator
 import unicodedata
 from collections.abc import Iterable
@@ -96,3 +97,15 @@ def whole_number(name: str, value: Any, least: int) -> int:
     if number < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {one_line(repr(value), 60)}")
     return number
+
+
+def finite_number(name: str, value: Any, least: float = -math.inf) -> Any:
+    """A finite number of Python, numpy or torch; a ValueError for anything else, NaN included, or less than `least`."""
+    try:
+        fits = bool(math.isfinite(value) and value >= least)
+    except (TypeError, ValueError, RuntimeError):  # text; several numbers, of numpy or torch
+        fits = False
+    if not fits:
+        more = "" if least == -math.inf else f" of at least {least:g}"
+        raise ValueError(f"{name} must be a finite number{more}, got {one_line(repr(value), 60)}")
+    return value

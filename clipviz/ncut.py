@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from clipviz.errors import choose
+from clipviz.errors import choose, finite_number
 from clipviz.ops import expect_axes, expect_floats, normalize
 
 AffinityKind = Literal["dot", "cosine"]
@@ -41,7 +41,8 @@ def patch_affinity(patches: Tensor, tau: float = 0.2, kind: AffinityKind = "dot"
     expect_floats(patches=patches)
     tokens = normalize(patches) if kind == "cosine" else patches
     similarity = tokens @ tokens.transpose(1, 2)
-    return torch.full_like(similarity, eps, dtype=patches.dtype).masked_fill_(similarity > tau, 1.0)
+    absent = torch.full_like(similarity, finite_number("eps", eps, 0), dtype=patches.dtype)
+    return absent.masked_fill_(similarity > finite_number("tau", tau), 1.0)
 
 
 def normalized_laplacian(affinity: Tensor, eps: float = 1e-6) -> Tensor:

@@ -22,6 +22,13 @@ from clipviz.ncut import (
 CASES = [("49", "x49", "dot"), ("49_x3", "x49_x3", "dot"), ("49_cos", "x49", "cosine")]
 
 
+def test_numbers_that_no_graph_can_be_made_of_are_refused():
+    patches = torch.eye(3)[None]
+    for name, value in {"eps": -1.0, "tau": float("nan")}.items():
+        with pytest.raises(ValueError, match=f"{name} must be a finite number.*, got {value}"):
+            patch_affinity(patches, **{name: value})
+
+
 def two_blocks(sizes: tuple[int, int], eps: float = 1e-6) -> torch.Tensor:
     """Two cliques joined by edges of weight eps."""
     block = torch.cat([torch.zeros(sizes[0]), torch.ones(sizes[1])])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
 from clipviz.data.base import Batch, ViewConfig, Views
+from clipviz.errors import finite_number
 from clipviz.events import UNLABELLED, CacheContributions, PseudoLabels
 from clipviz.methods.base import Method, embed, guesses, text_classifier
 from clipviz.ops import class_logits, expect_axes, expect_floats
@@ -19,11 +20,13 @@ _UNIT = 1e-2
 """So far may the norm of a row be from 1: half precision is about 1e-3 off."""
 
 
-def unit_rows(embeddings: Tensor, classifier: Tensor) -> tuple[Tensor, Tensor]:
+def unit_rows(embeddings: Tensor, classifier: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
     """Embeddings (n, E) and text classifier (C, E) in at least single precision, if they are what a formula wants.
 
-    A ValueError for other shapes, no rows, mixed precision, NaN, or a row that is not of unit norm, which is named.
+    A ValueError for other shapes, no rows, mixed precision, NaN, or a row that is not of unit norm, which is named; and
+    for a scale of the cosines by which no softmax can be taken.
     """
+    finite_number("logit_scale", logit_scale, 0)
     expect_axes(embeddings=(embeddings, "nE"), classifier=(classifier, "CE"))
     expect_floats(embeddings=embeddings, classifier=classifier)
     for name, rows in (("embeddings", embeddings), ("classifier", classifier)):

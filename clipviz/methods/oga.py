@@ -132,7 +132,7 @@ def stream(
     """
     batch_size = whole_number("batch_size", batch_size, 1)
     config = OGAConfig(**constants)
-    embeddings, classifier = unit_rows(embeddings, classifier)
+    embeddings, classifier = unit_rows(embeddings, classifier, logit_scale)
     memory, found = empty_memory(classifier, config), []
     positions = torch.arange(len(embeddings), device=embeddings.device)
     for x, index in zip(embeddings.split(batch_size), positions.split(batch_size), strict=True):

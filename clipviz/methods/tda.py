@@ -127,7 +127,7 @@ def stream(embeddings: Tensor, classifier: Tensor, *, logit_scale: float = 100.0
         ValueError: for what is NaN, not of unit norm, or does not fit together.
     """
     config = TDAConfig(**constants)
-    embeddings, classifier = unit_rows(embeddings, classifier)
+    embeddings, classifier = unit_rows(embeddings, classifier, logit_scale)
     caches, text = empty_caches(classifier, config), logit_scale * embeddings @ classifier.T
     index = torch.arange(len(embeddings), device=embeddings.device)
     rows = zip(embeddings.split(1), text.split(1), index, strict=True)

@@ -235,7 +235,7 @@ def solve(
     Raises:
         ValueError: for what is NaN, not of unit norm, or does not fit together.
     """
-    problem = Problem(*unit_rows(embeddings, classifier), config or TransCLIPConfig(), anchor, logit_scale)
+    problem = Problem(*unit_rows(embeddings, classifier, logit_scale), config or TransCLIPConfig(), anchor, logit_scale)
     with torch.no_grad():
         return deque(passes(problem), maxlen=1).pop()  # eleven at once would be eleven times the memory
 
@@ -332,8 +332,7 @@ class TransCLIP(GatheredMethod):
 
     def diagnostics(self) -> dict[str, float]:
         """How many classes hold at least one image."""
-        classes = len(self.assignments.argmax(-1).unique()) if len(self.assignments) else 0
-        return {"classes_with_images": float(classes)}
+        return {"classes_with_images": float(len(self.assignments.argmax(-1).unique()) if len(self.assignments) else 0)}
 
     def snapshot(self) -> dict[str, Tensor]:
         """Text classifier and prototypes."""

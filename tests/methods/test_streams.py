@@ -169,6 +169,9 @@ def test_few_images_few_classes_and_copies_run(stream, n, c):
 @pytest.mark.parametrize("stream", [tda.stream, oga.stream])
 def test_what_fits_no_formula_is_refused(stream):
     f, t = unit(5), unit(3, seed=1)
+    for scale in (math.nan, -1.0, "100"):
+        with pytest.raises(ValueError, match="logit_scale must be a finite number of at least 0, got"):
+            stream(f, t, logit_scale=scale)
     nan = f.clone()
     nan[1, 1] = math.nan
     for bad, message in (((nan, t), "row 1 of embeddings"), ((f, 3 * t), "unit norm"), ((f, unit(3, 8)), "classifier")):

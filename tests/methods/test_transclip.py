@@ -119,6 +119,8 @@ def test_identical_images_opposite_classes_and_halves_run(anchor):
 
 def test_what_fits_no_formula_is_refused():
     f, t = unit(5), unit(3, seed=1)
+    with pytest.raises(ValueError, match="logit_scale must be a finite number of at least 0, got nan"):
+        solve(f, t, logit_scale=math.nan)
     nan = f.clone()
     nan[3, 2] = math.nan
     for bad, message in (
