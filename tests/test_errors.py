@@ -1,6 +1,8 @@
 import pytest
 
 from clipviz.errors import choose, unknown
+from clipviz.methods import METHODS
+from clipviz.prompts import ClassPrompts
 
 
 def test_a_valid_name_passes():
@@ -27,3 +29,9 @@ def test_of_many_choices_those_most_alike_are_shown():
         "did you mean 'ViT-L-14'? Choose from 'ViT-L-14', 'ViT-L-16', 'ViT-B-14', " in said
     )
     assert said.endswith(" and 91 more")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_model_and_prompts_in_the_wrong_order_are_told_so(name):
+    with pytest.raises(ValueError, match=f"{name} needs a model .load_backbone., got ClassPrompts"):
+        METHODS[name](ClassPrompts(("cat",)), None)

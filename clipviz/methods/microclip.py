@@ -196,8 +196,7 @@ def foreground(
     cut, density = ncut.spectrum(affinity), ncut.edge_density(affinity)
     cut = cut._replace(fiedler=ncut.turn_to_side(cut.fiedler, tokens.grid, config.side))
     mask = ncut.foreground_mask(cut.fiedler, config.mask_rule) | (density >= config.full_density)[:, None]
-    query = saliency_query(patches, mask)
-    embedding, attention = soap_pool(query, patches, w_query, w_key, w_value, projection)
+    embedding, attention = soap_pool(saliency_query(patches, mask), patches, w_query, w_key, w_value, projection)
     return Foreground(embedding, attention, mask, cut, density)
 
 
@@ -212,8 +211,8 @@ class MicroCLIP(Method):
     config: MicroCLIPConfig
 
     def __init__(self, backbone: Backbone, prompts: ClassPrompts, config: MicroCLIPConfig | None = None) -> None:
-        backbone.require_patches(self.name)
         super().__init__(backbone, prompts, config)
+        backbone.require_patches(self.name)
         templates = base.prompt_sentences(prompts, "templates")
         names = base.text_classifier(backbone, templates, unit=self.config.name_embedding == "unit")
         descriptions = base.sentence_embeddings(backbone, self.sentences)

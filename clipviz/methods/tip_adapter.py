@@ -32,5 +32,5 @@ class TipAdapter(NtUA):
     ) -> None:
         if options.get("teacher") is not None:
             raise ValueError("tip_adapter has no teacher; ntua has one")
-        config = config or self.default_config(backbone)
-        super().__init__(backbone, prompts, replace(config, weighted=False, rectify=False), **options)
+        plain = replace(config, weighted=False, rectify=False) if isinstance(config, NtUAConfig) else config
+        super().__init__(backbone, prompts, plain, **options)
