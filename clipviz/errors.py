@@ -4,6 +4,7 @@ import difflib
 import json
 import math
 import operator
+import os
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -109,3 +110,17 @@ def finite_number(name: str, value: Any, least: float = -math.inf) -> Any:
         more = "" if least == -math.inf else f" of at least {least:g}"
         raise ValueError(f"{name} must be a finite number{more}, got {one_line(repr(value), 60)}")
     return value
+
+
+def path_text(what: str, path: Any) -> str:
+    """A path, or a name in its place, as text; a ValueError for what is neither, or empty: that would be any folder."""
+    if not isinstance(path, str | bytes | os.PathLike) or not os.fsdecode(path):
+        raise ValueError(f"{what} must be named by a text or a path, got {one_line(repr(path), 60)}")
+    return os.fsdecode(path)
+
+
+def several_texts(what: str, texts: Any) -> tuple[Any, ...]:
+    """Names or sentences as a tuple; a ValueError for one text, which would be taken for its letters, or no list."""
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise ValueError(f"{what}: wanted a list of texts, got {one_line(repr(texts), 60)}")
+    return tuple(texts)

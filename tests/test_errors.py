@@ -1,8 +1,12 @@
 import pytest
+from tiny import ToyDataset, make_tiny_backbone
 
+import clipviz
 from clipviz.errors import choose, unknown
 from clipviz.methods import METHODS
-from clipviz.prompts import ClassPrompts
+from clipviz.prompts import ClassPrompts, make_prompts
+from clipviz.training.run import Run
+from clipviz.widgets.live import LiveMonitor
 
 
 def test_a_valid_name_passes():
@@ -29,6 +33,36 @@ def test_of_many_choices_those_most_alike_are_shown():
         "did you mean 'ViT-L-14'? Choose from 'ViT-L-14', 'ViT-L-16', 'ViT-B-14', " in said
     )
     assert said.endswith(" and 91 more")
+
+
+@pytest.mark.parametrize("path", [None, 5, ""])
+@pytest.mark.parametrize("opens", [clipviz.load_dataset, clipviz.load_backbone, clipviz.open, LiveMonitor])
+def test_what_is_no_path_is_told_so(opens, path):
+    with pytest.raises(ValueError, match=f"must be named by a text or a path, got {path!r}"):
+        opens(path)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"class_names": "cat"}, "class names: wanted a list of texts, got 'cat'"),
+        ({"class_names": 5}, "class names: wanted a list of texts, got 5"),
+        ({"templates": 5}, "templates: wanted a list of texts, got 5"),
+        ({"descriptions": ["a cat."]}, "a file of descriptions .* must be named by a text or a path, got .'a cat.'."),
+    ],
+)
+def test_texts_of_another_kind_are_told_so(texts, message):
+    with pytest.raises(ValueError, match=message):
+        make_prompts(**{"class_names": ("cat",), "templates": None, "descriptions": None, **texts})
+
+
+def test_a_run_has_a_folder_with_a_name_and_a_probe_of_images():
+    data = ToyDataset(4)
+    method = METHODS["zero_shot"](make_tiny_backbone(), data.prompts)
+    with pytest.raises(ValueError, match="the folder of a run must be named by a text or a path, got ''"):
+        Run(method, data, folder="")
+    with pytest.raises(ValueError, match=r"probe must be images, .* got str"):
+        Run(method, data, probe="x")
 
 
 @pytest.mark.parametrize("name", METHODS)

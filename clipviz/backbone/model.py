@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from clipviz.backbone.ownership import lock_of
 from clipviz.backbone.tower import encode, is_watched, value_path
 from clipviz.backbone.weights import Unfilled, fitting, loading, planned, refuse_code, rounding_notice, source_of
-from clipviz.errors import choose, one_line
+from clipviz.errors import choose, one_line, path_text
 from clipviz.ops import normalize
 from clipviz.origin import remembered
 
@@ -321,7 +320,8 @@ def load_backbone(
         ValueError: for an unknown name or tag, a file that is missing, damaged, pickled or does not fit, a model
             whose files ask for code to be run, or a device that cannot be used.
     """
-    name, pretrained = os.fspath(name), None if pretrained is None else os.fspath(pretrained)
+    name = path_text("a model", name)
+    pretrained = None if pretrained is None else path_text("weights", pretrained)
     choose("precision", precision, get_args(Precision))
     place = usable_device(device)
     plan = planned(name, pretrained)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from clipviz.errors import listed, one_line, parse_json, unknown
+from clipviz.errors import listed, one_line, parse_json, path_text, several_texts, unknown
 from clipviz.files import read_text
 
 Descriptions = str | os.PathLike[str] | Mapping[str, Sequence[str]]
@@ -73,7 +73,7 @@ class ClassPrompts:
 
     def __post_init__(self) -> None:
         check_class_names(self.names)
-        _check_templates(self.templates)
+        _check_templates(several_texts("templates", self.templates))
         if self.descriptions:
             object.__setattr__(self, "descriptions", read_descriptions(self.descriptions, self.names))
 
@@ -108,14 +108,14 @@ def make_prompts(
 ) -> ClassPrompts:
     """Put the texts of a data set together; without class names those of the descriptions count."""
     described = {} if descriptions is None else read_descriptions(descriptions, class_names or None)
-    patterns = (templates,) if isinstance(templates, str) else tuple(templates or DEFAULT_TEMPLATES)
+    patterns = several_texts("templates", [templates] if isinstance(templates, str) else templates or DEFAULT_TEMPLATES)
     source = Path(descriptions).name if isinstance(descriptions, str | os.PathLike) else ""
     return ClassPrompts(class_names or tuple(described), patterns, described, source)
 
 
 def check_class_names(names: Sequence[str], source: str = "class names") -> None:
     """Check that every class has a name of its own; `source` says where the names came from."""
-    if odd := [name for name in names if not isinstance(name, str)]:
+    if odd := [name for name in several_texts(source, names) if not isinstance(name, str)]:
         raise ValueError(f"{source}: every class needs a name, got {one_line(repr(odd[0]), 60)}")
     blank = [index for index, name in enumerate(names) if not spoken_name(name)]
     twice = sorted(name for name, n in Counter(names).items() if n > 1)
@@ -126,8 +126,6 @@ def check_class_names(names: Sequence[str], source: str = "class names") -> None
 
 
 def _check_templates(templates: Sequence[str]) -> None:
-    if isinstance(templates, str):
-        raise ValueError(f"templates: wanted a list of patterns, got one string {templates!r}")
     if not templates:
         raise ValueError("templates: wanted at least one pattern such as 'a photo of a {}.', got none")
     if broken := [template for template in templates if not (isinstance(template, str) and _is_encodable(template))]:
@@ -165,8 +163,8 @@ def description_pairs(descriptions: Descriptions) -> tuple[str, list[tuple[str, 
     """Return the name of a source of descriptions and its entries in order, unchecked."""
     if isinstance(descriptions, Mapping):
         return "descriptions", [(str(key), sentences) for key, sentences in descriptions.items()]
-    source = f"descriptions file {os.fsdecode(descriptions)!r}"
-    text = read_text(os.fsdecode(descriptions), source)
+    path = path_text("a file of descriptions (or give a mapping, class name -> list of sentences)", descriptions)
+    text = read_text(path, source := f"descriptions file {path!r}")
     try:
         content = parse_json(text, object_pairs_hook=_Pairs)
     except ValueError as error:

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 
-from clipviz.errors import inert, parse_json
+from clipviz.errors import inert, parse_json, path_text
 from clipviz.files import is_locked
 from clipviz.trace import schema
 from clipviz.trace.folder import FORMAT_VERSION, parse, read_folder, write_folder
@@ -193,8 +193,7 @@ class Trace:
 
     def metric(self, name: str) -> pd.Series:
         """Values of one metric by epoch, in order; empty when it was never recorded."""
-        rows = self.epochs[self.epochs["metric"] == name]
-        return rows.set_index("epoch")["value"].sort_index().rename(name)
+        return (self.epochs[self.epochs["metric"] == name]).set_index("epoch")["value"].sort_index().rename(name)
 
     def guesses(self, epoch: int | None = None) -> pd.DataFrame:
         """Samples of an epoch (the last); of a stream, whose epochs are slices of it, of all slices until then."""
@@ -236,7 +235,7 @@ class Trace:
             ValueError: No trace there, or one that is truncated, altered, foreign or from a newer clipviz;
                 the message names the file and the reason.
         """
-        directory, files = read_folder(Path(path).expanduser(), _FILES)
+        directory, files = read_folder(Path(path_text("a trace", path)).expanduser(), _FILES)
 
         def read(file: str, parser: Callable[[bytes], T]) -> T:
             return parse(directory / file, files[file], parser)

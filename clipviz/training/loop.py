@@ -111,6 +111,8 @@ class Adaptation:
         check_storable({"method": self.settings, "schedule": asdict(self.config)})
         if isinstance(probe, Tensor):
             probe = events.Probe(probe, torch.arange(len(probe)), torch.full((len(probe),), events.UNLABELLED))
+        if not isinstance(probe, events.Probe | None):
+            raise ValueError(f"probe must be images, (P, 3, S, S) in [0, 1], or a Probe, got {type(probe).__name__}")
         if probe is not None and dataset.has_pixels:
             method.backbone.check_images(probe.images)
         self.probe = probe

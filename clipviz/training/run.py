@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 import torch
 
 from clipviz.data.base import ImageDataset
-from clipviz.errors import inert
+from clipviz.errors import inert, path_text
 from clipviz.events import EpochFinished, Event, Listener, RunFinished, RunStarted, StepFinished
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.trace import Trace
@@ -82,7 +82,8 @@ class Run(Commanded):
         super().__init__(Adaptation(method, dataset, config, **options))
         self.recorder = Recorder()
         if not isinstance(folder, RunFolder | None):  # absolute, for the process may go elsewhere meanwhile
-            folder = RunFolder(os.path.join(os.getcwd(), os.path.expanduser(folder)), keep_epochs)
+            place = os.path.expanduser(path_text("the folder of a run", folder))
+            folder = RunFolder(os.path.join(os.getcwd(), place), keep_epochs)
         self._disk = folder
         self._writes = self._disk if self.ranks.is_first else None  # the folder, in the process that writes to it
         self.folder = None if self._disk is None else self._disk.path
@@ -140,8 +141,7 @@ class Run(Commanded):
         """Wall seconds of all sessions until now, without the time between a checkpoint and a crash."""
         if self.status not in ("ready", "running", "paused"):
             return float(self.recorder.meta.get("seconds") or 0.0)
-        now = 0.0 if self._begun is None else time.perf_counter() - self._begun
-        return self.adaptation.seconds_before + now
+        return self.adaptation.seconds_before + (0.0 if self._begun is None else time.perf_counter() - self._begun)
 
     @property
     def is_live(self) -> bool:

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ipywidgets
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 
+from clipviz.errors import path_text
 from clipviz.events import EpochFinished, Event, RunFinished
 from clipviz.figures.moments import when
 from clipviz.figures.saliency import KIND_NAMES
@@ -64,7 +65,7 @@ class LiveMonitor(View):
         rate: float = 5.0,
         clock: Clock = time.monotonic,
     ) -> None:
-        self.run = run = FollowedRun(run) if isinstance(run, str | os.PathLike) else run
+        self.run = run = cast("Run", run) if hasattr(run, "newest") else FollowedRun(path_text("a run's folder", run))
         self.state = state or ViewState()
         self._lock = threading.RLock()  # the pump draws, and so does whoever shows the view
         self._rate, self._clock, self._projection_due = rate, clock, -math.inf

@@ -15,7 +15,7 @@ from clipviz.data.base import ImageDataset, Skipped
 from clipviz.data.images.decode import UnreadableImage, read_image
 from clipviz.data.images.pixel_cache import DiskCache, MemoryCache, shrunk, side_of
 from clipviz.data.sources.layout import Layout, data_name, display_name, display_path, read_class_names, read_layout
-from clipviz.errors import one_line, whole_number
+from clipviz.errors import one_line, several_texts, whole_number
 from clipviz.prompts import Descriptions, check_class_names, make_prompts, short_hash
 
 Classes = str | os.PathLike[str] | Sequence[str]
@@ -202,6 +202,6 @@ def given_classes(classes: Classes | None) -> tuple[str, ...] | None:
         return None
     if isinstance(classes, str | os.PathLike):
         return read_class_names(classes)
-    names = tuple(classes)
+    names = several_texts("class names", classes)
     check_class_names(names)
     return names

@@ -14,7 +14,7 @@ from clipviz.data.sources.image_files import Classes, ImageFileDataset, ImageFol
 from clipviz.data.sources.layout import data_name, display_name, list_folder
 from clipviz.data.sources.lists import is_coop_split, read_coop_split
 from clipviz.data.sources.manifest import MANIFEST_SUFFIXES, read_manifest
-from clipviz.errors import unknown, whole_number
+from clipviz.errors import path_text, unknown, whole_number
 from clipviz.origin import remembered
 from clipviz.prompts import Descriptions
 
@@ -60,7 +60,7 @@ def load_dataset(
     Raises:
         ValueError: In one line: what was wanted, what came and what to do.
     """
-    text = os.fsdecode(spec)
+    text = path_text("a data set", spec)
     whole_number("seed", seed, 0)
     texts: dict[str, Any] = {"descriptions": descriptions, "templates": templates, "n": n, "seed": seed}
     options = texts | {"disk_cache": disk_cache, "progress": progress}
