@@ -222,3 +222,26 @@ def test_batches_come_in_the_order_of_the_images():
 def test_there_are_no_pixels():
     with pytest.raises(ValueError, match="not images"):
         clusters().image(0)
+
+
+def test_numbers_may_be_of_numpy_or_in_lists():
+    embeddings, classifier, labels = np.eye(3, 4), np.eye(2, 4), [0, 1, -1]
+    data = FeatureDataset(embeddings, name="mine", targets=labels, classifier=classifier)
+    assert torch.equal(data.rows(slice(3)), torch.eye(3, 4))
+    assert torch.equal(data.classifier, torch.eye(2, 4, dtype=torch.float64))
+    assert data.targets.tolist() == labels
+    for name, wrong in {
+        "embeddings": [["a"]],
+        "labels": ["cat", "dog", "cat"],
+        "classifier": [[1.0], [1.0, 2.0]],
+    }.items():
+        given = {"embeddings": embeddings, {"labels": "targets"}.get(name, name): wrong}
+        with pytest.raises(ValueError, match=f"mine: {name} must be an array of numbers"):
+            FeatureDataset(name="mine", **given)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_embeddings_of_a_network_are_written_whatever_their_precision(tmp_path, suffix):
+    rows = torch.eye(2, 4, dtype=torch.bfloat16, requires_grad=True) * 2
+    write_features(tmp_path / f"a{suffix}", FeatureDataset(rows, name="mine", classifier=rows.clone()))
+    assert torch.equal(load_dataset(tmp_path / f"a{suffix}").embeddings.float(), 2 * torch.eye(2, 4))

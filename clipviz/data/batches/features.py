@@ -21,6 +21,7 @@ from clipviz.backbone import Backbone
 from clipviz.backbone.ownership import preserved_state
 from clipviz.data.base import ImageDataset, ViewConfig, Views
 from clipviz.data.batches.loader import ViewLoader, eval_views
+from clipviz.errors import one_line, several_texts
 from clipviz.events import UNLABELLED
 from clipviz.ops import normalize
 from clipviz.parallel import ONE, Ranks
@@ -38,7 +39,7 @@ class FeatureDataset(ImageDataset):
     """Embeddings of n images, with everything a data set of images has but the images.
 
     Args:
-        embeddings: (n, E) floating point, finite, no zero rows.
+        embeddings: (n, E) floating point, finite, no zero rows; like all numbers here of torch or numpy, or in lists.
         targets: (n,) integers in [-1, C); None: all unlabeled.
         class_names: C names; None: "class 0", "class 1", ... as many as `classifier` has rows, or as targets tell.
         classifier: (C, E) float, finite; None if a text tower will make one (`backbone(text)`).
@@ -55,8 +56,11 @@ class FeatureDataset(ImageDataset):
         logit_scale: float = DEFAULT_LOGIT_SCALE, model: str = "features", descriptions: Descriptions | None = None,
         templates: str | Sequence[str] | None = None,
     ) -> None:  # fmt: skip
+        embeddings = _tensor("embeddings", embeddings, name)
+        targets = None if targets is None else _tensor("labels", targets, name)
         _check_matrix("embeddings", embeddings, name)
         if classifier is not None:
+            classifier = _tensor("classifier", classifier, name)
             _check_matrix("classifier", classifier, name)
             if classifier.shape[1] != (width := embeddings.shape[1]):
                 turned = classifier.shape[0] == width
@@ -195,6 +199,13 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
+def _tensor(what: str, numbers: Any, source: str) -> Tensor:
+    try:
+        return numbers.detach() if isinstance(numbers, Tensor) else torch.tensor(np.asarray(numbers))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {what} must be an array of numbers ({one_line(error)})") from error
+
+
 def _check_matrix(what: str, matrix: Tensor, source: str) -> None:
     """Refuse what is no (n, E) matrix of usable rows; a million rows are looked at in slices."""
     if matrix.ndim != 2 or not matrix.is_floating_point() or 0 in matrix.shape:
@@ -218,7 +229,7 @@ def _class_names(
     if names is not None:
         if classifier is not None and len(names) != len(classifier):
             raise ValueError(f"{source}: {len(names)} class names for a classifier with {len(classifier)} rows")
-        return tuple(names)
+        return several_texts(f"{source}: class names", names)
     n = 0 if classifier is None else len(classifier)
     if classifier is None and targets is not None and targets.numel() and not targets.is_floating_point():
         n = min(int(targets.to(torch.int64).max()) + 1, _MOST_CLASSES)  # more are refused as targets

@@ -134,7 +134,8 @@ def write_features(path: str | os.PathLike[str], dataset: FeatureDataset) -> Non
     if dataset.classifier is not None:
         tensors["classifier"] = dataset.classifier.contiguous()
     if target.suffix.lower() == ".npz":
-        arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
+        wider = {torch.bfloat16: torch.float32}  # which numpy lacks
+        arrays: dict[str, Any] = {key: tensor.to(wider.get(tensor.dtype)).numpy() for key, tensor in tensors.items()}
         texts: dict[str, Any] = {"class_names": np.array(dataset.class_names, str), "model": np.array(dataset.model)}
         with writing(target) as file:
             np.savez(file, **arrays, **texts)
