@@ -306,6 +306,7 @@ def test_a_class_list_that_cannot_be_used_is_refused(tmp_path, save_image):
     for content, message in (
         (b"cat\ncat\n", "'cat' occurs twice"),
         (b"\n", "names no class"),
+        (b"cat, dog\n", "names one class only, 'cat, dog'; put one name on each line"),
         (b"\xff", "not UTF-8"),
     ):
         (tmp_path / "classes.txt").write_bytes(content)

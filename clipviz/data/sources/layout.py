@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from clipviz.data.base import Skipped
-from clipviz.errors import choose, listed
+from clipviz.errors import choose, listed, one_line
 from clipviz.events import UNLABELLED
 from clipviz.files import read_text
 from clipviz.prompts import check_class_names, normalize_name
@@ -196,8 +196,9 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     source = f"class list {os.fspath(path)!r}"
     text = read_text(path, source, "; give a list, or a text file with one name per line")
     names = tuple(line.strip() for line in text.split("\n") if line.strip())
-    if not names:
-        raise ValueError(f"{source}: names no class; put one name on each line")
+    if not names or (len(names) == 1 and "," in names[0]):
+        found = f"one class only, {one_line(names[0], 60)!r}" if names else "no class"
+        raise ValueError(f"{source}: names {found}; put one name on each line")
     check_class_names(names, source)
     return names
 
