@@ -93,7 +93,10 @@ class Backbone(nn.Module):
     def image_size(self) -> int:
         """Side of the square input in pixels."""
         size = self.visual.image_size
-        return int(size[0] if isinstance(size, Sequence) else size)
+        height, width = size if isinstance(size, Sequence) else (size, size)
+        if height != width:
+            raise ValueError(f"{self.name!r} reads images of {height} x {width} pixels; use a model of square ones")
+        return int(height)
 
     @property
     def embed_dim(self) -> int:

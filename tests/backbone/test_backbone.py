@@ -39,6 +39,11 @@ def birds_like(**vision):
     return Backbone(model, tokenizer, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), "birds-like").requires_grad_(False).eval()
 
 
+def test_a_tower_for_images_that_are_not_square_is_refused():
+    with pytest.raises(ValueError, match="'birds-like' reads images of 64 x 32 pixels; use a model of square ones"):
+        METHODS["zero_shot"](birds_like(image_size=(64, 32)), ClassPrompts(("cat",))).logits(images(size=64))
+
+
 # ------------------------------------------------------------------------------------------------- embeddings
 
 
