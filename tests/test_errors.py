@@ -35,7 +35,7 @@ def test_of_many_choices_those_most_alike_are_shown():
     assert said.endswith(" and 91 more")
 
 
-@pytest.mark.parametrize("path", [None, 5, ""])
+@pytest.mark.parametrize("path", [None, 5])
 @pytest.mark.parametrize("opens", [clipviz.load_dataset, clipviz.load_backbone, clipviz.open, LiveMonitor])
 def test_what_is_no_path_is_told_so(opens, path):
     with pytest.raises(ValueError, match=f"must be named by a text or a path, got {path!r}"):

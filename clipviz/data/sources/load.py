@@ -60,7 +60,7 @@ def load_dataset(
     Raises:
         ValueError: In one line: what was wanted, what came and what to do.
     """
-    text = path_text("a data set", spec)
+    text = path_text("a data set", spec) if spec != "" else ""
     whole_number("seed", seed, 0)
     texts: dict[str, Any] = {"descriptions": descriptions, "templates": templates, "n": n, "seed": seed}
     options = texts | {"disk_cache": disk_cache, "progress": progress}
