@@ -87,11 +87,11 @@ def attention_modules(model: nn.Module, tower: Tower = "image") -> list[nn.Modul
     return cast(list[nn.Module], modules)
 
 
-def layer_indices(layers: Sequence[int] | None, n_layers: int) -> list[int]:
+def layer_indices(layers: Sequence[int] | int | None, n_layers: int) -> list[int]:
     """0-based indices of layers, of which negative ones count from the end; None means all."""
-    chosen = range(n_layers) if layers is None else layers
-    if wrong := [layer for layer in chosen if not -n_layers <= layer < n_layers]:
-        raise ValueError(f"layer {wrong[0]} does not exist: the tower has {n_layers}, 0 to {n_layers - 1}, -1 the last")
+    chosen = range(n_layers) if layers is None else [layers] if isinstance(layers, int) else layers
+    if wrong := [one for one in chosen if isinstance(one, float) or one not in range(-n_layers, n_layers)]:
+        raise ValueError(f"layer {wrong[0]!r} does not exist: the tower has {n_layers}, from 0; -1 is the last")
     return [layer % n_layers for layer in chosen]
 
 

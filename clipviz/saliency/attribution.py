@@ -47,7 +47,7 @@ def integrated_gradients(
         n_steps=whole_number("steps", steps, 1),
         internal_batch_size=max(len(images), FORWARD_BATCH),
     )
-    h, w = grid or patch_grid(model)
+    h, w = patch_grid(model, grid)
     per_cell = images.shape[-1] * images.shape[-2] / (h * w)
     return F.adaptive_avg_pool2d(attribution.detach().sum(1, keepdim=True), (h, w))[:, 0] * per_cell
 
@@ -62,9 +62,9 @@ def occlusion(
     """
     from captum.attr import Occlusion
 
-    h, w = grid or patch_grid(model)
+    h, w = patch_grid(model, grid)
     cell = max(1, images.shape[-1] // max(h, w))
-    window, stride = window or cell, stride or cell
+    window, stride = (whole_number("window, and stride,", side or cell, 1) for side in (window, stride))
     if not 1 <= stride <= window <= images.shape[-1]:
         raise ValueError(f"occlusion needs 1 <= stride <= window <= {images.shape[-1]}, got {stride} and {window}")
     with torch.no_grad():
@@ -137,8 +137,11 @@ def grid_layer(backbone: Backbone) -> nn.Module:
     )
 
 
-def patch_grid(model: Model) -> Grid:
-    """(h, w) of the patches; of a tower without patches, cells of 32 pixels, the stride of a ResNet."""
+def patch_grid(model: Model, asked: Grid | None = None) -> Grid:
+    """(h, w) asked for, or of the patches; of a tower without patches, cells of 32 pixels, the stride of a ResNet."""
+    if asked is not None:
+        h, w = (whole_number("a side of the grid", side, 1) for side in asked)
+        return h, w
     backbone = backbone_of(model)
     embed = getattr(getattr(backbone.visual, "trunk", None), "patch_embed", None)
     grid = getattr(backbone.visual, "grid_size", None) or getattr(embed, "grid_size", None)
@@ -161,8 +164,7 @@ def baseline_image(model: Model, images: Tensor, baseline: Baseline) -> Tensor:
 
 def _blurred(images: Tensor, sigma: float) -> Tensor:
     reach = min(int(3 * sigma), images.shape[-1] - 1)
-    offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
     padded = F.pad(images, (reach,) * 4, mode="reflect")
     return F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.transpose(2, 3), groups=3)

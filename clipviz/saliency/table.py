@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from clipviz.errors import choose
+from clipviz.errors import choose, listed, whole_number
 from clipviz.methods.base import Method
 from clipviz.saliency import perturbation
 from clipviz.saliency.maps import KINDS, SaliencyMaps, available_kinds, saliency_maps
@@ -58,16 +58,15 @@ def saliency_scores(
         ValueError: for unknown kinds or metrics, or a mask metric without masks.
     """
     kinds = available_kinds(model) if kinds is None else kinds
-    for kind in kinds:
-        choose("saliency kind", kind, KINDS)
     chosen = _metrics(metrics, regions, parts)
+    _check_scored(kinds, chosen, len(images), {**(regions or {}), **({} if parts is None else {"parts": parts})})
     question: dict[str, Any] = {
         "target": targets(model, images, target) if target is not None or isinstance(model, Method) else None,
         "contrast": None if contrast is None else resolve(model, contrast, len(images)),
     }
     scrambled = perturbation.scrambled_model(model, seed) if "sanity" in chosen else model
     rows: list[pd.DataFrame] = []
-    for index in torch.arange(len(images)).split(batch_size):
+    for index in torch.arange(len(images)).split(whole_number("batch_size", batch_size, 1)):
         asked: dict[str, Any] = {name: None if column is None else column[index] for name, column in question.items()}
         masks = {name: mask[index] for name, mask in (regions or {}).items()}
         some, ids = images[index], None if parts is None else parts[index]
@@ -124,6 +123,15 @@ def summarize_scores(scores: pd.DataFrame, *, seed: int = 0, resamples: int = 20
             mean, (low, high) = values.mean(), np.quantile(values[drawn].mean(1), (0.025, 0.975))
         rows.append((kind, metric, region, mean, low, high, len(values)))
     return pd.DataFrame(rows, columns=["kind", "metric", "region", "mean", "low", "high", "n"])
+
+
+def _check_scored(kinds: Sequence[str], metrics: Sequence[str], n: int, masks: Mapping[str, Tensor]) -> None:
+    for kind in kinds:
+        choose("saliency kind", kind, KINDS)
+    if not kinds or not metrics:
+        raise ValueError("a table of saliency needs at least one kind and one metric, got none; None stands for all")
+    if lacking := [f"{name} of {len(mask)}" for name, mask in masks.items() if len(mask) != n]:
+        raise ValueError(f"wanted masks of {n} images, got {listed(lacking)}; give one for each image")
 
 
 def _metrics(

@@ -118,5 +118,15 @@ def test_bad_input(microclip: Method, tiny_backbone: Backbone, images: Tensor, r
         saliency_table(microclip, images, ["soap"], metrics=["part_mass"])
     with pytest.raises(ValueError, match="part_rank needs parts"):
         saliency_table(microclip, images, ["soap"], metrics=["part_rank"], regions=regions)
+    few = {name: mask[:2] for name, mask in regions.items()}
+    for given, message in (
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"regions": few}, "wanted masks of 3 images, got object of 2"),
+        ({"regions": regions, "parts": few["object"].long()}, "wanted masks of 3 images, got parts of 2"),
+        ({"metrics": []}, "at least one kind and one metric"),
+        ({"kinds": []}, "at least one kind and one metric"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            saliency_table(microclip, images, **{"kinds": ["soap"], **given})
     with pytest.raises(ValueError, match="a backbone has no classes"):
         saliency_table(tiny_backbone, images, ["relevance"])
