@@ -177,8 +177,7 @@ def confusion_info(trace: Trace, epoch: int | None = None, n_pairs: int = 12) ->
 
 def _worst_pairs(names: list[str], counts: np.ndarray, n_pairs: int) -> list[ConfusedPair]:
     wrong = counts * ~np.eye(len(counts), dtype=bool)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:n_pairs]
-    places = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    places = zip(*np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:n_pairs], wrong.shape), strict=True)
     return [ConfusedPair(names[i], names[j], int(wrong[i, j])) for i, j in places if wrong[i, j]]
 
 

@@ -163,8 +163,7 @@ def _stacked(flows: list[Flow], side: int, names: list[str]) -> tuple[list[float
     tops = np.empty(len(flows))
     tops[order] = np.cumsum(sizes[order]) - sizes[order]
     tops += gap * place
-    middles = [(tops[place == i].min() + (tops + sizes)[place == i].max()) / 2 for i in range(len(names))]
-    return tops.tolist(), middles
+    return tops.tolist(), [(tops[place == i].min() + (tops + sizes)[place == i].max()) / 2 for i in range(len(names))]
 
 
 def _add_band(figure: go.Figure, flow: Flow, left: float, right: float, in_legend: bool) -> None:

@@ -38,13 +38,12 @@ def image_table(trace: Trace, split: str = "eval", epoch: int | None = None) -> 
     rows = table[table["epoch"] == at] if split == "eval" else trace.guesses(epoch)
     rows = rows.drop_duplicates("index").set_index("index").rename(columns={column: "label"})
     before, flips = _history(table, column, epoch)
-    files = [trace.file_name(index, part) or "" for index in rows.index]
     return rows[["label", "confidence", "target"]].assign(
         margin=pd.to_numeric(rows["margin"], errors="coerce") if "margin" in rows else np.nan,
         before=before.reindex(rows.index, fill_value=-1),
         flips=flips.reindex(rows.index, fill_value=0),
         decider=_deciders(trace, split, epoch).reindex(rows.index, fill_value=""),
-        file=pd.Series(files, rows.index, dtype=object),
+        file=pd.Series([trace.file_name(index, part) or "" for index in rows.index], rows.index, dtype=object),
     )
 
 

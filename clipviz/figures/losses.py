@@ -44,8 +44,7 @@ def draw_loss_terms(info: LossTerms) -> go.Figure:
     figure = new_chart(title, 400, x="step (faint vertical lines: a new epoch)", y="loss")
     for place, (name, (steps, values)) in enumerate(info.terms.items()):
         label, mode = "total loss" if name == "loss" else escape(name), "lines" if len(steps) > 1 else "markers"
-        hover = "%{fullData.name}: %{y:.3f}, step %{x:.0f}"
-        add_line(figure, steps, values, label, term_look(place), hover, mode=mode)
+        add_line(figure, steps, values, label, term_look(place), "%{fullData.name}: %{y:.3f}, step %{x:.0f}", mode=mode)
     if len(info.epoch_starts) <= 60:
         for start in info.epoch_starts[1:]:
             figure.add_vline(x=int(start), line={"color": "#cfcfcf", "width": 1}, layer="below")

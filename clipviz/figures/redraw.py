@@ -148,8 +148,7 @@ class _Redrawing:
         for _ in range(2):
             boxes = [box for axes in self.figure.axes if (box := axes.get_tightbbox()) is not None]
             left, bottom = (min((getattr(box, side) for box in boxes), default=0.0) for side in ("x0", "y0"))
-            right = max((box.x1 for box in boxes), default=0.0) - self.size[0]
-            out = (-left, right, 0.0, -bottom)
+            out = (-left, max((box.x1 for box in boxes), default=0.0) - self.size[0], 0.0, -bottom)
             self.margin = [margin + max(0.0, more + 8) for margin, more in zip(self.margin, out, strict=True)]
             self._place()
 

@@ -68,10 +68,9 @@ def saliency_grid_info(
     """
     probe = trace.probe
     kinds = ("ncut", "soap", *(kind for kind in probe.maps if kind not in KIND_NAMES)) if kinds is None else kinds
-    labels = zip(probe.target[:max_images], probe.index[:max_images], strict=True)
     titles = [
         style.class_name(trace.class_names, int(label)) if label >= 0 else f"image {int(number)}"
-        for label, number in labels
+        for label, number in zip(probe.target[:max_images], probe.index[:max_images], strict=True)
     ]
     columns = [column for kind in kinds for column in _columns(trace, kind, epochs, max_images)]
     part_names = [str(name) for name in trace.meta.get("part_names") or ()]

@@ -62,8 +62,7 @@ def build_method(
         raise ValueError(f"{name} has no teacher and selects no images; only ntua and tip_adapter do")
     elif changes:
         config = replace(config, **changes)
-    given = () if config is None else (config,)
-    built: Method = method(backbone, dataset.prompts, *given, **options)
+    built: Method = method(backbone, dataset.prompts, *(() if config is None else (config,)), **options)
     built.preset = preset
     return built
 

@@ -105,7 +105,6 @@ def map_infidelity(
     _require_maps(images, maps)
     images, maps = (tensor.to(backbone_of(model).device) for tensor in (images, maps))
     generator = torch.Generator().manual_seed(seed)
-    grid = maps.shape[1:]
     with preserved_state(model):
         question = ask(model, images, target, contrast)
         baseline = baseline_image(model, images, "mean")[:1]
@@ -113,7 +112,7 @@ def map_infidelity(
         phi = F.interpolate(maps[:, None], size=images.shape[-2:]) / per_cell  # sums are kept
 
         def wipe(pixels: Tensor) -> tuple[Tensor, Tensor]:
-            gone = torch.rand((len(pixels), 1, *grid), generator=generator) < share
+            gone = torch.rand((len(pixels), 1, *maps.shape[1:]), generator=generator) < share
             chosen = F.interpolate(gone.float(), size=pixels.shape[-2:]).to(pixels.device)
             # captum wants I with x - I as the image: here 1 for a wiped pixel, since Phi already counts whole cells
             return chosen.expand_as(pixels), torch.where(chosen > 0.5, baseline.expand_as(pixels), pixels)

@@ -83,10 +83,9 @@ def _cache_images(dataset: ImageDataset | None, cache: CacheContributions) -> Te
 
 def classes_in_question(probs: Tensor, target: Tensor) -> list[list[int]]:
     """Of (G, C) probs, for each image the class it is called, and its true one (else the runner-up)."""
-    top = probs.topk(min(2, probs.shape[1]))[1].tolist()
     return [
         [first, true] if true not in (UNLABELLED, first) else [first, *rest]
-        for (first, *rest), true in zip(top, target.tolist(), strict=True)
+        for (first, *rest), true in zip(probs.topk(min(2, probs.shape[1]))[1].tolist(), target.tolist(), strict=True)
     ]
 
 

@@ -79,14 +79,13 @@ class Inspector:
     def _make_kinds(self, probes: Sequence[Any]) -> None:
         """A button for each kind of map that is kept or can be computed."""
         stored = [kind for album in self.albums.values() for kind in album.stored_kinds()]
-        asked = [kind for probe in probes for kind in probe.kinds]
         self.kinds = {
             kind: ipywidgets.ToggleButton(
                 description=kind_name(kind),
                 tooltip="kept in the trace" if kind in stored else "computed by the current model",
                 layout={"width": "auto"},
             )
-            for kind in dict.fromkeys([*stored, *asked])
+            for kind in dict.fromkeys([*stored, *[kind for probe in probes for kind in probe.kinds]])
         }
         first = self.state.kind if self.state.kind in self.kinds else next(iter(self.kinds), "")
         for kind, toggle in self.kinds.items():

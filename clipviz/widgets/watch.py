@@ -102,8 +102,7 @@ class Watch:
             return ""
         if self.started.meta.get("labels_are") == "online":  # an epoch is a slice, and slices differ in length
             return ""
-        known = self.last_epoch.metrics if self.last_epoch else {}
-        total = int(known.get("cache_size", self.started.n_images))
+        total = int((self.last_epoch.metrics if self.last_epoch else {}).get("cache_size", self.started.n_images))
         return f"epoch {self.last_step.epoch}: {min(done * len(self.last_step.index), total)} of {total} images"
 
     def seconds_left(self) -> float | None:
