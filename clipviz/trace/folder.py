@@ -84,9 +84,7 @@ def _refuse_to_replace_foreign(directory: Path, names: Collection[str]) -> None:
         raise ValueError(f"a trace is a folder, but {directory} is a file; choose another place")
     foreign = sorted(set(os.listdir(directory)) - set(names))
     if foreign:
-        raise ValueError(
-            f"{directory} holds {foreign[0]!r}, which is not part of a trace and would be lost; choose another folder"
-        )
+        raise ValueError(f"{directory} holds {foreign[0]!r}, not part of a trace: it would be lost; use another folder")
 
 
 def _places(path: Path) -> list[object]:

@@ -64,7 +64,9 @@ def test_every_view_stays_usable_and_inert(run_cells, labelled):
         matrix.focus()  # five hundred classes are finer than pixels: the keys reach every cell
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Enter")
-        expect(explorer.locator(".clipviz-readout")).to_contain_text("images of “<img src=x onerror=alert(1)>” predicted as")
+        expect(explorer.locator(".clipviz-readout")).to_contain_text(
+            "images of “<img src=x onerror=alert(1)>” predicted as"
+        )
     else:
         expect(matrix).to_be_hidden()
     plane = prototypes.locator(".clipviz-scatter canvas")
