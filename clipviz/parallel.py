@@ -19,6 +19,7 @@ import atexit
 import importlib.util
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,12 +192,17 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # otherwise a banner
+    # It waits for the others in C++, where Python would not hear of a signal: meanwhile each ends the process at once.
+    heard = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         strategy = DDPStrategy(timeout=PATIENCE)
         fabric = Fabric(accelerator=kind, strategy=strategy, devices=devices, num_nodes=num_nodes)
         fabric.launch()
     except (ValueError, RuntimeError) as error:  # in a notebook; a port in use; SLURM that says something else
         raise ValueError(f"cannot start {devices * num_nodes} processes here: {one_line(error)}") from error
+    finally:
+        for number, handler in heard.items():
+            signal.signal(number, handler)
     # gloo's threads are joined before the interpreter goes: one that still runs then ends the process with a complaint
     atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device)

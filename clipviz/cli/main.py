@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for name, about in COMMANDS.items():
         sub = commands.add_parser(name, help=about.purpose, description=about.more, epilog=f"example: {about.example}")
+        sub.allow_abbrev = False  # --n 256 would be --num-nodes 256, and wait for 255 machines
         about.add_options(sub)
         # here too, where one adds it to a command that failed
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")

@@ -596,6 +596,15 @@ def test_an_option_that_is_none_names_the_nearest_of_its_command(capsys):
     )
 
 
+def test_half_an_option_is_none(capsys):
+    """`--n 256` was taken for `--num-nodes 256`, and waited for 255 machines."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["adapt", "dpa", "--data", "birds", "--out", "run", "--n", "256"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("clipviz adapt: error: unrecognized arguments: --n 256")
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--version"])

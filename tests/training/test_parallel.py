@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,22 @@ def test_a_mistake_that_all_processes_find_is_one_line(tmp_path):
     assert status == 2
     assert len(said.splitlines()) == 1
     assert "nowhere" in said
+
+
+def test_what_waits_for_others_ends_at_a_signal(monkeypatch):
+    """It waits in C++, where no handler of Python's is called: Ctrl-C was not heard for two hours."""
+    heard = {}
+
+    def wait(fabric):
+        heard.update({number: signal.getsignal(number) for number in before})
+        raise RuntimeError("nobody came")
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr("lightning_fabric.Fabric.launch", wait)
+    with pytest.raises(ValueError, match="cannot start 2 processes here: nobody came"):
+        launch(num_nodes=2, device="cpu")
+    assert heard == dict.fromkeys(before, signal.SIG_DFL)
+    assert {number: signal.getsignal(number) for number in before} == before
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
