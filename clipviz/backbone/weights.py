@@ -59,9 +59,7 @@ def loading(what: str, source: str, pretrained: str | None = None) -> Iterator[N
         with _quietly(), _at_once(source, pretrained):
             yield
     except Exception as error:  # a damaged file raises whatever the parser that meets it raises
-        raise ValueError(
-            f"could not load {what}: {_missing(source, pretrained, error) or _explained(error)}"
-        ) from error
+        raise ValueError(f"could not load {what}: {_missing(source, pretrained, error) or _reason(error)}") from error
 
 
 def source_of(name: str) -> str:
@@ -192,7 +190,7 @@ def _missing(name: str, pretrained: str | None, error: Exception) -> str | None:
     return f"the weights are {absent}; get their file{where} and give its path instead of the tag"
 
 
-def _explained(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, UnpicklingError):
         return "the file is pickled and holds more than tensors, and is not opened; save its state_dict as .safetensors"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]

@@ -16,7 +16,7 @@ from clipviz.data.batches.features import FeatureDataset
 from clipviz.data.images.pixel_cache import DiskCache
 from clipviz.data.sources.layout import NoSuchSplit
 from clipviz.errors import listed
-from clipviz.parallel import ONE, Ranks
+from clipviz.parallel import Ranks
 from clipviz.prompts.check import check_descriptions
 
 _SKIPPED_SHOWN = 5
@@ -24,9 +24,7 @@ _SKIPPED_SHOWN = 5
 T = TypeVar("T")
 
 
-def load_model(
-    name: str | None, pretrained: str | None, args: argparse.Namespace, ranks: Ranks = ONE
-) -> Backbone | None:
+def load_model(name: str | None, pretrained: str | None, args: argparse.Namespace, ranks: Ranks) -> Backbone | None:
     """A model if one is named, on the device of this process."""
     if name is None:
         if pretrained is not None:

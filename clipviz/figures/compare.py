@@ -83,7 +83,8 @@ def _differences(facts: Sequence[Mapping[str, str]]) -> list[str]:
 
     n_apart = len(set(told(len(differing))))
     n = next(n for n in count(min(_MOST, len(differing))) if len(set(told(n))) == n_apart)
-    return [text + (f" and {len(differing) - n} more" if n < len(differing) else "") for text in told(n)]
+    more = f" and {len(differing) - n} more" if n < len(differing) else ""
+    return [text + more for text in told(n)]
 
 
 def _places(folders: Sequence[str]) -> list[str]:

@@ -62,7 +62,8 @@ def build_method(
         raise ValueError(f"{name} has no teacher and selects no images; only ntua and tip_adapter do")
     elif changes:
         config = replace(config, **changes)
-    built: Method = method(backbone, dataset.prompts, *(() if config is None else (config,)), **options)
+    given = () if config is None else (config,)
+    built: Method = method(backbone, dataset.prompts, *given, **options)
     built.preset = preset
     return built
 

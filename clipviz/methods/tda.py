@@ -98,14 +98,12 @@ def cache_addends(embeddings: Tensor, caches: dict[str, Cache], config: TDAConfi
     return {"positive": positive, "negative": -negative.flatten(1) @ caches["negative"]["against"].flatten(0, 1)}
 
 
-def take_in(
-    x: Tensor, logits: Tensor, position: Tensor, caches: dict[str, Cache], config: TDAConfig
-) -> dict[str, Tensor]:
+def take_in(x: Tensor, logits: Tensor, index: Tensor, caches: dict[str, Cache], config: TDAConfig) -> dict[str, Tensor]:
     """Eqs. (1)-(3) for one image: (1, E) and its text's (1, C) -> the addends (1, C); the caches change."""
     before = cache_addends(x, caches, config) if config.vote_before_store else None
     log_p = logits[0].log_softmax(-1)
     p, label = log_p.exp(), int(logits[0].argmax())
-    entry = {"keys": x[0], "entropy": -(p * log_p).sum(), "index": position}
+    entry = {"keys": x[0], "entropy": -(p * log_p).sum(), "index": index}
     store(caches["positive"], label, **entry)
     (low, high), (least, most) = config.entropy_range, config.mask
     if config.negative and len(p) > 1 and low < float(entry["entropy"]) / math.log2(len(p)) < high:

@@ -11,6 +11,7 @@ from clipviz.cli import main as cli
 from clipviz.cli.inputs import load_model
 from clipviz.data.sources.feature_files import write_features
 from clipviz.methods.base import AdaptConfig
+from clipviz.parallel import ONE
 from clipviz.training.run import Run
 
 CONFIG = AdaptConfig(epochs=1, batch_size=8, lr=1e-3)
@@ -64,7 +65,7 @@ def test_a_run_goes_on_in_the_precision_it_had(toy, tmp_path):
 
 def test_the_command_line_passes_it_on_and_refuses_it_for_embeddings(tmp_path, capsys):
     args = cli.build_parser().parse_args(["adapt", "dpa", "--data", "x", "--out", "y", "--precision", "bf16-mixed"])
-    backbone = load_model("birds", None, args)
+    backbone = load_model("birds", None, args, ONE)
     assert backbone.precision == backbone.trainable_copy().precision == "bf16-mixed"
     write_features(tmp_path / "rows.npz", clusters())
     arguments = ["adapt", "dpa", "--data", str(tmp_path / "rows.npz"), "--out", str(tmp_path / "run")]

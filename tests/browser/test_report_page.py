@@ -520,6 +520,7 @@ def test_dark_is_dark_and_paper_is_white_without_what_only_a_screen_needs(mailed
     paper = "document.querySelector('#confidence_evolution .chart')._fullLayout.paper_bgcolor"
     assert tab.evaluate(paper) == "#15181c"
     tool = tab.locator("#confidence_evolution .modebar-btn").first
+    tab.keyboard.press("Tab")  # after a click no ring is shown
     tool.focus()
     ring = tool.evaluate("tool => [getComputedStyle(tool).outlineColor, getComputedStyle(tool).outlineWidth]")
     assert ring == ["rgb(124, 192, 245)", "2px"], "plotly's own is thin and black"

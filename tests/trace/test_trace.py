@@ -180,7 +180,7 @@ def test_what_cannot_be_stored_is_refused(tmp_path, change, complaint):
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path, trace):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"'thesis.tex'.*choose another folder"):
+    with pytest.raises(ValueError, match=r"'thesis.tex'.*use another folder"):
         trace.save(tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 

@@ -61,11 +61,9 @@ def _coop_items(path: str, source: str) -> dict[str, list[Item]]:
     if not splits or not all(isinstance(items, list) for items in splits.values()):
         raise ValueError(f"{source}: wanted {{'train': [[path, label, class name], ...], 'test': ...}}")
     for name, items in splits.items():
-        for position, item in enumerate(items):
+        for i, item in enumerate(items):
             if not isinstance(item, list) or list(map(type, item)) != [str, int, str] or item[1] < 0:
-                raise ValueError(
-                    f"{source}: item {position} of {name!r} is {repr(item)[:80]}, wanted [path, label, class name]"
-                )
+                raise ValueError(f"{source}: item {i} of {name!r} is {repr(item)[:80]}, wanted [path, label, name]")
     return splits
 
 

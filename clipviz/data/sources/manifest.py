@@ -37,9 +37,7 @@ from clipviz.prompts import check_class_names, normalize_name
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 
 
-def read_manifest(
-    path: str, split: str, classes: Sequence[str] | None = None, *, allow_outside: bool = False
-) -> Layout:
+def read_manifest(path: str, split: str, classes: Sequence[str] | None, *, allow_outside: bool = False) -> Layout:
     """Read which images a manifest lists; without a column `split` all of them.
 
     Classes are the given ones in their order, else the labels of all splits, sorted. Images outside the manifest's
