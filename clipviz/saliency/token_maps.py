@@ -56,7 +56,7 @@ def cls_attention(model: Model, images: Tensor, *, layer: int = -1, head: int | 
             with capture_attention(model, [layer]) as captured:
                 backbone.embed(images)
             attention = captured[place][:, :, 0]
-    if head is not None and (not isinstance(head, int) or not -attention.shape[1] <= head < attention.shape[1]):
+    if head is not None and (isinstance(head, float) or head not in range(-attention.shape[1], attention.shape[1])):
         raise ValueError(f"head {head!r} does not exist: layer {layer} has {attention.shape[1]}, from 0")
     return _patch_grid(model, attention.mean(1) if head is None else attention[:, head])
 

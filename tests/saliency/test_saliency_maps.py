@@ -83,6 +83,7 @@ def test_cls_attention_reads_one_row_of_one_head(tiny_backbone: Backbone, images
     with capture_attention(tiny_backbone) as attention:
         tiny_backbone.embed(images)
     raw = saliency_maps(tiny_backbone, images, "cls_attention", layer=0, head=2).raw
+    assert torch.equal(saliency_maps(tiny_backbone, images, "cls_attention", layer=0, head=np.int64(2)).raw, raw)
     for patch in range(16):
         torch.testing.assert_close(raw[:, patch // 4, patch % 4], attention[0][:, 2, 0, 1 + patch])
     mean = saliency_maps(tiny_backbone, images, "cls_attention").raw
