@@ -193,7 +193,7 @@ class Trace:
 
     def metric(self, name: str) -> pd.Series:
         """Values of one metric by epoch, in order; empty when it was never recorded."""
-        return (self.epochs[self.epochs["metric"] == name]).set_index("epoch")["value"].sort_index().rename(name)
+        return self.epochs[self.epochs["metric"] == name].set_index("epoch")["value"].sort_index().rename(name)
 
     def guesses(self, epoch: int | None = None) -> pd.DataFrame:
         """Samples of an epoch (the last); of a stream, whose epochs are slices of it, of all slices until then."""

@@ -275,7 +275,8 @@ class OpenedRun:
             default = kind(backbone, prompts).config
         if settings.get("selection") == "oracle_balanced":
             options["oracle_index"] = balanced_index(self.data, settings["shots"], allow_labels=True)
-        method: Method = kind(backbone, prompts, *[] if default is None else [_restored(default, settings)], **options)
+        arguments = [] if default is None else [_restored(default, settings)]
+        method: Method = kind(backbone, prompts, *arguments, **options)
         method.preset, method.has_learned = self.config.get("preset"), method.trains
         return method.eval()
 

@@ -64,9 +64,7 @@ class Chart:
                           xytext=(shift, -9 * (i % 4)), textcoords="offset points", parse_math=False,
                           bbox={"facecolor": "white", "linewidth": 0, "pad": 0.3})  # fmt: skip
         if self.ticks:
-            every = (
-                1 if self.names else -(-len(self.ticks) // 9)
-            )  # more would touch; the last one always, as in common.js
+            every = 1 if self.names else -(-len(self.ticks) // 9)  # more would touch; the last always, as in common.js
             ticks = [*self.ticks[: len(self.ticks) - every : every], self.ticks[-1]]
             texts = ["\n" * (i % 3 if self.names else 0) + text for i, (_, text) in enumerate(ticks)]
             axes.set_xticks([value for value, _ in ticks], texts)

@@ -37,7 +37,8 @@ class ImageExplorer(View):
         self.next = button("next", "chevron-right", lambda: self._turn(1), width="auto")
         self.count = said()
         self._pages = (self.back, self.next, self.count, self.finder.more)
-        self._ids, self._page, self._newest, self._lacking = list[str](), 0, Newest(), 0
+        self._ids: list[str] = []
+        self._page, self._lacking, self._newest = 0, 0, Newest()
 
     def _begin(self) -> None:
         """Show the first list and choose its first image, once all controls are there."""
