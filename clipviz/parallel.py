@@ -182,6 +182,8 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
     devices, num_nodes = devices or started[0], num_nodes or started[1]
     if devices * num_nodes == 1:
         return ONE
+    if num_nodes > 1 and not torchrun and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
+        raise ValueError(f"--num-nodes {num_nodes} needs torchrun, or MASTER_ADDR on each machine: see docs/scaling.md")
     kind = _kind(device, devices)
     if importlib.util.find_spec("lightning_fabric") is None:
         raise ValueError(

@@ -162,17 +162,10 @@ class BirdsDataset(ImageDataset):
     """
 
     def __init__(
-        self,
-        domain: str,
-        split: str,
-        *,
-        seed: int = 0,
-        n: int | None = None,
-        severity: float = 1.0,
-        descriptions: Descriptions | None = None,
-        templates: str | Sequence[str] | None = None,
+        self, domain: str, split: str, *, seed: int = 0, n: int | None = None, severity: float = 1.0,
+        descriptions: Descriptions | None = None, templates: str | Sequence[str] | None = None,
         cache_bytes: int = CACHE_BYTES,
-    ) -> None:
+    ) -> None:  # fmt: skip
         domains = (*DOMAINS, VALIDATION_DOMAIN)
         choose("domain", domain, domains)
         choose("split", split, SIZES)

@@ -85,18 +85,9 @@ def _chosen(args: argparse.Namespace, out: Path, ranks: Ranks) -> tuple[Method, 
 
 
 def run_one(
-    method: Method,
-    data: ImageDataset,
-    evaluation: ImageDataset,
-    config: AdaptConfig,
-    seed: int,
-    folder: RunFolder,
-    resume: bool = False,
-    *,
-    zero_shot: float | None = None,
-    notes: Sequence[str] = (),
-    ranks: Ranks = ONE,
-) -> Trace:
+    method: Method, data: ImageDataset, evaluation: ImageDataset, config: AdaptConfig, seed: int, folder: RunFolder,
+    resume: bool = False, *, zero_shot: float | None = None, notes: Sequence[str] = (), ranks: Ranks = ONE,
+) -> Trace:  # fmt: skip
     """Run a method into a folder and return its trace.
 
     `notes` go to stderr once nothing can be refused any more, so that an error is the only line there. Of several

@@ -217,6 +217,7 @@ def test_what_waits_for_others_ends_at_a_signal(monkeypatch):
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr("lightning_fabric.Fabric.launch", wait)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(ValueError, match="cannot start 2 processes here: nobody came"):
         launch(num_nodes=2, device="cpu")
     assert heard == dict.fromkeys(before, signal.SIG_DFL)
@@ -253,6 +254,12 @@ def test_without_the_extra(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     line = refusal(capsys, tmp_path, "--devices", 2, "--device", "cpu")
     assert 'pip install "clipviz[multi]"' in line
+
+
+def test_machines_that_nothing_says_where_to_find(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    line = refusal(capsys, tmp_path, "--num-nodes", 2, "--device", "cpu")
+    assert "--num-nodes 2 needs torchrun, or MASTER_ADDR on each machine: see docs/scaling.md" in line
 
 
 def test_a_number_that_torchrun_contradicts(monkeypatch):
