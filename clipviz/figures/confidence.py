@@ -36,13 +36,11 @@ def confidence_evolution_info(trace: Trace) -> ConfidenceEvolution:
     known = samples[samples["target"] >= 0]
     is_right = known["pseudo_label"] == known["target"]
     epochs = epochs_of(samples)
-    everything, right, wrong = (
-        quantiles_by_epoch(rows, epochs) for rows in (samples, known[is_right], known[~is_right])
-    )
+    overall, right, wrong = (quantiles_by_epoch(rows, epochs) for rows in (samples, known[is_right], known[~is_right]))
     if not len(known):
-        return ConfidenceEvolution(epochs, everything, None, None, None, moments(trace))
+        return ConfidenceEvolution(epochs, overall, None, None, None, moments(trace))
     accuracy = is_right.groupby(known["epoch"]).mean().reindex(epochs).to_numpy(dtype=float)
-    return ConfidenceEvolution(epochs, everything, right, wrong, accuracy, moments(trace))
+    return ConfidenceEvolution(epochs, overall, right, wrong, accuracy, moments(trace))
 
 
 def quantiles_by_epoch(samples: pd.DataFrame, epochs: np.ndarray, column: str = "confidence") -> np.ndarray:

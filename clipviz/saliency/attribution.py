@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipviz.backbone import Backbone
-from clipviz.errors import choose, whole_number
+from clipviz.errors import choose, one_line, whole_number
 from clipviz.saliency.question import Model, Question, backbone_of
 
 Baseline = Literal["mean", "black", "white", "blur"]
@@ -86,6 +86,8 @@ def layer_gradcam(model: Model, images: Tensor, question: Question, *, layer: nn
     the last one that still has a grid: `layer4` of a ResNet, the first LayerNorm of a ViT's last block.
     """
     layer = layer or grid_layer(backbone_of(model))
+    if not isinstance(layer, nn.Module):
+        raise ValueError(f"layer must be a module of model.visual, got {one_line(repr(layer), 60)}")
     outputs: list[Tensor] = []  # one for each time the layer runs
     handle = layer.register_forward_hook(lambda _, __, out: outputs.extend([out] if isinstance(out, Tensor) else []))
     try:
@@ -140,6 +142,8 @@ def grid_layer(backbone: Backbone) -> nn.Module:
 def patch_grid(model: Model, asked: Grid | None = None) -> Grid:
     """(h, w) asked for, or of the patches; of a tower without patches, cells of 32 pixels, the stride of a ResNet."""
     if asked is not None:
+        if not isinstance(asked, tuple | list) or len(asked) != 2:
+            raise ValueError(f"grid must be (rows, columns), got {one_line(repr(asked), 60)}")
         h, w = (whole_number("a side of the grid", side, 1) for side in asked)
         return h, w
     backbone = backbone_of(model)

@@ -14,7 +14,7 @@ from clipviz.methods.base import Method
 from clipviz.saliency import perturbation
 from clipviz.saliency.maps import KINDS, SaliencyMaps, available_kinds, saliency_maps
 from clipviz.saliency.metrics import part_mass, part_rank, pointing_game
-from clipviz.saliency.question import Asked, Model, resolve, targets
+from clipviz.saliency.question import Asked, Model, backbone_of, resolve, targets
 
 MASK_METRICS = ("pointing_game", "part_mass", "part_rank")
 MODEL_METRICS = ("deletion_auc", "insertion_auc", "infidelity", "sensitivity", "sanity")
@@ -57,6 +57,7 @@ def saliency_scores(
     Raises:
         ValueError: for unknown kinds or metrics, or a mask metric without masks.
     """
+    backbone_of(model).check_images(images)
     kinds = available_kinds(model) if kinds is None else kinds
     chosen = _metrics(metrics, regions, parts)
     _check_scored(kinds, chosen, len(images), {**(regions or {}), **({} if parts is None else {"parts": parts})})

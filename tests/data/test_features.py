@@ -104,7 +104,7 @@ BAD = [
     ({"embeddings": np.array([[1.0, 2.0], [np.nan, 1.0]])}, "row 1 of embeddings holds NaN"),
     ({"embeddings": np.array([[1.0, 2.0], [np.inf, 1.0]])}, "row 1 of embeddings holds NaN or infinite"),
     ({"embeddings": np.array([[0.0, 0.0], [1.0, 1.0]])}, "row 0 of embeddings is all zero"),
-    ({"classifier": np.ones((3, 7))}, "the classifier is 7 wide and the embeddings are 4"),
+    ({"classifier": np.ones((3, 7))}, "the classifier is 7 wide, embeddings 4; both must come"),
     ({"classifier": np.full((3, 4), np.nan)}, "row 0 of classifier holds NaN"),
     ({"labels": np.arange(12)}, r"labels must be 0\.\.2.*got 0\.\.11"),
     ({"labels": np.full(12, -2)}, r"got -2\.\.-2"),

@@ -165,6 +165,9 @@ def test_occlusion_window_and_grid(known: Callable[..., Known], images: Tensor) 
     torch.testing.assert_close(raw, expected, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="1 <= stride <= window <= 32"):
         saliency_maps(model, images, "occlusion", window=64)
+    for grid in (5, (5,), (1, 2, 3), "44"):
+        with pytest.raises(ValueError, match=r"grid must be \(rows, columns\), got"):
+            saliency_maps(model, images, "occlusion", grid=grid)
 
 
 def test_layer_gradcam_is_gradient_times_activation(microclip: Method, images: Tensor) -> None:
@@ -249,6 +252,8 @@ def test_gradcam_of_a_convolution_averages_the_gradient(resnet: Backbone, prompt
     raw = saliency_maps(method, images, "layer_gradcam", target=1, layer=resnet.visual.layer3).raw
     assert raw.shape == (2, 4, 4)
     torch.testing.assert_close(raw, expected)
+    with pytest.raises(ValueError, match=r"layer must be a module of model\.visual, got 'layer3'"):
+        saliency_maps(method, images, "layer_gradcam", target=1, layer="layer3")
 
 
 def test_resnet_does_what_it_can(resnet: Backbone, prompts: ClassPrompts) -> None:

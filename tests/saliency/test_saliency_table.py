@@ -128,5 +128,9 @@ def test_bad_input(microclip: Method, tiny_backbone: Backbone, images: Tensor, r
     ):
         with pytest.raises(ValueError, match=message):
             saliency_table(microclip, images, **{"kinds": ["soap"], **given})
+    with pytest.raises(ValueError, match=r"needs images \(B, 3, 32, 32\) in \[0, 1\], B >= 1, got NoneType"):
+        saliency_table(microclip, None)
+    with pytest.raises(ValueError, match=r"saliency needs a Backbone \(load_backbone\) or a method"):
+        saliency_table(None, images)
     with pytest.raises(ValueError, match="a backbone has no classes"):
         saliency_table(tiny_backbone, images, ["relevance"])

@@ -65,9 +65,7 @@ class FeatureDataset(ImageDataset):
             if classifier.shape[1] != (width := embeddings.shape[1]):
                 turned = classifier.shape[0] == width
                 remedy = "it is (E, C): store classifier.T" if turned else "both must come from one joint space"
-                raise ValueError(
-                    f"{name}: the classifier is {classifier.shape[1]} wide and the embeddings are {width}; {remedy}"
-                )
+                raise ValueError(f"{name}: the classifier is {classifier.shape[1]} wide, embeddings {width}; {remedy}")
         if not 0 < logit_scale < math.inf:
             raise ValueError(f"{name}: logit_scale must be positive and finite, got {logit_scale}")
         self.name, self.split, self.model, self.logit_scale = name, split, model, logit_scale
