@@ -118,8 +118,20 @@ BAD = [
     ({"labels": np.full(12, np.datetime64("2020-01-01"))}, "labels must be an array of numbers"),
     ({"classifier": np.ones((3, 4), complex)}, "classifier must be an array of numbers"),
     ({"logit_scale": np.array(0.0)}, "logit_scale must be positive"),
-    ({"logit_scale": np.array(np.inf)}, "logit_scale must be positive and finite, got inf"),
+    ({"logit_scale": np.array(np.inf)}, "logit_scale must be a finite number, got inf"),
 ]
+
+
+@pytest.mark.parametrize("scale", ["5", None, [1.0, 2.0]], ids=str)
+def test_a_logit_scale_that_is_no_number_is_refused(scale):
+    with pytest.raises(ValueError, match="rows: logit_scale must be a finite number, got"):
+        FeatureDataset(torch.eye(4), name="rows", classifier=torch.eye(4), logit_scale=scale)
+
+
+def test_a_classifier_that_is_rows_of_the_embeddings_is_written_as_any_other(tmp_path):
+    rows = torch.eye(4)
+    write_features(path := tmp_path / "f.safetensors", FeatureDataset(rows, name="rows", classifier=rows[:2]))
+    assert torch.equal(load_dataset(path).classifier, rows[:2])
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD, ids=[message[:30] for _, message in BAD])

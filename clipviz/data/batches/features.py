@@ -6,7 +6,6 @@ memory; a batch is float32 of unit norm.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -21,7 +20,7 @@ from clipviz.backbone import Backbone
 from clipviz.backbone.ownership import preserved_state
 from clipviz.data.base import ImageDataset, ViewConfig, Views
 from clipviz.data.batches.loader import ViewLoader, eval_views
-from clipviz.errors import one_line, several_texts
+from clipviz.errors import finite_number, one_line, several_texts
 from clipviz.events import UNLABELLED
 from clipviz.ops import normalize
 from clipviz.parallel import ONE, Ranks
@@ -66,8 +65,8 @@ class FeatureDataset(ImageDataset):
                 turned = classifier.shape[0] == width
                 remedy = "it is (E, C): store classifier.T" if turned else "both must come from one joint space"
                 raise ValueError(f"{name}: the classifier is {classifier.shape[1]} wide, embeddings {width}; {remedy}")
-        if not 0 < logit_scale < math.inf:
-            raise ValueError(f"{name}: logit_scale must be positive and finite, got {logit_scale}")
+        if finite_number(f"{name}: logit_scale", logit_scale) <= 0:
+            raise ValueError(f"{name}: logit_scale must be positive, got {logit_scale}")
         self.name, self.split, self.model, self.logit_scale = name, split, model, logit_scale
         self.embeddings, self.classifier = embeddings, classifier
         names = _class_names(class_names, classifier, targets, name)

@@ -132,7 +132,7 @@ def write_features(path: str | os.PathLike[str], dataset: FeatureDataset) -> Non
         "logit_scale": torch.tensor(dataset.logit_scale),
     }
     if dataset.classifier is not None:
-        tensors["classifier"] = dataset.classifier.contiguous()
+        tensors["classifier"] = dataset.classifier.contiguous().clone()  # it may be rows of the embeddings
     if target.suffix.lower() == ".npz":
         wider = {torch.bfloat16: torch.float32}  # which numpy lacks
         arrays: dict[str, Any] = {key: tensor.to(wider.get(tensor.dtype)).numpy() for key, tensor in tensors.items()}
