@@ -39,7 +39,7 @@ def image_table(trace: Trace, split: str = "eval", epoch: int | None = None) -> 
     rows = rows.drop_duplicates("index").set_index("index").rename(columns={column: "label"})
     before, flips = _history(table, column, epoch)
     return rows[["label", "confidence", "target"]].assign(
-        margin=pd.to_numeric(rows["margin"], errors="coerce") if "margin" in rows else np.nan,
+        margin=pd.to_numeric(rows["margin"], errors="coerce") if "margin" in rows else np.float32(np.nan),
         before=before.reindex(rows.index, fill_value=-1),
         flips=flips.reindex(rows.index, fill_value=0),
         decider=_deciders(trace, split, epoch).reindex(rows.index, fill_value=""),

@@ -63,7 +63,7 @@ def test_a_file_to_measure_on_needs_embeddings_and_labels_only(files):
          "b.npz has embeddings of width 8, but tip_adapter was built for 'features', whose are of width 16"),
         ({"class_names": np.array(["cat", "cow", "dog"])}, "class 1 is 'cow' there and 'dog' here"),
         ({"class_names": np.array([*NAMES, "emu"]), "classifier": np.eye(16, dtype=np.float32)[:4]}, "4 against 3"),
-        ({"classifier": np.ones((16, 3), np.float32)}, "and the embeddings are 16; it is (E, C): store classifier.T"),
+        ({"classifier": np.ones((16, 3), np.float32)}, "is 3 wide, embeddings 16; it is (E, C): store classifier.T"),
     ],
     ids=["width", "names", "number", "transposed"],
 )  # fmt: skip
