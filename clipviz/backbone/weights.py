@@ -76,10 +76,7 @@ def source_of(name: str) -> str:
             "folder with both, or the name of an architecture"
         )
     if Path(name).is_file():
-        raise ValueError(
-            f"{name!r} is a file; the model is an architecture such as ViT-B-32, and the file its pretrained weights "
-            "(pretrained=FILE, --pretrained FILE)"
-        )
+        raise ValueError(f"{name!r} is a file; name an architecture such as ViT-B-32, and the file as its weights")
     return choose("model", name, ("birds", *open_clip.list_models()))
 
 
@@ -202,10 +199,7 @@ def _reason(error: Exception) -> str:
         if shapes is not None:
             name, found, wanted = (text.replace(", ", " x ") for text in shapes.groups())
             lines[1] = f"{name}: {found} in the file, {wanted} in the architecture"
-        return (
-            f"the weights do not fit this architecture ({one_line(lines[1], 150)}{more}); name the "
-            "architecture that they belong to"
-        )
+        return f"the weights do not fit this architecture ({one_line(lines[1], 150)}{more}); name theirs"
     # what torch says of a file that is cut off
     is_cut = "zip archive" in lines[0] or (isinstance(error, OSError) and error.errno == errno.EINVAL)
     if isinstance(error, RuntimeError | OSError | ValueError) and not is_cut:
@@ -265,10 +259,7 @@ def _refuse_keys(file: str, content: Any) -> None:
         value = todo.pop()
         if isinstance(value, dict):
             if asks := [key for key in value if key in _ASKS_FOR_CODE and value[key]]:
-                raise ValueError(
-                    f"its {file} asks for code to be run ({asks[0]}), which clipviz never does; remove that if the "
-                    "model works without it"
-                )
+                raise ValueError(f"its {file} asks for code to be run ({asks[0]}), which clipviz never does; remove it")
             todo += value.values()
         elif isinstance(value, list):
             todo += value

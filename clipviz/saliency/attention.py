@@ -75,10 +75,7 @@ def attention_modules(model: nn.Module, tower: Tower = "image") -> list[nn.Modul
             f"{type(part).__name__}; {_ELSEWHERE}"
         )
     if getattr(transformer, "grad_checkpointing", False):
-        raise ValueError(
-            "attention cannot be captured under gradient checkpointing, which runs every block twice; "
-            "switch it off with model.set_grad_checkpointing(False)"
-        )
+        raise ValueError("attention has no capture under checkpointing; call model.set_grad_checkpointing(False)")
     dropout = getattr(part, "patch_dropout", None)
     if isinstance(dropout, PatchDropout) and dropout.training and dropout.prob > 0:
         raise ValueError("patch dropout hides patches at random, so attention has no grid; call model.eval() first")

@@ -79,10 +79,7 @@ def _check_embeddings(method: Method, data: ImageDataset) -> None:
 def check_shares(method: Method, dataset: ImageDataset, config: AdaptConfig, ranks: Ranks) -> None:
     """Refuse what several processes cannot share, or gain nothing by."""
     if not dataset.has_pixels:
-        raise ValueError(
-            f"{dataset.name} holds embeddings, and {ranks.size} processes can share only the computation of "
-            "embeddings; use one device"
-        )
+        raise ValueError(f"{dataset.name} holds embeddings, which {ranks.size} processes cannot share; use one device")
     if config.batch_size < ranks.size:
         raise ValueError(
             f"a batch of {config.batch_size} images cannot be shared by {ranks.size} processes; "
@@ -90,7 +87,4 @@ def check_shares(method: Method, dataset: ImageDataset, config: AdaptConfig, ran
         )
     norms = (m for m in method.backbone.visual.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     if method.trains and method.adapts_tower and any(norms):
-        raise ValueError(
-            f"{method.backbone.name} has BatchNorms, which learn from whole batches, so {ranks.size} processes cannot "
-            "share one; use one device, or a ViT"
-        )
+        raise ValueError(f"{method.backbone.name} has BatchNorms, which need whole batches; use one device, or a ViT")

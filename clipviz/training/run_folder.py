@@ -177,10 +177,7 @@ class RunFolder:
         if adaptation.epoch == adaptation.steps_in_epoch == 0:
             return Trace()  # the run measures itself anew
         if not (self.path / _TRACE).is_dir():
-            raise ValueError(
-                f"{self.path} holds a checkpoint, but not the {_TRACE}/ that it continues; put that back, or start "
-                "again in another folder"
-            )
+            raise ValueError(f"{self.path} holds a checkpoint but not its {_TRACE}/; put it back or use another folder")
         return _known_to(adaptation, Trace.load(self.path))
 
     def _load_newest(self, found: list[Path], adaptation: Adaptation) -> None:

@@ -273,7 +273,7 @@ def test_a_number_that_torchrun_contradicts(monkeypatch):
 
 def test_embeddings(tiny_backbone):
     data = clusters()
-    with pytest.raises(ValueError, match=r"clusters holds embeddings, and 2 processes .* use one device"):
+    with pytest.raises(ValueError, match=r"clusters holds embeddings, which 2 processes cannot share; use one device"):
         Adaptation(DPA(data.backbone(), data.prompts), data, ranks=TWO)
 
 
