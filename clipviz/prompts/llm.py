@@ -130,7 +130,7 @@ def ask(endpoint: Endpoint, name: str, n: int, kind: str | None) -> list[str]:
         try:
             if sentences := sentences_of(_call(endpoint, question)):
                 return sentences[:n]
-            raise Unanswered("the answer holds no sentence")
+            raise Unanswered("the answer holds no sentences, or half a list of them")
         except Unanswered as error:
             if isinstance(error, _Refused) or attempt + 1 == endpoint.tries:
                 raise
@@ -139,13 +139,15 @@ def ask(endpoint: Endpoint, name: str, n: int, kind: str | None) -> list[str]:
 
 
 def sentences_of(answer: str) -> list[str]:
-    """The sentences in an answer: a JSON list, whatever stands around it, else one a line; none twice."""
-    found: list[Any] = answer.splitlines()
-    with contextlib.suppress(ValueError, RecursionError):
-        found, _ = json.JSONDecoder().raw_decode(answer[answer.index("[") :])
+    """The sentences in an answer: a JSON list of texts, whatever stands around it, else one a line; none twice."""
+    said = answer.rpartition("</think>")[2]
+    found: list[Any] = [] if re.search(r"[\[{]\s*[\[{\"']", said) else said.splitlines()  # of half a list nothing
+    if begin := re.search(r'\[[^\[\]"]*"', said):
+        with contextlib.suppress(ValueError, RecursionError):
+            found, _ = json.JSONDecoder(strict=False).raw_decode(said, begin.start())
     texts = [" ".join(text.encode(errors="ignore").decode().split()) for text in found if isinstance(text, str)]
     texts = [re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", text) for text in texts]
-    return list(dict.fromkeys(text for text in texts if " " in text))
+    return list(dict.fromkeys(text for text in texts if " " in text and not text.endswith(":")))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

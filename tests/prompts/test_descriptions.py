@@ -156,10 +156,28 @@ def test_a_class_is_asked_for_in_one_call(server, endpoint):
         "1. A {} is red.\n2) It has a beak.\n",
         "- A {} is red.\n\n* It has a beak.\n[",
         '["A {} is red.", 7, null, "", "It has   a\\nbeak."]',
+        '["A {} is red.", "It has\na beak."]',
+        'Here are [2] sentences:\n["A {} is red.", "It has a beak."]',
+        '<think>A list [of texts], or ["so to say"]?</think>\n["A {} is red.", "It has a beak."]',
+        "Here are two sentences:\n\nA {} is red.\nIt has a beak.",
     ],
 )
 def test_sentences_are_found_in_what_models_answer(answer):
     assert sentences_of(answer) == ["A {} is red.", "It has a beak."]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '[\n  "An owl is red.",\n  "An owl has a',
+        '["An owl is red.", "An owl has a',
+        "['An owl is red.', 'An owl has a beak.']",
+        '{"1": "An owl is red."}',
+        '[{"sentence": "An owl is red."}]',
+    ],
+)
+def test_a_list_that_breaks_off_or_is_of_another_kind_is_not_taken_for_a_sentence(answer):
+    assert sentences_of(answer) == []
 
 
 def test_failures_that_may_pass_are_tried_again(server, endpoint):
