@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,18 +74,27 @@ class _Refused(Unanswered):
 
 def open_skeleton(path: Path, class_names: Sequence[str]) -> dict[str, list[str]]:
     """Read a description file that may be filled in part, or is not there: class name -> its sentences, or none."""
-    if not path.exists():
-        return {name: [] for name in class_names}
-    source, pairs = description_pairs(path)
+    wanted = _told_apart("class names", class_names)
+    source, pairs = description_pairs(path) if path.exists() else ("", [])
+    _told_apart(source, [key for key, _ in pairs])
     held = {normalize_name(key): sentences for key, sentences in pairs}
-    wanted = set(map(normalize_name, class_names))
     if extra := [key for key, _ in pairs if normalize_name(key) not in wanted]:
         raise ValueError(f"{source} describes other classes ({listed(map(repr, extra))}); choose another --out")
-    filled = {name: held.get(normalize_name(name), []) for name in class_names}
-    for name, sentences in filled.items():
+    filled = {}
+    for name in class_names:
+        sentences = held.get(normalize_name(name), [])
         if not isinstance(sentences, list) or not all(isinstance(text, str) for text in sentences):
             raise ValueError(f"{source}: {name!r} needs a list of sentences; correct the file or choose another --out")
+        filled[name] = [text for text in sentences if text.strip()]
     return filled
+
+
+def _told_apart(source: str, names: Sequence[str]) -> Mapping[str, int]:
+    """The normal forms of names, which a file of descriptions goes by; a ValueError if two have the same."""
+    forms = Counter(map(normalize_name, names))
+    if alike := [name for name in names if forms[normalize_name(name)] > 1]:
+        raise ValueError(f"{source}: {listed(map(repr, alike))} count as one class; keep one, or make the words differ")
+    return forms
 
 
 def fill(

@@ -296,6 +296,14 @@ def test_a_file_of_other_classes_is_not_overwritten(write):
         open_skeleton(write({"owl": "An owl."}), ["owl"])
 
 
+def test_sentences_that_are_there_are_never_lost_to_another_spelling(write, tmp_path):
+    with pytest.raises(ValueError, match=r"'owl', 'Owl' count as one class"):
+        open_skeleton(write({"owl": ["An owl."], "Owl": []}), ["owl"])
+    with pytest.raises(ValueError, match=r"class names: 'great_owl', 'great owl' count as one"):
+        open_skeleton(tmp_path / "absent.json", ["great_owl", "great owl"])
+    assert open_skeleton(write({"owl": [" "], "fox": ["A fox."]}), ["owl", "fox"]) == {"owl": [], "fox": ["A fox."]}
+
+
 # ------------------------------------------------------------------------------------------------- the command
 
 
