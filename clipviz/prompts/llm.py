@@ -48,16 +48,33 @@ class Endpoint:
     pause: float = 1.0  # seconds after the first failure; twice as long after each further one
 
     def __post_init__(self) -> None:
-        """Refuse what is no address of a web server: urllib would open files, too."""
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"the endpoint must be an http(s) address like http://localhost:8000/v1, got {self.url!r}")
+        """Refuse what is no address of a web server, for urllib opens files, too, or no key; an address is shown."""
+        if not _is_web_address(self.url):
+            shown = self.url.rpartition("@")[2]
+            raise ValueError(
+                f"the endpoint must be an http(s) address (http://HOST:8000/v1), no password, got {shown!r}"
+            )
         if not self.model:
             raise ValueError(f"the endpoint {self.url} needs the name of its language model (--llm, ${MODEL_VARIABLE})")
+        if self.key and not re.fullmatch("[!-~]+", self.key):  # of which Python's own error would show all
+            raise ValueError(f"${KEY_VARIABLE} holds a line break, a space or another character that no key has")
 
     def __repr__(self) -> str:
         """Without the key."""
         return f"{self.model} at {self.url}"
+
+    def without_key(self, text: str) -> str:
+        """What a server says of a failure; it may repeat what it was sent."""
+        return text.replace(self.key, "***") if self.key else text
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _ = (parts.hostname or "").encode("idna"), parts.port  # a ValueError for what is none
+    except ValueError:
+        return False
+    return bool(host and re.fullmatch(r"https?://[^\s@/?#]+([/?#][!-~]*)?", url, re.IGNORECASE))
 
 
 class Unanswered(ValueError):
@@ -182,17 +199,17 @@ def _call(endpoint: Endpoint, question: str) -> str:
             raw = response.read(_LARGEST_ANSWER + 1)
     except urllib.error.HTTPError as error:
         with error:
-            raise _http_failure(error) from error
+            raise _http_failure(error, endpoint) from error
     except (OSError, http.client.HTTPException) as error:  # no connection, a time-out, half an answer
-        reason = getattr(error, "reason", error)
+        reason = endpoint.without_key(str(getattr(error, "reason", error)))
         raise Unanswered(f"no answer from {endpoint.url} ({one_line(reason) or type(error).__name__})") from error
     return _content(raw)
 
 
-def _http_failure(error: urllib.error.HTTPError) -> Unanswered:
+def _http_failure(error: urllib.error.HTTPError, endpoint: Endpoint) -> Unanswered:
     said = ""
-    with contextlib.suppress(OSError):
-        said = one_line(error.read(2000).decode(errors="replace"))
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        said = one_line(endpoint.without_key(error.read(2000).decode(errors="replace")))
     reason = f"HTTP {error.code} {said}".strip()
     if error.code not in _RETRIED:
         return _Refused(reason)

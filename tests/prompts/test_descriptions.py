@@ -247,7 +247,7 @@ def test_an_interrupt_keeps_what_was_answered(server, endpoint, tmp_path):
 
 
 def test_a_refusal_ends_it_at_once_and_the_key_is_never_shown(server, endpoint, tmp_path):
-    server.script = lambda i, request: (401, b'{"error": "invalid key"}')
+    server.script = lambda i, request: (401, b'{"error": "invalid key in Bearer secret"}')
     with pytest.raises(ValueError, match=r"stand-in at http.*refused the request: HTTP 401 .*invalid key") as error:
         fill(tmp_path / "d.json", {"owl": [], "wren": []}, endpoint)
     assert len(server.requests) == 1
@@ -275,6 +275,12 @@ def test_an_answer_that_is_none_is_told(server, content):
         ask(Endpoint(server.url, "m", tries=1), "owl", 5, None)
 
 
+def test_a_failure_that_breaks_off_is_told(server):
+    server.script = lambda i, request: (500, b"40\r\nhalf", ("Transfer-Encoding", "chunked"))
+    with pytest.raises(Unanswered, match="HTTP 500"):
+        ask(Endpoint(server.url, "m", tries=1), "owl", 5, None)
+
+
 def test_an_endless_answer_is_cut_off(server, monkeypatch):
     monkeypatch.setattr(describe, "_LARGEST_ANSWER", 1000)
     server.script = lambda i, request: (200, b"x" * 100_000)
@@ -282,10 +288,26 @@ def test_an_endless_answer_is_cut_off(server, monkeypatch):
         ask(Endpoint(server.url, "m", tries=1), "owl", 5, None)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "localhost:8000", "", "ftp://x/v1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd", "localhost:8000", "", "ftp://x/v1", "http://[::1/v1", "http://x:port/v1", "http://a..b/v1",
+        "http://x:99999/v1", "http://x/é", "http://x/a b", "http://x/v1\n", "http://me:secret@x/v1",
+    ],
+)  # fmt: skip
 def test_an_endpoint_is_a_web_address(url):
-    with pytest.raises(ValueError, match=r"must be an http\(s\) address"):
+    with pytest.raises(ValueError, match=r"must be an http\(s\) address") as error:
         Endpoint(url, "m")
+    assert "secret" not in str(error.value)
+    assert type(error.value) is ValueError
+    assert Endpoint("https://[::1]:8000/v1?api=1", "m").url
+
+
+@pytest.mark.parametrize("key", ["secret\n", "secret\r", "“secret”", " "])
+def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(key):
+    with pytest.raises(ValueError, match=r"\$OPENAI_API_KEY holds a line break") as error:
+        Endpoint("http://x/v1", "m", key)
+    assert "secret" not in str(error.value)
 
 
 def test_a_file_of_other_classes_is_not_overwritten(write):
