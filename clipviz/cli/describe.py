@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from clipviz.backbone import load_tokenizer
@@ -63,7 +64,10 @@ def _confirm(endpoint: Endpoint, calls: int, n: int, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise ValueError(f"{cost}; add --yes to make them")
-    if input(f"{inert(cost)}. Continue? [y/N] ").strip().lower() not in ("y", "yes"):
+    answer = ""
+    with suppress(EOFError):  # Ctrl-D
+        answer = input(f"{inert(cost)}. Continue? [y/N] ")
+    if answer.strip().lower() not in ("y", "yes"):
         raise ValueError("no call was made; fill in the list of each class in the file by hand")
 
 

@@ -129,6 +129,10 @@ def _stopped(args: argparse.Namespace) -> str:
         return f"the run had already finished; {args.out} holds all of it"
     if args.command == "adapt" and os.path.exists(os.path.join(args.out, "checkpoint.safetensors")):
         return "stopped and saved; the same command with --resume continues from here"
+    if args.command == "describe" and os.path.exists(args.out or ""):
+        return f"stopped; the answers so far are in {args.out}, and the same command asks for the rest"
+    if args.command == "demo":
+        return f"stopped; the runs so far are in {args.out}, and the same command starts again"
     return "stopped; nothing was saved"
 
 

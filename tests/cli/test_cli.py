@@ -509,6 +509,10 @@ def test_ctrl_c_is_status_130_in_one_line(photos, tmp_path, capfd, monkeypatch):
     (photos / "red square" / "broken.jpg").unlink()
     assert cli.main(adapt(data=photos, out=tmp_path / "run")) == 130
     assert capfd.readouterr().err == "clipviz: error: stopped; nothing was saved\n"
+    monkeypatch.setattr("clipviz.cli.demo.zero_shot_accuracy", interrupted)
+    assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--methods", "zero_shot"]) == 130
+    told = f"stopped; the runs so far are in {tmp_path / 'demo'}, and the same command starts again"
+    assert capfd.readouterr().err == f"clipviz: error: {told}\n"
 
 
 def test_ctrl_c_that_a_library_swallows_stops_it_all_the_same(photos, tmp_path, capfd, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -374,6 +375,22 @@ def test_on_a_terminal_it_asks(names, server, tmp_path, monkeypatch, capsys, ans
     monkeypatch.setattr("builtins.input", lambda prompt: answer)
     assert run("--classes", names, "--out", tmp_path / "d.json") == (0 if calls else 2)
     assert len(server.requests) == calls
+
+
+def test_an_input_that_ends_is_no(names, server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True, readline=lambda: ""))
+    assert run("--classes", names, "--out", tmp_path / "d.json", "--endpoint", server.url, "--llm", "m") == 2
+    assert "no call was made" in capsys.readouterr().err
+
+
+def test_who_interrupts_it_is_told_where_the_answers_are(names, server, tmp_path, monkeypatch, capsys):
+    def stop(name, n):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clipviz.cli.describe._tell", stop)
+    out = tmp_path / "d.json"
+    assert run("--classes", names, "--out", out, "--endpoint", server.url, "--llm", "m", "--yes") == 130
+    assert f"stopped; the answers so far are in {out}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
