@@ -2,14 +2,13 @@
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from clipviz.errors import inert
-from clipviz.files import prepare_folder
+from clipviz.files import prepare_folder, writing
 from clipviz.training.interrupts import StoppedBySignal
 
 _NEEDED = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget")
@@ -48,7 +47,8 @@ def copy_notebooks(source: Path, folder: Path) -> int:
     new = [path for path in sorted(source.glob("*.*")) if path.suffix == ".ipynb" or path.name == "README.md"]
     new = [path for path in new if not (folder / path.name).exists()]
     for path in new:
-        shutil.copyfile(path, folder / path.name)
+        with writing(folder / path.name) as file:
+            file.write(path.read_bytes())
     return sum(path.suffix == ".ipynb" for path in new)
 
 

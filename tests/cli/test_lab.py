@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import resource
 
 import pytest
 
@@ -38,6 +39,19 @@ def test_notebooks_are_copied_once_and_work_is_kept(started, tmp_path, capsys):
     assert (out / "01_first.ipynb").read_text() == "my own work"
     assert (out / "02_second.ipynb").read_text() == "two"
     assert "1 notebooks copied" in capsys.readouterr().out
+
+
+def test_half_a_copy_is_never_taken_for_a_notebook(started, tmp_path, capsys):
+    out = tmp_path / "mine"
+    (tmp_path / "source" / "02_second.ipynb").write_text("two" * 2000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # stands in for a full disk
+    try:
+        assert main(["lab", "--out", str(out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"cannot write {out / '02_second.ipynb'}: " in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["01_first.ipynb"]
 
 
 def test_further_options_are_handed_on(started, tmp_path, capsys):
