@@ -51,9 +51,7 @@ class Endpoint:
         """Refuse what is no address of a web server, for urllib opens files, too, or no key; an address is shown."""
         if not _is_web_address(self.url):
             shown = self.url.rpartition("@")[2]
-            raise ValueError(
-                f"the endpoint must be an http(s) address (http://HOST:8000/v1), no password, got {shown!r}"
-            )
+            raise ValueError(f"the endpoint must be an http(s) address (http://HOST/v1), no password, got {shown!r}")
         if not self.model:
             raise ValueError(f"the endpoint {self.url} needs the name of its language model (--llm, ${MODEL_VARIABLE})")
         if self.key and not re.fullmatch("[!-~]+", self.key):  # of which Python's own error would show all
