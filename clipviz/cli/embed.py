@@ -19,8 +19,8 @@ from clipviz.parallel import Ranks, launch
 def embed(args: argparse.Namespace) -> None:
     """`clipviz embed`: images to embeddings, with labels, class names and a text classifier where they are known."""
     out = Path(args.out)
-    if out.suffix.lower() not in FEATURE_SUFFIXES:
-        raise ValueError(f"--out needs a .npz or .safetensors file, got {args.out!r}")
+    if out.suffix.lower() not in FEATURE_SUFFIXES or out.is_dir():
+        raise ValueError(f"--out needs a .npz or .safetensors file, got {'the folder ' * out.is_dir()}{args.out!r}")
     if not out.parent.is_dir():
         inputs.refuse_among_images(out.parent, args.data)
     prepare_folder(out.parent)

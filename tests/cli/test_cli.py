@@ -243,6 +243,12 @@ def test_what_is_left_of_a_run_is_not_overwritten(photos, tmp_path, capfd):
     assert "already holds a run" in capfd.readouterr().err
 
 
+def test_a_folder_is_no_file_of_embeddings_and_said_so_before_any_image_is_looked_at(tmp_path, capfd):
+    (tmp_path / "x.npz").mkdir()
+    assert cli.main(["embed", "--model", "birds", "--data", "absent", "--out", str(tmp_path / "x.npz")]) == 2
+    assert f"--out needs a .npz or .safetensors file, got the folder '{tmp_path / 'x.npz'}'" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("place", ["", "run", "red square/run"])
 def test_a_run_among_the_images_would_be_a_class_of_theirs(photos, place, capfd):
     assert cli.main(adapt(data=photos, out=photos / place)) == 2
