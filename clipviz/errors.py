@@ -6,7 +6,8 @@ import math
 import operator
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 _MOST_CHOICES_SHOWN = 12
@@ -104,12 +105,25 @@ def finite_number(name: str, value: Any, least: float = -math.inf) -> Any:
     """A finite number of Python, numpy or torch; a ValueError for anything else, NaN included, or less than `least`."""
     try:
         fits = bool(math.isfinite(value) and value >= least)
-    except (TypeError, ValueError, RuntimeError):  # text; several numbers, of numpy or torch
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # text; several numbers, of numpy or torch
         fits = False
     if not fits:
         more = "" if least == -math.inf else f" of at least {least:g}"
         raise ValueError(f"{name} must be a finite number{more}, got {one_line(repr(value), 60)}")
     return value
+
+
+def plain_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers as JSON takes them, those of numpy and torch as Python's; a ValueError for anything else, or NaN."""
+    plain = {}
+    for name, value in values.items():
+        number = value
+        with suppress(AttributeError, RuntimeError, ValueError, TypeError, NotImplementedError):  # several, or none
+            number = value.item()
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError(f"{name} must be a number, got {one_line(repr(value), 60)}")
+        plain[name] = finite_number(name, number)
+    return plain
 
 
 def path_text(what: str, path: Any) -> str:

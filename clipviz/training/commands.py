@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipviz.backbone.ownership import lock_of, preserved_state
-from clipviz.errors import one_line, whole_number
+from clipviz.errors import plain_numbers, whole_number
 from clipviz.methods.base import Method
 from clipviz.training.loop import Adaptation
 
@@ -40,19 +40,6 @@ class Change(Future[int]):
         if not self.done():
             return f"{what} from the next step on"
         return f"{what}: {self.exception()}" if self.exception() else f"{what} from step {self.result()} on"
-
-
-def plain_numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers as JSON takes them, those of numpy and torch as Python's; a ValueError for anything else."""
-    plain = {}
-    for name, value in values.items():
-        number = value
-        with suppress(AttributeError, RuntimeError, ValueError, TypeError, NotImplementedError):  # several, or none
-            number = value.item()
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise ValueError(f"{name} must be a number, got {one_line(repr(value), 60)}")
-        plain[name] = number
-    return plain
 
 
 class Commanded:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from clipviz.errors import one_line, parse_json
+from clipviz.errors import one_line, parse_json, plain_numbers, whole_number
 from clipviz.events import EpochFinished, Event, Listener, Probe, RunFinished, RunStarted, StepFinished
 from clipviz.files import lock_folder, writing
 from clipviz.trace import Trace, named_classes
@@ -299,10 +299,10 @@ class FollowedRun:
 
     def step(self, n: int = 1) -> Future[str]:
         """As for `Run`, and so are the others; the future is the answer of the run, which `poll` brings."""
-        return self._send(do="step", n=n)
+        return self._send(do="step", n=whole_number("n", n, 1))
 
     def set(self, **constants: float) -> Future[str]:  # noqa: D102
-        return self._send(do="set", constants=constants)
+        return self._send(do="set", constants=plain_numbers(constants))
 
     def _send(self, **order: Any) -> Future[str]:
         """Lay an order into the folder; a ValueError if the run is over, or is not the reader's to command."""

@@ -379,6 +379,11 @@ def test_orders_that_are_none_are_answered_and_harm_nothing(tmp_path):
         until(followed, lambda: len(followed._live.get("answers", {})) == 11, "not all were answered")
         assert all(text.startswith("refused: ") for text in followed._live["answers"].values())
         assert followed.status == "running"
+        assert answer(followed, followed.set(gamma=np.float32(0.25))).startswith("gamma = 0.25 from step ")
+        assert answer(followed, followed.step(np.int64(2))) == "done"
+        for wrong in (float("nan"), 10**400, np.ones(2)):
+            with pytest.raises(ValueError, match="gamma must be a (finite )?number, got "):
+                followed.set(gamma=wrong)
     finally:
         run.stop()
         run.wait(PATIENCE)
