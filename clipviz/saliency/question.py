@@ -68,10 +68,7 @@ def ask(model: Model, images: Tensor, target: Asked = None, contrast: Asked = No
     default the one it predicts; of a backbone a sentence or an embedding (E,). No contrast means the plain logit.
     """
     if target is None and not isinstance(model, Method):
-        raise ValueError(
-            "a backbone has no classes, so gradient kinds want target='a sentence' (or an embedding); "
-            "with a method the predicted class is the default"
-        )
+        raise ValueError("a backbone has no classes, so gradient kinds want target='a sentence', or an embedding")
     asked = targets(model, images, target)
     other = None if contrast is None else resolve(model, contrast, len(images))
     if other is not None and len(same := (asked == other).reshape(len(images), -1).all(1).nonzero()):

@@ -164,10 +164,7 @@ class RunFolder:
 
     def _check_that_all_found_it(self, found: list[str]) -> None:
         if len(set(found)) > 1:
-            raise ValueError(
-                f"the processes find different checkpoints in {self.path} ({'; '.join(found)}); "
-                "give a folder that all machines share"
-            )
+            raise ValueError(f"the processes find different checkpoints ({'; '.join(found)}); give a folder they share")
 
     def _restore(self, adaptation: Adaptation) -> Trace | None:
         found = [path for name in (CHECKPOINT, PREVIOUS) if (path := self.path / name).is_file()]
