@@ -26,6 +26,7 @@ BUNDLED = Path(__file__).parents[1] / "birds" / "model"
 """The embedded default: an ordinary open_clip model folder (config and safetensors)."""
 
 _CONFIG_FILE = "open_clip_config.json"
+_KEYS = ("Missing key(s)", "Unexpected key(s)")
 _ASKS_FOR_CODE = {"trust_remote_code", "auto_map", "custom_code", "custom_pipelines", "custom_generate"}
 _TOKEN_TABLES = {"tokenizer.json", "vocab.json", "added_tokens.json"}  # whose keys are tokens, whatever they say
 _TOKENIZER_OPTIONS = {
@@ -188,24 +189,37 @@ def _missing(name: str, pretrained: str | None, error: Exception) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnpicklingError):
+    if isinstance(error, UnpicklingError) and not re.search(r"operand (?!149\b)", str(error)):  # 149 begins a pickle
         return "the file is pickled and holds more than tensors, and is not opened; save its state_dict as .safetensors"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
+    text = "no pickle; safetensors need the ending .safetensors" if isinstance(error, UnpicklingError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
     if "input_resolution" in str(error):
         return "this is the state_dict of OpenAI's archive, with sizes among the weights; give the archive itself (.pt)"
+    if "pos_embed" in lines[0] or "no attribute 'ndim'" in lines[0]:  # open_clip looks at some weights first
+        return _unfit(lines)
     if isinstance(error, RuntimeError) and len(lines) > 1 and "state_dict" in lines[0]:
-        more = f"; {len(lines) - 2} more such lines" if len(lines) > 2 else ""
-        shapes = re.match(r"(size mismatch for \S+): .*Size\(\[(.*?)\]\) from .*Size\(\[(.*?)\]\)", lines[1])
-        if shapes is not None:
-            name, found, wanted = (text.replace(", ", " x ") for text in shapes.groups())
-            lines[1] = f"{name}: {found} in the file, {wanted} in the architecture"
-        return f"the weights do not fit this architecture ({one_line(lines[1], 150)}{more}); name theirs"
+        return _unfit(lines[1:])
     # what torch says of a file that is cut off
     is_cut = "zip archive" in lines[0] or (isinstance(error, OSError) and error.errno == errno.EINVAL)
     if isinstance(error, RuntimeError | OSError | ValueError) and not is_cut:
         return lines[0]
     reason = f"{type(error).__name__}: {one_line(lines[0], 80)}"
     return f"damaged, or not a file of weights ({reason}); copy or download it again"
+
+
+def _unfit(lines: list[str]) -> str:
+    """That weights are another architecture's, or have other names: the first of the lines that say so."""
+    more = f"; {len(lines) - 1} more such lines" if len(lines) > 1 else ""
+    said, remedy = lines[0], "name theirs"
+    if shapes := re.match(r"(size mismatch for \S+): .*Size\(\[(.*?)\]\) from .*Size\(\[(.*?)\]\)", said):
+        name, found, wanted = (text.replace(", ", " x ") for text in shapes.groups())
+        said = f"{name}: {found} in the file, {wanted} in the architecture"
+    absent, others = ([key for line in lines if kind in line for key in line.split('"')[1::2]] for kind in _KEYS)
+    if absent and others:
+        said, more = f"the file has {others[0]!r} in the place of {absent[0]!r}", ""
+        if whole := min((key for key in others if key.endswith(absent[0])), key=len, default=""):
+            remedy = f"save them without {whole.removesuffix(absent[0])!r} before their names"
+    return f"the weights do not fit this architecture ({one_line(said, 150)}{more}); {remedy}"
 
 
 def refuse_code(source: str) -> dict[str, bool]:

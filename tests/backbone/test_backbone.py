@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import warnings
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -379,9 +381,17 @@ def architectures(tmp_path_factory):
     whole = (folder / "good.safetensors").read_bytes()
     (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.safetensors").write_bytes(b"")
-    (folder / "text.pt").write_text("these are no weights")
+    (folder / "text.pt").write_text("<html>404</html>")
     torch.save({}, folder / "nothing.pt")
     torch.save([1, 2], folder / "list.pt")
+    state = model.state_dict()
+    torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}}, folder / "prefix.pt")
+    save_file({f"clip.{name}": tensor for name, tensor in state.items()}, folder / "prefix.safetensors")
+    torch.save({"model": state}, folder / "nested.pt")
+    torch.save(state | {"logit_bias": torch.ones(())}, folder / "siglip.pt")
+    torch.save(state | {"positional_embedding": torch.ones(77, 8)}, folder / "narrow.pt")
+    (folder / "tensors.pt").write_bytes(whole)
+    (folder / "today.pt").write_bytes(pickle.dumps(Path("x"), protocol=4))
     return folder
 
 
@@ -417,7 +427,14 @@ def test_weights_are_drawn_at_random_only_where_no_file_has_them(architectures, 
         ("truncated.safetensors", "damaged, or not a file of weights.*incomplete metadata"),
         ("empty.safetensors", "damaged, or not a file of weights"),
         ("pickled.pt", "is pickled and holds more than tensors, and is not opened"),
-        ("text.pt", "could not load model 'tiny-vit' with weights"),
+        ("today.pt", "is pickled and holds more than tensors, and is not opened"),
+        ("text.pt", r"damaged, or not a file of weights \(.*no pickle.*\); copy or download it again"),
+        ("tensors.pt", r"damaged, or not a file of weights \(.*; safetensors need the ending .safetensors\)"),
+        ("prefix.pt", r"has 'model.* in the place of 'posi.*; save them without 'model\.' before their names"),
+        ("prefix.safetensors", r"save them without 'clip\.' before their names"),
+        ("nested.pt", r"the file has 'model' in the place of 'positional_embedding'\); name theirs"),
+        ("siglip.pt", r"do not fit this architecture .*; name theirs"),
+        ("narrow.pt", r"do not fit this architecture .*; name theirs"),
         ("nothing.pt", "could not load model 'tiny-vit' with weights"),
         ("list.pt", "could not load model 'tiny-vit' with weights"),
     ],
