@@ -234,10 +234,7 @@ class Adaptation:
         """Pseudo-labels of a batch, of which this process may have a share of the views only."""
         pseudo = self.method.pseudo_label(batch.views, batch.index)
         if len(pseudo.labels) != len(batch):
-            raise ValueError(
-                f"{self.method.name} labels {len(pseudo.labels)} of the {len(batch)} images of a batch; a method that "
-                "several processes share passes what it computes from views through views.gather"
-            )
+            raise ValueError(f"{self.method.name} labels {len(pseudo.labels)} of {len(batch)} images; see views.gather")
         return pseudo
 
     @torch.enable_grad()
