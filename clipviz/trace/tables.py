@@ -30,7 +30,7 @@ import safetensors.numpy
 from clipviz.errors import inert, parse_json, path_text
 from clipviz.files import is_locked
 from clipviz.trace import schema
-from clipviz.trace.folder import FORMAT_VERSION, parse, read_folder, write_folder
+from clipviz.trace.folder import FORMAT_VERSION, Refused, parse, read_folder, write_folder
 from clipviz.trace.schema import DTYPES, TABLES, ImageGroup, image_group, under
 
 T = TypeVar("T")
@@ -215,14 +215,20 @@ class Trace:
         """Write the trace as a folder (`RUN/trace`), whole or not at all; an older trace at that place is replaced.
 
         Raises:
-            ValueError: The place holds something other than a trace, a table lacks a column, an array holds
-                Python objects, or the metadata cannot be stored as JSON.
+            ValueError: The place holds something other than a trace, or it would be refused by `load`: a table lacks a
+                column, an array holds Python objects, labels name no class, the metadata cannot be stored as JSON.
             OSError: The disk is full or the place is not writable. What was there before is untouched.
         """
         files = {_META: _meta_json({**self.meta, "format_version": FORMAT_VERSION}).encode()}
         for name in TABLES:
             files[f"{name}.parquet"] = _table_bytes(name, getattr(self, name))
         files[_ARRAYS] = _array_bytes(self.arrays)
+        n_classes = len(self.meta.get("class_names") or ())
+        try:  # at the first save: what a method of one's own gave would be refused when all is done
+            schema.check_table("samples", self.samples, n_classes)
+            schema.check_arrays(self.arrays, n_classes)
+        except Refused as error:
+            raise ValueError(f"no trace can hold what {self.method} gives: {error}") from error
         return write_folder(Path(directory).expanduser(), files)
 
     @classmethod

@@ -158,6 +158,12 @@ def test_a_failed_save_keeps_the_older_trace(tmp_path, trace, monkeypatch):
     assert Trace.load(tmp_path).equals(trace)
 
 
+def guesses(labels):
+    """`samples` as a method of one's own may have them."""
+    rows = {"epoch": 0, "index": [0, 1], "pseudo_label": labels, "target": -1}
+    return pd.DataFrame({**rows, **dict.fromkeys(("confidence", "margin", "weight"), 0.5)})
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -169,6 +175,15 @@ def test_a_failed_save_keeps_the_older_trace(tmp_path, trace, monkeypatch):
         (
             {"skipped": pd.DataFrame({"path": ["a", 3], "reason": ["", ""]})},
             "table 'skipped' cannot be stored",
+        ),
+        (
+            {"meta": {"class_names": ["a", "b"]}, "samples": guesses([0, 7])},
+            "'pseudo_label' needs classes of the 2 in class_names, got 7",
+        ),
+        ({"samples": guesses([0.5, 1.0])}, "'pseudo_label' needs classes, got float64"),
+        (
+            {"meta": {"class_names": ["a", "b"]}, "arrays": {"snapshot/c": np.ones((1, 3, 4))}},
+            r"'snapshot/c' needs the shape \(e, 2, d\), got \(1, 3, 4\)",
         ),
     ],
 )
