@@ -30,6 +30,10 @@ def installed(ours: Container[str]) -> dict[str, type[Method]]:
             method = entry.load()
             if not (isinstance(method, type) and issubclass(method, Method)):
                 raise ValueError("it is not a subclass of clipviz.methods.Method")
+            if lacking := sorted(method.__abstractmethods__):
+                raise ValueError(f"it lacks {', '.join(lacking)}")
+            if (name := getattr(method, "name", None)) != entry.name:  # by which a run is opened again
+                raise ValueError(f"its class has the name {name!r}; give it name = {entry.name!r}")
         except Exception as error:
             whose = f"method {entry.name!r} of {entry.dist.name if entry.dist else 'a package'}"
             warnings.warn(f"{whose} is left out: {one_line(error) or type(error).__name__}", stacklevel=2)

@@ -14,12 +14,20 @@ from clipviz.methods import METHODS, installed
 from clipviz.methods.build import build_method
 
 SOURCE = """
+from clipviz.methods import Method
 from clipviz.methods.zero_shot import ZeroShot
 
 class Echo(ZeroShot):
     name = "echo"
     def __init__(self, backbone, prompts):
         super().__init__(backbone, prompts)
+
+class Nameless(ZeroShot):
+    pass
+
+class Half(Method):
+    name = "half"
+    def logits(self, images): ...
 
 not_a_method = dict
 """
@@ -54,6 +62,11 @@ def test_a_method_of_another_package_is_one_like_ours(monkeypatch, tmp_path, tin
     [
         ("dpa = other_methods:Echo", "method 'dpa' of other-methods is left out: there already is one of this name"),
         ("echo = other_methods:not_a_method", "is left out: it is not a subclass of clipviz.methods.Method"),
+        (
+            "mine = other_methods:Nameless",
+            "'mine' .* is left out: its class has the name 'zero_shot'; give it name = 'mine'",
+        ),
+        ("half = other_methods:Half", "'half' of other-methods is left out: it lacks pseudo_label"),
         ("echo = other_methods:Missing", "is left out: .*Missing"),
         ("echo = no_such_module:Echo", "is left out: No module named 'no_such_module'"),
     ],
