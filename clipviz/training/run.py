@@ -176,7 +176,8 @@ class Run(Commanded):
         # before the first step there is nothing to be saved yet: with many images for minutes
         with stopping(self.stop, lambda: self.steps_done == 0 and self.ranks.size == 1) as came:
             self._drive()
-        if signum := max(map(int, self.ranks.texts(str(max(came, default=0))))):
+            signum = max(map(int, self.ranks.texts(str(max(came, default=0)))))  # while this one is not gone
+        if signum:
             raise_for(signum)
         return self.trace
 

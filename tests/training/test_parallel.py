@@ -25,6 +25,7 @@ from clipviz.methods.dpa import DPA
 from clipviz.methods.zero_shot import ZeroShot
 from clipviz.parallel import ONE, Ranks, launch
 from clipviz.trace import TABLES, Trace
+from clipviz.training.interrupts import StoppedBySignal, on_signal, raise_for
 from clipviz.training.loop import Adaptation, adapt
 from clipviz.training.run import CHECKPOINT, Run
 
@@ -302,6 +303,20 @@ def test_a_method_that_guesses_its_share_only(tiny_backbone, toy):
 def test_constants_do_not_change_while_processes_share_a_run(tiny_backbone, toy):
     with pytest.raises(ValueError, match="while 2 processes share a run"):
         Run(microclip(tiny_backbone), toy, ranks=TWO).set(gamma=0.3)
+
+
+def test_a_signal_to_one_process_is_told_to_all_before_the_handler_of_the_script_ends_this_one(tiny_backbone, toy):
+    told = []
+
+    class First(Ranks):
+        def texts(self, text):
+            return told.append(text) or [text, "0"]
+
+    run = Run(microclip(tiny_backbone), toy, ranks=First(0, 2))
+    run._drive = lambda: signal.raise_signal(signal.SIGTERM)
+    with on_signal(raise_for), pytest.raises(StoppedBySignal):
+        run.fit()
+    assert told == ["15"]
 
 
 def test_machines_that_do_not_share_the_folder(tiny_backbone, toy, tmp_path):
