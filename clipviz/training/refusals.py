@@ -21,10 +21,8 @@ def check_storable(settings: dict[str, dict[str, Any]]) -> None:
             try:
                 json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{name} of the {group} must be a plain number or text, got {one_line(repr(value), 60)}; "
-                    "convert it with int() or float()"
-                ) from error
+                wanted = f"{name} of the {group} must be a plain number or text, such as int() or float() give"
+                raise ValueError(f"{wanted}, got {one_line(repr(value), 60)}") from error
 
 
 def check_labels(method: Method, *datasets: ImageDataset | None) -> None:
