@@ -382,7 +382,7 @@ def test_orders_that_are_none_are_answered_and_harm_nothing(tmp_path):
         assert answer(followed, followed.set(gamma=np.float32(0.25))).startswith("gamma = 0.25 from step ")
         assert answer(followed, followed.step(np.int64(2))) == "done"
         for wrong in (float("nan"), 10**400, np.ones(2)):
-            with pytest.raises(ValueError, match="gamma must be a (finite )?number, got "):
+            with pytest.raises(ValueError, match=r"gamma must be a (finite )?number, got "):
                 followed.set(gamma=wrong)
     finally:
         run.stop()
