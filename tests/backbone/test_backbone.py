@@ -420,6 +420,7 @@ def test_weights_are_drawn_at_random_only_where_no_file_has_them(architectures, 
     assert backbone.model.token_embedding.weight.std() == pytest.approx(0.02, rel=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize(
     ("file", "message"),
     [
