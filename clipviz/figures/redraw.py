@@ -35,7 +35,7 @@ def plain(text: str | None) -> str:
 def redraw(figure: go.Figure) -> Figure:
     """Draw a plotly figure of scatter, bar and heatmap traces with matplotlib; others are a ValueError."""
     if kinds := {trace.type for trace in figure.data} - {"scatter", "scattergl", "bar", "heatmap"}:
-        raise ValueError(f"pictures hold scatter, bar and heatmap traces, not {', '.join(sorted(kinds))}; show it live")
+        raise ValueError(f"pictures hold scatter, bar and heatmap traces, got {', '.join(sorted(kinds))}; show it live")
     return _Redrawing(figure).figure
 
 
