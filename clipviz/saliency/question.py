@@ -52,7 +52,7 @@ def backbone_of(model: Model) -> Backbone:
     """The backbone of a method, or the backbone itself; refused if it is neither, or knows embeddings only."""
     backbone = model.backbone if isinstance(model, Method) else model
     if not isinstance(backbone, Backbone):
-        raise ValueError(f"saliency needs a Backbone or a method (METHODS[name](...)), got {type(model).__name__}")
+        raise ValueError(f"saliency needs a Backbone (load_backbone) or a method, got {type(model).__name__}")
     if backbone.image_size == 0:
         raise ValueError(
             f"saliency needs images, but {backbone.name!r} holds their embeddings only; "
