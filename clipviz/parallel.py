@@ -186,7 +186,10 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
         raise ValueError(f"--num-nodes {num_nodes} needs torchrun, or MASTER_ADDR on each machine: see docs/scaling.md")
     kind = _kind(device, devices)
     if importlib.util.find_spec("lightning_fabric") is None:
-        raise ValueError('several processes need lightning-fabric: pip install "clipviz[multi]", or use one device')
+        raise ValueError(
+            f"{devices * num_nodes} processes need lightning-fabric, which is not installed; "
+            'pip install "clipviz[multi]", or use one device'
+        )
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
 

@@ -60,14 +60,9 @@ class Backbone(nn.Module):
     reads_text = True
 
     def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        mean: Sequence[float],
-        std: Sequence[float],
-        name: str,
+        self, model: nn.Module, tokenizer: Any, mean: Sequence[float], std: Sequence[float], name: str,
         precision: Precision = "32",
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer

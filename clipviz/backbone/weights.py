@@ -77,7 +77,10 @@ def source_of(name: str) -> str:
             "folder with both, or the name of an architecture"
         )
     if Path(name).is_file():
-        raise ValueError(f"{name!r} is a file; name an architecture such as ViT-B-32, and the file as its weights")
+        raise ValueError(
+            f"{name!r} is a file; the model is an architecture such as ViT-B-32, and the file its pretrained weights "
+            "(pretrained=FILE, --pretrained FILE)"
+        )
     return choose("model", name, ("birds", *open_clip.list_models()))
 
 
@@ -210,7 +213,7 @@ def _reason(error: Exception) -> str:
 def _unfit(lines: list[str]) -> str:
     """That weights are another architecture's, or have other names: the first of the lines that say so."""
     more = f"; {len(lines) - 1} more such lines" if len(lines) > 1 else ""
-    said, remedy = lines[0], "name theirs"
+    said, remedy = lines[0], "name the architecture that they belong to"
     if shapes := re.match(r"(size mismatch for \S+): .*Size\(\[(.*?)\]\) from .*Size\(\[(.*?)\]\)", said):
         name, found, wanted = (text.replace(", ", " x ") for text in shapes.groups())
         said = f"{name}: {found} in the file, {wanted} in the architecture"
@@ -273,7 +276,10 @@ def _refuse_keys(file: str, content: Any) -> None:
         value = todo.pop()
         if isinstance(value, dict):
             if asks := [key for key in value if key in _ASKS_FOR_CODE and value[key]]:
-                raise ValueError(f"its {file} asks for code to be run ({asks[0]}), which clipviz never does; remove it")
+                raise ValueError(
+                    f"its {file} asks for code to be run ({asks[0]}), which clipviz never does; remove that if the "
+                    "model works without it"
+                )
             todo += value.values()
         elif isinstance(value, list):
             todo += value

@@ -94,13 +94,9 @@ class Canvas:
     """
 
     def __init__(
-        self,
-        background: np.ndarray,
-        center: tuple[float, float] = (0.0, 0.0),
-        scale: float = 1.0,
-        angle: float = 0.0,
+        self, background: np.ndarray, center: tuple[float, float] = (0.0, 0.0), scale: float = 1.0, angle: float = 0.0,
         mirror: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.rgb = background
         self.parts = np.zeros(background.shape[:2], dtype=np.uint8)
         self.scale = scale
@@ -125,14 +121,9 @@ class Canvas:
         return slice(top, bottom), slice(left, right)
 
     def paint(
-        self,
-        shape: Shape,
-        color: np.ndarray,
-        part: int,
-        *,
-        ink: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
-        shade: float = 0.0,
-    ) -> None:
+        self, shape: Shape, color: np.ndarray, part: int, *,
+        ink: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None, shade: float = 0.0,
+    ) -> None:  # fmt: skip
         """Paint a shape in a color (3,) over what is there; `part` is seen where that covers more than half a pixel.
 
         The coverage of a pattern, `ink` (x, y) -> [0, 1], is multiplied with the shape's; `shade` darkens toward the

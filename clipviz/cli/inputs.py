@@ -89,7 +89,10 @@ def refuse_among_images(folder: str | Path, *specs: str | None, option: str = "-
     for spec in filter(None, specs):
         images = Path(spec).expanduser()
         if images.is_dir() and place.is_relative_to(images.resolve()):
-            raise ValueError(f"{str(folder)!r} lies in the folder of images {spec!r}; choose another {option}")
+            raise ValueError(
+                f"{str(folder)!r} lies in the folder of images {spec!r}, where it would be taken for a class; "
+                f"choose another place for {option}"
+            )
 
 
 def open_eval_data(args: argparse.Namespace, data: ImageDataset) -> ImageDataset:

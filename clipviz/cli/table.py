@@ -65,7 +65,10 @@ def check_same_images(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> N
         groups.setdefault((row.get("embeddings") or measured_on(row)) + n, [measured_on(row) + n]).append(name)
     if len(groups) > 1:
         listed = "; ".join(f"{', '.join(runs)}: {images}" for images, *runs in groups.values())
-        raise ValueError(f"runs on different images or classes cannot be compared in one table ({listed}); give others")
+        raise ValueError(
+            f"runs on different images, splits or classes cannot be compared in one table ({listed}); "
+            "give only those that were measured on the same"
+        )
 
 
 def summary(

@@ -35,7 +35,10 @@ def plain(text: str | None) -> str:
 def redraw(figure: go.Figure) -> Figure:
     """Draw a plotly figure of scatter, bar and heatmap traces with matplotlib; others are a ValueError."""
     if kinds := {trace.type for trace in figure.data} - {"scatter", "scattergl", "bar", "heatmap"}:
-        raise ValueError(f"pictures hold scatter, bar and heatmap traces, got {', '.join(sorted(kinds))}; show it live")
+        raise ValueError(
+            f"a static picture can hold scatter, bar and heatmap traces, got {', '.join(sorted(kinds))}; "
+            "show this figure in a live notebook or in the report"
+        )
     return _Redrawing(figure).figure
 
 

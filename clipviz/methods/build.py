@@ -18,15 +18,9 @@ from clipviz.methods.ntua import NtUA, NtUAConfig
 
 
 def build_method(
-    name: str,
-    backbone: Backbone,
-    dataset: ImageDataset,
-    *,
-    preset: str | None = None,
-    constants: Mapping[str, str] | None = None,
-    teacher: Backbone | None = None,
-    allow_labels: bool = False,
-) -> Method:
+    name: str, backbone: Backbone, dataset: ImageDataset, *, preset: str | None = None,
+    constants: Mapping[str, str] | None = None, teacher: Backbone | None = None, allow_labels: bool = False,
+) -> Method:  # fmt: skip
     """Build the method called `name` for a data set.
 
     Its prompts are used, its labels only where `allow_labels` permits `selection=oracle_balanced`. `preset` may be

@@ -161,14 +161,9 @@ class NtUA(AddingMethod):
     config: NtUAConfig
 
     def __init__(
-        self,
-        backbone: Backbone,
-        prompts: ClassPrompts,
-        config: NtUAConfig | None = None,
-        *,
-        teacher: Backbone | None = None,
-        oracle_index: Tensor | None = None,
-    ) -> None:
+        self, backbone: Backbone, prompts: ClassPrompts, config: NtUAConfig | None = None, *,
+        teacher: Backbone | None = None, oracle_index: Tensor | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(backbone, prompts, config)
         if teacher is not None and isinstance(backbone, FeatureBackbone):
             raise ValueError("a teacher needs images, but the data are embeddings only; leave it out")

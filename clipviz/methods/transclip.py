@@ -219,13 +219,9 @@ def passes(problem: Problem) -> Iterator[Solution]:
 
 
 def solve(
-    embeddings: Tensor,
-    classifier: Tensor,
-    config: TransCLIPConfig | None = None,
-    *,
-    anchor: bool = False,
+    embeddings: Tensor, classifier: Tensor, config: TransCLIPConfig | None = None, *, anchor: bool = False,
     logit_scale: float = 100.0,
-) -> Solution:
+) -> Solution:  # fmt: skip
     """Classify all images together, without training.
 
     Embeddings (n, E), n >= 1, and classifier (C, E), C >= 1, have unit norm; a class need not have images. The passes

@@ -113,14 +113,9 @@ def _told_apart(source: str, names: Sequence[str]) -> Mapping[str, int]:
 
 
 def fill(
-    path: Path,
-    filled: Mapping[str, Sequence[str]],
-    endpoint: Endpoint,
-    *,
-    n: int = 20,
-    kind: str | None = None,
+    path: Path, filled: Mapping[str, Sequence[str]], endpoint: Endpoint, *, n: int = 20, kind: str | None = None,
     progress: Callable[[str, int], None] = lambda name, n: None,
-) -> dict[str, list[str]]:
+) -> dict[str, list[str]]:  # fmt: skip
     """Ask for n sentences of every class that has none, and write the file after every answer.
 
     `filled` is what is known already, as of `open_skeleton`; `kind` is what the classes are kinds of, such as "bird";

@@ -70,9 +70,15 @@ def attention_modules(model: nn.Module, tower: Tower = "image") -> list[nn.Modul
     transformer = getattr(part, "transformer", None)
     modules = [getattr(block, "attn", None) for block in getattr(transformer, "resblocks", ())]
     if not modules or not all(isinstance(module, nn.Module) for module in modules):
-        raise ValueError(f"the {tower} tower, a {type(part).__name__}, has no blocks of open_clip's; {_ELSEWHERE}")
+        raise ValueError(
+            f"attention capture needs an {tower} tower made of open_clip's transformer blocks, got a "
+            f"{type(part).__name__}; {_ELSEWHERE}"
+        )
     if getattr(transformer, "grad_checkpointing", False):
-        raise ValueError("attention has no capture under checkpointing; call model.set_grad_checkpointing(False)")
+        raise ValueError(
+            "attention cannot be captured under gradient checkpointing, which runs every block twice; "
+            "switch it off with model.set_grad_checkpointing(False)"
+        )
     dropout = getattr(part, "patch_dropout", None)
     if isinstance(dropout, PatchDropout) and dropout.training and dropout.prob > 0:
         raise ValueError("patch dropout hides patches at random, so attention has no grid; call model.eval() first")

@@ -133,7 +133,10 @@ def grid_layer(backbone: Backbone) -> nn.Module:
         return trunk.stages[-1]
     if hasattr(trunk, "blocks") and hasattr(trunk.blocks[-1], "norm1"):
         return trunk.blocks[-1].norm1
-    raise ValueError(f"a {type(trunk).__name__} has no known layer with a grid; give layer=, a module of model.visual")
+    raise ValueError(
+        f"the last layer with a grid is not known for a {type(trunk).__name__}; give layer=, a module of "
+        "model.visual with output (B, C, h, w) or (B, L, W)"
+    )
 
 
 def patch_grid(model: Model, asked: Grid | None = None) -> Grid:

@@ -52,7 +52,10 @@ def backbone_of(model: Model) -> Backbone:
     """The backbone of a method, or the backbone itself; refused if it is neither, or knows embeddings only."""
     backbone = model.backbone if isinstance(model, Method) else model
     if not isinstance(backbone, Backbone):
-        raise ValueError(f"saliency needs a Backbone (load_backbone) or a method, got {type(model).__name__}")
+        raise ValueError(
+            f"saliency needs a Backbone (load_backbone) or a method (METHODS[name](backbone, prompts)), "
+            f"got {type(model).__name__}"
+        )
     if backbone.image_size == 0:
         raise ValueError(
             f"saliency needs images, but {backbone.name!r} holds their embeddings only; "
@@ -68,7 +71,10 @@ def ask(model: Model, images: Tensor, target: Asked = None, contrast: Asked = No
     default the one it predicts; of a backbone a sentence or an embedding (E,). No contrast means the plain logit.
     """
     if target is None and not isinstance(model, Method):
-        raise ValueError("a backbone has no classes, so gradient kinds want target='a sentence', or an embedding")
+        raise ValueError(
+            "a backbone has no classes, so gradient kinds want target='a sentence' (or an embedding); "
+            "with a method the predicted class is the default"
+        )
     asked = targets(model, images, target)
     other = None if contrast is None else resolve(model, contrast, len(images))
     if other is not None and len(same := (asked == other).reshape(len(images), -1).all(1).nonzero()):

@@ -77,16 +77,10 @@ class Adaptation:
     """
 
     def __init__(
-        self,
-        method: Method,
-        dataset: ImageDataset,
-        config: AdaptConfig | None = None,
-        *,
-        eval_dataset: ImageDataset | None = None,
-        probe: events.Probe | Tensor | None = None,
-        seed: int = 0,
+        self, method: Method, dataset: ImageDataset, config: AdaptConfig | None = None, *,
+        eval_dataset: ImageDataset | None = None, probe: events.Probe | Tensor | None = None, seed: int = 0,
         ranks: Ranks = ONE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not isinstance(method, Method):
             raise ValueError(
                 f"adapt needs a method that was built, got {method!r}; for example "
@@ -234,7 +228,10 @@ class Adaptation:
         """Pseudo-labels of a batch, of which this process may have a share of the views only."""
         pseudo = self.method.pseudo_label(batch.views, batch.index)
         if len(pseudo.labels) != len(batch):
-            raise ValueError(f"{self.method.name} labels {len(pseudo.labels)} of {len(batch)} images; see views.gather")
+            raise ValueError(
+                f"{self.method.name} labels {len(pseudo.labels)} of the {len(batch)} images of a batch; a method that "
+                "several processes share passes what it computes from views through views.gather"
+            )
         return pseudo
 
     @torch.enable_grad()

@@ -32,12 +32,9 @@ class ModelProbe:
     """
 
     def __init__(
-        self,
-        method: Method,
-        dataset: ImageDataset | None = None,
-        eval_dataset: ImageDataset | None = None,
+        self, method: Method, dataset: ImageDataset | None = None, eval_dataset: ImageDataset | None = None,
         ask: Ask[Any] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._method = method
         self._datasets = {"train": dataset, "eval": eval_dataset}
         self._ask = ask or self._directly

@@ -21,8 +21,10 @@ def check_storable(settings: dict[str, dict[str, Any]]) -> None:
             try:
                 json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as error:
-                wanted = f"{name} of the {group} must be a plain number or text, such as int() or float() give"
-                raise ValueError(f"{wanted}, got {one_line(repr(value), 60)}") from error
+                raise ValueError(
+                    f"{name} of the {group} must be a plain number or text, got {one_line(repr(value), 60)}; "
+                    "convert it with int() or float()"
+                ) from error
 
 
 def check_labels(method: Method, *datasets: ImageDataset | None) -> None:
@@ -77,7 +79,10 @@ def _check_embeddings(method: Method, data: ImageDataset) -> None:
 def check_shares(method: Method, dataset: ImageDataset, config: AdaptConfig, ranks: Ranks) -> None:
     """Refuse what several processes cannot share, or gain nothing by."""
     if not dataset.has_pixels:
-        raise ValueError(f"{dataset.name} holds embeddings, which {ranks.size} processes cannot share; use one device")
+        raise ValueError(
+            f"{dataset.name} holds embeddings, and {ranks.size} processes can share only the computation of "
+            "embeddings; use one device"
+        )
     if config.batch_size < ranks.size:
         raise ValueError(
             f"a batch of {config.batch_size} images cannot be shared by {ranks.size} processes; "
@@ -85,4 +90,7 @@ def check_shares(method: Method, dataset: ImageDataset, config: AdaptConfig, ran
         )
     norms = (m for m in method.backbone.visual.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     if method.trains and method.adapts_tower and any(norms):
-        raise ValueError(f"{method.backbone.name} has BatchNorms, which need whole batches; use one device, or a ViT")
+        raise ValueError(
+            f"{method.backbone.name} has BatchNorms, which learn from whole batches, so {ranks.size} processes cannot "
+            "share one; use one device, or a ViT"
+        )

@@ -164,7 +164,10 @@ class RunFolder:
 
     def _check_that_all_found_it(self, found: list[str]) -> None:
         if len(set(found)) > 1:
-            raise ValueError(f"the processes find different checkpoints ({'; '.join(found)}); give a folder they share")
+            raise ValueError(
+                f"the processes find different checkpoints in {self.path} ({'; '.join(found)}); "
+                "give a folder that all machines share"
+            )
 
     def _restore(self, adaptation: Adaptation) -> Trace | None:
         found = [path for name in (CHECKPOINT, PREVIOUS) if (path := self.path / name).is_file()]
@@ -174,7 +177,10 @@ class RunFolder:
         if adaptation.epoch == adaptation.steps_in_epoch == 0:
             return Trace()  # the run measures itself anew
         if not (self.path / _TRACE).is_dir():
-            raise ValueError(f"{self.path} holds a checkpoint but not its {_TRACE}/; put it back or use another folder")
+            raise ValueError(
+                f"{self.path} holds a checkpoint, but not the {_TRACE}/ that it continues; put that back, or start "
+                "again in another folder"
+            )
         return _known_to(adaptation, Trace.load(self.path))
 
     def _load_newest(self, found: list[Path], adaptation: Adaptation) -> None:

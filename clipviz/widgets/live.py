@@ -58,13 +58,9 @@ class LiveMonitor(View):
     note = "a picture of the last state: run the cell to follow a run"
 
     def __init__(
-        self,
-        run: Run | FollowedRun | str | os.PathLike[str],
-        *,
-        state: ViewState | None = None,
-        rate: float = 5.0,
+        self, run: Run | FollowedRun | str | os.PathLike[str], *, state: ViewState | None = None, rate: float = 5.0,
         clock: Clock = time.monotonic,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.run = run = cast("Run", run) if hasattr(run, "newest") else FollowedRun(path_text("a run's folder", run))
         self.state = state or ViewState()
         self._lock = threading.RLock()  # the pump draws, and so does whoever shows the view
@@ -277,13 +273,9 @@ class Pump:
     """
 
     def __init__(
-        self,
-        draw: Callable[[], None],
-        rate: float = 5.0,
-        has_changed: Callable[[], bool] = lambda: False,
-        is_over: Callable[[], bool] = lambda: False,
-        clock: Clock = time.monotonic,
-    ) -> None:
+        self, draw: Callable[[], None], rate: float = 5.0, has_changed: Callable[[], bool] = lambda: False,
+        is_over: Callable[[], bool] = lambda: False, clock: Clock = time.monotonic,
+    ) -> None:  # fmt: skip
         if not rate > 0:
             raise ValueError(f"rate must be positive, got {rate}")
         self.interval = 1.0 / rate

@@ -328,7 +328,7 @@ def test_a_folder_or_file_in_the_place_of_a_model_is_explained(tmp_path):
     with pytest.raises(ValueError, match=r"is not a model: it holds no open_clip_config\.json"):
         load_backbone(str(tmp_path))
     save_file(make_tiny_backbone().model.state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="is a file; name an architecture such as ViT-B-32"):
+    with pytest.raises(ValueError, match="is a file; the model is an architecture such as ViT-B-32"):
         load_backbone(str(tmp_path / "w.safetensors"))
     with pytest.raises(ValueError, match="unknown model 'foo:bar'"):
         load_backbone("foo:bar")

@@ -252,11 +252,11 @@ def test_a_folder_is_no_file_of_embeddings_and_said_so_before_any_image_is_looke
 @pytest.mark.parametrize("place", ["", "run", "red square/run"])
 def test_a_run_among_the_images_would_be_a_class_of_theirs(photos, place, capfd):
     assert cli.main(adapt(data=photos, out=photos / place)) == 2
-    assert re.search("lies in the folder of images .*; choose another", capfd.readouterr().err)
+    assert re.search("lies in the folder of images .* taken for a class; choose another", capfd.readouterr().err)
     assert cli.main(["embed", "--model", "birds", "--data", str(photos), "--out", str(photos / "new" / "x.npz")]) == 2
     assert "lies in the folder of images" in capfd.readouterr().err
     assert cli.main(adapt("--cache-dir", photos / "cache", data=photos, out=photos.parent / "run")) == 2
-    assert "choose another --cache-dir" in capfd.readouterr().err
+    assert "choose another place for --cache-dir" in capfd.readouterr().err
     assert sorted(path.name for path in photos.iterdir()) == ["blue square", "green square", "red square"]
 
 

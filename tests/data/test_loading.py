@@ -44,7 +44,7 @@ def test_a_folder_is_loaded(tmp_path, save_image, monkeypatch):
         ("nul\0byte", "unknown data set or folder"),
         ("features.npz", "no such file of embeddings"),
         ("features.safetensors", "no such file of embeddings"),
-        ("photo.png", "'photo.png' is a file; give the folder of images"),
+        ("photo.png", "'photo.png' is a file; give the folder that holds the images"),
         ("broken", "'broken' is a broken symbolic link"),
     ],
 )

@@ -117,7 +117,7 @@ def test_reference_lines_and_notes_are_drawn():
 
 
 def test_a_trace_it_cannot_draw_is_refused_by_name():
-    with pytest.raises(ValueError, match="got pie; show it live"):
+    with pytest.raises(ValueError, match="got pie; show this figure"):
         redraw(go.Figure(go.Pie(values=[1, 2])))
 
 

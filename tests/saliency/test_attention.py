@@ -174,7 +174,7 @@ def test_a_thousand_calls_do_not_grow(tiny_backbone: Backbone) -> None:
 
 
 def test_refusals_say_why_and_change_nothing(tiny_backbone: Backbone, resnet: Backbone) -> None:
-    with pytest.raises(ValueError, match="the image tower, a ModifiedResNet, has no blocks of open_clip's; integrated"):
+    with pytest.raises(ValueError, match="open_clip's transformer blocks, got a ModifiedResNet"):
         capture_attention(resnet).__enter__()
     with pytest.raises(ValueError, match="scaled cosine"):
         capture_attention(make_backbone(scaled_cosine_attn=True)).__enter__()

@@ -102,7 +102,7 @@ def test_stopped_at_any_step_and_resumed_is_undisturbed_to_the_bit(tiny_backbone
 def test_what_cannot_be_gone_on_with_says_what_to_do(tiny_backbone, tmp_path):
     make_run(tmp_path, tiny_backbone).fit()
     (tmp_path / "trace").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"holds a checkpoint but not its trace/; put it back or use another folder"):
+    with pytest.raises(ValueError, match=r"holds a checkpoint, but not the trace/ .* start again in another folder"):
         make_run(tmp_path, tiny_backbone).restore()
     newest, previous = sorted(tmp_path.glob("checkpoint*"), reverse=True)
     newest.write_bytes(b"")

@@ -237,7 +237,10 @@ def _targets(targets: Tensor | None, n: int, n_classes: int, source: str) -> np.
     if targets is None:
         return np.full(n, UNLABELLED, np.int64)
     if targets.ndim != 1 or len(targets) != n or targets.is_floating_point() or targets.dtype == torch.bool:
-        raise ValueError(f"{source}: labels must be {n} integers, got {targets.dtype} {tuple(targets.shape)}")
+        raise ValueError(
+            f"{source}: labels must be {n} integers, one per embedding, "
+            f"got {str(targets.dtype).removeprefix('torch.')} {tuple(targets.shape)}"
+        )
     targets = targets.to(torch.int64)  # of wide unsigned numbers torch knows no smallest
     low, high = int(targets.min()), int(targets.max())
     if low < UNLABELLED or (n_classes and high >= n_classes):

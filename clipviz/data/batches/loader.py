@@ -30,17 +30,14 @@ class ViewLoader:
     """
 
     def __init__(
-        self,
-        dataset: ImageDataset,
-        config: ViewConfig,
-        batch_size: int,
-        seed: int,
-        workers: int = 0,
-        device: torch.device | str = "cpu",
-        ranks: Ranks = ONE,
-    ) -> None:
+        self, dataset: ImageDataset, config: ViewConfig, batch_size: int, seed: int, workers: int = 0,
+        device: torch.device | str = "cpu", ranks: Ranks = ONE,
+    ) -> None:  # fmt: skip
         if batch_size < 1 or seed < 0 or workers < 0:
-            raise ValueError(f"a loader needs batch_size >= 1, seed, workers >= 0, got {batch_size}, {seed}, {workers}")
+            raise ValueError(
+                "a loader needs batch_size >= 1, seed >= 0 and workers >= 0, "
+                f"got batch_size={batch_size}, seed={seed}, workers={workers}"
+            )
         if len(dataset) == 0:
             raise ValueError(f"data set {dataset.name!r} has no images in split {dataset.split!r}")
         self.dataset, self.config = dataset, config

@@ -65,15 +65,9 @@ class ArrayDataset(ImageDataset):
     """Images in memory: pixels (N, H, W, 3) or, gray, (N, H, W) uint8; labels (N,) class indices."""
 
     def __init__(
-        self,
-        pixels: NDArray[np.uint8],
-        labels: Sequence[int],
-        *,
-        name: str,
-        split: str,
-        class_names: tuple[str, ...],
+        self, pixels: NDArray[np.uint8], labels: Sequence[int], *, name: str, split: str, class_names: tuple[str, ...],
         **options: Unpack[FileOptions],
-    ) -> None:
+    ) -> None:  # fmt: skip
         chosen = drawn(len(pixels), options.get("n"), options.get("seed", 0))
         self.name, self.split, self.skipped = name, split, []
         self.prompts = make_prompts(class_names, options.get("templates"), options.get("descriptions"))

@@ -148,13 +148,9 @@ class ImageFolderDataset(ImageFileDataset):
     """
 
     def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        split: str = "train",
-        *,
-        classes: Classes | None = None,
+        self, folder: str | os.PathLike[str], split: str = "train", *, classes: Classes | None = None,
         **options: Unpack[FileOptions],
-    ) -> None:
+    ) -> None:  # fmt: skip
         check_count(options.get("n"))  # before the folder is looked through
         root = os.fsdecode(folder)
         name = data_name(root)

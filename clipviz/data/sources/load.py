@@ -119,7 +119,10 @@ def _no_folder(text: str, folder: str) -> str:
     if text.lower().endswith(MANIFEST_SUFFIXES) or is_coop_split(text):
         return f"no such file: {text!r}; give an existing manifest (.csv, .parquet) or split file"
     if os.path.exists(folder):
-        return f"{text!r} is a file; give the folder of images, or a .csv, .parquet, .npz, .safetensors or split_*.json"
+        return (
+            f"{text!r} is a file; give the folder that holds the images, or a .csv, .parquet, .npz, .safetensors or "
+            "split_*.json file"
+        )
     if os.path.lexists(folder):
         return f"{text!r} is a broken symbolic link; give a folder of images"
     if text.startswith((os.sep, ".", "~")):
