@@ -217,6 +217,7 @@ def test_who_decided_images_that_were_learned_from(tmp_path):
     trace = synthetic_trace(epochs=2, **SMALL)
     trace.meta["accuracy_is"] = "transductive"
     one = trace.samples["index"] == trace.highlights.index[0]
+    trace.samples.loc[one, "dynamic_label"] = trace.samples.loc[one, "pseudo_label"]
     trace.samples.loc[one, "static_label"] = (trace.samples.loc[one, "pseudo_label"] + 1) % 6
     content = packed(write_report([trace], tmp_path / "report.html").read_text(encoding="utf-8"), "images")
     index, (found,) = unpacked(content["index"]), content["runs"]
@@ -442,6 +443,24 @@ def test_runs_that_cannot_share_a_table_are_refused(tmp_path):
         with pytest.raises(ValueError, match=complaint):
             write_report(traces, tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run: run.meta.update(files={"measured": [f"{run.method}/{i}.png" for i in range(40)]}), "files"),
+        (lambda run: run.meta.update(origins={"eval_data": {"spec": "birds", "seed": len(run.method)}}), "seed"),
+        (lambda run: run.predictions.update({"target": run.predictions["index"] % len(run.method) % 6}), "true class"),
+    ],
+    ids=["files", "drawn", "labels"],
+)
+def test_runs_on_other_images_of_the_same_name_are_refused(change, said, tmp_path):
+    traces = [synthetic_trace(epochs=1, method=method, **SMALL) for method in ("microclip", "dpa")]
+    write(tmp_path, traces)
+    for trace in traces:
+        change(trace)
+    with pytest.raises(ValueError, match=f"cannot share a table.*same name, but differ in their {said}"):
+        write_report(traces, tmp_path / "report.html")
 
 
 def test_a_place_that_cannot_be_written_is_refused_and_keeps_what_is_there(tmp_path, monkeypatch):

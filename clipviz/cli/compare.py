@@ -8,6 +8,7 @@ from typing import Any
 from clipviz.cli.table import check_same_images, read_results, summary
 from clipviz.errors import inert, parse_json
 from clipviz.figures import run_labels
+from clipviz.figures.compare import other_images
 from clipviz.report import write_report
 from clipviz.trace import Trace
 from clipviz.trace.schema import check_meta
@@ -19,6 +20,8 @@ def compare(args: argparse.Namespace) -> None:
     facts = [_chosen(run) | row for run, row in zip(args.runs, rows, strict=True)]
     check_same_images(args.runs, facts)
     print(summary(rows, args.runs, run_labels([row["method"] for row in rows], facts, args.runs)))
+    if what := other_images(facts):
+        print(f"these runs were measured on other birds each: they differ in their {what}")
     if args.html is not None:
         page = write_report([Trace.load(run) for run in args.runs], args.html)
         print(f"wrote {inert(page)}", file=sys.stderr)

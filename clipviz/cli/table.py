@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipviz.errors import inert, one_line, parse_json
+from clipviz.figures.compare import other_images
 from clipviz.trace import Trace
 
 _SHOWN = {
@@ -58,13 +59,17 @@ def measured_on(row: dict[str, Any]) -> str:
 
 
 def check_same_images(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    """Refuse results on different images, splits or numbers of classes: their accuracies do not compare."""
-    groups: dict[str, list[str]] = {}  # the images in words, then the names of runs
+    """Refuse results on different images, splits or classes: their accuracies do not compare."""
+    groups: dict[Any, list[str]] = {}  # the images in words, then the names of runs
     for name, row in zip(names, rows, strict=True):
-        n = f", {len(row['class_names'])} classes" if row.get("class_names") else ""
-        groups.setdefault((row.get("embeddings") or measured_on(row)) + n, [measured_on(row) + n]).append(name)
-    if len(groups) > 1:
+        classes = row.get("class_names") or ()
+        images = measured_on(row) + (f", {len(classes)} classes" if classes else "")
+        groups.setdefault((row.get("embeddings") or measured_on(row), *classes), [images]).append(name)
+    is_of_other_files = other_images(rows) == "files"
+    if len(groups) > 1 or is_of_other_files:
         listed = "; ".join(f"{', '.join(runs)}: {images}" for images, *runs in groups.values())
+        if len({images for images, *_ in groups.values()}) == 1:
+            listed += f"; but the {'files' if is_of_other_files else 'names or the order of the classes'} differ"
         raise ValueError(
             f"runs on different images, splits or classes cannot be compared in one table ({listed}); "
             "give only those that were measured on the same"

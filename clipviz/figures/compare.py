@@ -134,6 +134,7 @@ def comparison_info(trace_a: Trace, trace_b: Trace, epoch: int | None = None, sp
     images, both = [_images(trace, split) for trace in traces], one.index.intersection(other.index, sort=True)
     a, b = one.loc[both, "target"], other.loc[both, "target"]
     is_same = images[0][0] == images[1][0] and bool(((a == b) | (a < 0) | (b < 0)).all())
+    is_same = is_same and not other_images([trace.meta for trace in traces], SPLITS[split][2])
     if not is_same or (split == "eval" and len(both) < max(len(one), len(other))):
         tables = zip((one, other), images, strict=True)
         places = " and ".join(f"{len(table)} of {place}" for table, (_, place) in tables)
@@ -156,6 +157,18 @@ def _images(trace: Trace, split: str) -> tuple[object, str]:
     name, part = (trace.meta.get(key) for key in keys)
     files = (trace.meta.get("files") or {}).get(SPLITS[split][2])
     return files or [name, part], style.shorten(f"{name or 'no images'}{f' ({part})' if part else ''}", 60)
+
+
+def other_images(metas: Sequence[Mapping[str, Any]], part: str = "measured") -> str:
+    """In what the images of runs differ, whatever their names: files, or how birds were drawn; "" in nothing known."""
+    which = {"measured": "eval_data", "learned": "data"}[part]
+    origins = [(meta.get("origins") or {}).get(which) or {} for meta in metas]
+    birds = [origin for origin in origins if str(origin.get("spec")).partition("/")[0] == "birds"]
+    known = {
+        "files": [files for meta in metas if (files := (meta.get("files") or {}).get(part))],
+        "seed or severity": [[origin.get("seed"), origin.get("severity")] for origin in birds],
+    }
+    return next((what for what, each in known.items() if any(one != each[0] for one in each)), "")
 
 
 class Timeline(NamedTuple):

@@ -22,6 +22,7 @@ import open_clip
 import pytest
 from forked import start
 from PIL import Image
+from synthetic import synthetic_trace
 from tiny import TINY, ToyDataset, clusters, make_tiny_backbone
 
 import clipviz
@@ -683,6 +684,27 @@ def test_runs_that_chose_among_more_classes_are_not_compared(photos, tmp_path, c
     assert not out
     assert f"measured on the same images, {len(folders)} classes; " in line
     assert f"measured on the same images, {len(folders) + 1} classes)" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"files": {"measured": ["b.png"]}}, "24 classes; but the files differ)"),
+        ({"class_names": [f"kind {i}" for i in range(24)]}, "but the names or the order of the classes differ)"),
+        ({"origins": {"eval_data": {"spec": "birds", "seed": 1}}}, ""),
+    ],
+)
+def test_images_of_the_same_name_are_compared_only_if_they_are_the_same(change, said, tmp_path, capfd):
+    trace, runs = synthetic_trace(epochs=1, n_images=8, n_eval=8), [str(tmp_path / name) for name in "ab"]
+    facts = {"files": {"measured": ["a.png"]}, "origins": {"eval_data": {"spec": "birds", "seed": 0}}}
+    for run, more in zip(runs, ({}, change), strict=True):
+        trace.meta |= facts | more
+        trace.save(Path(run, "trace"))
+        Path(run, "results.json").write_text(json.dumps(results_of(trace)))
+    assert cli.main(["compare", *runs]) == 2 * bool(said)
+    out, err = capfd.readouterr()
+    assert said in err
+    assert ("other birds each: they differ in their seed or severity" in out) == (not said)
 
 
 def test_runs_on_different_data_are_not_compared(photos, tmp_path, capfd):

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from synthetic import synthetic_trace
 
-from clipviz.figures.compare import comparison_info, timeline_info
+from clipviz.figures.compare import comparison_info, other_images, timeline_info
 from clipviz.trace import Trace
 
 NAMES = ["ant", "bee", "cat"]
@@ -75,6 +75,26 @@ def test_runs_on_other_images_are_refused_in_one_sentence(other, said):
     with pytest.raises(ValueError, match=said) as refused:
         comparison_info(measured([0, 0, 0, 0]), other)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "one", "other", "said"),
+    [
+        ("files", {"measured": ["a/0.jpg"]}, {"measured": ["b/0.jpg"]}, "files"),
+        ("files", {"measured": ["a/0.jpg"]}, {"measured": []}, ""),
+        ("origins", {"eval_data": {"spec": "birds", "seed": 0}}, {"eval_data": {"spec": "birds", "seed": 1}}, "seed"),
+        ("origins", {"eval_data": {"spec": "/pets", "seed": 0}}, {"eval_data": {"spec": "/pets", "seed": 1}}, ""),
+        ("origins", {"eval_data": {"spec": "birds/fog", "severity": 1}}, {"eval_data": None}, ""),
+    ],
+)
+def test_images_of_one_name_are_others_by_their_files_or_how_they_were_drawn(key, one, other, said):
+    metas = [{key: one}, {key: other}, {key: one}]
+    assert other_images(metas).startswith(said)
+    assert not other_images(metas[::2])
+    traces = [measured([0, 0, 0, 0], **meta) for meta in metas[:2]]
+    if said:
+        with pytest.raises(ValueError, match="no images in common"):
+            comparison_info(*traces)
 
 
 def test_timeline_of_a_training_image():
