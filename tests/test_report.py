@@ -345,6 +345,22 @@ def test_a_single_run_is_compared_with_the_model_before_adaptation(tmp_path):
     assert write(tmp_path, trace) == page
 
 
+def test_no_model_is_compared_with_another_ones_zero_shot(tmp_path):
+    small, large, other = (synthetic_trace(epochs=1, method=method, **SMALL) for method in ("dpa", "ntua", "zero_shot"))
+    small.meta |= {"zero_shot_accuracy": 0.25, "classes_from": "names"}
+    large.meta |= {"zero_shot_accuracy": 0.625, "model": "ViT-B-16", "n_images": 1200, "classes_from": "descriptions"}
+    for runs in ([small, large], [small, large, other]):
+        summary = summarize(runs)
+        assert summary.reference is None
+        assert len(summary.rows) == len(runs)
+        assert [row.gain for row in summary.rows] == [row.accuracy - row.before for row in summary.rows]
+    text = Page(write(tmp_path, [small, large])).text
+    assert "The models birds and ViT-B-16 were adapted to 60 or 1,200 images of birds/clutter" in text
+    assert "The methods saw the images and the names and descriptions of the classes" in text
+    large.meta |= {"zero_shot_accuracy": 0.25, "model": "birds"}
+    assert summarize([small, large]).reference == "zero-shot"
+
+
 def test_a_baseline_alone_adapted_nothing(tmp_path):
     one, two = ({**SMALL, "n_classes": n} for n in (1, 2))
     baseline, trained = synthetic_trace(epochs=0, method="zero_shot", **one), synthetic_trace(epochs=1, **two)

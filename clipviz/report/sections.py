@@ -13,7 +13,7 @@ from clipviz.figures.redraw import plain
 from clipviz.figures.style import trace_styles
 from clipviz.report.explored import explored
 from clipviz.report.page import charts, picture
-from clipviz.report.summary import Summary, is_about_chance, n_evaluated, summarize, zero_shot_accuracy
+from clipviz.report.summary import Summary, is_about_chance, model_names, n_evaluated, summarize, zero_shot_accuracy
 from clipviz.report.views import CHAPTERS, View
 from clipviz.trace import Trace
 
@@ -56,13 +56,16 @@ def introduction(labels: Sequence[str], traces: Sequence[Trace], summary: Summar
     def is_chance(accuracy: float | None) -> bool:
         return accuracy is not None and is_about_chance(accuracy, n_classes, summary.n_labeled)
 
-    zero_shot = zero_shot_accuracy(traces)
+    models, sentences = model_names(traces), {trace.meta.get("classes_from") for trace in traces}
+    zero_shot = zero_shot_accuracy(traces) if len(models) == 1 else None
+    n_images = {trace.meta.get("n_images") or trace.samples["index"].nunique() for trace in traces}
     ended = ((label, _UNFINISHED.get(str(t.meta.get("status"))), t) for label, t in zip(labels, traces, strict=True))
     return {
         "meta": first.meta,
-        "model": str(first.meta.get("model", "a CLIP model")),
+        "models": models,
         "data": str(first.meta.get("data", "unnamed images")),
-        "n_images": first.meta.get("n_images") or first.samples["index"].nunique(),
+        "n_images": " or ".join(f"{n:,}" for n in sorted(n_images)),
+        "classes_from": sentences.pop() if len(sentences) == 1 else None,
         "n_evaluated": n_evaluated(first),
         "n_classes": n_classes,
         "is_adapted": any(map(figures.is_trained, traces)),

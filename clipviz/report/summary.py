@@ -50,7 +50,8 @@ def summarize(traces: Sequence[Trace]) -> Summary:
     """Results of every trace in the order given."""
     labels = trace_labels(traces)
     by_method = {trace.method: i for i, trace in reversed(list(enumerate(traces)))}
-    reference = next((by_method[name] for name in REFERENCES if name in by_method), None)
+    is_of_one_model = len(model_names(traces)) == 1
+    reference = next((by_method[name] for name in REFERENCES if name in by_method and is_of_one_model), None)
     base, name = (None, None) if reference is None else (last_value(traces[reference], "accuracy"), labels[reference])
     first = []
     if "zero_shot" not in by_method and (known := _known_zero_shot(traces)) is not None:
@@ -66,7 +67,14 @@ def _first(values: Iterable[object]) -> float | None:
 
 
 def _known_zero_shot(traces: Sequence[Trace]) -> float | None:
-    return _first(trace.meta.get("zero_shot_accuracy") for trace in traces)
+    """What all runs that know it agree on: those of another model, or with other templates, have another one."""
+    known = {_finite(trace.meta.get("zero_shot_accuracy")) for trace in traces} - {None}
+    return known.pop() if len(known) == 1 else None
+
+
+def model_names(traces: Sequence[Trace]) -> list[str]:
+    """The models of runs, each once, in their order."""
+    return list(dict.fromkeys(str(trace.meta.get("model", "a CLIP model")) for trace in traces))
 
 
 def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Row:
