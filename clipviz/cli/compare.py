@@ -20,7 +20,7 @@ def compare(args: argparse.Namespace) -> None:
     facts = [_chosen(run) | row for run, row in zip(args.runs, rows, strict=True)]
     check_same_images(args.runs, facts)
     print(summary(rows, args.runs, run_labels([row["method"] for row in rows], facts, args.runs)))
-    if what := other_images(facts):
+    if what := other_images([Trace(meta=fact) for fact in facts]):
         print(f"these runs were measured on other birds each: they differ in their {what}")
     if args.html is not None:
         page = write_report([Trace.load(run) for run in args.runs], args.html)

@@ -65,7 +65,7 @@ def check_same_images(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> N
         classes = row.get("class_names") or ()
         images = measured_on(row) + (f", {len(classes)} classes" if classes else "")
         groups.setdefault((row.get("embeddings") or measured_on(row), *classes), [images]).append(name)
-    is_of_other_files = other_images(rows) == "files"
+    is_of_other_files = other_images([Trace(meta=row) for row in rows]) == "files"
     if len(groups) > 1 or is_of_other_files:
         listed = "; ".join(f"{', '.join(runs)}: {images}" for images, *runs in groups.values())
         if len({images for images, *_ in groups.values()}) == 1:

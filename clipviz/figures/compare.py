@@ -97,6 +97,8 @@ def _places(folders: Sequence[str]) -> list[str]:
 #: Where true labels are known, who is right; where they are not, whether the runs say the same.
 RIGHT_CELLS, SAME_CELLS = ("both right", "only a right", "only b right", "neither right"), ("agree", "differ")
 
+_PLACES = {"eval": ("eval_data", "eval_split"), "train": ("data", "split")}
+
 
 class Comparison(NamedTuple):
     """What two runs say of the same images, "eval" (predictions), or of runs that were not measured "train".
@@ -131,13 +133,10 @@ def comparison_info(trace_a: Trace, trace_b: Trace, epoch: int | None = None, sp
     one, other = (image_table(trace, split, e) for trace, e in zip(traces, at, strict=True))
     if trace_a.class_names != trace_b.class_names:
         raise ValueError("these runs have different classes; compare runs on the same images")
-    images, both = [_images(trace, split) for trace in traces], one.index.intersection(other.index, sort=True)
-    a, b = one.loc[both, "target"], other.loc[both, "target"]
-    is_same = images[0][0] == images[1][0] and bool(((a == b) | (a < 0) | (b < 0)).all())
-    is_same = is_same and not other_images([trace.meta for trace in traces], SPLITS[split][2])
-    if not is_same or (split == "eval" and len(both) < max(len(one), len(other))):
-        tables = zip((one, other), images, strict=True)
-        places = " and ".join(f"{len(table)} of {place}" for table, (_, place) in tables)
+    both = one.index.intersection(other.index, sort=True)
+    if not share_images(*traces, split) or (split == "eval" and len(both) < max(len(one), len(other))):
+        tables = zip((one, other), traces, strict=True)
+        places = " and ".join(f"{len(table)} of {_place(trace, split)}" for table, trace in tables)
         raise ValueError(f"these runs have no images in common ({places}); compare runs on the same images")
     one, other = one.loc[both], other.loc[both]
     target, a, b = one["target"].where(one["target"] >= 0, other["target"]), one["label"], other["label"]
@@ -151,24 +150,33 @@ def comparison_info(trace_a: Trace, trace_b: Trace, epoch: int | None = None, sp
     return Comparison((name_a, name_b), table, {cell: int((table["cell"] == cell).sum()) for cell in shown}, split)
 
 
-def _images(trace: Trace, split: str) -> tuple[object, str]:
-    """What the images are, their files where these are known, else the data set; and how to call them."""
-    keys = ("eval_data", "eval_split") if split == "eval" else ("data", "split")
-    name, part = (trace.meta.get(key) for key in keys)
-    files = (trace.meta.get("files") or {}).get(SPLITS[split][2])
-    return files or [name, part], style.shorten(f"{name or 'no images'}{f' ({part})' if part else ''}", 60)
+def share_images(one: Trace, other: Trace, split: str) -> bool:
+    """Whether the images of a split are the same in two runs: their files where these are known, else the data set."""
+    names = [_files(trace, split) or [trace.meta.get(key) for key in _PLACES[split]] for trace in (one, other)]
+    return names[0] == names[1] and not other_images([one, other], split)
 
 
-def other_images(metas: Sequence[Mapping[str, Any]], part: str = "measured") -> str:
-    """In what the images of runs differ, whatever their names: files, or how birds were drawn; "" in nothing known."""
-    which = {"measured": "eval_data", "learned": "data"}[part]
-    origins = [(meta.get("origins") or {}).get(which) or {} for meta in metas]
-    birds = [origin for origin in origins if str(origin.get("spec")).partition("/")[0] == "birds"]
-    known = {
-        "files": [files for meta in metas if (files := (meta.get("files") or {}).get(part))],
+def other_images(traces: Sequence[Trace], split: str = "eval") -> str:
+    """In what images of one name differ between runs, where that is known; "" in nothing."""
+    origins = [(trace.meta.get("origins") or {}).get(_PLACES[split][0]) for trace in traces]
+    birds = [origin for origin in origins if origin and str(origin.get("spec")).partition("/")[0] == "birds"]
+    known: dict[str, list[Any]] = {
+        "files": [files for trace in traces if (files := _files(trace, split))],
         "seed or severity": [[origin.get("seed"), origin.get("severity")] for origin in birds],
     }
-    return next((what for what, each in known.items() if any(one != each[0] for one in each)), "")
+    rows = pd.concat([getattr(trace, SPLITS[split][0])[["index", "target"]] for trace in traces])
+    is_relabeled = rows[rows["target"] >= 0].drop_duplicates()["index"].duplicated().any()
+    differing = (what for what, each in known.items() if any(one != each[0] for one in each))
+    return next(differing, "true classes" * bool(is_relabeled))
+
+
+def _files(trace: Trace, split: str) -> Any:
+    return (trace.meta.get("files") or {}).get(SPLITS[split][2])
+
+
+def _place(trace: Trace, split: str) -> str:
+    name, part = (trace.meta.get(key) for key in _PLACES[split])
+    return style.shorten(f"{name or 'no images'}{f' ({part})' if part else ''}", 60)
 
 
 class Timeline(NamedTuple):

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from clipviz.figures import trace_labels
 from clipviz.figures.compare import other_images
@@ -138,19 +137,13 @@ def check_comparable(traces: Sequence[Trace]) -> None:
         labels = trace_labels(list(seen.values()))
         what = "; ".join(f"{label} on {place}" for (place, _), label in zip(seen, labels, strict=True))
         if len(seen) == 1:
-            what = f"their evaluation images are of the same name, but differ in their {_other_images(traces)}"
+            what = f"their evaluation images are of the same name, but differ in their {other_images(traces)}"
         raise ValueError(f"these runs cannot share a table, write one report for each: {what}")
 
 
 def is_comparable(traces: Sequence[Trace]) -> bool:
     """Whether all were measured on the same images and classes."""
-    return len({*map(_measured_on, traces)}) == 1 and not _other_images(traces)
-
-
-def _other_images(traces: Sequence[Trace]) -> str:
-    rows = pd.concat([trace.predictions[["index", "target"]] for trace in traces])
-    is_relabeled = rows[rows["target"] >= 0].drop_duplicates()["index"].duplicated().any()
-    return other_images([trace.meta for trace in traces]) or "true classes" * bool(is_relabeled)
+    return len({*map(_measured_on, traces)}) == 1 and not other_images(traces)
 
 
 def _measured_on(trace: Trace) -> tuple[str, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as TooLate
+from functools import lru_cache
 from typing import Any
 
 import ipywidgets
@@ -10,11 +11,13 @@ import numpy as np
 
 from clipviz.errors import one_line
 from clipviz.figures import trace_labels
+from clipviz.figures.compare import share_images
+from clipviz.figures.image_table import SPLITS
 from clipviz.figures.moments import when
 from clipviz.figures.saliency import kind_name, unit_range
 from clipviz.figures.style import apart, class_name, shorten
 from clipviz.trace import Trace
-from clipviz.widgets.album import Album, same_classes
+from clipviz.widgets.album import Album, parsed, same_classes
 from clipviz.widgets.canvases import OverlayCanvas, Panel, Picture, Row
 from clipviz.widgets.controls import PLAIN, dropdown, show_if, slider, wrapped
 from clipviz.widgets.view import Newest, ViewState, follow
@@ -44,6 +47,7 @@ class Inspector:
         self.always: list[str] = []  # the runs that are shown whatever is looked at
         self.image: np.ndarray | None = None
         self._newest = Newest()
+        self._share_images = lru_cache(64)(share_images)
         self.canvas = OverlayCanvas()
         self._make_controls(max(trace.final_epoch for trace in traces), with_epoch)
         follow(self.state, self.show, ["selected", "epoch", "method"])
@@ -141,15 +145,21 @@ class Inspector:
     def show(self) -> None:
         """Bring the canvas up to date."""
         question = self._newest.ask()
-        image = self.state.selected[0] if self.state.selected else None
+        image = self.state.selected[0] if self.state.selected else ""
         pixels, rows = None, []
-        having = [album for album in (self.album, *self.albums.values()) if image and album.has(image)]
-        if image is not None and (having or self.album.verdict(image, self.state.epoch).confidence is not None):
+        albums = [album for album in (self.album, *self.albums.values()) if image and self._knows(album, image)]
+        having = [album for album in albums if album.has(image)]
+        if image and (having or self.album.verdict(image, self.state.epoch).confidence is not None):
             pixels = (having or [self.album])[0].pixels(image)
             beside = [self.beside.value] if self.beside.value in self.albums else []
             labels = self.always or dict.fromkeys([self.known(self.state.method), *beside])
             rows = [self._row(label, image, pixels) for label in labels]
         self._newest.show(question, lambda: self._publish(pixels, rows))
+
+    def _knows(self, album: Album, image: str) -> bool:
+        """Whether an id means the same image in a run as in the one that is looked at."""
+        split, own = parsed(image)[0], self.album
+        return album is own or split not in SPLITS or self._share_images(own.trace, album.trace, split)
 
     def _publish(self, image: np.ndarray | None, rows: list[Row]) -> None:
         self.image, self.rows = image, rows
@@ -158,6 +168,8 @@ class Inspector:
 
     def _row(self, label: str, image: str, pixels: np.ndarray) -> Row:
         album = self.albums[label]
+        if not self._knows(album, image):
+            return Row(f"{label}: was not asked about this image", [], pixels)
         epoch = album.epoch(self.state.epoch)
         said, measured = album.caption(image, epoch, 60), album.measured(epoch)
         if image.startswith("eval/") and measured != epoch and len(album.trace.predictions):

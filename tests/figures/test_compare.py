@@ -88,13 +88,12 @@ def test_runs_on_other_images_are_refused_in_one_sentence(other, said):
     ],
 )
 def test_images_of_one_name_are_others_by_their_files_or_how_they_were_drawn(key, one, other, said):
-    metas = [{key: one}, {key: other}, {key: one}]
-    assert other_images(metas).startswith(said)
-    assert not other_images(metas[::2])
-    traces = [measured([0, 0, 0, 0], **meta) for meta in metas[:2]]
+    traces = [measured([0, 0, 0, 0], **{key: each}) for each in (one, other, one)]
+    assert other_images(traces).startswith(said)
+    assert not other_images(traces[::2])
     if said:
         with pytest.raises(ValueError, match="no images in common"):
-            comparison_info(*traces)
+            comparison_info(*traces[:2])
 
 
 def test_timeline_of_a_training_image():

@@ -238,6 +238,23 @@ def test_two_methods_stand_beside_each_other(make_run):
     assert [row.title.split(",")[0] for row in explorer.inspector.rows] == ["zero-shot"]
 
 
+@pytest.mark.parametrize("is_same", [True, False])
+def test_an_image_is_shown_with_what_was_said_of_it_and_of_no_other_of_its_number(is_same):
+    fog, night = (synthetic_trace(n_classes=8, epochs=1, n_images=20, n_eval=20, method=m) for m in ("dpa", "ntua"))
+    night.meta["eval_data"] = "birds/clutter" if is_same else "birds/night"
+    lacking = fog.arrays["gallery/index"][0]
+    kept = {name: array[1:] for name, array in night.arrays.items() if name.startswith(("gallery/", "cache/"))}
+    night.arrays |= kept
+    explorer = SaliencyExplorer([fog, night])
+    explorer.state.selected = (f"eval/{lacking}",)
+    explorer.inspector.beside.value = "NtUA"
+    ours, *beside = explorer.inspector.rows
+    assert ours.title.startswith("DPA, epoch 0: ")
+    assert [row.title == "NtUA: was not asked about this image" for row in beside] == [not is_same]
+    explorer.state.method = "NtUA"
+    assert (explorer.inspector.image.shape[0] > 1) == is_same  # pixels of the other run
+
+
 def test_views_with_one_state_follow_each_other(trace):
     state = ViewState()
     one, other = SaliencyExplorer(trace, state=state), SaliencyExplorer(trace, state=state)
