@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from clipviz.trace.schema import check_meta
 def compare(args: argparse.Namespace) -> None:
     """`clipviz compare`: one table from run folders; runs on different data or splits are not put together."""
     rows = [read_results(Path(run)) for run in args.runs]
-    facts = [_chosen(run) | row for run, row in zip(args.runs, rows, strict=True)]
+    facts = [_chosen(run, row) | row for run, row in zip(args.runs, rows, strict=True)]
     check_same_images(args.runs, facts)
     print(summary(rows, args.runs, run_labels([row["method"] for row in rows], facts, args.runs)))
     if what := other_images([Trace(meta=fact) for fact in facts]):
@@ -27,9 +28,16 @@ def compare(args: argparse.Namespace) -> None:
         print(f"wrote {inert(page)}", file=sys.stderr)
 
 
-def _chosen(run: str) -> dict[str, Any]:
+def _chosen(run: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """What was chosen for a run, and changed on the way, by its trace; nothing where that cannot be read."""
     try:
-        return check_meta(parse_json((Path(run) / "trace" / "meta.json").read_text(encoding="utf-8")))
+        chosen = check_meta(parse_json((Path(run) / "trace" / "meta.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
+    for key in ("method", "model", "seed", "epochs", "seconds"):
+        if chosen.get(key, row[key]) != row[key]:
+            raise ValueError(
+                f"{Path(run) / 'results.json'} is of another run than the trace beside it, with {key} {row[key]!r} "
+                f"instead of {chosen[key]!r}; put its own back, or repeat the run"
+            )
+    return chosen

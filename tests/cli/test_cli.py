@@ -707,6 +707,17 @@ def test_images_of_the_same_name_are_compared_only_if_they_are_the_same(change, 
     assert ("other birds each: they differ in their seed or severity" in out) == (not said)
 
 
+def test_results_of_another_run_are_not_those_of_the_folder(tmp_path, capfd):
+    trace = synthetic_trace(epochs=1, n_images=8, n_eval=8)
+    trace.save(tmp_path / "trace")
+    for key, value in (("method", "dpa"), ("seconds", 99.0)):
+        (tmp_path / "results.json").write_text(json.dumps(results_of(trace) | {key: value}))
+        assert cli.main(["compare", str(tmp_path)]) == 2
+        assert (
+            f"results.json is of another run than the trace beside it, with {key} {value!r}" in capfd.readouterr().err
+        )
+
+
 def test_runs_on_different_data_are_not_compared(photos, tmp_path, capfd):
     for i, seed in enumerate((0, 1)):
         assert cli.main(adapt("--seed", seed, data=photos, out=tmp_path / f"run{i}")) == 0
