@@ -9,7 +9,7 @@ import traitlets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipviz.figures.style import CHANGE_COLORS, apart, bare, color_table, shorten
+from clipviz.figures.style import CHANGE_COLORS, apart, bare, color_table, fitting, shorten
 from clipviz.widgets.album import Album
 from clipviz.widgets.images import jpeg, laid_over, sheet, thumbnail, to_bytes
 from clipviz.widgets.view import ViewState, source
@@ -199,7 +199,8 @@ class Picture:
 
     def write(self, text: str, inches: float = 0.22) -> None:
         """A line of bold text."""
-        self.figure.text(0.01, self._left / self._height, text, fontsize=8.5, weight="bold", **PLAIN_TEXT)
+        size = fitting(text, 705, "bold", 8.5)
+        self.figure.text(0.01, self._left / self._height, text, fontsize=size, weight="bold", **PLAIN_TEXT)
         self.skip(inches)
 
     def axes(self, left: float, width: float, inches: float) -> Axes:
@@ -222,13 +223,14 @@ class Picture:
     def rows(self, rows: Sequence[Row], opacity: float = 0.7, contour: bool = False) -> None:
         """The first panels of rows of maps, each row 1.9 inches high."""
         for row in rows:
-            self.write(shorten(row.title, 105))
+            self.write(shorten(row.title, 120))
             tiles = [_tile(row.image, panel, opacity, contour) for panel in row.panels[:5]]
             strip = np.concatenate([np.pad(tile, ((0, 0), (0, 6), (0, 0)), constant_values=255) for tile in tiles], 1)
             bare(self.axes(0.01, 0.198 * len(tiles), 1.36)).imshow(strip, aspect="auto", interpolation="bilinear")
             for i, panel in enumerate(row.panels[:5]):
                 place = 0.01 + 0.198 * i, (self._left - 0.04) / self._height
-                self.figure.text(*place, shorten(panel.title, 26), fontsize=7, **PLAIN_TEXT)
+                title = shorten(panel.title, 25)
+                self.figure.text(*place, title, fontsize=fitting(title, 132, most=7), **PLAIN_TEXT)
             self.skip(0.32)
 
 

@@ -15,7 +15,7 @@ from synthetic import synthetic_trace
 
 from clipviz.figures import style
 from clipviz.training.recorder import Recorder
-from clipviz.widgets import DKAPlayground, LiveMonitor, PrototypeExplorer, ViewState
+from clipviz.widgets import DKAPlayground, LiveMonitor, PrototypeExplorer, SaliencyExplorer, ViewState
 from clipviz.widgets.charts import Chart, Series
 from clipviz.widgets.images import figure_jpeg
 from clipviz.widgets.view import source
@@ -50,6 +50,22 @@ def test_legends_stand_under_their_axes_and_cover_nothing(figures):
                 written.append(box)
         for one, other in combinations([box for box in written if box.width > 1], 2):
             assert not (one.x0 < other.x1 and other.x0 < one.x1 and one.y0 < other.y1 and other.y0 < one.y1), name
+
+
+def test_long_names_of_classes_and_files_stay_within_the_picture():
+    names = [f"A LONG NAME OF A SPECIES of birds that goes on and on until it has ENDED {i:02}" for i in range(6)]
+    trace = synthetic_trace(class_names=names, epochs=1, n_images=20, n_eval=20)
+    trace.meta["files"] = {"measured": [f"Somewhere/Memory Card/MVIMG_{i:09}.png" for i in range(20)]}
+    explorer = SaliencyExplorer(trace)
+    explorer.state.selected = (explorer.shown[0],)
+    for toggle in explorer.inspector.kinds.values():
+        toggle.value = True
+    figure = explorer.draw()
+    texts = [text.get_window_extent(FigureCanvasAgg(figure).get_renderer()) for text in figure.texts]
+    assert max(box.x1 for box in texts) <= figure.bbox.width
+    _, _, *panels = texts
+    assert len(panels) > 2
+    assert all(one.x1 < other.x0 for one, other in pairwise(panels))
 
 
 def test_epochs_written_under_a_chart_do_not_touch(make_run):
