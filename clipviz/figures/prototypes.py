@@ -122,15 +122,16 @@ def _add_paths(figure: go.Figure, names: list[str], label: str, path: np.ndarray
 def _name_farthest(figure: go.Figure, info: PrototypePaths) -> None:
     """Names beside the ends that moved farthest and do not sit on a name already written."""
     path = max(info.paths.values(), key=lambda p: float(np.linalg.norm(p[-1] - p[0], axis=-1).max()))
-    span = np.maximum(np.ptp(np.concatenate([p.reshape(-1, 2) for p in info.paths.values()]), axis=0), 1e-12)
+    points = np.concatenate([p.reshape(-1, 2) for p in info.paths.values()])
+    low, span = points.min(0), np.maximum(np.ptp(points, axis=0), 1e-12)
     written, names = list[np.ndarray](), style.short_names(info.names, 22)
     look = {"showarrow": False, "yshift": 13, "font_size": 12, "bgcolor": "rgba(255,255,255,0.6)", "borderpad": 0}
     for label in np.argsort(-np.linalg.norm(path[-1] - path[0], axis=-1), kind="stable"):
-        place = path[-1, label] / span
+        place = ((path[-1, label] - low) / span).clip([0.05, 0], [0.95, 1])  # the middle of a name that stays inside
         # A name is about a fifth of the width and a thirtieth of the height.
         if len(written) < _NAMED_CLASSES and all((abs(place - other) >= (0.24, 0.045)).any() for other in written):
             written.append(place)
-            x, y = path[-1, label]
+            x, y = low + place * span
             figure.add_annotation(x=x, y=y, text=names[label], **look)
 
 

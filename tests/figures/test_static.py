@@ -56,6 +56,14 @@ def test_every_chart_can_be_redrawn_in_its_size_within_the_page(name):
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width for box in boxes)
 
 
+def test_long_names_beside_trajectories_stay_within_the_page():
+    names = [f"a very long name of a species of bird that goes on until {i:02}" for i in range(6)]
+    drawn = redraw(figures.prototype_paths(synthetic_trace(class_names=names, epochs=2, n_images=60, n_eval=40)))
+    boxes = [text.get_window_extent() for text in drawn.texts]
+    assert len(boxes) > 3
+    assert all(box.x0 >= 0 and box.x1 <= drawn.bbox.width for box in boxes)
+
+
 @pytest.mark.parametrize(("missing", "drawn"), [("accuracy", "y2"), ("pseudo_label_accuracy", "y")])
 def test_accuracy_that_is_known_of_one_part_only_can_be_redrawn(missing, drawn):
     """The other panel is empty, and has no axes: neither does the drawn one share them, nor do marks stand there."""
