@@ -213,6 +213,15 @@ def test_what_can_be_explored_is_what_the_traces_say(report):
             ).all()
 
 
+@pytest.mark.parametrize(("n", "said"), [(40, ""), (25, ", of the 25 images of this page")])
+def test_a_table_of_some_of_the_images_says_so(n, said, tmp_path):
+    traces = [explorable(synthetic_trace(epochs=1, method=name, **SMALL), n) for name in ("dpa", "ntua")]
+    for trace in traces:  # the most instructive images are among these
+        trace.arrays = {name: a for name, a in trace.arrays.items() if not name.startswith(("gallery/", "cache/"))}
+    report = write(tmp_path, traces)
+    assert f"<summary><span>Right where another is wrong</span>{said}</summary>" in report
+
+
 def test_who_decided_images_that_were_learned_from(tmp_path):
     trace = synthetic_trace(epochs=2, **SMALL)
     trace.meta["accuracy_is"] = "transductive"

@@ -40,7 +40,7 @@ async function explore() {
   }
   at("fixes").hidden = images.runs.length < 2 || (!images.hasTargets && images.runs.length > 2);
   if (!at("fixes").hidden) at("fixes").querySelector(".scroll").append(outcomeTable(images, filters, ask));
-  if (!images.hasTargets) at("fixes").querySelector("summary").textContent = "Where the two runs agree";
+  if (!images.hasTargets) at("fixes").querySelector("summary span").textContent = "Where the two runs agree";
   at("run").parentElement.hidden = images.runs.length < 2;
 
   const scatter = new Model({ groups: [], names: images.classes, chosen: [], n_chosen: 0, epoch: -1, n_epochs: 1, title: "", axes: ["", ""] });
