@@ -333,13 +333,9 @@ def load_backbone(
         if ":" not in plan.source:
             tokenizer = open_clip.get_tokenizer(plan.source, **options)  # the sooner to fail: no model is fetched yet
         model, _, _ = open_clip.create_model_and_transforms(
-            plan.source,
-            pretrained=None if plan.archive else pretrained,
-            device=place,
-            weights_only=True,
-            require_pretrained=not is_random and plan.archive is None,
-            **changes,
-        )
+            plan.source, pretrained=None if plan.archive else pretrained, device=place, weights_only=True,
+            require_pretrained=not is_random and plan.archive is None, **changes,
+        )  # fmt: skip
         if plan.archive is not None:
             model.load_state_dict(fitting(plan.archive.tensors, model))
         tokenizer = tokenizer or open_clip.get_tokenizer(plan.source, **options)

@@ -36,8 +36,6 @@ def _chosen(run: str, row: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     for key in ("method", "model", "seed", "epochs", "seconds"):
         if chosen.get(key, row[key]) != row[key]:
-            raise ValueError(
-                f"{Path(run) / 'results.json'} is of another run than the trace beside it, with {key} {row[key]!r} "
-                f"instead of {chosen[key]!r}; put its own back, or repeat the run"
-            )
+            path, what = Path(run) / "results.json", f"{key} {row[key]!r} instead of {chosen[key]!r}"
+            raise ValueError(f"{path} is of another run than the trace beside it, with {what}; put its own back")
     return chosen

@@ -160,10 +160,8 @@ def other_images(traces: Sequence[Trace], split: str = "eval") -> str:
     """In what images of one name differ between runs, where that is known; "" in nothing."""
     origins = [(trace.meta.get("origins") or {}).get(_PLACES[split][0]) for trace in traces]
     birds = [origin for origin in origins if origin and str(origin.get("spec")).partition("/")[0] == "birds"]
-    known: dict[str, list[Any]] = {
-        "files": [files for trace in traces if (files := _files(trace, split))],
-        "seed or severity": [[origin.get("seed"), origin.get("severity")] for origin in birds],
-    }
+    drawn = [[origin.get("seed"), origin.get("severity")] for origin in birds]
+    known = {"files": [files for trace in traces if (files := _files(trace, split))], "seed or severity": drawn}
     rows = pd.concat([getattr(trace, SPLITS[split][0])[["index", "target"]] for trace in traces])
     is_relabeled = rows[rows["target"] >= 0].drop_duplicates()["index"].duplicated().any()
     differing = (what for what, each in known.items() if any(one != each[0] for one in each))
@@ -210,12 +208,7 @@ def timeline_info(trace: Trace, image: str) -> Timeline:
     is_learned = split == "train" or trace.meta.get("accuracy_is") == "transductive"
     who = dict(zip(learned["epoch"], decided(trace, learned), strict=True)) if is_learned else {}
     labels, targets = rows[column].tolist(), rows["target"].tolist()
-    return Timeline(
-        rows["epoch"].tolist(),
-        [style.class_name(trace.class_names, label) for label in labels],
-        rows["confidence"].tolist(),
-        [who.get(epoch, "") for epoch in rows["epoch"]],
-        [label == target if target >= 0 else None for label, target in zip(labels, targets, strict=True)],
-        source_names(trace),
-        part_of_epoch(trace),
-    )
+    epochs, names = rows["epoch"].tolist(), [style.class_name(trace.class_names, label) for label in labels]
+    is_right = [label == target if target >= 0 else None for label, target in zip(labels, targets, strict=True)]
+    deciders, sources = [who.get(epoch, "") for epoch in epochs], source_names(trace)
+    return Timeline(epochs, names, rows["confidence"].tolist(), deciders, is_right, sources, part_of_epoch(trace))

@@ -77,17 +77,11 @@ def check_descriptions(
     sentences = [pair for of_key in lists for pair in of_key]
     counts = [len(of_key) for of_key in lists if of_key] or [0]
     context = None if tokenizer is None else int(getattr(tokenizer, "context_length", 77))
-    return DescriptionCheck(
-        source,
-        tuple(description_problems(pairs, class_names)),
-        sum(map(bool, lists)),
-        len(sentences),
-        min(counts),
-        max(counts),
-        context,
-        () if tokenizer is None or context is None else tuple(_cut(sentences, tokenizer, context)),
-        tuple((key, text) for key, text in sentences if normalize_name(key) not in normalize_name(text)),
-    )
+    cut = () if tokenizer is None or context is None else tuple(_cut(sentences, tokenizer, context))
+    nameless = tuple((key, text) for key, text in sentences if normalize_name(key) not in normalize_name(text))
+    problems = tuple(description_problems(pairs, class_names))
+    n_described, least, most = sum(map(bool, lists)), min(counts), max(counts)
+    return DescriptionCheck(source, problems, n_described, len(sentences), least, most, context, cut, nameless)
 
 
 def _cut(sentences: Sequence[tuple[str, str]], tokenizer: Callable[..., Any], context: int) -> list[tuple[str, str]]:

@@ -24,12 +24,9 @@ TextSource = Literal["templates", "descriptions"]
 """What a text classifier is made of; where nobody wrote descriptions, the templates stand in for them."""
 
 DEFAULT_TEMPLATES = (
-    "a photo of a {}.",
-    "a close-up photo of a {}.",
-    "a photo of the {}.",
-    "a good photo of a {}.",
+    "a photo of a {}.", "a close-up photo of a {}.", "a photo of the {}.", "a good photo of a {}.",
     "a cropped photo of a {}.",
-)
+)  # fmt: skip
 
 
 def normalize_name(name: str) -> str:

@@ -80,19 +80,12 @@ def _row(label: str, trace: Trace, base: float | None, is_reference: bool) -> Ro
     accuracy = last_value(trace, "accuracy")
     before = _finite(trace.metric("accuracy").get(-1))
     start = before if base is None else base
+    gain = accuracy - start if accuracy is not None and start is not None and not is_reference else None
+    of_cache = all(last_value(trace, metric) is not None for metric in ("cache_size", "pseudo_label_accuracy"))
     return Row(
-        label,
-        accuracy,
-        before,
-        accuracy - start if accuracy is not None and start is not None and not is_reference else None,
-        calibration_error(trace),
-        calibration_error(trace, -1),
-        label_accuracy(trace),
-        _finite(trace.guesses()["confidence"].mean()),
-        _changed(trace),
-        _finite(trace.meta.get("seconds")),
-        last_value(trace, "cache_size") is not None and last_value(trace, "pseudo_label_accuracy") is not None,
-    )
+        label, accuracy, before, gain, calibration_error(trace), calibration_error(trace, -1), label_accuracy(trace),
+        _finite(trace.guesses()["confidence"].mean()), _changed(trace), _finite(trace.meta.get("seconds")), of_cache,
+    )  # fmt: skip
 
 
 def _finite(value: object) -> float | None:

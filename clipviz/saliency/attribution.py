@@ -41,12 +41,9 @@ def integrated_gradients(
 
     pixels, _ = question.differentiable(images)
     attribution = IntegratedGradients(question.score).attribute(
-        pixels,
-        baselines=baseline_image(model, images, baseline),
-        additional_forward_args=question.args,
-        n_steps=whole_number("steps", steps, 1),
-        internal_batch_size=max(len(images), FORWARD_BATCH),
-    )
+        pixels, baselines=baseline_image(model, images, baseline), additional_forward_args=question.args,
+        n_steps=whole_number("steps", steps, 1), internal_batch_size=max(len(images), FORWARD_BATCH),
+    )  # fmt: skip
     h, w = patch_grid(model, grid)
     per_cell = images.shape[-1] * images.shape[-2] / (h * w)
     return F.adaptive_avg_pool2d(attribution.detach().sum(1, keepdim=True), (h, w))[:, 0] * per_cell

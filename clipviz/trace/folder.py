@@ -72,9 +72,7 @@ def parse(path: Path, content: bytes, parser: Callable[[bytes], T]) -> T:
     except Refused as refusal:
         raise ValueError(f"{path}: {refusal}") from None
     except Exception as error:  # parsers of foreign bytes raise what they like; all of it means the same
-        raise ValueError(
-            f"{path} cannot be read as part of a trace: {type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise ValueError(f"{path} cannot be read as a trace: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _refuse_to_replace_foreign(directory: Path, names: Collection[str]) -> None:

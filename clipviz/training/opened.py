@@ -36,16 +36,11 @@ _AGREE = ("method", "model", "data", "split", "eval_data", "eval_split", "settin
 
 
 def open(
-    folder: str | os.PathLike[str],
-    *,
-    epoch: int | None = None,
+    folder: str | os.PathLike[str], *, epoch: int | None = None,
     data: str | os.PathLike[str] | ImageDataset | None = None,
-    eval_data: str | os.PathLike[str] | ImageDataset | None = None,
-    root: str | os.PathLike[str] | None = None,
-    model: Backbone | None = None,
-    method: Callable[..., Method] | None = None,
-    device: str | None = None,
-) -> OpenedRun:
+    eval_data: str | os.PathLike[str] | ImageDataset | None = None, root: str | os.PathLike[str] | None = None,
+    model: Backbone | None = None, method: Callable[..., Method] | None = None, device: str | None = None,
+) -> OpenedRun:  # fmt: skip
     """Open a run folder, of the command line or of `Run(folder=...)`.
 
     Args:

@@ -68,17 +68,10 @@ class Run(Commanded):
     """
 
     def __init__(
-        self,
-        method: Method,
-        dataset: ImageDataset,
-        config: AdaptConfig | None = None,
-        *,
-        folder: str | os.PathLike[str] | None = None,
-        keep_epochs: bool | None = None,
-        save_seconds: float = 300.0,
-        listeners: Sequence[Listener] = (),
-        **options: Unpack[Options],
-    ) -> None:
+        self, method: Method, dataset: ImageDataset, config: AdaptConfig | None = None, *,
+        folder: str | os.PathLike[str] | None = None, keep_epochs: bool | None = None, save_seconds: float = 300.0,
+        listeners: Sequence[Listener] = (), **options: Unpack[Options],
+    ) -> None:  # fmt: skip
         super().__init__(Adaptation(method, dataset, config, **options))
         self.recorder = Recorder()
         if not isinstance(folder, RunFolder | None):  # absolute, for the process may go elsewhere meanwhile

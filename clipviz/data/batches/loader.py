@@ -34,10 +34,8 @@ class ViewLoader:
         device: torch.device | str = "cpu", ranks: Ranks = ONE,
     ) -> None:  # fmt: skip
         if batch_size < 1 or seed < 0 or workers < 0:
-            raise ValueError(
-                "a loader needs batch_size >= 1, seed >= 0 and workers >= 0, "
-                f"got batch_size={batch_size}, seed={seed}, workers={workers}"
-            )
+            got = f"got batch_size={batch_size}, seed={seed}, workers={workers}"
+            raise ValueError(f"a loader needs batch_size >= 1, seed >= 0 and workers >= 0, {got}")
         if len(dataset) == 0:
             raise ValueError(f"data set {dataset.name!r} has no images in split {dataset.split!r}")
         self.dataset, self.config = dataset, config

@@ -44,10 +44,8 @@ INCREASING_OPS: dict[str, Arguments] = {
     "SolarizeIncreasing": lambda level, sign: (256 - min(256, int(256 * level)),),  # values from here on are inverted
     "SolarizeAdd": lambda level, sign: (min(128, int(110 * level)),),
     **dict.fromkeys([f"{what}Increasing" for what in ("Color", "Contrast", "Brightness", "Sharpness")], _factor),
-    "ShearX": _up_to(0.3),  # shear factor
-    "ShearY": _up_to(0.3),
-    "TranslateXRel": _up_to(0.45),  # share of the side
-    "TranslateYRel": _up_to(0.45),
+    **dict.fromkeys(("ShearX", "ShearY"), _up_to(0.3)),  # shear factor
+    **dict.fromkeys(("TranslateXRel", "TranslateYRel"), _up_to(0.45)),  # share of the side
 }
 """timm's name of an operation -> what it is called with, by a level in [0, 1] and a sign."""
 

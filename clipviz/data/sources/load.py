@@ -23,21 +23,12 @@ _BIRDS = "birds"
 
 @remembered("progress", disk_cache=side_of)
 def load_dataset(
-    spec: str | os.PathLike[str],
-    split: str = "train",
-    *,
-    classes: Classes | None = None,
-    descriptions: Descriptions | None = None,
-    templates: str | Sequence[str] | None = None,
-    seed: int = 0,
-    n: int | None = None,
-    severity: float = 1.0,
-    root: str | os.PathLike[str] | None = None,
-    download: bool = False,
-    allow_outside: bool = False,
-    disk_cache: DiskCache | int | str | os.PathLike[str] | None = None,
+    spec: str | os.PathLike[str], split: str = "train", *, classes: Classes | None = None,
+    descriptions: Descriptions | None = None, templates: str | Sequence[str] | None = None, seed: int = 0,
+    n: int | None = None, severity: float = 1.0, root: str | os.PathLike[str] | None = None, download: bool = False,
+    allow_outside: bool = False, disk_cache: DiskCache | int | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-) -> ImageDataset:
+) -> ImageDataset:  # fmt: skip
     """Load a data set.
 
     Args:
