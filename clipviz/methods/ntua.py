@@ -235,15 +235,11 @@ class NtUA(AddingMethod):
         if config.normalized_weights:
             weights = weights / weights.mean()
         is_known = isinstance(self.backbone, FeatureBackbone)  # the only view says what student and teacher think
+        said = slice(0 if is_known else None)
         self.fill(
-            keys=normalize(chosen.views.sum(1)),
-            labels=labels,
-            weights=weights,
-            cache_index=chosen.position,
-            cache_views=chosen.views,
-            student=chosen.student[: 0 if is_known else None],
-            teacher_probs=chosen.teacher[: 0 if is_known else None],
-        )
+            keys=normalize(chosen.views.sum(1)), labels=labels, weights=weights, cache_index=chosen.position,
+            cache_views=chosen.views, student=chosen.student[said], teacher_probs=chosen.teacher[said],
+        )  # fmt: skip
 
     def training_batches(self, batch_size: int, seed: int) -> CacheBatches:
         """The cache's images, as embeddings of their views."""

@@ -33,6 +33,7 @@ QUESTION = (
     "color, pattern, parts, size, surroundings). Answer with a JSON list of {n} strings and nothing else."
 )
 _LARGEST_ANSWER = 2**20
+_IN_VAIN = 3  # classes in a row from the first, without an answer: nobody is there
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
@@ -119,12 +120,12 @@ def fill(
     """Ask for n sentences of every class that has none, and write the file after every answer.
 
     `filled` is what is known already, as of `open_skeleton`; `kind` is what the classes are kinds of, such as "bird";
-    `progress` is called with a class and the number of its sentences. An endpoint that refuses is an error at once,
-    classes that stay without sentences at the end.
+    `progress` is called with a class and the number of its sentences. An endpoint that refuses is an error at once, one
+    that answers none of the first three classes after these, classes that stay without sentences at the end.
     """
     result = {name: list(sentences) for name, sentences in filled.items()}
     failed: dict[str, str] = {}
-    for name in [name for name, sentences in result.items() if not sentences]:
+    for asked, name in enumerate([name for name, sentences in result.items() if not sentences], 1):
         try:
             result[name] = ask(endpoint, name, n, kind)
         except _Refused as error:
@@ -133,10 +134,12 @@ def fill(
             failed[name] = str(error)
         write_json(path, result)
         progress(name, len(result[name]))
+        if len(failed) == asked == _IN_VAIN:
+            break
     if failed:
-        name, reason = next(iter(failed.items()))
+        (name, reason), missing = next(iter(failed.items())), sum(not sentences for sentences in result.values())
         raise ValueError(
-            f"{len(failed)} of {len(result)} classes got no sentences, for example {name!r}: {reason}; "
+            f"{missing} of {len(result)} classes got no sentences, for example {name!r}: {reason}; "
             "the others are saved, and the same command asks for the rest"
         )
     return result

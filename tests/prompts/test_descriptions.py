@@ -209,6 +209,19 @@ def test_a_server_that_never_answers_is_given_up(tmp_path):
         ask(nobody, "owl", 5, None)
 
 
+def test_where_nobody_answers_not_every_class_is_waited_for(server, tmp_path):
+    asked = []
+    nobody = Endpoint("http://127.0.0.1:9", "m", timeout=1, tries=1)
+    names = {f"owl {i}": [] for i in range(5)}
+    with pytest.raises(ValueError, match=r"5 of 5 classes got no sentences, for example 'owl 0': no answer"):
+        fill(tmp_path / "d.json", names, nobody, progress=lambda name, n: asked.append(name))
+    assert asked == ["owl 0", "owl 1", "owl 2"]
+    server.script = lambda i, request: (200, completion(["An owl hoots."])) if i == 0 else (500, b"")
+    with pytest.raises(ValueError, match=r"4 of 5 classes got no sentences, for example 'owl 1': HTTP 500"):
+        fill(tmp_path / "e.json", names, Endpoint(server.url, "m", timeout=5, tries=1))
+    assert len(server.requests) == 5  # whoever answers once is asked for all
+
+
 def test_a_server_that_is_too_slow_is_given_up(server):
     server.script = lambda i, request: time.sleep(0.5) or (200, completion(["x y"]))
     with pytest.raises(Unanswered, match="timed out"):
