@@ -22,7 +22,7 @@ def compare(args: argparse.Namespace) -> None:
     check_same_images(args.runs, facts)
     print(summary(rows, args.runs, run_labels([row["method"] for row in rows], facts, args.runs)))
     if what := other_images([Trace(meta=fact) for fact in facts]):
-        print(f"these runs were measured on other birds each: they differ in their {what}")
+        print(f"these runs were measured on different birds: their {what} differs")
     if args.html is not None:
         page = write_report([Trace.load(run) for run in args.runs], args.html)
         print(f"wrote {inert(page)}", file=sys.stderr)

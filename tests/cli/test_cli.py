@@ -704,7 +704,7 @@ def test_images_of_the_same_name_are_compared_only_if_they_are_the_same(change, 
     assert cli.main(["compare", *runs]) == 2 * bool(said)
     out, err = capfd.readouterr()
     assert said in err
-    assert ("other birds each: they differ in their seed or severity" in out) == (not said)
+    assert ("different birds: their seed or severity differs" in out) == (not said)
 
 
 def test_results_of_another_run_are_not_those_of_the_folder(tmp_path, capfd):
