@@ -75,6 +75,18 @@ def test_accuracy_that_is_known_of_one_part_only_can_be_redrawn(missing, drawn):
     assert {note.yref for note in chart.layout.annotations if note.text == "gamma 0.3"} == {f"{drawn} domain"}
 
 
+@pytest.mark.parametrize(("accuracy", "lowest", "highest"), [(1.0, 95, 100.5), (0.0, -0.5, 5), (0.5, 45, 55)])
+def test_an_axis_of_one_accuracy_shows_none_that_cannot_be(accuracy, lowest, highest):
+    epochs = TRACE.epochs.assign(value=accuracy)
+    chart = figures.accuracy_over_epochs(
+        Trace(epochs=epochs, steps=TRACE.steps, samples=TRACE.samples, meta=TRACE.meta)
+    )
+    assert chart.layout.yaxis.range == (lowest, highest)
+    ticks = [tick for tick in redraw(chart).axes[0].get_yticks() if lowest <= tick <= highest]
+    assert min(ticks) >= 0
+    assert max(ticks) <= 100
+
+
 def test_lines_keep_their_numbers_and_the_legend_their_names():
     drawn = redraw(figures.accuracy_over_epochs(synthetic_comparison()))
     expected = 100 * synthetic_comparison()[3].metric("accuracy").to_numpy()
