@@ -74,6 +74,10 @@ class Chart:
             axes.set_xlim(-0.5, len(self.ticks) - 0.5)
         if self.y_range:
             axes.set_ylim(*self.y_range)
+        if self.marks:  # their texts stand above the lines
+            share = 0.14 * min(len(self.marks), 4) * axes.figure.dpi / axes.bbox.height
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, low + (high - low) / (1 - share))
         axes.locator_params(axis="y", nbins=5)
         legend_below(axes, 0.72 if self.names else 0.46)
 

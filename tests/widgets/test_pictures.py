@@ -88,6 +88,17 @@ def test_the_newest_batch_keeps_its_name_beside_many_epochs():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "2", "4", "6", "8", "batch"]
 
 
+@pytest.mark.parametrize("y_range", [None, (0, 1)])
+def test_the_texts_of_marks_cross_no_line(y_range):
+    axes = Figure(figsize=(4, 2)).subplots()
+    lines = [Series("right", style.CORRECT, [0, 1], [1, 1]), Series("wrong", style.INCORRECT, [0, 1], [0, 0])]
+    Chart("Labels", "gamma", "share", lines, y_range=y_range, marks=[(0.5, "this run"), (0.9, "slider")]).draw(axes)
+    axes.figure.draw_without_rendering()
+    (_, highest), *_ = axes.transData.transform([(0, 1), (0, 0)])
+    assert len(axes.texts) == 2
+    assert all(text.get_window_extent().y0 > highest for text in axes.texts)
+
+
 def test_the_text_of_a_change_stays_within_the_picture(make_run):
     run = make_run()
     trace = synthetic_trace(epochs=2)
