@@ -114,6 +114,25 @@ def test_the_anchor_shows_the_mass_that_solve_gives(shown):
     assert data["truth"] == [6, 6, 0, 0]
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The pictures that were drawn."""
+    figures = []
+    monkeypatch.setattr(explorables, "_show", lambda kind, figure, data: figures.append(figure))
+    return figures
+
+
+def test_no_picture_tells_by_color_alone(drawn):
+    explorables.gamma(synthetic_trace(epochs=2, n_images=40), ToyDataset(40))
+    dashes = [line.get_linestyle() for line in drawn[0].axes[1].lines if line.get_color() != "black"]
+    assert len(dashes) > 1
+    assert len({*dashes}) == len(dashes)
+    shares = torch.tensor([[[0.6, 0.2, 0.2], [0.7, 0.1, 0.2]]])
+    explorables.anchor(["a", "b", "c"], [1.0], shares, shares[0], torch.tensor([0, 0]))
+    drawn[1].draw_without_rendering()
+    assert [text.get_text() for text in drawn[1].axes[0].get_xticklabels()] == ["✓ a", "b", "c"]
+
+
 def test_colors_are_those_of_the_figures(shown):
     explorables.softmax(["a", "b"], [0.3, 0.2], 100.0)
     (named,) = re.findall("const COLORS = {(.*?)}", shown[-1][0]["text/html"])

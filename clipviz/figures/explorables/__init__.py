@@ -87,8 +87,9 @@ def gamma(trace: Trace, images: Any, n: int = 5) -> None:
     data = mixed(trace.class_names, stored, rows, photos)
     photo, axis = (figure := Figure(figsize=(9, 3), layout="constrained")).subplots(1, 2, width_ratios=(1, 3))
     style.bare(photo).imshow(photos[0])
-    for c in dict.fromkeys(int(c) for g in (0, 0.5, 1) for c in np.argsort(-some.mix(g)[0])[:2]):
-        axis.plot((0, 1), (some.second[0, c], some.first[0, c]), label=data["names"][c])
+    best = dict.fromkeys(int(c) for g in (0, 0.5, 1) for c in np.argsort(-some.mix(g)[0])[:2])  # at most 6
+    for c, dash in zip(best, style.DASHES.values(), strict=False):
+        axis.plot((0, 1), (some.second[0, c], some.first[0, c]), linestyle=dash, label=data["names"][c])
     axis.axvline(some.reference, color="black", linestyle=":")
     axis.set(xlabel=f"gamma (0: {some.sources[1]} alone, 1: {some.sources[0]} alone)", ylabel="logit")
     axis.legend(fontsize=9)
@@ -114,10 +115,11 @@ def anchor(names: list[str], strengths: Any, shares: Any, text: Any, target: Any
     held, said, true = np.asarray(shares), np.asarray(text), np.asarray(target)
     names, truth, start = style.apart(names), np.bincount(true, minlength=held.shape[2]), len(held) // 2
     axis = (figure := Figure(figsize=(9, 4.6), layout="constrained")).subplots()
-    axis.bar(names, held[start].sum(0), color=np.where(truth > 0, style.BLUE, style.ORANGE))
-    axis.plot(names, said.sum(0), "_", color="black", markersize=12)
+    marked = [f"✓ {name}" if n else name for name, n in zip(names, truth, strict=True)]
+    axis.bar(marked, held[start].sum(0), color=np.where(truth > 0, style.BLUE, style.ORANGE))
+    axis.plot(marked, said.sum(0), "_", color="black", markersize=12)
     axis.tick_params("x", rotation=90, labelsize=9)
-    figure.suptitle(f"Images that each class holds, alpha = {strengths[start]:g} (line: by the text alone)")
+    figure.suptitle(f"Images that each class holds, alpha = {strengths[start]:g} (line: by the text alone; ✓: there)")
     right, by_text = (100 * (probs.argmax(-1) == true).mean(-1) for probs in (held, said))
     data = {"names": names, "strengths": strengths, "mass": held.sum(1), "text": said.sum(0), "truth": truth,
             "right": right, "textRight": by_text, "start": start}  # fmt: skip
