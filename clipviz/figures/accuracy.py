@@ -65,10 +65,9 @@ def draw_accuracy_over_epochs(info: AccuracyOverEpochs) -> go.Figure:
     of_panels = zip(style.PANELS, ("test", "pseudo_label"), strict=False)  # an empty one has no axis
     sides = [side for side, name in of_panels if any(len(getattr(series, name)[1]) for series in info.series)]
     draw_epochs(figure, epochs, info.moments, *sides)
-    figure.update_yaxes(title_text="accuracy (%)", showticklabels=True, **sides[0])
     every = style.percent(np.concatenate([values for _, values in pairs]))
-    if not np.ptp(every):  # else the axis of a constant reaches beyond what an accuracy can be
-        figure.update_yaxes(range=[max(every[0] - 5, -0.5), min(every[0] + 5, 100.5)])
+    around = None if np.ptp(every) else [max(every[0] - 5, -0.5), min(every[0] + 5, 100.5)]  # what accuracy can be
+    figure.update_yaxes(title_text="accuracy (%)", showticklabels=True, range=around, **sides[0])
     return figure
 
 

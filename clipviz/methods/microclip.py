@@ -282,9 +282,8 @@ class MicroCLIP(Method):
         sources = {"static": scale * static, "dynamic": scale * dynamic}
         of_crops = CropLogits(
             torch.einsum("bke,be->bk", crops, cls),
-            scale * class_logits(crops, self.static_classifier),
-            crops @ crops.mT,
-        )
+            scale * class_logits(crops, self.static_classifier), crops @ crops.mT,
+        )  # fmt: skip
         return base.guesses(probs, sources, crop_weights=crop_weights, metrics=metrics, crop_logits=of_crops)
 
     def loss(self, views: Views, pseudo: PseudoLabels) -> dict[str, Tensor]:

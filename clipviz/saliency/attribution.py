@@ -66,13 +66,10 @@ def occlusion(
         raise ValueError(f"occlusion needs 1 <= stride <= window <= {images.shape[-1]}, got {stride} and {window}")
     with torch.no_grad():
         attribution = Occlusion(question.score).attribute(
-            images.detach(),
-            sliding_window_shapes=(3, window, window),
-            strides=(3, stride, stride),
-            baselines=baseline_image(model, images, baseline),
-            additional_forward_args=question.args,
+            images.detach(), sliding_window_shapes=(3, window, window), strides=(3, stride, stride),
+            baselines=baseline_image(model, images, baseline), additional_forward_args=question.args,
             perturbations_per_eval=max(1, FORWARD_BATCH // len(images)),
-        )
+        )  # fmt: skip
     return F.adaptive_avg_pool2d(attribution.detach().mean(1, keepdim=True), (h, w))[:, 0]
 
 
