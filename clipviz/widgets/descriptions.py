@@ -46,6 +46,8 @@ class DescriptionPlayground(View):
         self.album, self._newest = Album(trace, probe_of(model)), Newest()
         if (probe := self.album.model_probe) is None:
             raise ValueError("wanted a model that embeds the sentences, got None; give a Run or a ModelProbe")
+        if not trace.class_names:
+            raise ValueError("this run has recorded nothing yet; start it, and run the cell again when it has")
         self._names = apart(trace.class_names, 60)
         self._given = [probe.prompts.description_sentences(name) for name in trace.class_names]
         self._rows = probe.embed_text(*self._given)  # (C, E)

@@ -107,6 +107,8 @@ def test_an_image_chosen_in_another_view_comes_first(opened):
 
 def test_without_a_model_or_images_it_says_what_to_do(opened):
     method, _, trace = opened
+    with pytest.raises(ValueError, match=r"^this run has recorded nothing yet; start it"):
+        DescriptionPlayground(Trace(), ModelProbe(*opened[:2], opened[1]))
     with pytest.raises(ValueError, match="give a Run or a ModelProbe"):
         DescriptionPlayground(trace, None)
     view = DescriptionPlayground(trace, ModelProbe(method))
