@@ -136,9 +136,11 @@ class SaliencyExplorer(ImageExplorer):
         self._chosen = lru_cache(4)(Album.chosen)  # a control of the finder narrows the same list again
         filters, albums = self.inspector.album.filters(), self.inspector.albums
         self.filter = dropdown("show", filters, self.refill, width=215)
+        has_learned = any(album.train_split == "train" and len(album.trace.samples) for album in albums.values())
         parts = [("evaluation images", "eval"), ("training images", "train")]
-        self.split = dropdown("of the", parts, self.refill, width=205)
-        show_if(any(album.train_split == "train" and len(album.trace.samples) for album in albums.values()), self.split)
+        first = "train" if has_learned and not any(len(trace.predictions) for trace in traces) else "eval"
+        self.split = dropdown("of the", parts, self.refill, first, width=205)
+        show_if(has_learned, self.split)
         self.method = dropdown("method", list(albums))
         self.state.link("method", self.method, "value", self.inspector.known)
         show_if(len(albums) > 1, self.method)

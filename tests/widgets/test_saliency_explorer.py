@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from synthetic import synthetic_trace
+from synthetic import empty_trace, synthetic_trace
 from widget_helpers import HOSTILE
 
 import clipviz
@@ -352,6 +352,15 @@ def test_one_pixel_and_nothing_at_all(trace):
     empty = SaliencyExplorer(bare)
     assert empty.count.value == "no images; not in the trace, open the run to see them: 9"
     assert len(empty.picture()) > 1_000
+
+
+def test_a_run_without_evaluation_images_begins_with_those_it_learned_from():
+    trace = synthetic_trace(epochs=2, n_images=9)
+    assert SaliencyExplorer(trace).split.value == "eval"
+    trace.predictions = trace.predictions[:0]
+    explorer = SaliencyExplorer(trace)
+    assert explorer.split.value == "train"
+    assert SaliencyExplorer(empty_trace()).split.value == "eval"
 
 
 def test_traces_of_different_classes_are_refused(trace):
