@@ -80,9 +80,9 @@ class RunControls:
         self.gamma = slider("gamma", 0.5 if own is None else float(own), 0, 1, 0.01, moved)
         self.apply = self._button("Apply", "check", "use this gamma from the next step on", self._apply)
         self.what_if = said()
-        mixing = ipywidgets.VBox([ipywidgets.HBox([self.gamma, self.apply]), self.what_if])
+        mixing = ipywidgets.VBox([wrapped(self.gamma, self.apply), self.what_if])
         show_if(own is not None, mixing)
-        self.rows = (ipywidgets.HBox([self.start, self.pause, self.step, self.stop]), mixing)
+        self.rows = (wrapped(self.start, self.pause, self.step, self.stop), mixing)
 
     def enable(self, status: str) -> None:
         """Buttons that can do something in this state of the run; written only when that changes."""

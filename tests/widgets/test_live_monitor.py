@@ -219,6 +219,13 @@ def test_a_failure_is_shown_and_raised(make_run):
     assert "failed" in monitor.canvas.frame["headline"]
 
 
+def test_buttons_and_slider_take_further_lines_where_the_window_is_narrow(make_run):
+    controls = LiveMonitor(make_run())._controls
+    rows = [controls.rows[0], controls.rows[1].children[0]]
+    assert [len(row.children) for row in rows] == [4, 2]
+    assert {row.layout.flex_flow for row in rows} == {"row wrap"}
+
+
 def test_a_run_that_fails_while_a_frame_is_drawn_is_not_called_running(make_run, monkeypatch):
     run = make_run()
     monitor = LiveMonitor(run)
