@@ -509,6 +509,9 @@ def test_a_mailed_link_opens_the_image_and_arrow_keys_go_on(mailed):
     expect(heading).to_have_text("day 1/bird-7.jpg")
     tab.evaluate("location.hash = '#image=eval/12'")
     expect(heading).to_have_text("day 0/bird-12.jpg")
+    for address in ("#image%3Deval%2F7", "#100%"):  # as some programs write it; of no image, and no error
+        tab.evaluate("address => { location.hash = address; }", address)
+        expect(heading).to_have_text("day 1/bird-7.jpg")
 
 
 def test_dark_is_dark_and_paper_is_white_without_what_only_a_screen_needs(mailed):

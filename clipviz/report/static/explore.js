@@ -137,8 +137,8 @@ async function explore() {
   }
 
   function readAddress() {
-    const address = decodeURIComponent(location.hash) || `#image=${at("content").dataset.selected}`;
-    const [, number] = /^#image=eval\/(\d+)$/.exec(address) || [];
+    const address = location.hash || `#image=${at("content").dataset.selected}`; // where some programs write %2F for /
+    const [, number] = /^#image(?:=|%3D)eval(?:\/|%2F)(\d+)$/i.exec(address) || [];
     const place = number === undefined ? -1 : images.index.indexOf(Number(number));
     if (place < 0) return;
     if (!found.includes(place)) ask({ filter: "all", query: "", pair: null, cell: null });
