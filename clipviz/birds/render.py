@@ -50,14 +50,10 @@ def sample_pose(rng: np.random.Generator, size: float = 1.0) -> Pose:
     low, high = 0.42 * size, 0.54 * size
     spread = 0.05 + 0.22 * (1.0 - min(size, 1.0))
     return Pose(
-        center=(0.5 + rng.uniform(-spread, spread), 0.50 + rng.uniform(-spread, spread)),
-        size=rng.uniform(low, high),
-        angle=rng.normal(0.0, 0.10),
-        mirror=bool(rng.random() < 0.5),
-        proportions=np.exp(rng.normal(0.0, 0.05, 4)),
-        tint=np.exp(rng.normal(0.0, 0.06, 3)) * np.exp(rng.normal(0.0, 0.06)),
-        light=rng.uniform(0.1, 0.5),
-    )
+        center=(0.5 + rng.uniform(-spread, spread), 0.50 + rng.uniform(-spread, spread)), size=rng.uniform(low, high),
+        angle=rng.normal(0.0, 0.10), mirror=bool(rng.random() < 0.5), proportions=np.exp(rng.normal(0.0, 0.05, 4)),
+        tint=np.exp(rng.normal(0.0, 0.06, 3)) * np.exp(rng.normal(0.0, 0.06)), light=rng.uniform(0.1, 0.5),
+    )  # fmt: skip
 
 
 def draw_bird(background: np.ndarray, code: np.ndarray, pose: Pose) -> np.ndarray:

@@ -55,12 +55,10 @@ def empty_memory(classifier: Tensor, config: OGAConfig) -> Memory:
     t = classifier.double()
     (c, e), k = t.shape, config.slots
     return {
-        "keys": t.new_zeros(c, k, e),
-        "entropy": t.new_full((c, k), math.log(c)),
-        "index": torch.full((c, k), -1, device=t.device),
-        "means": t.clone(),
+        "keys": t.new_zeros(c, k, e), "entropy": t.new_full((c, k), math.log(c)),
+        "index": torch.full((c, k), -1, device=t.device), "means": t.clone(),
         "precision": e * torch.eye(e, dtype=t.dtype, device=t.device),
-    }
+    }  # fmt: skip
 
 
 def remember(x: Tensor, logits: Tensor, index: Tensor, memory: Memory) -> bool:

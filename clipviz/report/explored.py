@@ -241,13 +241,9 @@ def _run(label: str, trace: Trace, index: np.ndarray) -> dict[str, Any]:
     who = who.reindex(index=prediction.index, columns=index)
     codes = pd.Index(kinds).get_indexer(pd.Index(who.to_numpy().ravel()))  # -1, which is 255 as a byte: nobody
     return {
-        "label": label,
-        "deciders": [decision_name(kind, source_names(trace)) for kind in kinds],
-        "decided": array(codes.astype("u1"), "u1"),
-        "isTrained": is_trained(trace),
-        "epochs": prediction.index.tolist(),
+        "label": label, "deciders": [decision_name(kind, source_names(trace)) for kind in kinds],
+        "decided": array(codes.astype("u1"), "u1"), "isTrained": is_trained(trace), "epochs": prediction.index.tolist(),
         "prediction": array(prediction.fillna(_NONE), "u2"),
-        "confidence": array(100 * confidence.fillna(0) + 0.5, "u1"),
-        "cells": array(cells, "i4"),
+        "confidence": array(100 * confidence.fillna(0) + 0.5, "u1"), "cells": array(cells, "i4"),
         "counts": array(counts.ravel()[cells], "i4"),
-    }
+    }  # fmt: skip

@@ -89,13 +89,11 @@ def _write(path: Path, tensors: dict[str, Tensor], adaptation: Adaptation, *, du
     method = adaptation.method
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {
-        "format": FORMAT,
-        "epoch": str(adaptation.epoch),
-        "steps_in_epoch": str(adaptation.steps_in_epoch),
+        "format": FORMAT, "epoch": str(adaptation.epoch), "steps_in_epoch": str(adaptation.steps_in_epoch),
         "identity": json.dumps(_identity(adaptation)),
         "adjusted": json.dumps({name: getattr(method.config, name) for name in method.adjustable}),
         "versions": json.dumps(versions()),
-    }
+    }  # fmt: skip
     metadata["digest"] = _digest(tensors, metadata)
     with replacing(path, durable=durable) as place:
         save_file(tensors, place, metadata=metadata)

@@ -249,12 +249,9 @@ def config_of(trace: Trace, adaptation: Adaptation) -> dict[str, Any]:
     method, command = adaptation.method, trace.meta.get("command")
     facts = {key: value for key, value in adaptation.facts().items() if key != "files"}  # the trace lists them
     return {
-        **({"command": command} if command else {}),
-        **facts,
-        "class_names": list(method.class_names),
-        "n_images": len(adaptation.dataset),
-        "prompts": asdict(method.prompts),
-    }
+        **({"command": command} if command else {}), **facts, "class_names": list(method.class_names),
+        "n_images": len(adaptation.dataset), "prompts": asdict(method.prompts),
+    }  # fmt: skip
 
 
 def results_of(trace: Trace) -> dict[str, Any]:
