@@ -78,14 +78,11 @@ class ImageDataset(ABC):
     def identity(self) -> dict[str, object]:
         """What a run must find again to go on, wherever its files lie; for checkpoints, no method sees it."""
         return {
-            "name": None if self.are_files or not self.has_pixels else self.name,
-            "split": self.split,
-            "number of images": len(self),
-            "class names": short_hash(self.class_names),
-            "image names": short_hash(self.names),
-            "labels": short_hash([self.targets.tobytes()]),
+            "name": None if self.are_files or not self.has_pixels else self.name, "split": self.split,
+            "number of images": len(self), "class names": short_hash(self.class_names),
+            "image names": short_hash(self.names), "labels": short_hash([self.targets.tobytes()]),
             "contents": self._contents_hash(),
-        }
+        }  # fmt: skip
 
     def _contents_hash(self) -> str:
         """A short hash of what the images show; here of 16 of them, evenly spread, as making all may take long."""

@@ -109,12 +109,9 @@ def outcomes(table: pd.DataFrame) -> dict[str, pd.Series]:
     known, has_first = table["target"] >= 0, table["before"] >= 0
     is_right, was_right = table["label"] == table["target"], table["before"] == table["target"]
     return {
-        "right": known & is_right,
-        "wrong": known & ~is_right,
-        "fixed": known & is_right & has_first & ~was_right,
-        "broken": known & ~is_right & was_right,
-        "changed": has_first & (table["label"] != table["before"]),
-    }
+        "right": known & is_right, "wrong": known & ~is_right, "fixed": known & is_right & has_first & ~was_right,
+        "broken": known & ~is_right & was_right, "changed": has_first & (table["label"] != table["before"]),
+    }  # fmt: skip
 
 
 def passing(table: pd.DataFrame, wanted: Filter) -> pd.DataFrame:

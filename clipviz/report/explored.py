@@ -73,18 +73,13 @@ def explored(traces: Sequence[Trace], most: int | None = None) -> dict[str, Any]
         for label, trace, own in zip(trace_labels(traces), traces, parts, strict=True)
     ]  # fmt: skip
     content = {
-        "classes": apart(traces[0].class_names, 60),
-        "labels": apart(traces[0].class_names, 16),
-        "colors": array(np.frombuffer(color_table(), np.uint8), "u1"),
-        "index": array(index, "i4"),
-        "target": array(target, "i4"),
-        "files": [None if name is None else shorten(name, 200) for name in files],
-        **_sheet([*sheet.values()]),
-        "runs": runs,
-        "sentences": [shorten(text, 400) for text in texts],
+        "classes": apart(traces[0].class_names, 60), "labels": apart(traces[0].class_names, 16),
+        "colors": array(np.frombuffer(color_table(), np.uint8), "u1"), "index": array(index, "i4"),
+        "target": array(target, "i4"), "files": [None if name is None else shorten(name, 200) for name in files],
+        **_sheet([*sheet.values()]), "runs": runs, "sentences": [shorten(text, 400) for text in texts],
         "partMasks": _part_masks(traces, index),
         "partColors": array([int(color[i : i + 2], 16) for color in PART_COLORS for i in (1, 3, 5)], "u1"),
-    }
+    }  # fmt: skip
     facts = {"n_explored": len(index), "is_spread": any(trace.exploration for trace in traces)}
     return facts | {"has_left_out": kinds is not None, "explored": packed(json.dumps(content))}
 
@@ -216,14 +211,11 @@ def _part(
     ]  # fmt: skip
     numbers = {text: i for i, text in enumerate(texts)}
     return {
-        "places": array(np.searchsorted(index, part.index), "i4"),
-        "top": array(part.top, "u2"),
-        "nTop": part.top.shape[1],
-        "probs": array(part.probs, "f2"),
-        "logits": {name: array(values, "f2") for name, values in part.logits.items()},
-        "maps": maps,
+        "places": array(np.searchsorted(index, part.index), "i4"), "top": array(part.top, "u2"),
+        "nTop": part.top.shape[1], "probs": array(part.probs, "f2"),
+        "logits": {name: array(values, "f2") for name, values in part.logits.items()}, "maps": maps,
         "said": [[row, label, numbers[text], round(cosine, 3)] for row, label, text, cosine in said],
-    }
+    }  # fmt: skip
 
 
 def _run(label: str, trace: Trace, index: np.ndarray) -> dict[str, Any]:

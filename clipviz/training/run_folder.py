@@ -262,26 +262,18 @@ def results_of(trace: Trace) -> dict[str, Any]:
     """
     labels, before = label_accuracy(trace), trace.metric("accuracy").get(-1)
     last = {
-        "accuracy": last_value(trace, "accuracy"),
-        "pseudo_label_accuracy": labels,
+        "accuracy": last_value(trace, "accuracy"), "pseudo_label_accuracy": labels,
         **({f"{what}_accuracy": labels} if (what := trace.meta.get("labels_are")) else {}),
-        "accuracy_before": None if before is None else float(before),
-        "ece": calibration_error(trace),
+        "accuracy_before": None if before is None else float(before), "ece": calibration_error(trace),
         "ece_before": calibration_error(trace, -1),
-    }
+    }  # fmt: skip
     zero_shot = last["accuracy"] if trace.method == "zero_shot" else trace.meta.get("zero_shot_accuracy")
     keys = ("method", "model", "data", "split", "eval_data", "eval_split", "accuracy_is", "seed", "epochs")
     return {
-        **{key: trace.meta[key] for key in keys},
-        **last,
-        "zero_shot_accuracy": zero_shot,
-        **_cache_results(trace),
-        **{key: trace.meta.get(key) for key in ("preset", "embeddings")},
-        "n_images": trace.meta["n_images"],
-        "n_skipped": len(trace.skipped),
-        "seconds": trace.meta["seconds"],
-        "versions": versions(),
-    }
+        **{key: trace.meta[key] for key in keys}, **last, "zero_shot_accuracy": zero_shot, **_cache_results(trace),
+        **{key: trace.meta.get(key) for key in ("preset", "embeddings")}, "n_images": trace.meta["n_images"],
+        "n_skipped": len(trace.skipped), "seconds": trace.meta["seconds"], "versions": versions(),
+    }  # fmt: skip
 
 
 def _cache_results(trace: Trace) -> dict[str, Any]:
