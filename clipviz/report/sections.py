@@ -61,18 +61,14 @@ def introduction(labels: Sequence[str], traces: Sequence[Trace], summary: Summar
     n_images = {trace.meta.get("n_images") or trace.samples["index"].nunique() for trace in traces}
     ended = ((label, _UNFINISHED.get(str(t.meta.get("status"))), t) for label, t in zip(labels, traces, strict=True))
     return {
-        "meta": first.meta,
-        "models": models,
-        "data": str(first.meta.get("data", "unnamed images")),
+        "meta": first.meta, "models": models, "data": str(first.meta.get("data", "unnamed images")),
         "n_images": " or ".join(f"{n:,}" for n in sorted(n_images)),
-        "classes_from": sentences.pop() if len(sentences) == 1 else None,
-        "n_evaluated": n_evaluated(first),
-        "n_classes": n_classes,
-        "is_adapted": any(map(figures.is_trained, traces)),
+        "classes_from": sentences.pop() if len(sentences) == 1 else None, "n_evaluated": n_evaluated(first),
+        "n_classes": n_classes, "is_adapted": any(map(figures.is_trained, traces)),
         "zero_shot_by_chance": zero_shot if is_chance(zero_shot) else None,
         "at_chance": [row.label for row in summary.rows if is_chance(row.accuracy)],
         "unfinished": [f"{label} {word} {_ended(trace)}." for label, word, trace in ended if word],
-    }
+    }  # fmt: skip
 
 
 def _ended(trace: Trace) -> str:

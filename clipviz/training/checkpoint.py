@@ -39,21 +39,16 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
     method, data, evaluation = adaptation.method, adaptation.dataset, adaptation.eval_dataset
     probe = adaptation.probe
     return {
-        "method": method.name,
-        "model": method.backbone.name,
-        "frozen weights": method.backbone.fingerprint(),
-        "precision": method.backbone.precision,
-        "class_names": list(method.class_names),
+        "method": method.name, "model": method.backbone.name, "frozen weights": method.backbone.fingerprint(),
+        "precision": method.backbone.precision, "class_names": list(method.class_names),
         "prompts or descriptions": short_hash([method.prompts.digest, data.prompts.digest]),
-        "settings": json.loads(json.dumps(adaptation.settings)),
-        "n_images": len(data),
-        "data": data.identity,
+        "settings": json.loads(json.dumps(adaptation.settings)), "n_images": len(data), "data": data.identity,
         "evaluation data": evaluation.identity if evaluation else None,
         "probe": None if probe is None else short_hash([tensor_bytes(probe.images), tensor_bytes(probe.index)]),
         "n_epochs": adaptation.n_epochs,
         "schedule": {key: value for key, value in asdict(adaptation.config).items() if key != "workers"},
         "seed": adaptation.seed,
-    }
+    }  # fmt: skip
 
 
 class DamagedCheckpoint(ValueError):
