@@ -22,13 +22,10 @@ def draw_why_wrong(info: WhyWrong) -> Figure:
         return style.empty_picture("Why is this one wrong?", "This trace holds no such image.")
     probs = max(66 + _bars_height(info) * len(info.classes), 206 if info.examples else 0)
     rows = (
-        (_draw_images, True, 200),
-        (_draw_probs, info.classes, probs),
-        (_draw_cache, info.cache, 166),
+        (_draw_images, True, 200), (_draw_probs, info.classes, probs), (_draw_cache, info.cache, 166),
         (_draw_sentences, info.sentences, 38 + 17 * sum(len(said.nearest) for said in info.sentences)),
-        (_draw_history, info.history.epochs, 76 + 24 * len(_history_names(info))),
-        (_draw_strip, info.strip, 150),
-    )
+        (_draw_history, info.history.epochs, 76 + 24 * len(_history_names(info))), (_draw_strip, info.strip, 150),
+    )  # fmt: skip
     top, headline = 56 if info.file else 40, _headline(info)
     height = top + sum(height for _, is_there, height in rows if is_there)
     page = style.Page(height, headline, style.fitting(headline, style.WIDTH - 16, "bold", 12))

@@ -86,11 +86,9 @@ class Finder:
             part.disabled = self.tags is None
         return wrapped(
             button("Near this", "crosshairs", self._near_chosen, "sort by similarity to the chosen image"),
-            button("Reset", "undo", self.reset, "reset all filters"),
-            *tagging,
-            self.file,
+            button("Reset", "undo", self.reset, "reset all filters"), *tagging, self.file,
             button("Export", "download", self.export, "write the listed images to this file as CSV"),
-        )
+        )  # fmt: skip
 
     def _tag_options(self) -> list[tuple[str, str]]:
         return [("any", ""), *((name, name) for name in (self.tags.names if self.tags else ()))]
