@@ -94,17 +94,17 @@ class Recorder:
         if event.losses:
             for term, value in {**event.losses, "loss": torch.stack(list(event.losses.values())).sum()}.items():
                 self._losses.append((event.epoch, event.step, term, value))
-        pseudo = event.pseudo
+        pseudo, probs = event.pseudo, event.pseudo.probs.float()  # pandas has no quantiles of half precision
         columns = {  # copies, because a method may write into what it gave
             "index": event.index.clone(),
             "pseudo_label": pseudo.labels.clone(),
-            "confidence": pseudo.probs.amax(-1),
-            "margin": margin(pseudo.probs),
+            "confidence": probs.amax(-1),
+            "margin": margin(probs),
             "weight": pseudo.weights.float().clone(),
             "target": event.target.clone(),
         }
         for name, logits in pseudo.sources.items():
-            confidence, labels = logits.softmax(-1).max(-1)
+            confidence, labels = logits.float().softmax(-1).max(-1)
             is_tied = (logits == logits.amax(-1, keepdim=True)).sum(-1) > 1  # then it names no class
             columns[f"{name}_label"], columns[f"{name}_confidence"] = labels.masked_fill(is_tied, -1), confidence
         if (weights := pseudo.crop_weights) is not None:
@@ -228,4 +228,4 @@ def _pixels(images: Tensor) -> np.ndarray:
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()

@@ -44,6 +44,21 @@ def test_a_source_with_a_tie_on_top_names_no_class():
     assert recorder.trace().samples["a_label"].tolist() == [-1, 2]
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_what_a_method_gives_in_another_precision_is_kept_in_single_precision(kind):
+    probs = torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=kind)
+    pseudo = PseudoLabels(probs.argmax(1), probs, torch.ones(2, dtype=kind), {"a": probs})
+    recorder = Recorder()
+    recorder(RunStarted("any", {}, ("x", "y"), 2, 1, 1, None))
+    recorder(StepFinished(0, 0, torch.arange(2), torch.tensor([0, 1]), pseudo, {}))
+    recorder(EpochFinished(0, {}, None, {"classifier": probs}, {"map": probs[:, None]}))
+    trace = recorder.trace()
+    kinds = {name: trace.samples[name].dtype for name in ("confidence", "margin", "weight", "a_confidence")}
+    assert set(kinds.values()) == {np.dtype(np.float32)}, kinds
+    assert trace.samples["confidence"].tolist() == [0.75, 0.5]
+    assert trace.snapshots["classifier"].tolist() == [probs.tolist()]
+
+
 def test_steps_hold_every_term_and_their_sum(recorded):
     events, trace = recorded
     for event in of_kind(events, StepFinished):
