@@ -25,7 +25,7 @@ from clipviz.methods.base import AdaptConfig, Method, ask
 from clipviz.parallel import ONE, Ranks
 from clipviz.training.evaluate import accuracy, baseline_accuracies, evaluation_inputs, predict
 from clipviz.training.highlights import explained, explore, highlights
-from clipviz.training.refusals import check_labels, check_shares, check_storable
+from clipviz.training.refusals import check_guesses, check_labels, check_shares, check_storable, check_terms
 
 MEASURED = 200_000
 """Larger evaluation sets are measured before and after training only, smaller ones after every epoch as well."""
@@ -227,11 +227,7 @@ class Adaptation:
     def _guesses(self, batch: Batch) -> events.PseudoLabels:
         """Pseudo-labels of a batch, of which this process may have a share of the views only."""
         pseudo = self.method.pseudo_label(batch.views, batch.index)
-        if len(pseudo.labels) != len(batch):
-            raise ValueError(
-                f"{self.method.name} labels {len(pseudo.labels)} of the {len(batch)} images of a batch; a method that "
-                "several processes share passes what it computes from views through views.gather"
-            )
+        check_guesses(self.method, pseudo, batch)
         return pseudo
 
     @torch.enable_grad()
@@ -241,6 +237,7 @@ class Adaptation:
         for group in self.optimizer.param_groups:
             group["lr"] = group.get("lr_scale", 1.0) * cosine_lr(step, self.n_steps, self.config)
         losses = self.method.loss(views, pseudo)
+        check_terms(self.method, losses)
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total + pseudo.probs.sum()):
             terms = ", ".join(f"{name} = {value.item():.4g}" for name, value in losses.items())
@@ -269,7 +266,7 @@ class Adaptation:
         columns = {name: torch.cat(values).cpu() for name, values in self.epoch_totals.items()}
         self.epoch_totals = {}
         labels, targets = columns.pop("labels", None), columns.pop("targets", None)
-        metrics = {name: float(values.mean()) for name, values in sorted(columns.items())}
+        metrics = {name: float(values.float().mean()) for name, values in sorted(columns.items())}
         if labels is not None and targets is not None and self.dataset.has_targets:
             metrics["pseudo_label_accuracy"] = accuracy(labels, targets)
         return metrics

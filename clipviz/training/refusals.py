@@ -1,16 +1,18 @@
 """What no run can be made of, refused before anything is done."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from clipviz.data.base import ImageDataset
+from clipviz.data.base import Batch, ImageDataset
 from clipviz.data.batches.features import FeatureBackbone, FeatureDataset
 from clipviz.errors import one_line
-from clipviz.events import UNLABELLED
+from clipviz.events import UNLABELLED, PseudoLabels
 from clipviz.methods.base import AdaptConfig, Method
+from clipviz.ops import expect_axes
 from clipviz.parallel import Ranks
 
 
@@ -93,4 +95,32 @@ def check_shares(method: Method, dataset: ImageDataset, config: AdaptConfig, ran
         raise ValueError(
             f"{method.backbone.name} has BatchNorms, which learn from whole batches, so {ranks.size} processes cannot "
             "share one; use one device, or a ViT"
+        )
+
+
+def check_guesses(method: Method, pseudo: Any, batch: Batch) -> None:
+    """Refuse pseudo-labels that no trace can hold, at the step that gives them."""
+    if not isinstance(pseudo, PseudoLabels):
+        raise ValueError(f"pseudo_label of {method.name} must return PseudoLabels, got {type(pseudo).__name__}")
+    axes = {"labels": (pseudo.labels, "n"), "weights": (pseudo.weights, "n"), "probs": (pseudo.probs, "nC")}
+    axes |= {f"source {name!r}": (logits, "nC") for name, logits in pseudo.sources.items()}
+    try:
+        expect_axes(**axes, **{f"metric {name!r}": (values, "n") for name, values in pseudo.metrics.items()})
+    except ValueError as error:
+        raise ValueError(f"pseudo_label of {method.name}: {error}") from error
+    if len(pseudo.labels) != len(batch):
+        raise ValueError(
+            f"{method.name} labels {len(pseudo.labels)} of the {len(batch)} images of a batch; a method that "
+            "several processes share passes what it computes from views through views.gather"
+        )
+
+
+def check_terms(method: Method, terms: Any) -> None:
+    """Refuse a loss that has no sum, or nothing that can be learned from it."""
+    each = list(terms.values()) if isinstance(terms, Mapping) and {*map(type, terms)} == {str} else [None]
+    is_sum = all(isinstance(term, Tensor) and term.numel() == 1 for term in each)
+    if not is_sum or not any(term.requires_grad for term in each):
+        raise ValueError(
+            f"loss of {method.name} must return a dictionary, name -> tensor of one number, and one of them at least "
+            f"must depend on what is trained, got {one_line(repr(terms), 100)}"
         )

@@ -21,6 +21,7 @@ from clipviz.data.base import Batch
 from clipviz.events import EpochFinished, RunFinished, RunStarted, StepFinished
 from clipviz.methods import METHODS
 from clipviz.methods.base import AdaptConfig, Method
+from clipviz.methods.dpa import DPA
 from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
 from clipviz.methods.zero_shot import ZeroShot
 from clipviz.training.loop import Adaptation, adapt, cosine_lr
@@ -101,6 +102,57 @@ def test_predictions_and_pseudo_labels_that_are_not_finite_end_the_run(tiny_back
         list(adapt(method, toy, CONFIG, eval_dataset=toy_test))
     with pytest.raises(FloatingPointError, match="the pseudo-labels are not finite at step 0"):
         list(adapt(microclip(tiny_backbone, crop_temperature=1e-300), toy, CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": None}, r"labels must be a tensor \(n\), got NoneType"),
+        ({"weights": torch.ones(4, 1)}, r"weights must be \(n\) with n = 4, got \(4, 1\)"),
+        ({"probs": torch.ones(3, 3) / 3}, r"probs must be \(n, C\) with n = 4, got \(3, 3\)"),
+        ({"sources": {"mine": torch.ones(4, 1)}}, r"source 'mine' must be \(n, C\) with n = 4, C = 3, got \(4, 1\)"),
+        ({"metrics": {"mine": 1.0}}, r"metric 'mine' must be a tensor \(n\), got float"),
+    ],
+)
+def test_pseudo_labels_of_other_shapes_are_refused_at_the_step_that_gives_them(tiny_backbone, toy, changes, message):
+    class Mine(ZeroShot):
+        def pseudo_label(self, views, index):
+            return replace(super().pseudo_label(views, index), **changes)
+
+    with pytest.raises(ValueError, match=f"^pseudo_label of zero_shot: {message}$"):
+        list(adapt(Mine(tiny_backbone, toy.prompts), toy, AdaptConfig(batch_size=4)))
+
+
+@pytest.mark.parametrize("given", [None, torch.tensor([0, 1]), (torch.tensor([0, 1]), torch.ones(2, 3))])
+def test_what_are_no_pseudo_labels_is_told(tiny_backbone, toy, given):
+    class Mine(ZeroShot):
+        def pseudo_label(self, views, index):
+            return given
+
+    with pytest.raises(ValueError, match=f"zero_shot must return PseudoLabels, got {type(given).__name__}"):
+        list(adapt(Mine(tiny_backbone, toy.prompts), toy))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x: None,
+        lambda x: x.mean(),
+        lambda x: [x.mean()],
+        lambda x: {},
+        lambda x: {0: x.mean()},
+        lambda x: {"a": x.mean(), "b": 1.0},
+        lambda x: {"a": x},
+        lambda x: {"a": x.mean().detach()},
+    ],
+)
+def test_a_loss_that_is_no_dictionary_of_terms_is_refused_at_the_first_step(tiny_backbone, toy, loss):
+    class Mine(DPA):
+        def loss(self, views, pseudo):
+            return loss(self.logits(views.weak))
+
+    with pytest.raises(ValueError, match=r"^loss of dpa must return a dictionary, name -> .*, got .*$"):
+        list(adapt(Mine(tiny_backbone, toy.prompts), toy))
 
 
 # ------------------------------------------------------------------------------------------------- events
