@@ -210,6 +210,8 @@ class Adaptation:
         with self._owned():
             with torch.no_grad():
                 pseudo = self._guesses(batch)
+            if not self.optimizer:
+                _check_finite(f"the pseudo-labels of step {step} are not finite", pseudo.probs)
             losses = self._learn(batch.views, pseudo, step) if self.optimizer else {}
         target = self._targets[batch.index]  # which no method has seen
         for name, values in {"labels": pseudo.labels, "targets": target, **pseudo.metrics}.items():
@@ -301,9 +303,7 @@ class Adaptation:
         """Of the same inputs at every call, so that a run that is taken up after its last epoch says the same bits."""
         self._evaluated = self._evaluated or evaluation_inputs(self.method, dataset, self.ranks)
         found = predict(self.method, self._evaluated, ranks=self.ranks, branches=dataset.has_targets)
-        if not math.isfinite(float(found.probs.sum())):
-            why = "a constant is too large or too small, or the model has weights that are not"
-            raise ValueError(f"the predictions are not finite: {why}; see --set, --lr and --pretrained")
+        _check_finite("the predictions are not finite", found.probs)
         return found
 
     def _highlights(self, predictions: events.Predictions | None) -> events.Highlights | None:
@@ -349,6 +349,12 @@ class Adaptation:
             "precision": method.backbone.precision,
             "versions": versions(),
         }
+
+
+def _check_finite(what: str, probs: Tensor) -> None:
+    if not math.isfinite(float(probs.sum())):
+        why = "a constant is too large or too small, or the model has weights that are not"
+        raise ValueError(f"{what}: {why}; see --set, --lr and --pretrained")
 
 
 def cosine_lr(step: int, n_steps: int, config: AdaptConfig) -> float:

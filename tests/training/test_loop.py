@@ -100,6 +100,8 @@ def test_predictions_and_pseudo_labels_that_are_not_finite_end_the_run(tiny_back
     method = METHODS["wca"](tiny_backbone, toy.prompts, replace(METHODS["wca"].presets["default"], **scales))
     with pytest.raises(ValueError, match="the predictions are not finite: a constant is too large or too small"):
         list(adapt(method, toy, CONFIG, eval_dataset=toy_test))
+    with pytest.raises(ValueError, match="the pseudo-labels of step 0 are not finite: a constant is too large or too"):
+        list(adapt(method, toy, CONFIG))  # it does not train, so no loss would tell
     with pytest.raises(FloatingPointError, match="the pseudo-labels are not finite at step 0"):
         list(adapt(microclip(tiny_backbone, crop_temperature=1e-300), toy, CONFIG))
 
