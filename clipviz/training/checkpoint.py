@@ -31,7 +31,7 @@ WEIGHTS = "epochs"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def _identity(adaptation: Adaptation) -> dict[str, Any]:
+def identity_of(adaptation: Adaptation) -> dict[str, Any]:
     """What must agree between a checkpoint and the run that goes on from it.
 
     The number of processes need not: they share batches whose size is in the schedule, and all have the same state.
@@ -85,7 +85,7 @@ def _write(path: Path, tensors: dict[str, Tensor], adaptation: Adaptation, *, du
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {
         "format": FORMAT, "epoch": str(adaptation.epoch), "steps_in_epoch": str(adaptation.steps_in_epoch),
-        "identity": json.dumps(_identity(adaptation)),
+        "identity": json.dumps(identity_of(adaptation)),
         "adjusted": json.dumps({name: getattr(method.config, name) for name in method.adjustable}),
         "versions": json.dumps(versions()),
     }  # fmt: skip
@@ -102,7 +102,7 @@ def load_checkpoint(path: Path, adaptation: Adaptation) -> None:
         ValueError: if it belongs to another method, model, class set or schedule, or to other data.
     """
     metadata, tensors = _read(path)
-    wanted, got = _identity(adaptation), {"precision": "32", **json.loads(metadata["identity"])}
+    wanted, got = identity_of(adaptation), {"precision": "32", **json.loads(metadata["identity"])}
     for key, value in wanted.items():
         if got.get(key) != value:
             raise ValueError(
@@ -162,6 +162,19 @@ def facts_of(path: Path) -> CheckpointFacts:
     metadata, _ = _read(path, with_tensors=False)
     is_whole = metadata["steps_in_epoch"] == "0"
     return CheckpointFacts(int(metadata["epoch"]) - 1, is_whole, json.loads(metadata["identity"]))
+
+
+def check_same_run(path: Path, identity: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Refuse weights, copied in by hand, of another run than that of the trace beside them, as far as both say."""
+    settings, data = meta.get("settings") or {}, identity["data"]
+    schedule = {key: value for key, value in settings.get("schedule", {}).items() if key != "workers"}
+    told = {**meta, "settings": settings.get("method"), "schedule": schedule or None}
+    for key, value in {**identity, "data": data["name"], "split": data["split"]}.items():
+        if None not in (value, was := told.get(key)) and value != was:
+            what = difference(key, was, value)
+            raise ValueError(
+                f"{path} is of another run than the trace beside it: {what}; put back the files of one run"
+            )
 
 
 def difference(key: str, was: Any, now: Any) -> str:

@@ -278,10 +278,13 @@ class OpenedRun:
     @_shared
     def _facts(self) -> CheckpointFacts | None:
         """What the newest checkpoint belongs to; None before there is one."""
-        from clipviz.training.checkpoint import facts_of
+        from clipviz.training.checkpoint import check_same_run, facts_of
 
         path = self.folder / _CHECKPOINT
-        return facts_of(path) if path.is_file() else None
+        facts = facts_of(path) if path.is_file() else None
+        if facts:
+            check_same_run(path, facts.identity, self.trace.meta)
+        return facts
 
     @_shared
     def _weights(self) -> dict[int, Path]:
@@ -295,15 +298,15 @@ class OpenedRun:
 
     @property
     def _file(self) -> Path:
-        newest = self.folder / _CHECKPOINT
-        if not newest.is_file():
+        if self._facts is None:
             raise ValueError(f"{self.folder} holds no {_CHECKPOINT}, so no learned weights are available")
-        return newest if self.epoch is None else self._weights[self.epoch]
+        return self.folder / _CHECKPOINT if self.epoch is None else self._weights[self.epoch]
 
     def _load(self, method: Method) -> None:
         """Give a method the weights of `epoch`; buffers that are kept once come from the newest checkpoint."""
-        from clipviz.training.checkpoint import load_weights
+        from clipviz.training.checkpoint import check_same_run, facts_of, load_weights
 
+        check_same_run(self._file, facts_of(self._file).identity, self.trace.meta)
         newest = self.folder / _CHECKPOINT
         if self._file != newest and method.kept_once:
             load_weights(newest, method)

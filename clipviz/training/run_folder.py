@@ -28,6 +28,7 @@ from clipviz.methods import METHODS, Method
 from clipviz.parallel import ONE, Ranks
 from clipviz.prompts import ClassPrompts
 from clipviz.trace import TABLES, Trace, calibration_error, is_by_epoch, label_accuracy, last_value
+from clipviz.training import checkpoint
 from clipviz.training.checkpoint import WEIGHTS, DamagedCheckpoint, load_checkpoint, save_checkpoint, save_weights
 from clipviz.training.evaluate import accuracy, predict
 from clipviz.training.loop import Adaptation, versions
@@ -181,7 +182,9 @@ class RunFolder:
                 f"{self.path} holds a checkpoint, but not the {_TRACE}/ that it continues; put that back, or start "
                 "again in another folder"
             )
-        return _known_to(adaptation, Trace.load(self.path))
+        trace = Trace.load(self.path)
+        checkpoint.check_same_run(found[0], checkpoint.identity_of(adaptation), trace.meta)
+        return _known_to(adaptation, trace)
 
     def _load_newest(self, found: list[Path], adaptation: Adaptation) -> None:
         """Load the first checkpoint that can be read, and say so if it is not the newest."""

@@ -391,6 +391,31 @@ def test_a_resumed_run_keeps_its_weights_and_a_new_one_none_of_another(tmp_path)
     assert not [name for name in os.listdir(folder / "epochs") if name.startswith(".")]
 
 
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [({"seed": 1}, "seed was 0, now it is 1"), ({"rho": 0.4}, "settings.rho was 0.5, now it is 0.4"),
+     ({"config": AdaptConfig(2, 4)}, "schedule.batch_size was 8, now it is 4")],
+)  # fmt: skip
+def test_weights_of_another_run_that_were_copied_in_are_refused(tmp_path, changes, differs):
+    def make(folder, seed=0, config=AdaptConfig(2, 8), **constants):  # noqa: B008
+        backbone = make_tiny_backbone()
+        method = microclip(backbone, **constants)
+        Run(method, ToyDataset(8), config, folder=folder, seed=seed).fit()
+        return folder, {"model": backbone, "data": ToyDataset(8)}
+
+    (own, given), (other, _) = make(tmp_path / "own"), make(tmp_path / "other", **changes)
+    shutil.copyfile(kept_weights(other)[0], kept_weights(own)[0])
+    assert clipviz.open(own, **given).method is not None
+    assert clipviz.open(own, epoch=-1, **given).method is not None
+    message = rf"0\.safetensors is of another run than the trace beside it: {differs}; put back the files of one run"
+    with pytest.raises(ValueError, match=message):
+        _ = clipviz.open(own, epoch=0, **given).method
+    shutil.copyfile(other / "checkpoint.safetensors", own / "checkpoint.safetensors")
+    for part in ("method", "model_probe", "data", "epochs"):
+        with pytest.raises(ValueError, match=rf"checkpoint\.safetensors is of another run than .*: {differs}"):
+            getattr(clipviz.open(own, **given), part)
+
+
 # ------------------------------------------------------------------------------------------------- explore
 
 

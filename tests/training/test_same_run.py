@@ -132,6 +132,15 @@ def test_other_data_of_ones_own_are_refused(tmp_path, other, complaint):
         make_run(tmp_path, **{**same, **other}).restore()
 
 
+def test_a_trace_of_another_run_beside_the_checkpoint_is_refused(tmp_path):
+    make_run(tmp_path / "own", ToyDataset(9)).fit()
+    make_run(tmp_path / "other", ToyDataset(9), seed=1).fit()
+    shutil.rmtree(tmp_path / "own" / "trace")
+    shutil.copytree(tmp_path / "other" / "trace", tmp_path / "own" / "trace")
+    with pytest.raises(ValueError, match=r"is of another run than the trace beside it: seed was 1, now it is 0; put"):
+        make_run(tmp_path / "own", ToyDataset(9)).restore()
+
+
 @pytest.mark.parametrize("kind", ["embeddings", "labels", "classifier", "scale"])
 def test_other_embeddings_are_refused_and_a_file_may_move(tmp_path, kind):
     def features(name="a", changed=None):
