@@ -261,9 +261,11 @@ class OpenedRun:
         from clipviz.methods.base import Method
 
         settings = self.config["settings"]["method"]
-        kind: Any = self._given["method"] or METHODS.get(self.config["method"])
-        if kind is None:
-            raise ValueError(f"{self.config['method']!r} is not a method of clipviz; {self._give('method')}, its class")
+        given, config = self._given["method"], self.config
+        kind: Any = given or METHODS.get(config["method"])
+        if not given and (kind is None or config.get("method_class", kind.__name__) != kind.__name__):
+            what = config["method" if kind is None else "method_class"]  # which earlier versions did not note
+            raise ValueError(f"{what!r} is not a method of clipviz; {self._give('method')}, its class")
         backbone, prompts, options = self.backbone, self._prompts, {}
         default = kind.default_config(backbone) if isclass(kind) and issubclass(kind, Method) else None
         if default is None and settings:

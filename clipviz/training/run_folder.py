@@ -253,7 +253,7 @@ def config_of(trace: Trace, adaptation: Adaptation) -> dict[str, Any]:
     facts = {key: value for key, value in adaptation.facts().items() if key != "files"}  # the trace lists them
     return {
         **({"command": command} if command else {}), **facts, "class_names": list(method.class_names),
-        "n_images": len(adaptation.dataset), "prompts": asdict(method.prompts),
+        "n_images": len(adaptation.dataset), "prompts": asdict(method.prompts), "method_class": type(method).__name__,
     }  # fmt: skip
 
 

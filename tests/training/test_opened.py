@@ -236,6 +236,21 @@ def test_what_was_made_by_hand_is_asked_for_and_taken(tmp_path):
         _ = clipviz.open(tmp_path, **{**given, "model": make_tiny_backbone(seed=1)}).method
 
 
+def test_a_subclass_with_the_name_of_its_parent_does_not_open_as_its_parent(tmp_path):
+    class Mine(METHODS["zero_shot"]):
+        pass
+
+    given = {"model": make_tiny_backbone(), "data": ToyDataset(6)}
+    Run(Mine(given["model"], given["data"].prompts), given["data"], folder=tmp_path).fit()
+    with pytest.raises(ValueError, match=r"'Mine' is not a method of clipviz; give it: .*method=\.\.\.\), its class"):
+        _ = clipviz.open(tmp_path, **given).method
+    assert type(clipviz.open(tmp_path, **given, method=Mine).method) is Mine
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("method_class") == "Mine"
+    (tmp_path / "config.json").write_text(json.dumps(config))  # as earlier versions wrote it
+    assert type(clipviz.open(tmp_path, **given).method) is METHODS["zero_shot"]
+
+
 # ------------------------------------------------------------------------------------------------- what changed
 
 
