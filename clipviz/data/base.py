@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from clipviz.errors import one_line
 from clipviz.events import UNLABELLED
 from clipviz.prompts import short_hash
 
@@ -87,11 +88,20 @@ class ImageDataset(ABC):
     def _contents_hash(self) -> str:
         """A short hash of what the images show; here of 16 of them, evenly spread, as making all may take long."""
         chosen = sorted({len(self) * i // 16 for i in range(16 if len(self) else 0)})
-        return short_hash(part for i in chosen for one in [self.image(i)] for part in (str(one.size), one.tobytes()))
+        images = map(self.checked_image, chosen)
+        return short_hash(part for one in images for part in (str(one.size), one.tobytes()))
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
         """Return image `index` as RGB, upright, at its original resolution; the caller may change it."""
+
+    def checked_image(self, index: int) -> Image.Image:
+        """Image `index`; a ValueError where `image` gives something else than it should."""
+        image = self.image(index)
+        if getattr(image, "mode", "") != "RGB" or 0 in image.size:
+            got = one_line(repr(image), 60)
+            raise ValueError(f"image {index} of {self.name} must be an RGB image of PIL, got {got}")
+        return image
 
     def parts(self, index: int) -> NDArray[np.uint8] | None:
         """Return the (H, W) part ids of image `index` at its original resolution; None without masks."""

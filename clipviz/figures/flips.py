@@ -52,13 +52,9 @@ def _outcomes(start: pd.Series, end: pd.Series, target: pd.Series) -> np.ndarray
     """What became of each pseudo-label (n,), by the names of `_LOOKS`."""
     stays = start == end
     cases = {
-        "unchanged": (target < 0) & stays,
-        "changed": target < 0,
-        "right → right": stays & (end == target),
-        "wrong → right": end == target,
-        "wrong → same wrong": stays,
-        "right → wrong": start == target,
-    }
+        "unchanged": (target < 0) & stays, "changed": target < 0, "right → right": stays & (end == target),
+        "wrong → right": end == target, "wrong → same wrong": stays, "right → wrong": start == target,
+    }  # fmt: skip
     return np.select(list(cases.values()), list(cases), "wrong → other wrong")
 
 

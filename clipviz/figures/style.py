@@ -235,12 +235,10 @@ def new_chart(
         axes[key] = axes.get(key, {}) | LOOKS["axis"]
         axes[key]["title"] = axes[key]["title"] | {"text": names[key[0]]}
     own = {
-        "title": look["title"] | {"text": title},
-        "height": height,
-        "legend": look["legend"] | {"y": 1 - 38 / height},
+        "title": look["title"] | {"text": title}, "height": height, "legend": look["legend"] | {"y": 1 - 38 / height},
         "margin": look["margin"] | {"t": 44 + 22 * legend_rows + 28 * bool(panels)},
         "annotations": [note.to_plotly_json() | {"font": {"size": 14}} for note in figure.layout.annotations],
-    }
+    }  # fmt: skip
     figure.layout = look | axes | own  # at once: update_layout and its kind take four to eight times as long
     return figure
 

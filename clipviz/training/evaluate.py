@@ -99,7 +99,7 @@ def accuracy(labels: Tensor, target: Tensor) -> float:
 
 def probe_images(dataset: ImageDataset, index: np.ndarray, size: int) -> Probe:
     """Read images at (P,) positions as a probe of some side: pixels, targets and, where they exist, part masks."""
-    views = np.stack([eval_view(dataset.image(int(i)), size) for i in index])
+    views = np.stack([eval_view(dataset.checked_image(int(i)), size) for i in index])
     masks = [dataset.parts(int(i)) for i in index]
     parts = None
     if dataset.part_names is not None and all(mask is not None for mask in masks):

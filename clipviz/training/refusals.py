@@ -61,9 +61,10 @@ def _check_contents(data: Any) -> None:
             f"targets of {data.name} must be an int64 array of numpy with a class index, or {UNLABELLED}, for each of "
             f"its {n} names, got {one_line(repr(targets), 80)}"
         )
-    image = data.image(0) if data.has_pixels and n and not data.are_files else None
-    if image is not None and (getattr(image, "mode", "") != "RGB" or 0 in image.size):
-        raise ValueError(f"image 0 of {data.name} must be an RGB image of PIL, got {one_line(repr(image), 60)}")
+    if n and not isinstance(name := data.names[0], str):
+        raise ValueError(f"names of {data.name} must be texts, got {one_line(repr(name), 60)}; convert each with str()")
+    if data.has_pixels and n and not data.are_files:
+        data.checked_image(0)
 
 
 def _check_embeddings(method: Method, data: ImageDataset) -> None:
@@ -117,7 +118,7 @@ def check_guesses(method: Method, pseudo: Any, batch: Batch) -> None:
 
 def check_terms(method: Method, terms: Any) -> None:
     """Refuse a loss that has no sum, or nothing that can be learned from it."""
-    each = list(terms.values()) if isinstance(terms, Mapping) and {*map(type, terms)} == {str} else [None]
+    each: list[Any] = list(terms.values()) if isinstance(terms, Mapping) and {*map(type, terms)} == {str} else [None]
     is_sum = all(isinstance(term, Tensor) and term.numel() == 1 for term in each)
     if not is_sum or not any(term.requires_grad for term in each):
         raise ValueError(

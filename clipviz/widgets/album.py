@@ -143,11 +143,9 @@ class Album:
         has_targets, is_followed = bool((predictions["target"] >= 0).any()), predictions["epoch"].nunique() > 1
         needs = {
             **dict.fromkeys(("confidently wrong", PAIR), has_targets),
-            **dict.fromkeys(("fixed", "broken"), has_targets and is_followed),
-            "least confident": len(predictions) > 0,
-            "flipped": is_followed,
-            "sources disagree": len(source_names(self.trace)) > 1,
-        }
+            **dict.fromkeys(("fixed", "broken"), has_targets and is_followed), "least confident": len(predictions) > 0,
+            "flipped": is_followed, "sources disagree": len(source_names(self.trace)) > 1,
+        }  # fmt: skip
         return [name for name in FILTERS if needs.get(name, True)]
 
     def chosen(self, name: str, epoch: int, pair: Sequence[int] = (), split: str = "eval") -> list[str]:

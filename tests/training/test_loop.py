@@ -24,6 +24,7 @@ from clipviz.methods.base import AdaptConfig, Method
 from clipviz.methods.dpa import DPA
 from clipviz.methods.microclip import MicroCLIP, MicroCLIPConfig
 from clipviz.methods.zero_shot import ZeroShot
+from clipviz.training.evaluate import spread_probe
 from clipviz.training.loop import Adaptation, adapt, cosine_lr
 from clipviz.training.recorder import record
 from clipviz.training.run import Run
@@ -93,6 +94,34 @@ def test_images_of_another_kind_are_refused_at_once(tiny_backbone, toy, wrong):
 
     with pytest.raises(ValueError, match="image 0 of toy must be an RGB image of PIL, got"):
         adapt(ZeroShot(tiny_backbone, toy.prompts), Mine())
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", None])
+@pytest.mark.parametrize("part", ["dataset", "eval_dataset"])
+def test_a_later_image_of_another_kind_is_named_when_it_comes(tiny_backbone, toy, mode, part):
+    class Mine(ToyDataset):
+        def image(self, index):
+            image = super().image(index)
+            return image if index != 5 else image.convert(mode) if mode else None
+
+    data = {"dataset": toy, "eval_dataset": None, part: Mine(24)}
+    with pytest.raises(ValueError, match=r"^image 5 of toy must be an RGB image of PIL, got"):
+        list(adapt(ZeroShot(tiny_backbone, toy.prompts), **data))
+
+
+def test_names_that_are_no_texts_are_refused_at_once(tiny_backbone, toy):
+    data = ToyDataset(24)
+    data.names = list(range(24))
+    with pytest.raises(ValueError, match=r"names of toy must be texts, got 0; convert each with str\(\)"):
+        adapt(ZeroShot(tiny_backbone, toy.prompts), data)
+
+
+def test_part_masks_of_another_type_of_whole_numbers_are_taken(toy):
+    class Mine(ToyDataset):
+        def parts(self, index):
+            return super().parts(index).astype(np.int64)
+
+    assert torch.equal(spread_probe(Mine(24), 32, 3).parts, spread_probe(toy, 32, 3).parts)
 
 
 def test_predictions_and_pseudo_labels_that_are_not_finite_end_the_run(tiny_backbone, toy, toy_test):

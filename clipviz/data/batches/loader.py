@@ -52,10 +52,9 @@ class ViewLoader:
         steps = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)][first_step:]
         for indices, views in zip(steps, self._views(epoch, steps), strict=True):
             yield Batch(
-                views,
-                index=torch.from_numpy(indices).to(self.device),
+                views, index=torch.from_numpy(indices).to(self.device),
                 target=torch.from_numpy(self.dataset.targets[indices]).to(self.device),
-            )
+            )  # fmt: skip
 
     def _views(self, epoch: int, steps: Sequence[NDArray[np.int64]]) -> Iterator[Views]:
         """The views of each step's images, or of this process's share of them."""
@@ -78,7 +77,7 @@ class ViewLoader:
     def _pixels(self, request: Any) -> _PixelBatch:
         """Make the views of a whole batch, (epoch, positions), in a worker if there are any."""
         epoch, indices = request
-        views = [make_views(self.dataset.image(i), self.config, self.seed, epoch, i) for i in map(int, indices)]
+        views = [make_views(self.dataset.checked_image(i), self.config, self.seed, epoch, i) for i in map(int, indices)]
         return [None if kind[0] is None else torch.from_numpy(np.stack(kind)) for kind in zip(*views, strict=True)]
 
 
@@ -89,7 +88,7 @@ def eval_batches(
     positions = torch.arange(len(dataset)) if index is None else torch.as_tensor(index, dtype=torch.int64)
     for chunk in positions.split(batch_size):
         if len(chunk):
-            pixels = np.stack([eval_view(dataset.image(i), size) for i in chunk.tolist()])
+            pixels = np.stack([eval_view(dataset.checked_image(i), size) for i in chunk.tolist()])
             yield as_images(torch.from_numpy(pixels), torch.device(device)), chunk.to(device)
 
 
@@ -104,7 +103,7 @@ def eval_views(
         for images, index in eval_batches(dataset, config.size, batch_size, ranks.share(chunk).tolist(), device):
             crops = None
             if config.crops:
-                rows = (crop_views(dataset.image(i), config, np.random.default_rng(i)) for i in index.tolist())
+                rows = (crop_views(dataset.checked_image(i), config, np.random.default_rng(i)) for i in index.tolist())
                 crops = as_images(torch.from_numpy(np.stack(list(rows))), torch.device(device))
             yield Views(images, crops=crops, gather=partial(ranks.gather, n=len(chunk)))
 

@@ -109,7 +109,7 @@ def eval_view(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 def eval_parts(parts: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Cut part ids exactly as `eval_view` cuts the image: (H, W) -> (S, S), nearest neighbor."""
-    mask = Image.fromarray(parts)
+    mask = Image.fromarray(np.asarray(parts, np.uint8))
     return np.asarray(_resize_and_cut(mask, size, *_center(mask.size, size), Image.Resampling.NEAREST))
 
 
