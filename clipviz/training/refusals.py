@@ -32,6 +32,8 @@ def check_storable(settings: dict[str, dict[str, Any]]) -> None:
 def check_labels(method: Method, *datasets: ImageDataset | None) -> None:
     """Refuse what a method cannot look at, and labels of no class of it, or of another; names may have got better."""
     known = {name: position for position, name in enumerate(method.class_names)}
+    if half := [name for name, weights in method.backbone.named_parameters() if weights.dtype.itemsize == 2]:
+        raise ValueError(f"{method.name} has weights in half precision ({half[0]}); use load_backbone(precision=...)")
     for data in [data for data in datasets if data is not None]:
         _check_contents(data)
         _check_embeddings(method, data)

@@ -124,6 +124,14 @@ def test_part_masks_of_another_type_of_whole_numbers_are_taken(toy):
     assert torch.equal(spread_probe(Mine(24), 32, 3).parts, spread_probe(toy, 32, 3).parts)
 
 
+@pytest.mark.parametrize("name", ["zero_shot", "dpa"])
+@pytest.mark.parametrize("kind", ["half", "bfloat16"])
+def test_a_method_in_half_precision_is_refused_at_once(toy, name, kind):
+    method = getattr(METHODS[name](make_tiny_backbone(), toy.prompts), kind)()
+    with pytest.raises(ValueError, match=rf"{name} has weights in half precision \(model\..*\); use load_backbone\("):
+        adapt(method, toy)
+
+
 def test_predictions_and_pseudo_labels_that_are_not_finite_end_the_run(tiny_backbone, toy, toy_test):
     scales = {"image_scale": 1e39}  # infinite in single precision
     method = METHODS["wca"](tiny_backbone, toy.prompts, replace(METHODS["wca"].presets["default"], **scales))
