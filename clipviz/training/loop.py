@@ -145,6 +145,10 @@ class Adaptation:
 
     def __iter__(self) -> Iterator[events.Event]:
         """The events of the run, while which the method is nobody else's."""
+        if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(self.method.backbone.device.type):
+            raise ValueError(
+                "no run can go on within torch.inference_mode() or torch.autocast(); leave the block first"
+            )
         self.claim()
         try:
             yield from self._events()

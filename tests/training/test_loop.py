@@ -132,6 +132,13 @@ def test_a_method_in_half_precision_is_refused_at_once(toy, name, kind):
         adapt(method, toy)
 
 
+@pytest.mark.parametrize("block", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_a_run_within_a_block_that_changes_what_torch_computes_is_refused(tiny_backbone, toy, block):
+    events = adapt(ZeroShot(tiny_backbone, toy.prompts), toy)
+    with block(), pytest.raises(ValueError, match=r"within torch\.inference_mode\(\) or torch\.autocast\(\); leave"):
+        next(events)
+
+
 def test_predictions_and_pseudo_labels_that_are_not_finite_end_the_run(tiny_backbone, toy, toy_test):
     scales = {"image_scale": 1e39}  # infinite in single precision
     method = METHODS["wca"](tiny_backbone, toy.prompts, replace(METHODS["wca"].presets["default"], **scales))
