@@ -14,7 +14,7 @@ from clipviz.data.batches.loader import eval_views
 from clipviz.data.images.views import eval_parts, eval_view
 from clipviz.events import UNLABELLED, Predictions, Probe
 from clipviz.methods.base import Method
-from clipviz.ops import normalize
+from clipviz.ops import expect_axes, normalize
 from clipviz.parallel import ONE, Ranks
 
 
@@ -53,6 +53,7 @@ def predict(
         backbone = method.backbone
         with preserved_state(method), backbone.collected() as seen, backbone.shared_tokens():  # let go: others wait
             logits, others = _said(method, views, branches)
+            expect_axes(**{"": (probs[: len(views.weak)], "BC"), f"logits of {method.name}": (logits, "BC")})
             guesses = views.gather(logits.softmax(-1)).cpu()
             for name, rows in others.items():
                 parts.setdefault(name, []).append(views.gather(rows.argmax(-1)).cpu())

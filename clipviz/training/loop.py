@@ -282,7 +282,7 @@ class Adaptation:
         metrics = self._total()
         if self._before is not None:
             return replace(self._before, epoch=epoch, metrics={**metrics, **self._before.metrics})
-        metrics.update(ask(self.method, "diagnostics", otherwise={}))
+        metrics.update((name, float(x)) for name, x in ask(self.method, "diagnostics", otherwise={}).items())
         predictions = seen = None
         if self.eval_dataset is not None and (epoch in (-1, self.n_epochs - 1) or len(self.eval_dataset) <= MEASURED):
             predictions = self._predictions(self.eval_dataset)

@@ -171,8 +171,8 @@ class Recorder:
 
     def _keep_exploration(self, seen: Exploration, moment: str) -> None:
         """Maps as bytes, each from its least to its greatest value if it has two; of what the method says the last."""
-        for kind, maps in seen.maps.items():
-            low, high = maps.float().amin((1, 2), True), maps.float().amax((1, 2), True)
+        for kind, maps in ((kind, maps.float()) for kind, maps in seen.maps.items()):
+            low, high = maps.amin((1, 2), True), maps.amax((1, 2), True)
             shares = torch.where(high > low, (maps - low) / (high - low), maps.clamp(0, 1)).nan_to_num(0.0)
             self._fixed[f"exploration/{moment}/{kind}"] = _numpy((shares * 255 + 0.5).to(torch.uint8))
         rows = {"index": seen.index, "target": seen.target, "top": seen.top, "probs": seen.probs.half()}

@@ -96,6 +96,32 @@ def test_images_of_another_kind_are_refused_at_once(tiny_backbone, toy, wrong):
         adapt(ZeroShot(tiny_backbone, toy.prompts), Mine())
 
 
+@pytest.mark.parametrize(("given", "said"), [(torch.zeros(9, 2), r"got \(9, 2\)"), (None, "got NoneType")])
+def test_logits_of_other_classes_are_refused_at_the_first_measurement(tiny_backbone, toy, toy_test, given, said):
+    class Mine(ZeroShot):
+        def logits(self, images):
+            return given
+
+    with pytest.raises(ValueError, match=f"^logits of zero_shot must be .*, {said}$"):
+        list(adapt(Mine(tiny_backbone, toy.prompts), toy, eval_dataset=toy_test))
+
+
+def test_diagnostics_may_be_tensors_of_one_number_and_maps_masks(tiny_backbone, toy, toy_test, tmp_path):
+    class Mine(ZeroShot):
+        def diagnostics(self):
+            return {"mine": torch.tensor(0.5)}
+
+        def explain(self, images):
+            return {"mask": images.mean(1) > 0.5}
+
+    probe = spread_probe(toy, 32, 3)
+    trace = record(adapt(Mine(tiny_backbone, toy.prompts), toy, eval_dataset=toy_test, probe=probe))
+    trace.save(tmp_path / "trace")
+    assert trace.metric("mine").tolist() == [0.5, 0.5]
+    assert set(np.unique(trace.probe.maps["mask"])) <= {0.0, 1.0}
+    assert set(np.unique(trace.exploration.maps["after"]["mask"])) <= {0, 255}
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", None])
 @pytest.mark.parametrize("part", ["dataset", "eval_dataset"])
 def test_a_later_image_of_another_kind_is_named_when_it_comes(tiny_backbone, toy, mode, part):
