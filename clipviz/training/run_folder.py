@@ -289,10 +289,7 @@ def _cache_results(trace: Trace) -> dict[str, Any]:
     if teacher is None and settings["teacher"] != "none":  # the model itself is its teacher
         teacher = last_value(trace, "accuracy_zero_shot")
     return {
-        "coverage": coverage,
-        "cache_size": int(last_value(trace, "cache_size") or 0),
-        "selection": settings["selection"],
-        "uses_labels": settings["selection"] == "oracle_balanced",
-        "teacher": settings["teacher"],
-        "teacher_zero_shot_accuracy": teacher,
-    }
+        "coverage": coverage, "cache_size": int(last_value(trace, "cache_size") or 0),
+        "selection": settings["selection"], "uses_labels": settings["selection"] == "oracle_balanced",
+        "teacher": settings["teacher"], "teacher_zero_shot_accuracy": teacher,
+    }  # fmt: skip
