@@ -300,7 +300,7 @@ class OpenedRun:
 
     @property
     def _file(self) -> Path:
-        if self._facts is None:
+        if self._facts is None and not (self.folder / _CHECKPOINT).is_file():  # it may have come since
             raise ValueError(f"{self.folder} holds no {_CHECKPOINT}, so no learned weights are available")
         return self.folder / _CHECKPOINT if self.epoch is None else self._weights[self.epoch]
 

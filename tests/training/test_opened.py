@@ -431,6 +431,17 @@ def test_weights_of_another_run_that_were_copied_in_are_refused(tmp_path, change
             getattr(clipviz.open(own, **given), part)
 
 
+def test_weights_that_were_saved_after_a_run_was_opened_are_there(tmp_path):
+    backbone, data = make_tiny_backbone(), ToyDataset(8)
+    Run(microclip(backbone), data, AdaptConfig(1, 8), folder=tmp_path / "run").fit()
+    newest = (tmp_path / "run" / "checkpoint.safetensors").rename(tmp_path / "later")
+    run = clipviz.open(tmp_path / "run", model=backbone, data=data)
+    with pytest.raises(ValueError, match=r"holds no checkpoint\.safetensors, so no learned weights"):
+        _ = run.method
+    newest.rename(tmp_path / "run" / "checkpoint.safetensors")
+    assert run.method is not None
+
+
 # ------------------------------------------------------------------------------------------------- explore
 
 
