@@ -53,7 +53,8 @@ def predict(
         backbone = method.backbone
         with preserved_state(method), backbone.collected() as seen, backbone.shared_tokens():  # let go: others wait
             logits, others = _said(method, views, branches)
-            expect_axes(**{"": (probs[: len(views.weak)], "BC"), f"logits of {method.name}": (logits, "BC")})
+            rows = probs[: len(views.weak)]  # as many of them, of as many classes
+            expect_axes(**{"probs": (rows, "BC"), f"logits of {method.name}": (logits, "BC")})
             guesses = views.gather(logits.softmax(-1)).cpu()
             for name, rows in others.items():
                 parts.setdefault(name, []).append(views.gather(rows.argmax(-1)).cpu())

@@ -233,7 +233,7 @@ class Adaptation:
     def _guesses(self, batch: Batch) -> events.PseudoLabels:
         """Pseudo-labels of a batch, of which this process may have a share of the views only."""
         pseudo = self.method.pseudo_label(batch.views, batch.index)
-        check_guesses(self.method, pseudo, batch)
+        check_guesses(self.method, pseudo, len(batch))
         return pseudo
 
     @torch.enable_grad()

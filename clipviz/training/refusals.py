@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from clipviz.data.base import Batch, ImageDataset
+from clipviz.data.base import ImageDataset
 from clipviz.data.batches.features import FeatureBackbone, FeatureDataset
 from clipviz.errors import one_line
 from clipviz.events import UNLABELLED, PseudoLabels
@@ -101,8 +101,8 @@ def check_shares(method: Method, dataset: ImageDataset, config: AdaptConfig, ran
         )
 
 
-def check_guesses(method: Method, pseudo: Any, batch: Batch) -> None:
-    """Refuse pseudo-labels that no trace can hold, at the step that gives them."""
+def check_guesses(method: Method, pseudo: Any, n: int) -> None:
+    """Refuse pseudo-labels of n images that no trace can hold, at the step that gives them."""
     if not isinstance(pseudo, PseudoLabels):
         raise ValueError(f"pseudo_label of {method.name} must return PseudoLabels, got {type(pseudo).__name__}")
     axes = {"labels": (pseudo.labels, "n"), "weights": (pseudo.weights, "n"), "probs": (pseudo.probs, "nC")}
@@ -111,9 +111,9 @@ def check_guesses(method: Method, pseudo: Any, batch: Batch) -> None:
         expect_axes(**axes, **{f"metric {name!r}": (values, "n") for name, values in pseudo.metrics.items()})
     except ValueError as error:
         raise ValueError(f"pseudo_label of {method.name}: {error}") from error
-    if len(pseudo.labels) != len(batch):
+    if len(pseudo.labels) != n:
         raise ValueError(
-            f"{method.name} labels {len(pseudo.labels)} of the {len(batch)} images of a batch; a method that "
+            f"{method.name} labels {len(pseudo.labels)} of the {n} images of a batch; a method that "
             "several processes share passes what it computes from views through views.gather"
         )
 
