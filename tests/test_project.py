@@ -80,7 +80,8 @@ def test_the_ci_script_is_executable_bash_that_runs_what_readme_says():
     text = script.read_text()
     assert "set -euo pipefail" in text
     for command in (
-        'install --no-compile --quiet -e ".[test]"',
+        '/uv" pip install --quiet --python "$scratch/venv" -e ".[test]"',
+        '/pip" install --no-compile --quiet -e ".[test]"',
         '/pytest" -n auto --dist loadfile',
         "format --no-cache --check",
         "check --no-cache",

@@ -19,7 +19,7 @@ from synthetic import empty_trace, explorable, synthetic_comparison, synthetic_t
 from clipviz.figures import accuracy_over_epochs, confusion_info, image_table
 from clipviz.report import write_report
 from clipviz.report.summary import is_about_chance, summarize
-from clipviz.report.views import VIEWS
+from clipviz.report.views import CHAPTERS, VIEWS
 from clipviz.trace import Trace
 from tools.docs_gallery import main as gallery
 
@@ -69,6 +69,12 @@ def write(tmp_path, traces, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return write_report(traces, tmp_path / "report.html", **options).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def one_chapter(monkeypatch):
+    """For tests of what stands above the charts or is explored: most of a report's time is theirs."""
+    monkeypatch.setattr("clipviz.report.sections.CHAPTERS", {"Training": CHAPTERS["Training"]})
 
 
 def packed(report, name):
@@ -154,6 +160,7 @@ def test_the_summary_says_at_once_who_is_best_by_how_much_and_what_is_chance(rep
     assert "Differences below 15.8 points may be chance" in text
 
 
+@pytest.mark.usefixtures("one_chapter")
 def test_methods_that_are_right_equally_often_are_all_the_best(tmp_path):
     traces = synthetic_comparison(epochs=2, **SMALL)
     traces[1].epochs, traces[1].predictions = traces[3].epochs, traces[3].predictions
@@ -175,6 +182,7 @@ def test_a_report_does_not_call_label_free_what_chose_images_by_their_labels(tmp
     assert "picks the images of its cache by their true classes, so its results are not label-free" in page.text
 
 
+@pytest.mark.usefixtures("one_chapter")
 def test_only_another_split_of_the_data_is_called_unseen(tmp_path):
     trace = synthetic_trace(epochs=2, **SMALL)
     trace.meta |= {"accuracy_is": "test", "split": "train", "eval_split": "test"}
@@ -213,6 +221,7 @@ def test_what_can_be_explored_is_what_the_traces_say(report):
             ).all()
 
 
+@pytest.mark.usefixtures("one_chapter")
 @pytest.mark.parametrize(("n", "said"), [(40, ""), (25, ", of the 25 images of this page")])
 def test_a_table_of_some_of_the_images_says_so(n, said, tmp_path):
     traces = [explorable(synthetic_trace(epochs=1, method=name, **SMALL), n) for name in ("dpa", "ntua")]
@@ -222,6 +231,7 @@ def test_a_table_of_some_of_the_images_says_so(n, said, tmp_path):
     assert f"<summary><span>Right where another is wrong</span>{said}</summary>" in report
 
 
+@pytest.mark.usefixtures("one_chapter")
 def test_who_decided_images_that_were_learned_from(tmp_path):
     trace = synthetic_trace(epochs=2, **SMALL)
     trace.meta["accuracy_is"] = "transductive"
@@ -288,6 +298,7 @@ def test_photographs_are_no_birds_and_all_images_no_split(tmp_path):
     assert " images of photos (train split) in " in text
 
 
+@pytest.mark.usefixtures("one_chapter")
 def test_chance_is_called_chance(tmp_path):
     traces = synthetic_comparison(epochs=1, **{**SMALL, "n_classes": 24})[::4]
     for trace in traces:
@@ -342,6 +353,7 @@ def test_a_report_of_the_name_of_a_folder_is_refused(tmp_path):
             write_report(given, tmp_path / "report.html")
 
 
+@pytest.mark.usefixtures("one_chapter")
 def test_a_single_run_is_compared_with_the_model_before_adaptation(tmp_path):
     trace = synthetic_trace(epochs=2, **SMALL)
     trace.meta["zero_shot_accuracy"] = 0.125
@@ -354,6 +366,7 @@ def test_a_single_run_is_compared_with_the_model_before_adaptation(tmp_path):
     assert write(tmp_path, trace) == page
 
 
+@pytest.mark.usefixtures("one_chapter")
 def test_no_model_is_compared_with_another_ones_zero_shot(tmp_path):
     small, large, other = (synthetic_trace(epochs=1, method=method, **SMALL) for method in ("dpa", "ntua", "zero_shot"))
     small.meta |= {"zero_shot_accuracy": 0.25, "classes_from": "names"}
@@ -393,6 +406,7 @@ def test_summary_counts_by_hand():
     assert row.confidence == 0.625, "epochs of a stream are slices of it"
 
 
+@pytest.mark.usefixtures("one_chapter")
 def test_accuracy_is_said_of_the_images_that_have_a_label(tmp_path):
     trace = synthetic_trace(epochs=2, **SMALL)
     known = trace.predictions["index"] < 10
@@ -470,6 +484,7 @@ def test_runs_that_cannot_share_a_table_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("one_chapter")
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import runpy
 
-TESTS = Path(__file__).parent.parent
+from forked import start
+
 SCRIPT = """
 from tiny import ToyDataset, make_tiny_backbone
 import clipviz
@@ -26,15 +24,18 @@ for finish in (lambda run: run.fit(), lambda run: run.start().wait()):
 """
 
 
+def script(path: str) -> None:
+    runpy.run_path(path, run_name="__main__")
+
+
 def test_a_script_prints_one_plain_line_per_epoch_run_in_either_way(tmp_path):
-    path = tmp_path / "script.py"
+    path, told, said = (tmp_path / name for name in ("script.py", "stdout", "stderr"))
     path.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
+    process = start(script, str(path), told=told, said=said)
+    process.join(250)
+    assert (process.exitcode, said.read_text()) == (0, "")
+    lines = told.read_text().splitlines()
     begins = 2 * ["before training  accuracy ", *(f"{i} of 3 epochs  pseudo label accuracy " for i in (1, 2, 3))]
     assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
-    assert done.stdout.isascii()
-    assert "\r" not in done.stdout
+    assert told.read_text().isascii()
+    assert b"\r" not in told.read_bytes()
