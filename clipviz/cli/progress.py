@@ -34,7 +34,7 @@ class Progress:
         self._bar: tqdm[Any] | None = None
         self._started: RunStarted | None = None
         self._begun = 0.0
-        self._steps = 0  # of this session
+        self._steps = self._step = 0  # how many in this session; the last one's number in the run
         self._epoch: list[tuple[Any, Any]] = []  # loss and mean confidence of each step, left on their device
 
     def __call__(self, event: Event) -> None:
@@ -50,13 +50,15 @@ class Progress:
             case StepFinished() if self._bar is not None:
                 self._bar.update(len(event.index))
                 if self._bar.disable and event.losses:
-                    self._steps += 1
+                    self._steps, self._step = self._steps + 1, event.step
                     self._epoch.append((sum(event.losses.values()), event.pseudo.probs.amax(-1).mean()))
             case EpochFinished(epoch=-1):
                 self._begun = time.perf_counter()
-            case EpochFinished() if self._epoch:
-                print(self._line(event), file=sys.stderr, flush=True)
-                self._epoch = []
+            case EpochFinished() if self._started is not None and self._bar is not None:
+                self._bar.total = round(self._bar.n * self._started.n_epochs / (event.epoch + 1))  # own batches
+                if self._epoch:
+                    print(self._line(event), file=sys.stderr, flush=True)
+                    self._epoch = []
             case RunFinished() if self._bar is not None:
                 self._bar.close()
 
@@ -65,8 +67,9 @@ class Progress:
         assert self._started is not None
         loss, confidence = (float(sum(column)) / len(self._epoch) for column in zip(*self._epoch, strict=True))
         accuracy, done, of = event.metrics.get("accuracy"), event.epoch + 1, self._started.n_epochs
-        since = " since the resume" * (len(self._epoch) * of < self._started.n_steps)  # the rest is not known here
+        each = (self._step + 1) / done  # steps of an epoch, of batches that a method may bring after `prepare`
+        since = " since the resume" * (len(self._epoch) < each)  # the rest is not known here
         measured = f"confidence {confidence:.3f}{since}" if accuracy is None else f"accuracy {accuracy:.3f}"
         pace = (time.perf_counter() - self._begun) / self._steps
-        left = tqdm.format_interval(pace * self._started.n_steps * (1 - done / of))
+        left = tqdm.format_interval(pace * each * (of - done))
         return f"{inert(self._started.method)}: {done} of {of} epochs, loss {loss:.4g}{since}, {measured}, {left} left"

@@ -866,6 +866,37 @@ def test_without_a_terminal_each_epoch_is_a_plain_line(monkeypatch, capfd):
     assert said.startswith("toy: 3 of 4 epochs, loss 1.25 since the resume, accuracy 0.750, "), "watch has all of it"
 
 
+def test_batches_of_a_methods_own_are_counted_as_they_come(monkeypatch, capfd):
+    """Before training a cache or a slice of a stream is not there yet: the run begins with the number of images."""
+    import torch
+
+    from clipviz.cli import progress as module
+    from clipviz.events import EpochFinished, PseudoLabels, RunFinished, RunStarted, StepFinished
+
+    now = 0.0
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+
+    def watch():
+        nonlocal now
+        progress = module.Progress()
+        progress(RunStarted("ntua", {}, ("a",), 100, 4, 20, None))
+        progress(EpochFinished(-1, {}, None, {}, {}))
+        for epoch in range(4):
+            now += 30.0
+            guesses = PseudoLabels(torch.zeros(4), torch.ones(4, 1), torch.ones(4))
+            progress(StepFinished(epoch, epoch, torch.arange(4), torch.zeros(4), guesses, {"loss": torch.tensor(1.0)}))
+            progress(EpochFinished(epoch, {"accuracy": 0.5}, None, {}, {}))
+        progress(RunFinished("finished", 1.0, None))
+        return capfd.readouterr().err
+
+    left = ("01:30", "01:00", "00:30", "00:00")
+    lines = [f"ntua: {done} of 4 epochs, loss 1, accuracy 0.500, {left} left" for done, left in enumerate(left, 1)]
+    assert watch().splitlines() == lines
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert "100%" in (last := watch().splitlines()[-1])
+    assert "16/16" in last
+
+
 def test_adapt_in_a_log_has_a_line_for_each_epoch_also_when_it_goes_on(photos, tmp_path, capfd):
     options = ("--epochs", 2, "--batch-size", 4, "--set", "crops=2")
     assert cli.main(adapt(*options, method="microclip", data=photos, out=tmp_path / "run")) == 0
