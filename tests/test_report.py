@@ -153,6 +153,10 @@ def test_lines_of_methods_that_do_not_change_are_spoken_of_where_there_are_some(
     assert "Horizontal lines are" not in write(tmp_path, [synthetic_trace(epochs=2, **SMALL)])
 
 
+def test_no_text_finds_a_panel_by_its_place_which_is_another_on_a_phone(report):
+    assert not re.findall(r"(?i)\b(?:left|right|above|below): |\b(?:upper|lower) row", Page(report).text)
+
+
 def test_the_summary_says_at_once_who_is_best_by_how_much_and_what_is_chance(report):
     best = max(summarize(synthetic_comparison(epochs=2, **SMALL)).rows, key=lambda row: row.accuracy)
     text = Page(report).text
@@ -340,7 +344,7 @@ def test_a_run_without_evaluation_images_says_so_and_its_chart_has_numbers(tmp_p
     assert "There were no evaluation images, so accuracy was not measured" in text
     assert "microCLIP not measured" in text
     assert "no labels" not in text
-    assert "Left: accuracy" not in text
+    assert "on the evaluation images" not in text
     assert "the pseudo-labels that each method learned from" in text
     layout = accuracy_over_epochs(trace).layout
     assert (layout.yaxis2.showticklabels, layout.yaxis2.title.text) == (True, "accuracy (%)")
