@@ -536,6 +536,16 @@ def test_dark_is_dark_and_paper_is_white_without_what_only_a_screen_needs(mailed
     assert tab.locator("#shared-settings").is_visible(), "nobody can unfold paper"
 
 
+def test_without_scripts_there_is_no_room_for_what_they_draw_and_no_word_of_it(chromium, report_of_two):
+    tab = chromium.new_page(java_script_enabled=False)
+    tab.goto(report_of_two.as_uri())
+    expect(tab.locator("noscript p")).to_be_visible()
+    expect(tab.locator("#results table")).to_be_visible()
+    for nothing in (".chart", ".figures figcaption", ".runs", "#explore", '.contents a[href="#explore"]'):
+        assert tab.locator(nothing).first.is_hidden(), nothing
+    tab.close()
+
+
 def test_of_two_runs_without_labels_a_table_says_whether_they_agree(page_of_unlabelled, unlabelled):
     first, second = unlabelled
     assert not first.has_targets
