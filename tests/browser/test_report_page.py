@@ -295,6 +295,8 @@ STATES = [(390, "light"), (390, "dark"), (1280, "dark"), (1280, "light"), (1920,
 def test_a_page_of_any_width_and_color_is_whole_and_legible(drawn, width, scheme):
     tab = drawn(width, scheme)
     every_chart_is_drawn_within_the_page(tab)
+    rim = "getComputedStyle(document.querySelector('#reliability .textpoint text')).stroke"
+    assert tab.evaluate(rim) == ("rgb(21, 24, 28)" if scheme == "dark" else "none"), "light numbers on light bars"
     names_beside_a_matrix_do_not_overlap_and_pairs_stay_pairs(tab)
     if width in (390, 1280):
         axe_finds_nothing_serious(tab)
