@@ -533,6 +533,7 @@ def test_dark_is_dark_and_paper_is_white_without_what_only_a_screen_needs(mailed
     assert tab.evaluate(ground) == "rgb(255, 255, 255)"
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert tab.evaluate(paper) == "#ffffff"
+    assert tab.locator("figcaption .dot").first.evaluate("dot => getComputedStyle(dot).printColorAdjust") == "exact"
     for hidden in ("nav", ".controls", "#gallery"):
         assert tab.locator(hidden).first.is_hidden()
     assert tab.locator("#shared-settings").is_visible(), "nobody can unfold paper"
