@@ -14,6 +14,7 @@ import nbformat
 import pytest
 from forked import Kernel
 from jupyter_client.provisioning import local_provisioner
+from nbconvert import ScriptExporter
 from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -74,6 +75,11 @@ class TestFile:
         assert kinds <= {"text/plain", "image/png", "image/jpeg", "text/html"}
         pages = [output.data["text/html"] for output in outputs(name) if "text/html" in output.get("data", {})]
         assert all(page.startswith('<div class="clipviz-explorable">') for page in pages)
+
+    def test_as_a_script_it_is_python_with_its_text(self, name):
+        script, about = ScriptExporter().from_notebook_node(notebook := read(name))
+        assert about["output_extension"] == ".py"
+        assert f"# {notebook.cells[0].source.splitlines()[0]}\n" in script
 
     def test_the_picture_of_a_run_is_of_its_end(self, name):
         said = [meta["alt"] for _, meta in pictures(name) if meta.get("alt", "").startswith("LiveMonitor(")]
