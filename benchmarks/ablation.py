@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from benchmarks import command
 from benchmarks.accuracy import (
     Splits,
     Variant,
@@ -128,4 +129,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

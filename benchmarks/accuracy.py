@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
+from benchmarks import command
 from benchmarks.accuracy_tables import markdown, summarize
 from clipviz import METHODS, adapt, load_backbone, load_dataset, record
 from clipviz.backbone import Backbone
@@ -261,4 +262,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -26,9 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import command
 from clipviz import METHODS, AdaptConfig, load_backbone
 from clipviz.backbone import Backbone
 from clipviz.data.sources.benchmarks import ArrayDataset
+from clipviz.errors import choose
 from clipviz.events import StepFinished
 from clipviz.methods.build import build_method
 from clipviz.training.loop import adapt
@@ -201,7 +203,9 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.architectures", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(ARCHITECTURES)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(map(repr, ARCHITECTURES))}"
+    )
     parser.add_argument("--out", type=Path, help="Markdown file; default: the terminal only")
     parser.add_argument("--json", action="store_true", help="measure one in this process, and print it as JSON")
     args = parser.parse_args()
@@ -209,9 +213,9 @@ def main() -> None:
         print(json.dumps(measure(args.names[0])))
         return
     rows = []
-    for name in args.names or ARCHITECTURES:
-        command = [sys.executable, "-m", "benchmarks.architectures", name, "--json"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    for name in [choose("architecture", name, ARCHITECTURES) for name in args.names or ARCHITECTURES]:
+        measured = [sys.executable, "-m", "benchmarks.architectures", name, "--json"]
+        done = subprocess.run(measured, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(Row(*json.loads(done.stdout.splitlines()[-1])))
         print(table(rows[-1:]).splitlines()[-1], flush=True)
     text = f"{table(rows)}\n\nbatches of {BATCH}; CPU seconds of all {torch.get_num_threads()} threads together"
@@ -224,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from benchmarks import command
 from clipviz import METHODS, adapt
 from clipviz.data.batches.features import FeatureDataset
 from clipviz.methods.build import build_method, parse_constants
@@ -165,4 +166,4 @@ def main() -> None:
 _TEXT_ONLY = ("zero_shot", "descriptions")
 
 if __name__ == "__main__":
-    main()
+    command(main)

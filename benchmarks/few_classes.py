@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks import command
 from benchmarks.accuracy_tables import half_width
 from clipviz import load_backbone, load_dataset
 from clipviz.data.batches.features import embed_dataset
@@ -89,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

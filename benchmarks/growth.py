@@ -17,6 +17,7 @@ import numpy as np
 import open_clip
 import torch
 
+from benchmarks import command
 from benchmarks.measure import Work, processor_seconds
 from benchmarks.steps import Step
 from clipviz.backbone import Backbone
@@ -111,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

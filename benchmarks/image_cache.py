@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from benchmarks import command
 from clipviz.data import DiskCache, ImageFolderDataset, ViewConfig, ViewLoader
 from clipviz.data.sources.image_files import CACHE_BYTES
 
@@ -82,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

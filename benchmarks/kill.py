@@ -32,10 +32,12 @@ from safetensors.torch import load_file
 
 import clipviz.report
 import clipviz.training.loop
+from benchmarks import command
 from benchmarks.scale import small_backbone
 from clipviz import METHODS, Run, Trace, load_dataset
 from clipviz.backbone import Backbone
 from clipviz.data.base import ImageDataset
+from clipviz.errors import choose
 from clipviz.methods.build import build_method
 from clipviz.trace import TABLES
 from clipviz.training.run import CHECKPOINT
@@ -203,7 +205,7 @@ def main() -> None:
     rng, signum, methods = (
         np.random.default_rng(args.seed),
         signal.Signals[f"SIG{args.signal}"],
-        args.methods.split(","),
+        [choose("method", name, METHODS) for name in args.methods.split(",")],
     )
     data, backbone = load_dataset("birds/dusk", "train", n=IMAGES), small_backbone()
     for i in range(IMAGES):
@@ -230,4 +232,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 import clipviz
+from benchmarks import command
 
 EPOCHS, OPEN_SECONDS, FILTER_SECONDS = 15, 5.0, 0.3
 
@@ -95,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

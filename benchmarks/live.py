@@ -36,6 +36,7 @@ import torch
 from comm.base_comm import BaseComm
 
 import clipviz
+from benchmarks import command
 from clipviz.data import ImageDataset
 from clipviz.events import Event, StepFinished
 from clipviz.training.follow import Beacon
@@ -302,4 +303,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from benchmarks import command
 from clipviz import METHODS, load_backbone
 from clipviz.backbone import Backbone
 from clipviz.backbone.weights import BUNDLED
@@ -159,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

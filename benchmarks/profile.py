@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import command
 from benchmarks.measure import libraries
 from benchmarks.steps import backbone_of
 from clipviz import load_dataset, ncut
@@ -123,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -5,12 +5,13 @@ Sections between `<!-- name -->` and `<!-- /name -->` are made from benchmarks/r
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import ablation, accuracy, accuracy_tables, saliency, saliency_tables, soap_oracle, speed
+from benchmarks import ablation, accuracy, accuracy_tables, command, saliency, saliency_tables, soap_oracle, speed
 from clipviz import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +92,8 @@ def replace_sections(page: Path, sections: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """Replace all sections."""
+    """Replace all sections; there is nothing to choose, and what is given nevertheless is refused."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     docs = ROOT / "docs"
     replace_sections(ROOT / "README.md", {"headline": accuracy_tables.headline(study_runs())})
     replace_sections(docs / "accuracy.md", {"accuracy": accuracy_section(), "ablation": ablation.section()})
@@ -100,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

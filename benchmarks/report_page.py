@@ -17,6 +17,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser
 
+from benchmarks import command
 from clipviz.report import write_report
 from clipviz.trace import Trace
 
@@ -71,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

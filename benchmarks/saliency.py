@@ -29,6 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks import command
 from benchmarks.saliency_tables import (
     STAGES,
     against_attention,
@@ -246,4 +247,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -22,8 +22,10 @@ import open_clip
 import torch
 from PIL import Image
 
+from benchmarks import command
 from clipviz import METHODS, AdaptConfig, load_dataset
 from clipviz.backbone import Backbone
+from clipviz.errors import choose
 from clipviz.events import EpochFinished, StepFinished
 from clipviz.training.loop import adapt
 from clipviz.training.recorder import Recorder
@@ -108,7 +110,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="CSV file")
     args = parser.parse_args()
     found = []
-    for row in readings(args.images, args.classes, args.epochs, args.method):
+    for row in readings(args.images, args.classes, args.epochs, choose("method", args.method, METHODS)):
         print(f"{row.when:16} {row.seconds:8.1f} s {row.resident_mb:8.0f} MB", flush=True)
         found.append(row)
     if args.out is not None:
@@ -120,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
+from benchmarks import command
 from benchmarks.scale import make_manifest
 from clipviz import METHODS, load_backbone
 from clipviz.backbone import Backbone
@@ -357,4 +358,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks import command
 from benchmarks.measure import (
     forget_peak,
     libraries,
@@ -235,4 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from benchmarks import command
 from clipviz.methods.neighbors import nearest
 from clipviz.methods.transclip import TransCLIPConfig, solve
 from clipviz.ops import normalize
@@ -79,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -316,7 +316,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Pretra
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     named = {name: getattr(args, name) for name in (*SETTINGS, "fresh_cls")}
-    return args, PretrainConfig(**named, weights=parse_weights(args.weight))
+    try:
+        return args, PretrainConfig(**named, weights=parse_weights(args.weight))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -100,7 +100,7 @@ def _failed(error: Exception, args: argparse.Namespace) -> int:
         raise error
     if isinstance(error, FloatingPointError):
         return _fail(f"{error}; the checkpoint of the last complete epoch is kept", 1)
-    if not _is_about_the_input(error):
+    if not is_about_the_input(error):
         raise error
     return _fail(str(error) or type(error).__name__, 1 if isinstance(error, RuntimeError) else 2)
 
@@ -134,7 +134,7 @@ def _stopped(args: argparse.Namespace) -> str:
     return "stopped; nothing was saved"
 
 
-def _is_about_the_input(error: Exception) -> bool:
+def is_about_the_input(error: Exception) -> bool:
     """Whether an error was raised by clipviz for its user to read, or by the system (no space, no permission).
 
     A ValueError from the depths of another library, or of Python itself in a line of ours, is a mistake of ours: it

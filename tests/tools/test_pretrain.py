@@ -162,12 +162,17 @@ def test_a_fresh_cls_changes_no_patch_token_of_the_last_block():
         assert (backbone.embed(images) * cls).sum(1).max() < 0.999
 
 
-def test_weights_are_told_by_name():
+def test_weights_are_told_by_name(capsys):
     assert parse_weights([]) == Weights()
     assert parse_weights(["attribute=0.5", "zoom=1"]) == replace(Weights(), attribute=0.5, zoom=1.0)
     for wrong, said in (("atribute=1", "atribute"), ("part", "'part'"), ("part=much", "'part=much'")):
         with pytest.raises(ValueError, match=f"NAME=NUMBER.*{said}"):
             parse_weights([wrong])
+    with pytest.raises(SystemExit):
+        module.parse(["--out", "x", "--weight", "part"])
+    assert capsys.readouterr().err.endswith(
+        "error: --weight wants NAME=NUMBER, got 'part': could not convert string to float: ''\n"
+    )
 
 
 def test_the_loss_falls(with_pool, tmp_path):

@@ -1,0 +1,44 @@
+"""The commands of benchmarks/: a wrong name is one line."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import benchmarks
+
+FOLDER = Path(benchmarks.__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind"),
+    [
+        ("accuracy", "--methods nope", "method"),
+        ("accuracy", "--domains nope", "domain"),
+        ("ablation", "--variants nope", "variant"),
+        ("architectures", "nope", "architecture"),
+        ("kill", "--methods dpa,nope", "method"),
+        ("scale", "--method nope", "method"),
+    ],
+)
+def test_a_wrong_name_is_one_line(name, options, kind, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *options.split()])
+    with pytest.raises(SystemExit) as ended:
+        benchmarks.command(import_module(f"benchmarks.{name}").main)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"{name}.py: error: unknown {kind} 'nope'")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    with pytest.raises(ValueError, match="invalid literal"):
+        benchmarks.command(lambda: int("nope"))
+
+
+def test_every_command_says_so():
+    scripts = [text for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in (text := path.read_text())]
+    assert len(scripts) > 15
+    assert all(text.endswith('\nif __name__ == "__main__":\n    command(main)\n') for text in scripts)
