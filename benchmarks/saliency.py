@@ -195,6 +195,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--study", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, help="default: saliency.csv; of another model than birds, none")
     args = parser.parse_args(argv)
+    if args.kinds and (args.sanity or args.oracle):
+        parser.error("--kinds goes with neither --sanity nor --oracle")
     args.test = args.test or (480 if args.oracle else 96)
     args.domains = args.domains or (DOMAINS if args.oracle else ("source", "clutter", "night", "fog"))
     if args.out is None and args.model == "birds":

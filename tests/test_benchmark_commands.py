@@ -42,3 +42,12 @@ def test_every_command_says_so():
     scripts = [text for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in (text := path.read_text())]
     assert len(scripts) > 15
     assert all(text.endswith('\nif __name__ == "__main__":\n    command(main)\n') for text in scripts)
+
+
+def test_some_kinds_only_are_not_for_sanity_and_oracle(capsys):
+    from benchmarks.saliency import parse
+
+    for other in ("--sanity", "--oracle"):
+        with pytest.raises(SystemExit):
+            parse(["--kinds", "soap", other])
+        assert "--kinds goes with neither --sanity nor --oracle" in capsys.readouterr().err
