@@ -30,6 +30,8 @@ from clipviz.methods.build import build_method, parse_constants
 from clipviz.ops import class_logits, fairness_loss, normalize
 from clipviz.training.evaluate import accuracy, predict
 
+RESULTS = Path(__file__).parent / "results" / "feature_study.csv"
+
 TEXTS = {"names": 0.9, "templates": 0.65, "descriptions": 0.4}
 BEFORE = {"dpa": ["fairness=batch"], "tip_adapter": ["balanced=false"], "ntua": ["balanced=false"]}
 """Defaults that lost against zero-shot where classes outnumber the images of a batch, or fill a cache unevenly."""
@@ -151,7 +153,9 @@ def main() -> None:
     known = [name for name, method in METHODS.items() if method.works_on_embeddings and name not in _TEXT_ONLY]
     parser.add_argument("--methods", default=",".join(known), help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="drawn worlds, default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "feature_study.csv")
+    parser.add_argument(
+        "--out", type=Path, help=f"file of single runs, default: {RESULTS}, or none of a part of the study"
+    )
     parser.add_argument("--gradients", action="store_true", help="only how hard each kind of fairness pulls")
     args = parser.parse_args()
     if args.gradients:
@@ -159,7 +163,9 @@ def main() -> None:
             print(text, {name: f"{ratio:.2f}" for name, ratio in gradients(text).items()})
         return
     runs = study(args.methods.split(","), args.seeds)
-    runs.to_csv(args.out, index=False, float_format="%.4f")
+    is_whole = all(getattr(args, name) == parser.get_default(name) for name in ("methods", "seeds"))
+    if out := args.out or (RESULTS if is_whole else None):
+        runs.to_csv(out, index=False, float_format="%.4f")
     print(markdown(runs))
 
 

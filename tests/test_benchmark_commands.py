@@ -1,4 +1,4 @@
-"""The commands of benchmarks/: a wrong name is one line."""
+"""The commands of benchmarks/: a wrong name is one line, and a trial does not replace what was measured."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import benchmarks
+from benchmarks import feature_study
 
 FOLDER = Path(benchmarks.__file__).parent
 
@@ -51,3 +53,14 @@ def test_some_kinds_only_are_not_for_sanity_and_oracle(capsys):
         with pytest.raises(SystemExit):
             parse(["--kinds", "soap", other])
         assert "--kinds goes with neither --sanity nor --oracle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--seeds", "1"], ["--methods", "tda"]])
+def test_a_part_of_a_study_is_no_result(options, monkeypatch, tmp_path):
+    columns = ["text", "seed", "method", "when", "learned", "learned_ece", "unseen", "unseen_ece"]
+    runs = pd.DataFrame([(text, 0, "zero_shot", "after", *[0.5] * 4) for text in feature_study.TEXTS], columns=columns)
+    monkeypatch.setattr(feature_study, "study", lambda methods, seeds: runs)
+    monkeypatch.setattr(feature_study, "RESULTS", tmp_path / "study.csv")
+    monkeypatch.setattr(sys, "argv", ["feature_study.py", *options])
+    feature_study.main()
+    assert feature_study.RESULTS.exists() == (not options)
