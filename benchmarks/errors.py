@@ -1,4 +1,4 @@
-"""Every message that a user's mistake can get, as a table: `python -m benchmarks.errors [--out FILE.md]`.
+"""What about fifty mistakes of users are told, as a table: `python -m benchmarks.errors [--out FILE.md]`.
 
 Each row is a real command on a real input in a folder made for it; what stands in the table is what came out. The rows
 follow the table of bad input in the design, so that somebody who reads it sees what users will read.
