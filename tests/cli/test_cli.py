@@ -744,6 +744,12 @@ def test_compare_needs_no_torch(tmp_path):
     assert done.stdout.strip() == "False"
 
 
+def unexplained(results):
+    """Fields of results.json that the page about run folders does not name."""
+    page = Path(clipviz.__file__).parents[1] / "docs" / "reference" / "trace.md"
+    return set(results) - set(re.findall(r"`(\w+)`", page.read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize(("name", "of_images"), [("ntua", True), ("ntua", False), ("tip_adapter", False)])
 def test_the_results_of_a_cache_name_a_teacher_only_where_there_is_one(name, of_images):
     """Of embeddings there is one view, which refines nothing; tip_adapter refines nothing at all."""
@@ -754,6 +760,7 @@ def test_the_results_of_a_cache_name_a_teacher_only_where_there_is_one(name, of_
     zero_shot = pytest.approx(zero_shot_accuracy(backbone, dataset.prompts, dataset)) if of_images else None
     assert (results["teacher"] == "none") == (not of_images)
     assert results["teacher_zero_shot_accuracy"] == zero_shot
+    assert unexplained(results) == set()
 
 
 @pytest.mark.parametrize(("name", "key"), [("stata", "transductive_accuracy"), ("oga", "online_accuracy")])
@@ -763,6 +770,7 @@ def test_results_name_the_accuracy_of_the_labels_apart_from_that_on_other_images
         clipviz.adapt(METHODS[name](dataset.backbone(), dataset.prompts), dataset, eval_dataset=other)
     )
     results = results_of(trace)
+    assert unexplained(results) == set()
     last = trace.samples.drop_duplicates("index", keep="last")
     assert len(last) == 120
     assert results[key] == results["pseudo_label_accuracy"] == (last["pseudo_label"] == last["target"]).mean()
