@@ -94,15 +94,13 @@ def summary(
         value = row["pseudo_label_accuracy"]
         return percent(value) + " of cached images" * ("cache_size" in row and value is not None)
 
+    shares = {"accuracy %": "accuracy", "before %": "accuracy_before", "ECE %": "ece", "ECE before %": "ece_before"}
     columns = {
         **({"run": list(runs)} if runs is not None else {}),
         **({"data": [one_line(row["data"]) for row in rows]} if len({row["data"] for row in rows}) > 1 else {}),
         "method": list(methods or [row["method"] for row in rows]),
         **{name: [str(row[name]) for row in rows] for name in ("model", "seed", "epochs")},
-        "accuracy %": [percent(row["accuracy"]) for row in rows],
-        "before %": [percent(row.get("accuracy_before")) for row in rows],
-        "ECE %": [percent(row.get("ece")) for row in rows],
-        "ECE before %": [percent(row.get("ece_before")) for row in rows],
+        **{title: [percent(row.get(name)) for row in rows] for title, name in shares.items()},
         "pseudo-labels %": [pseudo_labels(row) for row in rows],
         "zero-shot %": [percent(row["zero_shot_accuracy"]) for row in rows],
         "over zero-shot": [gain(row) for row in rows],
