@@ -76,11 +76,9 @@ def _posed(plan: Plan, pose: Pose) -> Plan:
     fx, fy, fh, ft = pose.proportions
     (rx, ry, angle), (hx, hy, hr), (tx, ty, td, tl, tw) = plan.body, plan.head, plan.tail
     return plan._replace(
-        body=(rx * fx, ry * fy, angle),
-        head=(hx * fx, hy * fy, hr * fh),
-        tail=(tx * fx, ty * fy, td, tl * ft, tw),
+        body=(rx * fx, ry * fy, angle), head=(hx * fx, hy * fy, hr * fh), tail=(tx * fx, ty * fy, td, tl * ft, tw),
         legs=(plan.legs[0], plan.legs[1] * fy, plan.legs[2]),
-    )
+    )  # fmt: skip
 
 
 class _Painter:

@@ -103,9 +103,8 @@ def summary(
         **{title: [percent(row.get(name)) for row in rows] for title, name in shares.items()},
         "pseudo-labels %": [pseudo_labels(row) for row in rows],
         "zero-shot %": [percent(row["zero_shot_accuracy"]) for row in rows],
-        "over zero-shot": [gain(row) for row in rows],
-        "seconds": [f"{row['seconds']:.0f}" for row in rows],
-    }
+        "over zero-shot": [gain(row) for row in rows], "seconds": [f"{row['seconds']:.0f}" for row in rows],
+    }  # fmt: skip
     return f"{measured_on(rows[0])}\n{_aligned(columns)}"
 
 

@@ -292,10 +292,9 @@ def _mode(trace: Any) -> str:
 def _line_look(trace: Any) -> dict[str, Any]:
     shade = trace.line.color or trace.marker.color
     return {
-        "color": color(shade if isinstance(shade, str) else None),
-        "linewidth": (trace.line.width or 2) * _POINT,
+        "color": color(shade if isinstance(shade, str) else None), "linewidth": (trace.line.width or 2) * _POINT,
         "linestyle": DASHES.get(trace.line.dash, "-"),
-    }
+    }  # fmt: skip
 
 
 def _marker_look(trace: Any) -> dict[str, Any]:

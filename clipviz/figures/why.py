@@ -116,13 +116,11 @@ def _classes(trace: Trace, probs: dict[str, np.ndarray], target: int, n_classes:
     adds = _addends({name: values[top] for name, values in probs.items() if name != METHOD}) if of_sum else {}
     return [
         ClassProbs(
-            class_name(trace.class_names, label),
-            {name: float(values[label]) for name, values in probs.items()},
-            label == target,
-            {name: float(values[place]) for name, values in adds.items()} or None,
+            class_name(trace.class_names, label), {name: float(values[label]) for name, values in probs.items()},
+            label == target, {name: float(values[place]) for name, values in adds.items()} or None,
         )
         for place, label in enumerate(top)
-    ]
+    ]  # fmt: skip
 
 
 def _addends(probs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -144,10 +144,9 @@ class OGA(StreamMethod):
 
     name = "oga"
     presets: ClassVar = {
-        "default": OGAConfig(),
-        "paper": OGAConfig(text="templates"),
+        "default": OGAConfig(), "paper": OGAConfig(text="templates"),
         "official": OGAConfig(text="templates", official=True),
-    }
+    }  # fmt: skip
     config: OGAConfig
 
     def empty(self) -> dict[str, Tensor]:

@@ -85,12 +85,11 @@ class Inspector:
         stored = [kind for album in self.albums.values() for kind in album.stored_kinds()]
         self.kinds = {
             kind: ipywidgets.ToggleButton(
-                description=kind_name(kind),
+                description=kind_name(kind), layout={"width": "auto"},
                 tooltip="kept in the trace" if kind in stored else "computed by the current model",
-                layout={"width": "auto"},
             )
             for kind in dict.fromkeys([*stored, *[kind for probe in probes for kind in probe.kinds]])
-        }
+        }  # fmt: skip
         first = self.state.kind if self.state.kind in self.kinds else next(iter(self.kinds), "")
         for kind, toggle in self.kinds.items():
             toggle.value = kind == first

@@ -158,10 +158,9 @@ class View(ABC):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         picture = base64.b64encode(self.picture()).decode()
         data = {
-            "text/plain": repr(self),
-            "image/jpeg": picture,
+            "text/plain": repr(self), "image/jpeg": picture,
             _WIDGET: {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id},
-        }
+        }  # fmt: skip
         if html := self.page(picture):
             data["text/html"] = html
         return data, {"image/jpeg": {"alt": self.alt}}

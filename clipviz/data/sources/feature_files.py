@@ -127,10 +127,9 @@ def write_features(path: str | os.PathLike[str], dataset: FeatureDataset) -> Non
     if target.suffix.lower() not in FEATURE_SUFFIXES:
         raise ValueError(f"features go into a .npz or .safetensors file, got {os.fspath(path)!r}; give one of these")
     tensors = {
-        "embeddings": dataset.embeddings.contiguous(),
-        "labels": torch.tensor(dataset.targets),
+        "embeddings": dataset.embeddings.contiguous(), "labels": torch.tensor(dataset.targets),
         "logit_scale": torch.tensor(dataset.logit_scale),
-    }
+    }  # fmt: skip
     if dataset.classifier is not None:
         tensors["classifier"] = dataset.classifier.contiguous().clone()  # it may be rows of the embeddings
     if target.suffix.lower() == ".npz":

@@ -139,11 +139,9 @@ def read_resisc45(folder: str, split: str) -> Layout:
 def _resisc_list(folder: str, split: str) -> tuple[str, list[str] | None]:
     beside = os.path.dirname(os.path.abspath(folder))
     lists = {
-        name: path
-        for place in (folder, beside)
-        for name in SPLITS
+        name: path for place in (folder, beside) for name in SPLITS
         if os.path.isfile(path := os.path.join(place, f"resisc45-{name}.txt"))
-    }
+    }  # fmt: skip
     if not lists or split == ALL:
         return ALL, None
     if split not in lists:
