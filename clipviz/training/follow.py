@@ -191,7 +191,7 @@ class FollowedRun:
         self.gamma: Any = [meta.get("gamma"), *(c["gamma"] for c in self.changes if "gamma" in c)][-1]
         self.seconds = float(live.get("seconds") or meta.get("seconds") or 0.0)
         self.n_epochs = int(live.get("n_epochs") or meta.get("epochs") or 1)
-        self.n_steps = int(live.get("n_steps") or known)
+        self.n_steps = int(live.get("n_steps") or (known and meta.get("n_steps")) or known)
         self.steps_done = known if live.get("step") is None else max(known, live["step"] + 1)
 
     def poll(self) -> None:
@@ -220,6 +220,8 @@ class FollowedRun:
                 told = "its process is gone; --resume continues from what it saved"
                 moved = f"the folder {self.folder} is gone; open the run again where it is now"
                 self.error = InterruptedError(told if self.folder.is_dir() else moved)
+            elif self.status == "failed":
+                self.error = RuntimeError(self.trace.meta.get("error") or "the reason was not recorded")
             for name, text in answers.items():
                 if (future := self._sent.pop(name, None)) is not None:
                     future.set_result(str(text))

@@ -82,7 +82,7 @@ class Recorder:
         meta = dict(event.meta)
         skipped = meta.pop("skipped", [])
         known = {"class_names": list(event.class_names), "n_images": event.n_images, "seconds": event.seconds or None}
-        self.meta.update(meta, **known, status="running")
+        self.meta.update(meta, **known, n_steps=event.n_steps, status="running", error=None)
         if self._is_resumed:
             return  # probe and skipped files are known
         if skipped:

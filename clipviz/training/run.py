@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 import torch
 
 from clipviz.data.base import ImageDataset
-from clipviz.errors import inert, path_text
+from clipviz.errors import inert, one_line, path_text
 from clipviz.events import EpochFinished, Event, Listener, RunFinished, RunStarted, StepFinished
 from clipviz.methods.base import AdaptConfig, Method
 from clipviz.trace import Trace
@@ -274,14 +274,16 @@ class Run(Commanded):
     def _end(self, outcome: str, error: BaseException | None = None) -> None:
         """Save what there is, let go of the folder, and answer what was still asked, whatever fails of it."""
         meta = self.recorder.meta
-        meta["status"] = outcome
+        meta |= {"status": outcome, "n_steps": self.n_steps}
         if outcome == "failed":
-            meta["seconds"] = round(self.seconds, 3)
+            self.error = error
+            meta |= {"seconds": round(self.seconds, 3), "error": f"{type(error).__name__}: {one_line(error, 400)}"}
         try:
             if self._writes is not None and self.newest.keys() - {RunStarted}:  # else nothing has happened yet
                 self._writes.save_trace(self.trace, self.adaptation)
-        except BaseException:
+        except BaseException as failure:
             if error is None:
+                self.error = failure
                 outcome = meta["status"] = "failed"
                 raise
         finally:

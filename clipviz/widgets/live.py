@@ -178,13 +178,14 @@ class LiveMonitor(View):
     def _frame(self, status: str) -> dict[str, Any]:
         done, total, error = self.watch.steps_done, self.watch.n_steps, self.run.error
         status = status if error is None else self.run.status  # which a run that fails says first
+        said = str(error) if isinstance(self.run, FollowedRun) else f"{type(error).__name__}: {error}"
         kind, epoch = self._probe.kind, self.watch.last_epoch.epoch if self.watch.last_epoch else -1
         moment = when(epoch) if epoch < 0 else f"after {when(epoch)}"
         return {
             "headline": self.watch.headline(status, self.run.seconds),
             "progress": done / total if total else float(status == "finished"),
             "now": self.watch.lines(),
-            "problem": "" if error is None else f"{type(error).__name__}: {shorten(error, 400)}",
+            "problem": "" if error is None else shorten(said, 400),
             "probe": f"Probe images and {KIND_NAMES.get(kind, kind)}, {moment}" if kind else "",
         }
 

@@ -190,6 +190,27 @@ def test_the_last_state_is_what_a_listener_in_the_process_saw(finished):
     assert (run.n_steps, run.n_epochs, run.gamma) == (6, 2, 0.5)
 
 
+def test_a_folder_says_why_its_run_failed_and_how_far_it_came(tmp_path, capsys):
+    def broken(event):
+        if isinstance(event, StepFinished) and event.step == 1:
+            raise ArithmeticError("listener\nbroke")
+
+    with pytest.raises(ArithmeticError):
+        toy_run(tmp_path / "run", listeners=[broken]).fit()
+    view = LiveMonitor(tmp_path / "run")
+    assert view.canvas.frame["headline"].startswith("failed · step 2 of 6 · 0 of 2 epochs done")
+    assert view.canvas.frame["progress"] == pytest.approx(2 / 6)
+    assert view.canvas.frame["problem"] == "ArithmeticError: listener broke"
+    with pytest.raises(SystemExit):
+        cli.main(["watch", str(tmp_path / "run")])
+    assert "microclip on toy: failed: ArithmeticError: listener broke\n" in capsys.readouterr().out
+    again = toy_run(tmp_path / "run")
+    assert again.restore()
+    again.fit()
+    assert not FollowedRun(tmp_path / "run").error
+    assert not again.trace.meta.get("error")
+
+
 def test_a_followed_batch_is_the_batch(tmp_path):
     run = toy_run(tmp_path / "run", epochs=1)
     seen: list[tuple[dict, StepFinished]] = []

@@ -205,14 +205,17 @@ def test_a_run_that_was_not_watched_shows_what_it_recorded(make_run):
     assert "finished" in monitor.canvas.frame["headline"]
 
 
-def test_a_failure_is_shown_and_raised(make_run):
+@pytest.mark.parametrize("begin", ["start", "fit"])
+def test_a_failure_is_shown_and_raised(make_run, begin):
     def broken(event):
         if isinstance(event, StepFinished) and event.step == 2:
             raise ArithmeticError("<b>listener</b> broke")
 
     run = make_run(listeners=[broken])
     monitor = LiveMonitor(run, rate=50)
-    monitor.start.click()
+    with pytest.raises(ArithmeticError):
+        monitor.start.click() if begin == "start" else run.fit()
+        run.wait(20)
     with pytest.raises(ArithmeticError):
         run.wait(20)
     wait_for(lambda: monitor.canvas.frame["problem"] == "ArithmeticError: <b>listener</b> broke")
