@@ -25,7 +25,7 @@ from clipviz.methods.base import AdaptConfig, Method, ask
 from clipviz.parallel import ONE, Ranks
 from clipviz.training.evaluate import accuracy, baseline_accuracies, evaluation_inputs, predict
 from clipviz.training.highlights import explained, explore, highlights
-from clipviz.training.refusals import check_guesses, check_labels, check_shares, check_storable, check_terms
+from clipviz.training.refusals import check_guesses, check_labels, check_shares, check_storable, check_terms, suspects
 
 MEASURED = 200_000
 """Larger evaluation sets are measured before and after training only, smaller ones after every epoch as well."""
@@ -215,7 +215,7 @@ class Adaptation:
             with torch.no_grad():
                 pseudo = self._guesses(batch)
             if not self.optimizer:
-                _check_finite(f"the pseudo-labels of step {step} are not finite", pseudo.probs)
+                _check_finite(self.method, f"the pseudo-labels of step {step} are not finite", pseudo.probs)
             losses = self._learn(batch.views, pseudo, step) if self.optimizer else {}
         target = self._targets[batch.index]  # which no method has seen
         for name, values in {"labels": pseudo.labels, "targets": target, **pseudo.metrics}.items():
@@ -248,10 +248,9 @@ class Adaptation:
         if not torch.isfinite(total + pseudo.probs.sum()):
             terms = ", ".join(f"{name} = {value.item():.4g}" for name, value in losses.items())
             what = "the pseudo-labels are not finite" if torch.isfinite(total) else "the loss is not finite"
-            raise FloatingPointError(
-                f"{what} at step {step} (epoch {step // len(self.batches)}): {terms}; "
-                f"try a smaller learning rate than {self.config.lr:g}"
-            )
+            slower = f"try a smaller learning rate than {self.config.lr:g}; if that does not help, "
+            why = slower * self.method.has_learned + suspects(self.method)
+            raise FloatingPointError(f"{what} at step {step} (epoch {step // len(self.batches)}): {terms}; {why}")
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.ranks.average_gradients(p for group in self.optimizer.param_groups for p in group["params"])
@@ -307,7 +306,7 @@ class Adaptation:
         """Of the same inputs at every call, so that a run that is taken up after its last epoch says the same bits."""
         self._evaluated = self._evaluated or evaluation_inputs(self.method, dataset, self.ranks)
         found = predict(self.method, self._evaluated, ranks=self.ranks, branches=dataset.has_targets)
-        _check_finite("the predictions are not finite", found.probs)
+        _check_finite(self.method, "the predictions are not finite", found.probs)
         return found
 
     def _highlights(self, predictions: events.Predictions | None) -> events.Highlights | None:
@@ -355,10 +354,9 @@ class Adaptation:
         }
 
 
-def _check_finite(what: str, probs: Tensor) -> None:
+def _check_finite(method: Method, what: str, probs: Tensor) -> None:
     if not math.isfinite(float(probs.sum())):
-        why = "a constant is too large or too small, or the model has weights that are not"
-        raise ValueError(f"{what}: {why}; see --set, --lr and --pretrained")
+        raise ValueError(f"{what}: {suspects(method)}")
 
 
 def cosine_lr(step: int, n_steps: int, config: AdaptConfig) -> float:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,15 @@ def check_storable(settings: dict[str, dict[str, Any]]) -> None:
                     f"{name} of the {group} must be a plain number or text, got {one_line(repr(value), 60)}; "
                     "convert it with int() or float()"
                 ) from error
+
+
+def suspects(method: Method) -> str:
+    """What may make numbers that are not finite; constants that are not the default ones as they are given to --set."""
+    default = method.default_config(method.backbone)
+    known = {} if default is None else {**asdict(default), "schedule": method.settings.get("schedule")}
+    own = ", ".join(f"{name}={value}" for name, value in method.settings.items() if known.get(name, value) != value)
+    why = "a constant is too large or too small, or the model has weights that are not"
+    return f"{why}; see --set{f' ({own})' if own else ''}, --lr and --pretrained"
 
 
 def check_labels(method: Method, *datasets: ImageDataset | None) -> None:

@@ -168,12 +168,19 @@ def test_a_run_within_a_block_that_changes_what_torch_computes_is_refused(tiny_b
 def test_predictions_and_pseudo_labels_that_are_not_finite_end_the_run(tiny_backbone, toy, toy_test):
     scales = {"image_scale": 1e39}  # infinite in single precision
     method = METHODS["wca"](tiny_backbone, toy.prompts, replace(METHODS["wca"].presets["default"], **scales))
-    with pytest.raises(ValueError, match="the predictions are not finite: a constant is too large or too small"):
+    said = (
+        r"the predictions are not finite: a constant is too large or too small, .*; see --set \(image_scale=1e\+39\), "
+    )
+    with pytest.raises(ValueError, match=said):
         list(adapt(method, toy, CONFIG, eval_dataset=toy_test))
     with pytest.raises(ValueError, match="the pseudo-labels of step 0 are not finite: a constant is too large or too"):
         list(adapt(method, toy, CONFIG))  # it does not train, so no loss would tell
-    with pytest.raises(FloatingPointError, match="the pseudo-labels are not finite at step 0"):
+    with pytest.raises(FloatingPointError, match="the pseudo-labels are not finite at step 0") as caught:
         list(adapt(microclip(tiny_backbone, crop_temperature=1e-300), toy, CONFIG))
+    assert "a constant is too large or too small" in str(caught.value), "nothing was learned yet, at whatever rate"
+    assert "(crops=2, crop_temperature=1e-300)" in str(caught.value)
+    with pytest.raises(FloatingPointError, match=r"at step 1 .*; try a smaller learning rate.*soap_lr_scale=1e\+38\)"):
+        list(adapt(microclip(tiny_backbone, soap_lr_scale=1e38), toy, CONFIG))
 
 
 @pytest.mark.parametrize(
