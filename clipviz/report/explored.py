@@ -212,8 +212,8 @@ def _part(
     numbers = {text: i for i, text in enumerate(texts)}
     return {
         "places": array(np.searchsorted(index, part.index), "i4"), "top": array(part.top, "u2"),
-        "nTop": part.top.shape[1], "probs": array(part.probs, "f2"),
-        "logits": {name: array(values, "f2") for name, values in part.logits.items()}, "maps": maps,
+        "nTop": part.top.shape[1], "probs": array(part.probs, "f2"), "maps": maps,
+        "logits": {k: array(v, "f4" if (np.abs(v) >= 65_504).any() else "f2") for k, v in part.logits.items()},
         "said": [[row, label, numbers[text], round(cosine, 3)] for row, label, text, cosine in said],
     }  # fmt: skip
 

@@ -176,7 +176,7 @@ class Recorder:
             shares = torch.where(high > low, (maps - low) / (high - low), maps.clamp(0, 1)).nan_to_num(0.0)
             self._fixed[f"exploration/{moment}/{kind}"] = _numpy((shares * 255 + 0.5).to(torch.uint8))
         rows = {"index": seen.index, "target": seen.target, "top": seen.top, "probs": seen.probs.half()}
-        rows |= {f"logits/{name}": values.half() for name, values in seen.logits.items()}
+        rows |= {f"logits/{k}": v.half() if v.abs().amax() < 65_504 else v.float() for k, v in seen.logits.items()}
         self._fixed.update((f"exploration/{name}", _numpy(values)) for name, values in rows.items())
         self.meta["exploration_sentences"] = [list(row) for row in seen.sentences]
         if seen.images is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from clipviz.events import EpochFinished, Exploration, PseudoLabels, RunFinished
 from clipviz.figures.sources import SourceLogits
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.zero_shot import ZeroShot
+from clipviz.report import explored
 from clipviz.trace import Trace
 from clipviz.training.evaluate import spread_probe
 from clipviz.training.loop import adapt
@@ -57,6 +60,20 @@ def test_what_a_method_gives_in_another_precision_is_kept_in_single_precision(ki
     assert set(kinds.values()) == {np.dtype(np.float32)}, kinds
     assert trace.samples["confidence"].tolist() == [0.75, 0.5]
     assert trace.snapshots["classifier"].tolist() == [probs.tolist()]
+
+
+@pytest.mark.parametrize(("largest", "kind"), [(65_000.0, "f2"), (1e6, "f4")])
+def test_logits_beyond_half_precision_are_kept_and_shown_as_numbers(largest, kind):
+    places, logits = torch.arange(2), {"cache": torch.tensor([[largest, 0.0], [0.5, -largest]])}
+    seen = Exploration(places, places, {}, torch.tensor([[0, 1], [1, 0]]), torch.ones(2, 2) / 2, logits)
+    recorder = Recorder()
+    recorder(RunStarted("any", {}, ("x", "y"), 2, 1, 1, None))
+    recorder(EpochFinished(0, {}, None, {}, {}, seen))
+    kept = recorder.trace().exploration
+    assert np.allclose(kept.logits["cache"], logits["cache"], rtol=1e-3)
+    name, text = explored._part(kept, [], np.arange(2), [], None)["logits"]["cache"].split(":")
+    assert name == kind
+    assert np.allclose(np.frombuffer(base64.b64decode(text), f"<{kind}"), logits["cache"].flatten(), rtol=1e-3)
 
 
 def test_steps_hold_every_term_and_their_sum(recorded):

@@ -53,7 +53,7 @@ function numbers(text) {
   const [kind, base64] = text.split(":");
   const { buffer } = bytesFrom(base64);
   if (kind === "f2") return Float32Array.from(new Uint16Array(buffer), half);
-  return new { u1: Uint8Array, u2: Uint16Array, i4: Int32Array }[kind](buffer);
+  return new { u1: Uint8Array, u2: Uint16Array, i4: Int32Array, f4: Float32Array }[kind](buffer);
 }
 
 function half(bits) {
