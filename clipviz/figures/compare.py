@@ -131,12 +131,17 @@ def comparison_info(trace_a: Trace, trace_b: Trace, epoch: int | None = None, sp
     split = split or ("eval" if any(len(trace.predictions) for trace in traces) else "train")
     at = [trace.final_epoch if epoch is None else min(epoch, trace.final_epoch) for trace in traces]
     one, other = (image_table(trace, split, e) for trace, e in zip(traces, at, strict=True))
+    tables = zip((one, other), traces, strict=True)
+    places = " and ".join(f"{len(table)} of {_place(trace, split)}" for table, trace in tables)
+    if split == "eval" and bool(len(one)) != bool(len(other)):
+        raise ValueError(
+            f"the {'second' if len(one) else 'first'} run has no predictions of evaluation images ({places}), so these "
+            "runs cannot be compared; wait for its first epoch, or give it eval_dataset when it is made"
+        )
     if trace_a.class_names != trace_b.class_names:
         raise ValueError("these runs have different classes; compare runs on the same images")
     both = one.index.intersection(other.index, sort=True)
     if not share_images(*traces, split) or (split == "eval" and len(both) < max(len(one), len(other))):
-        tables = zip((one, other), traces, strict=True)
-        places = " and ".join(f"{len(table)} of {_place(trace, split)}" for table, trace in tables)
         raise ValueError(f"these runs have no images in common ({places}); compare runs on the same images")
     one, other = one.loc[both], other.loc[both]
     target, a, b = one["target"].where(one["target"] >= 0, other["target"]), one["label"], other["label"]

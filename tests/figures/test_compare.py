@@ -69,12 +69,23 @@ def test_runs_that_were_not_measured_are_compared_by_their_pseudo_labels():
         (measured([0, 0, 0, 0], files={"measured": list("abcd"), "learned": []}), "same images"),
         (measured([0, 0, 0, 0], class_names=["ant", "bee", "dog"]), "different classes"),
         (Trace(meta={"class_names": NAMES, "eval_data": "pets", "eval_split": "test"}), "4 of pets .* and 0 of pets"),
+        (
+            Trace(meta={"class_names": NAMES}),
+            r"the second run has no .* \(4 of pets \(test\) and 0 of no images\), .*give",
+        ),
+        (Trace(), "the second run has no predictions of evaluation images"),
     ],
 )
 def test_runs_on_other_images_are_refused_in_one_sentence(other, said):
     with pytest.raises(ValueError, match=said) as refused:
         comparison_info(measured([0, 0, 0, 0]), other)
     assert "\n" not in str(refused.value)
+    assert ("in common" in str(refused.value)) is (len(other.predictions) > 0 and other.class_names == tuple(NAMES))
+
+
+def test_the_run_that_was_not_measured_is_named():
+    with pytest.raises(ValueError, match="the first run has no predictions of evaluation images"):
+        comparison_info(Trace(), measured([0, 0, 0, 0]))
 
 
 @pytest.mark.parametrize(
