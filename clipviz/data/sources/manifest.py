@@ -20,16 +20,8 @@ import numpy as np
 import pandas as pd
 
 from clipviz.data.base import Skipped
-from clipviz.data.sources.layout import (
-    ALL,
-    IMAGE_SUFFIXES,
-    SPLIT_FOLDERS,
-    SPLITS,
-    Layout,
-    NoSuchSplit,
-    display_name,
-    used_split,
-)
+from clipviz.data.sources import layout
+from clipviz.data.sources.layout import Layout, NoSuchSplit
 from clipviz.errors import choose, listed, one_line
 from clipviz.events import UNLABELLED
 from clipviz.prompts import check_class_names, normalize_name
@@ -43,21 +35,21 @@ def read_manifest(path: str, split: str, classes: Sequence[str] | None, *, allow
     Classes are the given ones in their order, else the labels of all splits, sorted. Images outside the manifest's
     folder need leave: one made by somebody else could name any file of yours.
     """
-    choose("split", split, (*SPLITS, ALL))
-    source = f"manifest {display_name(path)!r}"
+    choose("split", split, (*layout.SPLITS, layout.ALL))
+    source = f"manifest {layout.display_name(path)!r}"
     table = _read_table(path, source)
     labels = [_label(row, cell, source) for row, cell in enumerate(table.get("label", [None] * len(table)), start=1)]
     class_names, class_of = _class_names(labels, classes, source)
     used, rows = _rows_of_split(table, split, source)
-    layout = Layout(used, class_names)
+    found = Layout(used, class_names)
     entries = [(table["path"].iloc[i], class_of.get(labels[i], UNLABELLED)) for i in rows]
-    outside = _add(layout, os.path.dirname(os.path.abspath(path)), entries)
+    outside = _add(found, os.path.dirname(os.path.abspath(path)), entries)
     if outside and not allow_outside:
         raise ValueError(
             f"{source}: {len(outside)} of its images lie outside its folder, for example {outside[0]!r}; put them "
             "below it, or allow it if you trust this file (allow_outside=True, --allow-outside)"
         )
-    return layout
+    return found
 
 
 def _read_table(path: str, source: str) -> pd.DataFrame:
@@ -80,7 +72,7 @@ def _read_table(path: str, source: str) -> pd.DataFrame:
         advice = "call the one with the file names path"
         if len(columns) == 1 and any(separator in columns[0] for separator in ";\t"):
             advice = "separate the columns with commas"
-        elif any(os.path.splitext(column)[1] in IMAGE_SUFFIXES for column in columns):
+        elif any(os.path.splitext(column)[1] in layout.IMAGE_SUFFIXES for column in columns):
             advice = "put the line path,label before the first image"
         held = ", ".join(map(repr, columns[:10]))
         raise ValueError(f"{source}: wanted the columns path and (if known) label, found {held}; {advice}")
@@ -138,20 +130,20 @@ def _class_names(
 
 def _rows_of_split(table: pd.DataFrame, split: str, source: str) -> tuple[str, list[int]]:
     """Return the split that is used and the positions of its rows; a test split may be called val."""
-    if "split" not in table.columns or split == ALL:
-        return ALL, list(range(len(table)))
+    if "split" not in table.columns or split == layout.ALL:
+        return layout.ALL, list(range(len(table)))
     cells = [str(value).strip().lower() for value in table["split"]]
-    if unknown := sorted(set(cells) - SPLIT_FOLDERS.keys()):
+    if unknown := sorted(set(cells) - layout.SPLIT_FOLDERS.keys()):
         raise ValueError(f"{source}: the column split needs train, val or test, got {unknown[0]!r}")
-    splits = [SPLIT_FOLDERS[cell] for cell in cells]
-    used = used_split(split, splits)
+    splits = [layout.SPLIT_FOLDERS[cell] for cell in cells]
+    used = layout.used_split(split, splits)
     if used not in splits:
         there = ", ".join(sorted(set(splits)))
         raise NoSuchSplit(f"{source}: has no split {split!r}; it has {there}; leave the column out to use all rows")
     return used, [i for i, name in enumerate(splits) if name == used]
 
 
-def _add(layout: Layout, folder: str, entries: Sequence[tuple[Any, int]]) -> list[str]:
+def _add(found: Layout, folder: str, entries: Sequence[tuple[Any, int]]) -> list[str]:
     """Turn (cell, target) into candidates, every image once; returns the cells that point out of the folder."""
     root = os.path.join(os.path.realpath(folder), "")
     real_folder = functools.cache(os.path.realpath)
@@ -160,14 +152,14 @@ def _add(layout: Layout, folder: str, entries: Sequence[tuple[Any, int]]) -> lis
     for cell, target in entries:
         text = cell.strip() if isinstance(cell, str) else ""
         if not text or "\0" in text:
-            layout.skipped.append(Skipped(repr(cell)[:80], "the manifest names no file here"))
+            found.skipped.append(Skipped(repr(cell)[:80], "the manifest names no file here"))
             continue
         path = os.path.normpath(os.path.join(folder, text))
         if path in seen:
-            layout.skipped.append(Skipped(display_name(text), "listed more than once"))
+            found.skipped.append(Skipped(layout.display_name(text), "listed more than once"))
             continue
         seen.add(path)
-        layout.add(path, target)
+        found.add(path, target)
         real = os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path))
         if not (os.path.realpath(real) if os.path.islink(real) else real).startswith(root):
             outside.append(text)
