@@ -158,7 +158,7 @@ class Backbone(nn.Module):
         self.check_images(images, values=False)  # which would have a GPU wait
         parts, inputs = [], []
         for piece in self._pieces(images):
-            pixels = (piece.to(self.mean.dtype) - self.mean) / self.std
+            pixels = (piece.to(next(self.parameters()).dtype) - self.mean) / self.std
             if self.has_patches:
                 part, x = encode(self.visual, pixels)
                 inputs.append(x)

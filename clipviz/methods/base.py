@@ -311,7 +311,7 @@ def unfreeze_norms(visual: nn.Module) -> None:
 
 def embed(backbone: Backbone, images: Tensor) -> Tensor:
     """Unit CLS embeddings (B, E) of images (B, 3, S, S); embeddings (B, E) are passed through."""
-    return images if getattr(images, "ndim", 0) == 2 else backbone.embed(images)
+    return images.to(next(backbone.parameters()).dtype) if getattr(images, "ndim", 0) == 2 else backbone.embed(images)
 
 
 def embed_crops(backbone: Backbone, views: Views) -> Tensor:

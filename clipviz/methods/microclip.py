@@ -218,7 +218,7 @@ class MicroCLIP(Method):
         descriptions = base.sentence_embeddings(backbone, self.sentences)
         self.static_classifier = nn.Buffer(description_classifier(descriptions, names))
         self.learned_classifier = nn.Parameter(base.text_classifier(backbone, self.sentences))
-        identity = torch.eye(backbone.width, device=backbone.device)
+        identity = torch.eye(backbone.width).to(self.static_classifier)
         matrices = (nn.Parameter(identity.clone(), requires_grad=self.config.soap) for _ in range(3))
         self.w_query, self.w_key, self.w_value = matrices
         # Running mean of the predicted probabilities and the number of steps in it, both per epoch.

@@ -102,7 +102,7 @@ def nearest_sentences(
     found = []
     for place, (embedding, labels) in enumerate(zip(embed(method.backbone, images), classes, strict=True)):
         for label in labels:
-            similarity, order = (rows[label] @ embedding.to(rows[label].device)).sort(descending=True, stable=True)
+            similarity, order = (rows[label] @ embedding.to(rows[label])).sort(descending=True, stable=True)
             for value, i in zip(similarity[:n].tolist(), order[:n].tolist(), strict=True):
                 found.append(SentenceSimilarity(place, label, texts[label][i], value))
     return tuple(found)

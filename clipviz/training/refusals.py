@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from clipviz.data.base import ImageDataset
@@ -44,6 +45,12 @@ def check_labels(method: Method, *datasets: ImageDataset | None) -> None:
     known = {name: position for position, name in enumerate(method.class_names)}
     if half := [name for name, weights in method.backbone.named_parameters() if weights.dtype.itemsize == 2]:
         raise ValueError(f"{method.name} has weights in half precision ({half[0]}); use load_backbone(precision=...)")
+    state = {name: tensor for name, tensor in method.trainable_state().items() if tensor.is_floating_point()}
+    own = {tensor.dtype for name, tensor in state.items() if not name.startswith("backbone.")}
+    if own and next(method.backbone.parameters()).dtype == torch.float64 not in own:
+        raise ValueError(f"{method.name} was built before its model was made .double(); use method.double()")
+    if any(tensor.is_inference() for tensor in state.values()):
+        raise ValueError(f"{method.name} was built within torch.inference_mode() and cannot change; build it outside")
     for data in [data for data in datasets if data is not None]:
         _check_contents(data)
         _check_embeddings(method, data)

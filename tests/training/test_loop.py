@@ -158,11 +158,43 @@ def test_a_method_in_half_precision_is_refused_at_once(toy, name, kind):
         adapt(method, toy)
 
 
+@pytest.mark.parametrize("name", ["zero_shot", "tda", "oga", "stata", "ntua", "wca", "dpa", "microclip"])
+@pytest.mark.parametrize("converted", ["the model", "the method"])
+def test_a_run_in_double_precision_is_measured_and_explored(toy, toy_test, name, converted):
+    backbone = make_tiny_backbone()
+    if converted == "the model":
+        backbone.model.double()
+    method = METHODS[name](backbone, toy.prompts)
+    trace = record(adapt(method if converted == "the model" else method.double(), toy, CONFIG, eval_dataset=toy_test))
+    assert len(trace.metric("accuracy")) > 1
+    assert {weights.dtype for weights in method.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "dpa"])
+def test_a_model_that_is_made_double_after_its_method_is_refused_at_once(toy, name):
+    method = METHODS[name](make_tiny_backbone(), toy.prompts)
+    method.backbone.model.double()
+    with pytest.raises(
+        ValueError, match=rf"{name} was built before its model was made .double\(\); use method.double\("
+    ):
+        adapt(method, toy)
+    assert list(adapt(method.double(), toy, CONFIG))
+
+
 @pytest.mark.parametrize("block", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
 def test_a_run_within_a_block_that_changes_what_torch_computes_is_refused(tiny_backbone, toy, block):
     events = adapt(ZeroShot(tiny_backbone, toy.prompts), toy)
     with block(), pytest.raises(ValueError, match=r"within torch\.inference_mode\(\) or torch\.autocast\(\); leave"):
         next(events)
+
+
+def test_a_method_that_was_built_within_inference_mode_is_refused_at_once(tiny_backbone, toy):
+    with torch.inference_mode():
+        method = METHODS["dpa"](tiny_backbone, toy.prompts)
+    with pytest.raises(
+        ValueError, match=r"dpa was built within torch\.inference_mode\(\) and cannot change; build it outs"
+    ):
+        adapt(method, toy)
 
 
 def test_predictions_and_pseudo_labels_that_are_not_finite_end_the_run(tiny_backbone, toy, toy_test):
