@@ -123,8 +123,7 @@ def _draw_tail(paint: _Painter, plan: Plan, values: dict[str, str]) -> None:
 
 def _draw_body(paint: _Painter, plan: Plan, values: dict[str, str]) -> None:
     rx, ry, angle = plan.body
-    body = ellipse(0.0, 0.0, rx, ry, angle)
-    paint(body, values["body"], "body")
+    paint(ellipse(0.0, 0.0, rx, ry, angle), values["body"], "body")
     if plan.neck:
         hx, hy, hr = plan.head
         neck = capsule(0.62 * rx, 0.40 * ry, hx - 0.2 * hr, hy - 0.3 * hr, plan.neck * 1.5, plan.neck)

@@ -40,11 +40,10 @@ def image_table(trace: Trace, split: str = "eval", epoch: int | None = None) -> 
     before, flips = _history(table, column, epoch)
     return rows[["label", "confidence", "target"]].assign(
         margin=pd.to_numeric(rows["margin"], errors="coerce") if "margin" in rows else np.float32(np.nan),
-        before=before.reindex(rows.index, fill_value=-1),
-        flips=flips.reindex(rows.index, fill_value=0),
+        before=before.reindex(rows.index, fill_value=-1), flips=flips.reindex(rows.index, fill_value=0),
         decider=_deciders(trace, split, epoch).reindex(rows.index, fill_value=""),
         file=pd.Series([trace.file_name(index, part) or "" for index in rows.index], rows.index, dtype=object),
-    )
+    )  # fmt: skip
 
 
 def _history(table: pd.DataFrame, column: str, epoch: int) -> tuple[pd.Series, pd.Series]:

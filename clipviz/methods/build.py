@@ -46,9 +46,8 @@ def build_method(
             warnings.warn(
                 f"preset {preset} of {name} has beta {config.beta:g}, the value from which Tip-Adapter searches with "
                 "labels: all entries count nearly alike, which may cost accuracy with pseudo-labels; compare with "
-                f"--set beta={NtUAConfig.beta:g}",
-                stacklevel=2,
-            )
+                f"--set beta={NtUAConfig.beta:g}", stacklevel=2,
+            )  # fmt: skip
         if config.selection == "oracle_balanced":
             options = {"oracle_index": balanced_index(dataset, config.shots, allow_labels=config.allow_labels)}
         options["teacher"] = teacher

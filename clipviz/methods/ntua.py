@@ -234,8 +234,7 @@ class NtUA(AddingMethod):
             weights = torch.ones_like(weights)
         if config.normalized_weights:
             weights = weights / weights.mean()
-        is_known = isinstance(self.backbone, FeatureBackbone)  # the only view says what student and teacher think
-        said = slice(0 if is_known else None)
+        said = slice(0 if isinstance(self.backbone, FeatureBackbone) else None)  # the only view says what both think
         self.fill(
             keys=normalize(chosen.views.sum(1)), labels=labels, weights=weights, cache_index=chosen.position,
             cache_views=chosen.views, student=chosen.student[said], teacher_probs=chosen.teacher[said],

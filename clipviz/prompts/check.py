@@ -43,9 +43,8 @@ class DescriptionCheck(NamedTuple):
         return [
             f"{len(pairs)} ({100 * len(pairs) / self.n_sentences:.1f} %) {what}, "
             f"for example of {pairs[0][0]!r}: {one_line(pairs[0][1], 60)!r}"
-            for pairs, what in ((self.cut, too_long), (self.nameless, "do not name their class"))
-            if pairs
-        ]
+            for pairs, what in ((self.cut, too_long), (self.nameless, "do not name their class")) if pairs
+        ]  # fmt: skip
 
     def report(self) -> str:
         """All of it in one line."""
@@ -71,9 +70,8 @@ def check_descriptions(
     source, pairs = description_pairs(descriptions)
     lists = [
         [(key, text.strip()) for text in sentences if isinstance(text, str) and text.strip()]
-        for key, sentences in pairs
-        if isinstance(sentences, list | tuple)
-    ]
+        for key, sentences in pairs if isinstance(sentences, list | tuple)
+    ]  # fmt: skip
     sentences = [pair for of_key in lists for pair in of_key]
     counts = [len(of_key) for of_key in lists if of_key] or [0]
     context = None if tokenizer is None else int(getattr(tokenizer, "context_length", 77))

@@ -97,9 +97,8 @@ class Adaptation:
         if method.trains and self.config.lr < self.config.min_lr:
             warnings.warn(
                 f"the learning rate {self.config.lr:g} is below the schedule's floor {self.config.min_lr:g}, so it "
-                "stays constant; the authors' code lets it rise to the floor",
-                stacklevel=3,
-            )
+                "stays constant; the authors' code lets it rise to the floor", stacklevel=3,
+            )  # fmt: skip
         self.settings = method.settings  # as the run began; some may be adjusted on the way
         self.seed = whole_number("seed", seed, 0)
         check_storable({"method": self.settings, "schedule": asdict(self.config)})

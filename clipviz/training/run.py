@@ -283,8 +283,7 @@ class Run(Commanded):
                 self._writes.save_trace(self.trace, self.adaptation)
         except BaseException as failure:
             if error is None:
-                self.error = failure
-                outcome = meta["status"] = "failed"
+                self.error, outcome, meta["status"] = failure, "failed", "failed"
                 raise
         finally:
             if self._beacon is not None:

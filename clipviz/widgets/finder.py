@@ -78,10 +78,9 @@ class Finder:
         self.tag_name = ipywidgets.Text(description="tag", placeholder="a word", style=PLAIN, layout={"width": "150px"})
         self.file = ipywidgets.Text("selection.csv", description="file", style=PLAIN, layout={"width": "260px"})
         tagging = [
-            self.tag_name,
-            button("Tag", "tag", lambda: self._change_tag(True), "add this tag to the chosen images"),
+            self.tag_name, button("Tag", "tag", lambda: self._change_tag(True), "add this tag to the chosen images"),
             button("Untag", "times", lambda: self._change_tag(False), "remove this tag from the chosen images"),
-        ]
+        ]  # fmt: skip
         for part in tagging:
             part.disabled = self.tags is None
         return wrapped(

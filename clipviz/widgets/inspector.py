@@ -187,10 +187,9 @@ class Inspector:
             return [before, after]
         change, said = 0.5 + (after.values - before.values) / 2, after.title.removesuffix(", now")
         return [
-            before._replace(title=f"{before.title}, {when(-1)}"),
-            after._replace(title=f"{said}, {when(epoch)}"),
+            before._replace(title=f"{before.title}, {when(-1)}"), after._replace(title=f"{said}, {when(epoch)}"),
             Panel(f"{said}: more (purple) or less (orange) than before", change, is_change=True),
-        ]
+        ]  # fmt: skip
 
     def _probe(self, label: str, epoch: int) -> Any:
         """What answers for the model of an epoch; None where that is not kept."""

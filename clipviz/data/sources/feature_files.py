@@ -57,9 +57,8 @@ def read_features(
         warnings.warn(
             f"{name}: logit_scale is {logit_scale:g}, so no prediction can be confident; CLIP's is near 100, and its "
             f"logarithm, which the parameter holds, near 4.6: if this is a logarithm, store its exponential, "
-            f"{math.exp(logit_scale):.4g}",
-            stacklevel=3,
-        )
+            f"{math.exp(logit_scale):.4g}", stacklevel=3,
+        )  # fmt: skip
     dataset = FeatureDataset(
         arrays["embeddings"], name=name, targets=arrays.get("labels"),
         class_names=given_classes(classes) or arrays.get("class_names") or None, classifier=arrays.get("classifier"),

@@ -161,9 +161,8 @@ class ImageFolderDataset(ImageFileDataset):
             above = display_name(os.path.dirname(min(folders, key=len)))
             warnings.warn(
                 f"{name!r} has one class, {self.class_names[0]!r}, so every prediction is right; if the folders in it "
-                f"are the classes, give {above!r}",
-                stacklevel=2,
-            )
+                f"are the classes, give {above!r}", stacklevel=2,
+            )  # fmt: skip
 
 
 def _sample(path: str) -> bytes:
