@@ -146,6 +146,8 @@ class Run(Commanded):
 
         One that is damaged or of another run, or a method that is in another run, is a ValueError.
         """
+        if self.status != "ready":
+            raise RuntimeError(f"this run is {self.status}; restore() goes before fit() and start(), on a new Run")
         self.adaptation.claim()
         self.adaptation.release()
         known = self._disk.restore(self.adaptation) if self._disk else None

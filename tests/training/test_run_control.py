@@ -158,6 +158,16 @@ def test_wait_gives_up_in_time_and_the_run_goes_on(make_run):
     run.wait(20)
 
 
+def test_a_run_that_has_begun_is_not_restored(make_run, tmp_path):
+    run = make_run(folder=tmp_path)
+    run.start()
+    with pytest.raises(RuntimeError, match=r"this run is \w+; restore\(\) goes before fit\(\) and start\(\)"):
+        run.restore()
+    run.wait(60)
+    with pytest.raises(RuntimeError, match=r"this run is finished; restore\(\) goes before"):
+        run.restore()
+
+
 def test_an_error_in_the_thread_reaches_whoever_waits(make_run):
     def broken(event):
         if isinstance(event, StepFinished):
