@@ -51,6 +51,10 @@ def check_constants(config: Any, *, shares: str = "", positive: str = "", **leas
             wanted = f"at least {low:g}{'' if math.isfinite(value) else ' and finite'}"
         elif kind is float and not math.isfinite(value):
             wanted = "finite"
+        elif kind is int and value >= 2**31:
+            wanted = f"below {2**31:,}"
+        elif get_origin(kind) is tuple and name.endswith("_scale") and not 0 < value[0] <= value[1] <= 1:
+            wanted = "two numbers in (0, 1], the lower one first"
         if wanted:
             raise ValueError(f"{name} must be {wanted}, got {one_line(repr(value), 60)}")
 
