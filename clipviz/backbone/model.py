@@ -126,14 +126,10 @@ class Backbone(nn.Module):
         """Whether the tower is a ViT with a CLS token and plain attention blocks, as the value path needs."""
         visual = self.visual
         blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
-        return (
-            blocks is not None
-            and isinstance(getattr(blocks[-1], "attn", None), nn.MultiheadAttention)
-            and blocks[-1].attn.batch_first
-            and getattr(visual, "pool_type", "tok") == "tok"
-            and getattr(visual, "attn_pool", None) is None
-            and isinstance(getattr(visual, "proj", None), Tensor)
-        )
+        attn = None if blocks is None else getattr(blocks[-1], "attn", None)
+        is_plain = isinstance(attn, nn.MultiheadAttention) and attn.batch_first
+        takes_cls = getattr(visual, "pool_type", "tok") == "tok" and getattr(visual, "attn_pool", None) is None
+        return is_plain and takes_cls and isinstance(getattr(visual, "proj", None), Tensor)
 
     def require_patches(self, purpose: str) -> None:
         """Refuse towers without usable patch tokens, with what would work instead."""

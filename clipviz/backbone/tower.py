@@ -63,9 +63,5 @@ def encode(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def is_watched(module: nn.Module) -> bool:
     """Whether a module has hooks or instance-level replacements of its methods."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or {"forward", "attention"} & module.__dict__.keys()
-    )
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return any(hooks) or bool({"forward", "attention"} & module.__dict__.keys())

@@ -292,8 +292,13 @@ class Method(nn.Module, ABC):
 
 
 def ask(method: Method, hook: str, *args: Any, otherwise: Any = None) -> Any:
-    """The result of an optional hook of a method, or a default if the method has none."""
-    return getattr(method, hook)(*args) if hasattr(method, hook) else otherwise
+    """The result of an optional hook of a method, or a default: {} where names with tensors or numbers are wanted."""
+    found, kinds = getattr(method, hook)(*args) if hasattr(method, hook) else otherwise, Tensor | Real
+    named = isinstance(found, Mapping) and all(isinstance(k, str) and isinstance(v, kinds) for k, v in found.items())
+    if otherwise == {} and not named:
+        wanted = f"{hook} of {method.name} must return a dictionary, name -> tensor or number"
+        raise ValueError(f"{wanted}, got {one_line(repr(found), 60)}")
+    return found
 
 
 def guesses(probs: Tensor, sources: Mapping[str, Tensor], **more: Any) -> PseudoLabels:

@@ -13,7 +13,7 @@ from clipviz.data.batches.features import FeatureDataset, embed_dataset
 from clipviz.data.batches.loader import eval_views
 from clipviz.data.images.views import eval_parts, eval_view
 from clipviz.events import UNLABELLED, Predictions, Probe
-from clipviz.methods.base import Method
+from clipviz.methods.base import Method, ask
 from clipviz.ops import expect_axes, normalize
 from clipviz.parallel import ONE, Ranks
 
@@ -74,18 +74,18 @@ def _said(method: Method, views: Views, branches: bool) -> tuple[Tensor, dict[st
     both, of_views = (getattr(method, hook, None) for hook in ("measured", "view_logits"))
     if branches and both:
         return both(views)
-    return of_views(views) if of_views else method.logits(views.weak), method.branches(views.weak) if branches else {}
+    others = ask(method, "branches", views.weak, otherwise={}) if branches else {}
+    return of_views(views) if of_views else method.logits(views.weak), others
 
 
 def baseline_accuracies(method: Method, dataset: ImageDataset, ranks: Ranks = ONE) -> dict[str, float]:
     """Accuracy of each of a method's `baselines`, e.g. {"accuracy_teacher": 0.5}; nothing without these, or targets."""
     parts: dict[str, list[Tensor]] = {}
-    branches = getattr(method, "baselines", None)
-    if not dataset.has_targets or branches is None:
+    if not dataset.has_targets or not hasattr(method, "baselines"):
         return {}
     for views in _views(method, dataset, 256, ranks):
         with preserved_state(method):
-            for name, logits in branches(views.weak).items():
+            for name, logits in ask(method, "baselines", views.weak, otherwise={}).items():
                 parts.setdefault(name, []).append(views.gather(logits.argmax(-1)).cpu())
         if not parts:
             return {}

@@ -155,7 +155,7 @@ def explore(
             if known_maps is None:
                 maps = all_maps(method, images)
                 part |= {("maps", kind): values.cpu() for kind, values in maps.items()}
-            logits = method.branches(inputs)
+            logits = ask(method, "branches", inputs, otherwise={})
             part |= {("logits", name): values.cpu().gather(1, top[rows]) for name, values in logits.items()}
         if known is None:
             side = min(LARGER_THUMBNAIL, backbone.image_size)

@@ -217,7 +217,7 @@ class Adaptation:
                 _check_finite(self.method, f"the pseudo-labels of step {step} are not finite", pseudo.probs)
             losses = self._learn(batch.views, pseudo, step) if self.optimizer else {}
         target = self._targets[batch.index]  # which no method has seen
-        for name, values in {"labels": pseudo.labels, "targets": target, **pseudo.metrics}.items():
+        for name, values in {**pseudo.metrics, "labels": pseudo.labels, "targets": target}.items():
             self.epoch_totals.setdefault(name, []).append(values)
         return events.StepFinished(epoch, step, batch.index, target, pseudo, losses)
 
@@ -296,7 +296,8 @@ class Adaptation:
             if self.probe is not None:
                 images = self.probe.images.to(self.method.backbone.device)
                 maps = {kind: value.cpu() for kind, value in explained(self.method, images).items()}
-            snapshot = {name: value.detach().cpu().clone() for name, value in self.method.snapshot().items()}
+            given = ask(self.method, "snapshot", otherwise={})
+            snapshot = {name: value.detach().cpu().clone() for name, value in given.items()}
         event = events.EpochFinished(epoch, metrics, predictions, snapshot, maps, seen)
         self._before = None if self.evolves else event
         return event

@@ -53,7 +53,7 @@ class Recorder:
         fixed = dict(start.arrays)
         self._growing = {name: list(fixed.pop(name)) for name in start.arrays if is_by_epoch(name)}
         begun = bool(self._growing) or len(start.epochs) > 0
-        self._kinds = {name for name in self._growing if name.startswith("probe/")} if begun else None
+        self._kinds = self._growing.keys() - {"embeddings/images"} if begun else None
         self._sources = {name: [fixed.pop(f"sources/{name}")] for name in under(start.arrays, "sources/")}
         self._fixed = fixed
         # What steps told since the last flush, still on the device: reading it at every step would wait for every step.
@@ -94,6 +94,9 @@ class Recorder:
         if event.losses:
             for term, value in {**event.losses, "loss": torch.stack(list(event.losses.values())).sum()}.items():
                 self._losses.append((event.epoch, event.step, term, value))
+        names, method = [*event.pseudo.sources], self.meta.get("method")
+        if event.epoch == self._source_epoch and names != (was := self.meta.get("sources", names)):
+            raise ValueError(f"sources of {method} were {was}, at step {event.step} {names}; keep their names")
         pseudo, probs = event.pseudo, event.pseudo.probs.float()  # pandas has no quantiles of half precision
         columns = {  # copies, because a method may write into what it gave
             "index": event.index.clone(),
@@ -145,16 +148,17 @@ class Recorder:
             self._keep_embeddings(said)
         if event.exploration is not None:
             self._keep_exploration(event.exploration, "before" if event.epoch < 0 else "after")
-        maps = {f"probe/{kind}": _numpy(maps).astype(np.float32) for kind, maps in event.explanation.items()}
-        known = maps.keys() if self._kinds is None else self._kinds
-        self._kinds = known & maps.keys()  # a kind that was registered, or forgotten, midway lacks epochs
+        kept = {f"probe/{kind}": _numpy(maps).astype(np.float32) for kind, maps in event.explanation.items()}
+        kept |= {f"snapshot/{name}": _numpy(each).astype(np.float32) for name, each in event.snapshot.items()}
+        known = kept.keys() if self._kinds is None else self._kinds
+        self._kinds = known & kept.keys()  # what was registered, or forgotten, midway lacks epochs
         for name in known - self._kinds:
             del self._growing[name]
-        for name, array in maps.items():
-            if name in self._kinds:
-                self._growing.setdefault(name, []).append(array)
-        for name, classifier in event.snapshot.items():
-            self._growing.setdefault(f"snapshot/{name}", []).append(_numpy(classifier).astype(np.float32))
+        for name in [name for name in kept if name in self._kinds]:
+            before, now = self._growing.setdefault(name, []), kept[name]
+            if before and (was := before[0].shape) != now.shape:
+                raise ValueError(f"{name} of {self.meta['method']} was {was}, now it is {now.shape}; keep its shape")
+            before.append(now)
 
     def _add(self, table: str, epoch: int, columns: dict[str, Any]) -> None:
         self._tables[table].append(pd.DataFrame({"epoch": epoch, **columns}))

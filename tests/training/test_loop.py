@@ -266,6 +266,22 @@ def test_a_loss_that_is_no_dictionary_of_terms_is_refused_at_the_first_step(tiny
         list(adapt(Mine(tiny_backbone, toy.prompts), toy))
 
 
+@pytest.mark.parametrize("hook", ["snapshot", "diagnostics", "explain", "branches", "baselines"])
+@pytest.mark.parametrize("given", [None, [torch.ones(3, 2)], {0: torch.ones(3, 2)}, {"a": np.ones((3, 2))}])
+def test_what_a_method_of_ones_own_gives_before_training_must_be_a_dictionary(
+    tiny_backbone, toy, toy_test, hook, given
+):
+    class Mine(ZeroShot):
+        pass
+
+    setattr(Mine, hook, lambda self, *images: given)
+    with pytest.raises(
+        ValueError, match=rf"^{hook} of zero_shot must return a dictionary, name -> .*, got .*$"
+    ) as told:
+        list(adapt(Mine(tiny_backbone, toy.prompts), toy, eval_dataset=toy_test))
+    assert "\n" not in str(told.value)
+
+
 # ------------------------------------------------------------------------------------------------- events
 
 
@@ -317,6 +333,16 @@ def test_epoch_events_carry_measurements(tiny_backbone, toy_test):
     # snapshots are copies: training went on after the first ones were taken
     assert not torch.equal(before.snapshot["learned_classifier"], last.snapshot["learned_classifier"])
     assert torch.equal(before.snapshot["static_classifier"], last.snapshot["static_classifier"])
+
+
+def test_metrics_of_any_name_leave_the_accuracy_of_pseudo_labels_alone(tiny_backbone, toy):
+    class Mine(ZeroShot):
+        def pseudo_label(self, views, index):
+            names = ("labels", "targets", "pseudo_label_accuracy")
+            return replace(super().pseudo_label(views, index), metrics=dict.fromkeys(names, torch.zeros(len(index))))
+
+    own, plain = (record(adapt(kind(tiny_backbone, toy.prompts), toy)) for kind in (Mine, ZeroShot))
+    assert own.metric("pseudo_label_accuracy").tolist() == plain.metric("pseudo_label_accuracy").tolist() != [0.0]
 
 
 def test_without_labels_there_is_no_accuracy(tiny_backbone):

@@ -76,6 +76,47 @@ def test_logits_beyond_half_precision_are_kept_and_shown_as_numbers(largest, kin
     assert np.allclose(np.frombuffer(base64.b64decode(text), f"<{kind}"), logits["cache"].flatten(), rtol=1e-3)
 
 
+@pytest.mark.parametrize("part", ["snapshot/a", "probe/a"])
+def test_what_changes_its_shape_between_epochs_is_refused_by_name(part):
+    recorder = Recorder()
+    recorder(RunStarted("mine", {"method": "mine"}, ("x", "y"), 2, 2, 2, None))
+    given = ({"a": torch.ones(2, 3, 3)}, {}) if part == "probe/a" else ({}, {"a": torch.ones(2, 3)})
+    recorder(EpochFinished(-1, {}, None, given[1], given[0]))
+    with pytest.raises(ValueError, match=rf"{part} of mine was \(2, 3(, 3)?\), now it is \(2, 2(, 3)?\); keep"):
+        recorder(
+            EpochFinished(0, {}, None, *({name: rows[:, :2] for name, rows in each.items()} for each in given[::-1]))
+        )
+    assert recorder.trace().arrays[part].shape[0] == 1
+
+
+def test_a_snapshot_that_lacks_epochs_is_not_shown_at_others():
+    recorder = Recorder()
+    recorder(RunStarted("mine", {"method": "mine"}, ("x", "y"), 2, 2, 2, None))
+    for epoch, names in ((-1, "ab"), (0, "bc"), (1, "bc")):
+        recorder(EpochFinished(epoch, {}, None, {name: torch.ones(2, 3) for name in names}, {}))
+    assert [*recorder.trace().snapshots] == ["b"]
+    again = Recorder(recorder.trace())
+    again(EpochFinished(2, {}, None, {name: torch.ones(2, 3) for name in "bd"}, {}))
+    assert {name: len(rows) for name, rows in again.trace().snapshots.items()} == {"b": 4}
+
+
+def test_sources_must_be_the_same_ones_in_an_epoch():
+    recorder = Recorder()
+    recorder(RunStarted("mine", {"method": "mine"}, ("x", "y"), 4, 2, 2, None))
+
+    def step(epoch, number, *names):
+        probs = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+        pseudo = PseudoLabels(probs.argmax(1), probs, torch.ones(2), dict.fromkeys(names, probs))
+        recorder(StepFinished(epoch, number, torch.arange(2), torch.tensor([0, 1]), pseudo, {}))
+
+    step(0, 0, "a")
+    step(1, 1, "b")
+    recorder.trace()
+    with pytest.raises(ValueError, match=r"^sources of mine were \['b'\], at step 2 \['a', 'c'\]; keep their names$"):
+        step(1, 2, "a", "c")
+    assert len(recorder.trace().samples) == 4
+
+
 def test_steps_hold_every_term_and_their_sum(recorded):
     events, trace = recorded
     for event in of_kind(events, StepFinished):
