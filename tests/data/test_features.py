@@ -104,6 +104,11 @@ BAD = [
     ({"embeddings": np.array([[1.0, 2.0], [np.nan, 1.0]])}, "row 1 of embeddings holds NaN"),
     ({"embeddings": np.array([[1.0, 2.0], [np.inf, 1.0]])}, "row 1 of embeddings holds NaN or infinite"),
     ({"embeddings": np.array([[0.0, 0.0], [1.0, 1.0]])}, "row 0 of embeddings is all zero"),
+    ({"embeddings": np.array([[1.0, 1.0], [1e-200, 0.0]])}, "row 1 of embeddings is all zero in float32"),
+    (
+        {"embeddings": np.array([[1.0, 1.0], [1e200, 0.0]])},
+        "holds NaN or infinite numbers in float32; leave such rows out of the file",
+    ),
     ({"classifier": np.ones((3, 7))}, "the classifier is 7 wide, embeddings 4; both must come"),
     ({"classifier": np.full((3, 4), np.nan)}, "row 0 of classifier holds NaN"),
     ({"labels": np.arange(12)}, r"labels must be 0\.\.2.*got 0\.\.11"),

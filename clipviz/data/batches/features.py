@@ -216,7 +216,7 @@ def _check_matrix(what: str, matrix: Tensor, source: str) -> None:
         if bad.any():
             row = start + int(bad.nonzero()[0])
             reason = "is all zero" if norms[row - start] == 0 else "holds NaN or infinite numbers"
-            raise ValueError(f"{source}: row {row} of {what} {reason}; leave such rows out of the file")
+            raise ValueError(f"{source}: row {row} of {what} {reason} in float32; leave such rows out of the file")
 
 
 def _class_names(
