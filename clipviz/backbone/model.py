@@ -293,6 +293,7 @@ def usable_device(name: str | torch.device | None) -> torch.device:
 
 
 @remembered("device")
+@torch.inference_mode(False)  # or nothing that is made of its weights could change later
 def load_backbone(
     name: str, pretrained: str | None = None, device: str | torch.device | None = None, precision: Precision = "32"
 ) -> Backbone:

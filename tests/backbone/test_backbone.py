@@ -495,6 +495,13 @@ def test_random_weights_give_one_warning_of_our_own(architectures):
     assert backbone.image_size == 32
 
 
+def test_a_model_that_is_loaded_within_inference_mode_can_be_used_anywhere():
+    with torch.inference_mode():
+        backbone = load_backbone("birds")
+        backbone.embed_text(["a bird"])
+    assert not any(tensor.is_inference() for tensor in (*backbone.parameters(), *backbone.buffers()))
+
+
 def test_the_bundled_model_is_an_ordinary_one():
     backbone = load_backbone("birds")
     assert backbone.name == "birds"
