@@ -58,8 +58,8 @@ def build_method(
     given = () if config is None else (config,)
     built: Method = method(backbone, dataset.prompts, *given, **options)
     built.preset = preset
-    for key in [key for key, value in changes.items() if getattr(built.config, key) != value]:
-        raise ValueError(f"{key} of {name} is always {json.dumps(getattr(built.config, key))}; leave it out")
+    if fixed := [key for key, value in changes.items() if getattr(built.config, key) != value]:
+        raise ValueError(f"{fixed[0]} of {name} is always {json.dumps(getattr(built.config, fixed[0]))}; leave it out")
     return built
 
 

@@ -132,9 +132,8 @@ def _read_checked(directory: Path, names: Collection[str]) -> dict[str, bytes]:
         contents[name] = _read(directory / name)
         if hashlib.sha256(contents[name]).hexdigest() != hashes[name]:
             raise ValueError(
-                f"{directory / name} is not what was saved ({len(contents[name]):,} bytes whose SHA-256 is "
-                f"not the one in {_MANIFEST}): truncated, altered or pickled; copy the trace again or repeat "
-                "the run"
+                f"{directory / name} is not what was saved ({len(contents[name]):,} bytes whose SHA-256 is not the "
+                f"one in {_MANIFEST}): truncated, altered or pickled; copy the trace again or repeat the run"
             )
     return contents
 

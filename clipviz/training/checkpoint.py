@@ -43,9 +43,8 @@ def identity_of(adaptation: Adaptation) -> dict[str, Any]:
         "precision": method.backbone.precision, "class_names": list(method.class_names),
         "prompts or descriptions": short_hash([method.prompts.digest, data.prompts.digest]),
         "settings": json.loads(json.dumps(adaptation.settings)), "n_images": len(data), "data": data.identity,
-        "evaluation data": evaluation.identity if evaluation else None,
+        "evaluation data": evaluation.identity if evaluation else None, "n_epochs": adaptation.n_epochs,
         "probe": None if probe is None else short_hash([tensor_bytes(probe.images), tensor_bytes(probe.index)]),
-        "n_epochs": adaptation.n_epochs,
         "schedule": {key: value for key, value in asdict(adaptation.config).items() if key != "workers"},
         "seed": adaptation.seed,
     }  # fmt: skip

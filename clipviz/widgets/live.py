@@ -182,12 +182,11 @@ class LiveMonitor(View):
         kind, epoch = self._probe.kind, self.watch.last_epoch.epoch if self.watch.last_epoch else -1
         moment = when(epoch) if epoch < 0 else f"after {when(epoch)}"
         return {
-            "headline": self.watch.headline(status, self.run.seconds),
+            "headline": self.watch.headline(status, self.run.seconds), "now": self.watch.lines(),
             "progress": done / total if total else float(status == "finished"),
-            "now": self.watch.lines(),
             "problem": "" if error is None else shorten(said, 400),
             "probe": f"Probe images and {KIND_NAMES.get(kind, kind)}, {moment}" if kind else "",
-        }
+        }  # fmt: skip
 
     def _take_trace(self) -> None:  # once per epoch
         trace = self._trace
