@@ -94,9 +94,6 @@ def _eigenvectors(matrices: Tensor) -> tuple[Tensor, Tensor]:
     n_threads = torch.get_num_threads()
     n_parts = min(n_threads, 1 + matrices.numel() // 2**17)  # of fewer, a thread takes longer to start than to work
     try:
-        torch.set_num_threads(1)
-        if n_parts == 1:
-            return _solved(matrices)
         with ThreadPoolExecutor(n_parts, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             parts = list(pool.map(_solved, matrices.chunk(n_parts)))
     finally:

@@ -10,9 +10,10 @@ from clipviz.figures.compare import other_images
 from clipviz.trace import Trace
 
 _SHOWN = {
-    **dict.fromkeys(("method", "model", "data", "split"), str), "seconds": int | float,
+    **dict.fromkeys(("method", "model"), str), **dict.fromkeys(("seed", "epochs"), int | None),
     **dict.fromkeys(("accuracy", "pseudo_label_accuracy", "zero_shot_accuracy"), int | float | None),
-    **dict.fromkeys(("seed", "epochs"), int | None), **dict.fromkeys(("eval_data", "eval_split"), str | None),
+    "seconds": int | float, **dict.fromkeys(("data", "split"), str),
+    **dict.fromkeys(("eval_data", "eval_split"), str | None),
 }  # fmt: skip
 
 
