@@ -15,8 +15,7 @@ def expect_axes(**tensors: tuple[Tensor, str]) -> None:
     for name, (tensor, axes) in tensors.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} must be a tensor ({', '.join(axes)}), got {type(tensor).__name__}")
-        shape = tuple(tensor.shape)
-        known = dict(sizes)
+        shape, known = tuple(tensor.shape), dict(sizes)
         if len(shape) != len(axes) or any(sizes.setdefault(axis, n) != n for axis, n in zip(axes, shape, strict=True)):
             fixed = ", ".join(f"{axis} = {known[axis]}" for axis in dict.fromkeys(axes) if axis in known)
             where = f" with {fixed}" if fixed else ""

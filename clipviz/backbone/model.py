@@ -318,8 +318,7 @@ def load_backbone(
     name = path_text("a model", name)
     pretrained = None if pretrained is None else path_text("weights", pretrained)
     choose("precision", precision, get_args(Precision))
-    place = usable_device(device)
-    plan = planned(name, pretrained)
+    place, plan = usable_device(device), planned(name, pretrained)
     is_random = pretrained is None and ":" not in plan.source
     changes = {} if plan.quick_gelu is None else {"quick_gelu": plan.quick_gelu}
     what = f"model {name!r} with weights {pretrained!r}" if pretrained else f"model {name!r}"

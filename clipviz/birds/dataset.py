@@ -176,8 +176,7 @@ class BirdsDataset(ImageDataset):
         self.class_names = tuple(species.name for species in SPECIES)
         described = parse_json(DESCRIPTIONS.read_text("utf-8")) if descriptions is None else descriptions
         self.prompts = make_prompts(self.class_names, templates or TEMPLATES, described)
-        self.part_names = PART_NAMES
-        self.skipped = []
+        self.part_names, self.skipped = PART_NAMES, []
         self.targets = np.arange(n, dtype=np.int64) % len(SPECIES)
         self.names = [f"{self.name}/{split}/{i:05d}" for i in range(n)]
         # (seed, split, domain, index) is the seed of an image, so no two splits share one

@@ -19,8 +19,7 @@ def lab(args: argparse.Namespace) -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise ValueError(f"clipviz lab needs {', '.join(missing)}, not installed here; pip install clipviz[lab]")
-    source = notebooks_folder()
-    folder = prepare_folder(args.out)
+    source, folder = notebooks_folder(), prepare_folder(args.out)
     copied = copy_notebooks(source, folder)
     place = inert(folder)
     print(f"{copied} notebooks copied to {place}" if copied else f"the notebooks are in {place}, as you left them")

@@ -23,8 +23,7 @@ class LossTerms(NamedTuple):
 
 def loss_terms_info(trace: Trace) -> LossTerms:
     """Weighted loss terms by step, averaged over neighboring steps where there are too many to draw."""
-    steps = trace.steps
-    terms = {}
+    steps, terms = trace.steps, {}
     for name in sorted(steps["term"].unique(), key=lambda name: (name != "loss", name)):
         rows = steps[steps["term"] == name].sort_values("step")
         terms[str(name)] = _averaged(rows["step"].to_numpy(float)), _averaged(rows["value"].to_numpy(float))

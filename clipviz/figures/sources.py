@@ -214,8 +214,7 @@ def deciders(labels: np.ndarray, pseudo_labels: np.ndarray, sources: Sequence[st
     A source that names no class is not asked: the others can still all agree.
     """
     agrees = labels == pseudo_labels[:, None]
-    n = agrees.sum(1)
-    winner = np.array(sources, dtype=object)[agrees.argmax(1)]
+    n, winner = agrees.sum(1), np.array(sources, dtype=object)[agrees.argmax(1)]
     winner[n > 1] = "several"
     winner[(n > 1) & (n == (labels >= 0).sum(1))] = "all agree"
     winner[n == 0] = "neither"

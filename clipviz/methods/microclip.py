@@ -317,8 +317,7 @@ class MicroCLIP(Method):
 
     def branches(self, images: Tensor) -> dict[str, Tensor]:
         """CLS alone and [FG] alone."""
-        tokens = self.backbone.tokens(images)
-        scale = self.backbone.logit_scale
+        tokens, scale = self.backbone.tokens(images), self.backbone.logit_scale
         return {
             "cls": class_logits(tokens.cls, self.learned_classifier, scale),
             "fg": class_logits(self._fg_embedding(tokens), self.learned_classifier, scale),

@@ -53,8 +53,7 @@ def part_rank(maps: Tensor, region: Tensor, parts: Tensor) -> Tensor:
     beaten, visible = torch.zeros_like(own), torch.zeros_like(own)
     for part in parts.unique():
         other = coverage((parts == part) & ~region, (maps.shape[1], maps.shape[2]))
-        present = other.sum((1, 2)) > 0
-        mean = _mean_over(maps, other)
+        present, mean = other.sum((1, 2)) > 0, _mean_over(maps, other)
         beaten += present * torch.where(own == mean, 0.5, (own > mean).float())
         visible += present
     return _where_visible(beaten / visible, region)

@@ -73,8 +73,7 @@ insertion_auc = partial(deletion_auc, baseline="blur", insert=True)
 
 def removal_masks(maps: Tensor, steps: int) -> Tensor:
     """Which cells are gone after K steps, most salient first, ties in reading order: (B, h, w) -> (B, K + 1, h, w)."""
-    steps = whole_number("steps", steps, 1)
-    flat = maps.flatten(1)
+    steps, flat = whole_number("steps", steps, 1), maps.flatten(1)
     place = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     counts = torch.linspace(0, flat.shape[1], steps + 1, device=maps.device).round()
     return (place[:, None] < counts[:, None]).unflatten(2, maps.shape[1:])

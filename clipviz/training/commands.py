@@ -56,8 +56,7 @@ class Commanded:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._pending: list[Change] = []
         self._gate = threading.Lock()  # begins and ends the time in which commands are taken
-        self._stopping = False
-        self._next_step = 0
+        self._stopping, self._next_step = False, 0
         self._driver: int | None = None  # the thread that does the run
         self._steps_allowed: int | None = None  # None: any number; 0: paused
 

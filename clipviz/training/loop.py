@@ -155,8 +155,7 @@ class Adaptation:
             self.release()
 
     def _events(self) -> Iterator[events.Event]:
-        begun = time.perf_counter()
-        method = self.method
+        begun, method = time.perf_counter(), self.method
         if is_resumed := self.epoch > 0 or self.steps_in_epoch > 0:
             self._take_batches()
         yield events.RunStarted(

@@ -45,8 +45,7 @@ class Recorder:
     """A listener that builds a trace, or continues the trace of an interrupted run."""
 
     def __init__(self, trace: Trace | None = None) -> None:
-        start = trace or Trace()
-        self._is_resumed = trace is not None
+        start, self._is_resumed = trace or Trace(), trace is not None
         self.meta: dict[str, Any] = dict(start.meta)
         tables = ((name, getattr(start, name)) for name in TABLES)
         self._tables: dict[str, list[pd.DataFrame]] = {name: [table] if len(table) else [] for name, table in tables}
@@ -99,13 +98,9 @@ class Recorder:
             raise ValueError(f"sources of {method} were {was}, at step {event.step} {names}; keep their names")
         pseudo, probs = event.pseudo, event.pseudo.probs.float()  # pandas has no quantiles of half precision
         columns = {  # copies, because a method may write into what it gave
-            "index": event.index.clone(),
-            "pseudo_label": pseudo.labels.clone(),
-            "confidence": probs.amax(-1),
-            "margin": margin(probs),
-            "weight": pseudo.weights.float().clone(),
-            "target": event.target.clone(),
-        }
+            "index": event.index.clone(), "pseudo_label": pseudo.labels.clone(), "confidence": probs.amax(-1),
+            "margin": margin(probs), "weight": pseudo.weights.float().clone(), "target": event.target.clone(),
+        }  # fmt: skip
         for name, logits in pseudo.sources.items():
             confidence, labels = logits.float().softmax(-1).max(-1)
             is_tied = (logits == logits.amax(-1, keepdim=True)).sum(-1) > 1  # then it names no class

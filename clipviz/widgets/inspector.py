@@ -46,8 +46,7 @@ class Inspector:
         self.rows: list[Row] = []
         self.always: list[str] = []  # the runs that are shown whatever is looked at
         self.image: np.ndarray | None = None
-        self._newest = Newest()
-        self._share_images = lru_cache(64)(share_images)
+        self._newest, self._share_images = Newest(), lru_cache(64)(share_images)
         self.canvas = OverlayCanvas()
         self._make_controls(max(trace.final_epoch for trace in traces), with_epoch)
         follow(self.state, self.show, ["selected", "epoch", "method"])

@@ -42,8 +42,7 @@ class PrototypeExplorer(View):
         arrays = {name: getattr(self.scene, name).tobytes() for name in ("places", "group", "label", "marks")}
         names, room = apart(self.scene.names, 60), {"flex": "0 1 570px", "min_width": "0"}
         self.scatter = ScatterCanvas(**arrays, **self.scene.words, names=names, layout=room)
-        self.play = self.inspector.play
-        self.count = said("no images chosen")
+        self.play, self.count = self.inspector.play, said("no images chosen")
         bar = wrapped(self.play, self.inspector.epoch, self.count)
         self.widget = ipywidgets.VBox([bar, wrapped(self.scatter, self.gallery), self.inspector.widget])
         self.gallery.link(self.state)
