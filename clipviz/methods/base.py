@@ -293,7 +293,10 @@ class Method(nn.Module, ABC):
 
 def ask(method: Method, hook: str, *args: Any, otherwise: Any = None) -> Any:
     """The result of an optional hook of a method, or a default: {} where names with tensors or numbers are wanted."""
-    found, kinds = getattr(method, hook)(*args) if hasattr(method, hook) else otherwise, Tensor | Real
+    own, kinds = getattr(method, hook, lambda *_: otherwise), Tensor | Real
+    if not callable(own):
+        raise ValueError(f"{hook} of {method.name} must be a function, got {one_line(repr(own), 60)}")
+    found = own(*args)
     named = isinstance(found, Mapping) and all(isinstance(k, str) and isinstance(v, kinds) for k, v in found.items())
     if otherwise == {} and not named:
         wanted = f"{hook} of {method.name} must return a dictionary, name -> tensor or number"

@@ -1,6 +1,6 @@
 """Evaluation: predictions, accuracies, and which images to follow. Only this module and the recorder see targets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from clipviz.data.base import ImageDataset, ViewConfig, Views
 from clipviz.data.batches.features import FeatureDataset, embed_dataset
 from clipviz.data.batches.loader import eval_views
 from clipviz.data.images.views import eval_parts, eval_view
+from clipviz.errors import one_line
 from clipviz.events import UNLABELLED, Predictions, Probe
 from clipviz.methods.base import Method, ask
 from clipviz.ops import expect_axes, normalize
@@ -54,7 +55,8 @@ def predict(
         with preserved_state(method), backbone.collected() as seen, backbone.shared_tokens():  # let go: others wait
             logits, others = _said(method, views, branches)
             rows = probs[: len(views.weak)]  # as many of them, of as many classes
-            expect_axes(**{"probs": (rows, "BC"), f"logits of {method.name}": (logits, "BC")})
+            said = {f"branch {name!r}": values for name, values in others.items()} | {"logits": logits}
+            expect_axes(probs=(rows, "BC"), **{f"{what} of {method.name}": (v, "BC") for what, v in said.items()})
             guesses = views.gather(logits.softmax(-1)).cpu()
             for name, rows in others.items():
                 parts.setdefault(name, []).append(views.gather(rows.argmax(-1)).cpu())
@@ -73,9 +75,14 @@ def predict(
 def _said(method: Method, views: Views, branches: bool) -> tuple[Tensor, dict[str, Tensor]]:  # all, by branch
     both, of_views = (getattr(method, hook, None) for hook in ("measured", "view_logits"))
     if branches and both:
-        return both(views)
+        found = ask(method, "measured", views)
+        if not isinstance(found, tuple | list) or len(found) != 2 or not isinstance(found[1], Mapping):
+            raise ValueError(
+                f"measured of {method.name} must return logits and branches, got {one_line(repr(found), 60)}"
+            )
+        return found[0], dict(found[1])
     others = ask(method, "branches", views.weak, otherwise={}) if branches else {}
-    return of_views(views) if of_views else method.logits(views.weak), others
+    return ask(method, "view_logits", views) if of_views else method.logits(views.weak), others
 
 
 def baseline_accuracies(method: Method, dataset: ImageDataset, ranks: Ranks = ONE) -> dict[str, float]:

@@ -15,6 +15,7 @@ from clipviz.data.base import ImageDataset
 from clipviz.events import UNLABELLED, CacheContributions, Exploration, Highlights, Predictions, SentenceSimilarity
 from clipviz.instructive import worth_learning_from
 from clipviz.methods.base import Method, ask, embed, sentence_embeddings
+from clipviz.ops import expect_axes
 from clipviz.training.evaluate import probe_images, spread
 
 THUMBNAIL, LARGER_THUMBNAIL = 64, 96  # sides in pixels: of an example, at most of an image to explore
@@ -54,6 +55,8 @@ def highlights(
 def explained(method: Method, images: Tensor) -> dict[str, Tensor]:
     """The method's own maps, and those of the kinds that a user has registered: kind -> (B, h, w)."""
     own, kinds = ask(method, "explain", images, otherwise={}), sys.modules.get("clipviz.saliency.maps")
+    for kind, maps in own.items():
+        expect_axes(images=(images.flatten(1), "Bn"), **{f"explain of {method.name}: {kind!r}": (maps, "Bhw")})
     return own if kinds is None else own | kinds.registered_maps(method, images)  # not loaded: nobody registered any
 
 

@@ -122,6 +122,10 @@ def check_guesses(method: Method, pseudo: Any, n: int) -> None:
     """Refuse pseudo-labels of n images that no trace can hold, at the step that gives them."""
     if not isinstance(pseudo, PseudoLabels):
         raise ValueError(f"pseudo_label of {method.name} must return PseudoLabels, got {type(pseudo).__name__}")
+    for what in ("sources", "metrics"):
+        if not isinstance(found := getattr(pseudo, what), Mapping) or {*map(type, found)} - {str}:
+            wanted = f"pseudo_label of {method.name}: {what} must be a dictionary, name -> tensor"
+            raise ValueError(f"{wanted}, got {one_line(repr(found), 60)}")
     axes = {"labels": (pseudo.labels, "n"), "weights": (pseudo.weights, "n"), "probs": (pseudo.probs, "nC")}
     axes |= {f"source {name!r}": (logits, "nC") for name, logits in pseudo.sources.items()}
     try:

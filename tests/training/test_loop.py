@@ -223,6 +223,10 @@ def test_predictions_and_pseudo_labels_that_are_not_finite_end_the_run(tiny_back
         ({"probs": torch.ones(3, 3) / 3}, r"probs must be \(n, C\) with n = 4, got \(3, 3\)"),
         ({"sources": {"mine": torch.ones(4, 1)}}, r"source 'mine' must be \(n, C\) with n = 4, C = 3, got \(4, 1\)"),
         ({"metrics": {"mine": 1.0}}, r"metric 'mine' must be a tensor \(n\), got float"),
+        ({"metrics": None}, "metrics must be a dictionary, name -> tensor, got None"),
+        ({"sources": None}, "sources must be a dictionary, name -> tensor, got None"),
+        ({"sources": [torch.ones(4, 3)]}, r"sources must be a dictionary, name -> tensor, got \[tensor.*"),
+        ({"sources": {0: torch.ones(4, 3)}}, r"sources must be a dictionary, name -> tensor, got \{0: tensor.*"),
     ],
 )
 def test_pseudo_labels_of_other_shapes_are_refused_at_the_step_that_gives_them(tiny_backbone, toy, changes, message):
@@ -279,6 +283,38 @@ def test_what_a_method_of_ones_own_gives_before_training_must_be_a_dictionary(
         ValueError, match=rf"^{hook} of zero_shot must return a dictionary, name -> .*, got .*$"
     ) as told:
         list(adapt(Mine(tiny_backbone, toy.prompts), toy, eval_dataset=toy_test))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("hook", "given", "message"),
+    [
+        ("begin_epoch", 3, "begin_epoch of zero_shot must be a function, got 3"),
+        ("branches", {}, r"branches of zero_shot must be a function, got \{\}"),
+        ("view_logits", 3, "view_logits of zero_shot must be a function, got 3"),
+        ("measured", 3, "measured of zero_shot must be a function, got 3"),
+        ("measured", lambda self, views: None, "measured of zero_shot must return logits and branches, got None"),
+        ("measured", lambda self, views: self.logits(views.weak), "measured .* logits and branches, got tensor.*"),
+        ("measured", lambda self, views: (self.logits(views.weak), None), "measured .* branches, got .tensor.*"),
+        (
+            "explain",
+            lambda self, x: {"a": torch.ones(len(x), 4)},
+            r"explain .* 'a' must be \(B, h, w\).*, got \(\d+, 4\)",
+        ),
+        ("explain", lambda self, x: {"a": torch.ones(1, 4, 4)}, r"explain .* with B = \d+, got \(1, 4, 4\)"),
+        ("branches", lambda self, x: {"a": 1.0}, r"branch 'a' of zero_shot must be a tensor \(B, C\), got float"),
+        ("explain", lambda self, x: {"a": 1.0}, r"explain of zero_shot: 'a' must be a tensor \(B, h, w\), got float"),
+    ],
+)
+def test_an_optional_hook_that_is_none_or_gives_something_else_is_named(
+    tiny_backbone, toy, toy_test, hook, given, message
+):
+    class Mine(ZeroShot):
+        pass
+
+    setattr(Mine, hook, given)
+    with pytest.raises(ValueError, match=f"^{message}$") as told:
+        list(adapt(Mine(tiny_backbone, toy.prompts), toy, eval_dataset=toy_test, probe=torch.rand(2, 3, 32, 32)))
     assert "\n" not in str(told.value)
 
 
