@@ -28,8 +28,7 @@ def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> S
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         dx, dy = x - cx, y - cy
         u, v = (c * dx + s * dy) / rx, (c * dy - s * dx) / ry
-        k0 = np.sqrt(u * u + v * v)
-        k1 = np.sqrt((u / rx) ** 2 + (v / ry) ** 2) + 1e-9
+        k0, k1 = np.sqrt(u * u + v * v), np.sqrt((u / rx) ** 2 + (v / ry) ** 2) + 1e-9
         return k0 * (k0 - 1.0) / k1
 
     hx, hy = np.hypot(rx * c, ry * s), np.hypot(rx * s, ry * c)

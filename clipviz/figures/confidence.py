@@ -34,8 +34,7 @@ def confidence_evolution_info(trace: Trace) -> ConfidenceEvolution:
     """Quantiles of confidence in [0, 1] for each epoch."""
     samples = trace.samples
     known = samples[samples["target"] >= 0]
-    is_right = known["pseudo_label"] == known["target"]
-    epochs = epochs_of(samples)
+    is_right, epochs = known["pseudo_label"] == known["target"], epochs_of(samples)
     overall, right, wrong = (quantiles_by_epoch(rows, epochs) for rows in (samples, known[is_right], known[~is_right]))
     if not len(known):
         return ConfidenceEvolution(epochs, overall, None, None, None, moments(trace))

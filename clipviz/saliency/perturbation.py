@@ -172,8 +172,7 @@ def sanity_check(
             target = predicted_classes(model, images)
         original = saliency_maps(model, images, kind, target=target, contrast=contrast, **options).raw
         scrambled = _own_tower(model)
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
+    generator, rows = torch.Generator().manual_seed(seed), []
     for count, (name, parameters) in enumerate(_cascade(backbone_of(scrambled).visual), start=1):
         _permute(parameters, generator)
         maps = saliency_maps(scrambled, images, kind, target=target, contrast=contrast, **options).raw

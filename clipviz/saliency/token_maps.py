@@ -153,8 +153,7 @@ def class_map(model: Model, images: Tensor, question: Question) -> Tensor:
 def legrad(model: Model, images: Tensor, question: Question, *, layers: Sequence[int] | None = None) -> Tensor:
     """How much attention in some blocks, all by default, forms the class in what leaves them; nowhere negative."""
     backbone = backbone_of(model)
-    visual = backbone.visual
-    chosen = _chosen(backbone, layers)
+    visual, chosen = backbone.visual, _chosen(backbone, layers)
     blocks = [visual.transformer.resblocks[layer] for layer in chosen]
     with capture_attention(backbone, chosen) as attention, _passes_of(blocks) as passes, backbone.collected() as seen:
         _, score = question.differentiable(images)

@@ -17,6 +17,7 @@ from clipviz.trace.folder import Refused
 _FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 TABLES: dict[str, dict[str, str]] = _FILE["tables"]
 ARRAYS: dict[str, str] = _FILE["arrays"]
+_ONCE: dict[str, list[str]] = _FILE["once"]
 _NEEDED: dict[str, list[str]] = _FILE["needed"]
 META: dict[str, Any] = _FILE["meta"]
 _KINDS: dict[str, tuple[str, str, str, float, float]] = _FILE["kinds"]
@@ -120,14 +121,19 @@ def image_group(arrays: Mapping[str, np.ndarray], prefix: str) -> ImageGroup:
 
 
 def check_table(name: str, table: pd.DataFrame, n_classes: int) -> pd.DataFrame:
-    """A table in the types of its columns; `Refused` if one is missing or holds what it cannot."""
+    """A table in the types of its columns; `Refused` if one is missing or holds what it cannot, or says it twice."""
     columns = [str(column) for column in table.columns]
     kinds = _sample_kinds(columns) if name == "samples" else TABLES[name]
     if missing := [column for column in kinds if column not in columns]:
         raise Refused(f"lacks the columns {missing}; it has {columns}")
     if len(set(columns)) < len(columns):
         raise Refused(f"has two columns with the same name; it has {columns}")
-    return table.assign(**{c: _checked(f"column {c!r}", kind, table[c], n_classes) for c, kind in kinds.items()})
+    table = table.assign(**{c: _checked(f"column {c!r}", kind, table[c], n_classes) for c, kind in kinds.items()})
+    keys = _ONCE.get(name, [])
+    if keys and len(again := table.loc[table.duplicated(keys), keys]):
+        which = f"{', '.join(keys)} are {', '.join(map(str, again.iloc[0]))}"
+        raise Refused(f"has two rows whose {which}; only one can be true")
+    return table
 
 
 def _sample_kinds(columns: list[str]) -> dict[str, str]:

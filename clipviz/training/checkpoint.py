@@ -140,8 +140,7 @@ def load_weights(path: Path, method: Method) -> None:
     for key, value in wanted.items():
         if got[key] != value:
             raise ValueError(f"{path} has other weights than asked for: {difference(key, got[key], value)}")
-    state = _below("method", tensors)
-    own = method.trainable_state()
+    state, own = _below("method", tensors), method.trainable_state()
     with torch.no_grad():
         method.load_trainable_state({name: own[name] for name in method.kept_once if name in own} | state)
     if adjusted := json.loads(metadata["adjusted"]):

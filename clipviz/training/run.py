@@ -81,8 +81,7 @@ class Run(Commanded):
         self._writes = self._disk if self.ranks.is_first else None  # the folder, in the process that writes to it
         self.folder = None if self._disk is None else self._disk.path
         self.name, self.n_epochs = f"{self.method.name} on {dataset.name}", self.adaptation.n_epochs
-        self.listeners = list(listeners)
-        self.save_seconds = save_seconds
+        self.listeners, self.save_seconds = list(listeners), save_seconds
         self.steps_done = 0
         self.error: BaseException | None = None
         self.newest: dict[type[Event], Event] = {}

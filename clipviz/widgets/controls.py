@@ -88,8 +88,7 @@ class RunControls:
         """Buttons that can do something in this state of the run; written only when that changes."""
         if self._status == status:
             return
-        self._status = status
-        over = status in OVER
+        self._status, over = status, status in OVER
         self.start.disabled = over or status == "running"
         self.start.description = "Resume" if status == "paused" else "Start"
         self.pause.disabled = status != "running"
