@@ -22,7 +22,7 @@ from clipviz.events import EpochFinished, Event, RunFinished
 from clipviz.figures.moments import when
 from clipviz.figures.saliency import KIND_NAMES
 from clipviz.figures.sources import SourceLogits
-from clipviz.figures.style import shorten
+from clipviz.figures.style import folded, shorten
 from clipviz.trace import Trace
 from clipviz.training.follow import OVER, FollowedRun, progress_line
 from clipviz.widgets.canvases import PLAIN_TEXT, MonitorCanvas
@@ -235,13 +235,15 @@ class LiveMonitor(View):
         with self._lock:
             frame, charts, probe = self.canvas.frame, dict(self._charts), copy(self._probe)
         strip = 1.85 if len(probe.images) else 0.0
-        height = 6.4 + strip
+        lines = [*frame["now"], *folded(frame["problem"], 110).splitlines()]
+        top = 1.1 + 0.2 * max(0, len(lines) - 3)
+        height = 5.3 + top + strip
         figure = Figure(figsize=(7.2, height), dpi=100)
         figure.text(0.01, 1 - 0.08 / height, frame["headline"], fontsize=10, weight="bold", va="top")
-        for i, line in enumerate([*frame["now"], shorten(frame["problem"], 110)]):
+        for i, line in enumerate(lines):
             figure.text(0.01, 1 - (0.31 + 0.2 * i) / height, line, fontsize=8.5, **PLAIN_TEXT)
         grid = {"left": 0.085, "right": 0.985, "wspace": 0.24, "hspace": 0.76}
-        grid |= {"top": 1 - 1.1 / height, "bottom": (strip + 0.98) / height}
+        grid |= {"top": 1 - top / height, "bottom": (strip + 0.98) / height}
         names = ("losses", "labels", "decisions", "trajectories")
         for axes, name in zip(figure.subplots(2, 2, gridspec_kw=grid).flat, names, strict=True):
             charts[name].draw(axes)

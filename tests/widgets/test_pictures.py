@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 from synthetic import synthetic_trace
 
@@ -112,6 +113,23 @@ def test_the_text_of_a_change_stays_within_the_picture(make_run):
     for axes, text in texts:
         box, inside = text.get_window_extent(renderer), axes.get_window_extent(renderer)
         assert inside.x0 - 1 <= box.x0 < box.x1 <= inside.x1 + 1, axes.get_title(loc="left")
+
+
+@pytest.mark.parametrize("newest", [0, 3])
+def test_why_a_run_failed_is_in_its_picture_whole_and_above_the_charts(make_run, newest):
+    run = make_run()
+    run.status, run.error = "failed", FloatingPointError(f"loss is not finite: {'a = nan, ' * 30}try a smaller rate")
+    monitor = LiveMonitor(run)
+    monitor.watch.lines = lambda: [f"line {i}" for i in range(newest)]
+    figure = monitor.draw()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    lines = [text for text in figure.texts if text.get_text()]
+    assert " ".join(text.get_text() for text in lines[1 + newest :]) == f"FloatingPointError: {run.error}"
+    boxes = [text.get_window_extent(renderer) for text in lines]
+    boxes.append(Bbox.union([axes.get_tightbbox(renderer) for axes in figure.axes]))
+    assert all(upper.y0 >= lower.y1 for upper, lower in pairwise(boxes))
+    assert max(box.x1 for box in boxes) <= figure.bbox.width
 
 
 def test_the_note_stands_below_the_figure_and_covers_none_of_it():
