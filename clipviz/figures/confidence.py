@@ -167,8 +167,7 @@ def crop_weights_info(trace: Trace) -> CropWeights:
     samples = samples.dropna(subset=needed) if needed[0] in samples else samples[:0]
     if not len(samples):
         return CropWeights(np.zeros(0, int), np.zeros((0, 5)), np.zeros(1), np.zeros(0), np.zeros(0), n_crops)
-    epochs = epochs_of(samples)
-    largest = samples["crop_weight_max"].to_numpy(float)
+    epochs, largest = epochs_of(samples), samples["crop_weight_max"].to_numpy(float)
     edges = np.linspace(largest.min() - 1e-4, largest.max() + 1e-4, _CROP_BINS + 1)
     counts = (np.histogram(largest[(samples["epoch"] == epoch).to_numpy()], edges)[0] for epoch in epochs[[0, -1]])
     first, last = (count / count.sum() for count in counts)

@@ -151,8 +151,7 @@ class Method(nn.Module, ABC):
                 "give images, or use zero_shot, tip_adapter, transclip, tda, ntua or dpa"
             )
         self.backbone = backbone.trainable_copy() if self.trains and self.adapts_tower else backbone
-        self.prompts = prompts
-        self.class_names = tuple(prompts.names)
+        self.prompts, self.class_names = prompts, tuple(prompts.names)
         self.config = config or self.default_config(backbone)
 
     def train(self, mode: bool = True) -> Self:

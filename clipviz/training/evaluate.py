@@ -109,8 +109,7 @@ def accuracy(labels: Tensor, target: Tensor) -> float:
 def probe_images(dataset: ImageDataset, index: np.ndarray, size: int) -> Probe:
     """Read images at (P,) positions as a probe of some side: pixels, targets and, where they exist, part masks."""
     views = np.stack([eval_view(dataset.checked_image(int(i)), size) for i in index])
-    masks = [dataset.parts(int(i)) for i in index]
-    parts = None
+    masks, parts = [dataset.parts(int(i)) for i in index], None
     if dataset.part_names is not None and all(mask is not None for mask in masks):
         parts = torch.from_numpy(np.stack([eval_parts(mask, size) for mask in masks if mask is not None]))
     pixels = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255.0

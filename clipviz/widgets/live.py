@@ -180,12 +180,13 @@ class LiveMonitor(View):
         status = status if error is None else self.run.status  # which a run that fails says first
         said = str(error) if isinstance(self.run, FollowedRun) else f"{type(error).__name__}: {error}"
         kind, epoch = self._probe.kind, self.watch.last_epoch.epoch if self.watch.last_epoch else -1
+        name = "Probe images" if len(self._probe.images) else ""
         moment = when(epoch) if epoch < 0 else f"after {when(epoch)}"
         return {
             "headline": self.watch.headline(status, self.run.seconds), "now": self.watch.lines(),
             "progress": done / total if total else float(status == "finished"),
             "problem": "" if error is None else shorten(said, 400),
-            "probe": f"Probe images and {KIND_NAMES.get(kind, kind)}, {moment}" if kind else "",
+            "probe": f"{name} and {KIND_NAMES.get(kind, kind)}, {moment}" if kind else name,
         }  # fmt: skip
 
     def _take_trace(self) -> None:  # once per epoch

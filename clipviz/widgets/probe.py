@@ -56,7 +56,7 @@ class ProbeStrip:
     def draw(self, figure: Figure, title: str) -> None:
         """At most eight images over their maps, along the lower edge, as one picture: axes are slow."""
         shown, height = spread(len(self.images), _MOST_DRAWN), figure.get_figheight()
-        figure.text(0.01, 1.72 / height, title or "Probe images", fontsize=9, weight="bold", va="center")
+        figure.text(0.01, 1.72 / height, title, fontsize=9, weight="bold", va="center")
         rows = [sheet([*self.images[shown]], PROBE_SIDE, _MOST_DRAWN)]
         if self.kind:
             overlays = [laid_over(self.images[i], self.maps[i], PROBE_SIDE, self.kind == "ncut") for i in shown]

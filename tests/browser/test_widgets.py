@@ -190,6 +190,8 @@ def test_live_monitor_obeys_its_buttons(run_cells):
     press(page, "Stop")
     expect(headline).to_contain_text("stopped")
     expect(button_named(page, "Stop")).to_be_disabled()
+    assert page.evaluate(EXECUTE, "monitor.canvas.shape, monitor.canvas.maps = [0, 0, 0], b''") == "ok", "of no method"
+    expect(page.locator(".clipviz-probe canvas")).to_have_count(12)
     again = f"{AGAIN}run.start()\nprint('begun', flush=True)\nawait run"
     assert page.evaluate(INTERRUPT, again) == "error"
     status, steps = ast.literal_eval(page.evaluate(VALUE, "(run.status, run.steps_done)"))

@@ -246,6 +246,15 @@ def test_a_run_that_fails_while_a_frame_is_drawn_is_not_called_running(make_run,
     assert monitor.canvas.frame["headline"].startswith("failed")
 
 
+def test_probe_images_without_maps_have_their_heading(make_run):
+    run = make_run(method="dpa", epochs=1)
+    monitor = LiveMonitor(run)
+    assert monitor.canvas.frame["probe"] == ""
+    run.fit()
+    monitor.refresh()
+    assert (monitor.canvas.frame["probe"], monitor.canvas.shape) == ("Probe images", [0, 0, 0])
+
+
 def test_scripts_get_one_line_per_epoch(make_run, capsys):
     run = make_run()
     LiveMonitor(run)

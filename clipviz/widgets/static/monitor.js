@@ -54,10 +54,11 @@ function render({ model, el }) {
       const piece = [i * side, 0, side, side];
       const image = make("canvas", { width: side, height: side, role: "img", "aria-label": `image: ${caption}` });
       overlay(image, bitmap, piece, null);
+      const name = make("figcaption", { title: caption }, caption);
+      if (i >= n) return make("figure", {}, image, name); // a method without maps
       const look = make("canvas", { width: side, height: side, role: "img", "aria-label": `saliency: ${caption}` });
-      const map = i < n ? maps.subarray(i * h * w, (i + 1) * h * w) : null;
-      overlay(look, bitmap, piece, map, h, w, colors);
-      return make("figure", {}, image, look, make("figcaption", { title: caption }, caption));
+      overlay(look, bitmap, piece, maps.subarray(i * h * w, (i + 1) * h * w), h, w, colors);
+      return make("figure", {}, image, look, name);
     });
     probe.replaceChildren(...figures);
   };
