@@ -104,8 +104,7 @@ def _blur(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndar
 def _dusk(rgb: np.ndarray, rng: np.random.Generator, severity: float) -> np.ndarray:
     """Low warm light with a slight haze: the validation domain, unlike any of the reported ones."""
     level = np.exp(-0.55 * severity) * np.array([1.25, 0.92, 0.70], dtype=np.float32) ** severity
-    haze = np.array([0.55, 0.38, 0.30], dtype=np.float32)
-    warm = rgb * level
+    haze, warm = np.array([0.55, 0.38, 0.30], dtype=np.float32), rgb * level
     return warm + min(0.9, 0.35 * severity) * _smooth_noise(rgb.shape[0], 5, rng) * (haze - warm)
 
 

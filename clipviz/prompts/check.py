@@ -84,8 +84,7 @@ def check_descriptions(
 
 def _cut(sentences: Sequence[tuple[str, str]], tokenizer: Callable[..., Any], context: int) -> list[tuple[str, str]]:
     """Those with more tokens than `context`: with twice the room, something stands behind it that is no padding."""
-    found = []
-    padding = tokenizer([""], context_length=2 * context)[0, -1]
+    found, padding = [], tokenizer([""], context_length=2 * context)[0, -1]
     for start in range(0, len(sentences), _BATCH):
         batch = sentences[start : start + _BATCH]
         ids = tokenizer([text for _, text in batch], context_length=2 * context)

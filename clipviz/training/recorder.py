@@ -59,6 +59,7 @@ class Recorder:
         self._losses: list[tuple[int, int, str, Tensor]] = []
         self._guesses: list[tuple[int, dict[str, Tensor]]] = []
         self._logits: dict[str, list[Tensor]] = {}
+        self._rounded: set[str] = set()
         self._source_epoch = int(start.samples["epoch"].iloc[-1]) if len(start.samples) else -1
 
     def __call__(self, event: Event) -> None:
@@ -121,12 +122,13 @@ class Recorder:
         if numbers > MAX_SOURCE_LOGITS:
             return
         rows = {"index": event.index.clone(), "target": event.target.clone()}
-        kind = torch.float32 if numbers <= 1_000_000 else torch.float16  # rounded, one label in 200 may be another
-        rows.update((name, logits.to(kind, copy=True)) for name, logits in event.pseudo.sources.items())
+        rows.update((name, logits.to(torch.float32, copy=True)) for name, logits in event.pseudo.sources.items())
         crops = event.pseudo.crop_logits
         if crops is not None and numbers * crops.logits.shape[1] <= MAX_SOURCE_LOGITS:
             rows["crop_similarity"], rows["crop_gram"] = crops.similarity.clone(), crops.gram.clone()
-            rows["crop_logits"] = crops.logits.to(torch.float16, copy=True)
+            rows["crop_logits"] = crops.logits.to(torch.float32, copy=True)
+        many = event.pseudo.sources if numbers > 1_000_000 else ()  # rounded, one label in 200 may be another
+        self._rounded = {"crop_logits", *many}
         for name, values in rows.items():
             self._logits.setdefault(name, []).append(values)
 
@@ -212,7 +214,9 @@ class Recorder:
             parts = [columns for _, columns in steps]
             self._add("samples", epoch, {name: _numpy(torch.cat([part[name] for part in parts])) for name in parts[0]})
         for name, values in self._logits.items():
-            self._sources.setdefault(name, []).append(_numpy(torch.cat(values)))
+            kept = _numpy(torch.cat(values))
+            is_rounded = name in self._rounded and np.abs(kept).max() < 65_504  # else half precision has no such number
+            self._sources.setdefault(name, []).append(kept.astype(np.float16) if is_rounded else kept)
         self._losses, self._guesses, self._logits = [], [], {}
 
 

@@ -10,7 +10,7 @@ import torch
 from tiny import ToyDataset, microclip
 
 from clipviz.data.base import Skipped
-from clipviz.events import EpochFinished, Exploration, PseudoLabels, RunFinished, RunStarted, StepFinished
+from clipviz.events import CropLogits, EpochFinished, Exploration, PseudoLabels, RunFinished, RunStarted, StepFinished
 from clipviz.figures.sources import SourceLogits
 from clipviz.methods.base import AdaptConfig
 from clipviz.methods.zero_shot import ZeroShot
@@ -45,6 +45,22 @@ def test_a_source_with_a_tie_on_top_names_no_class():
     recorder(RunStarted("any", {}, ("x", "y", "z"), 2, 1, 1, None))
     recorder(StepFinished(0, 0, torch.arange(2), torch.tensor([1, 2]), pseudo, {}))
     assert recorder.trace().samples["a_label"].tolist() == [-1, 2]
+
+
+@pytest.mark.parametrize("n_images", [2, 1_000_000])
+@pytest.mark.parametrize(("largest", "kind"), [(65_000.0, "float16"), (1e6, "float32")])
+def test_source_logits_beyond_half_precision_are_kept_as_they_are(n_images, largest, kind):
+    logits = torch.tensor([[0.0, largest], [1.0, -largest]])
+    crops = CropLogits(torch.ones(2, 1), logits[:, None], torch.ones(2, 1, 1))
+    pseudo = PseudoLabels(logits.argmax(1), logits.softmax(1), torch.ones(2), {"a": logits}, crop_logits=crops)
+    recorder = Recorder()
+    recorder(RunStarted("any", {}, ("x", "y"), n_images, 1, 1, None))
+    recorder(StepFinished(0, 0, torch.arange(2), torch.tensor([1, 0]), pseudo, {}))
+    arrays = recorder.trace().arrays
+    assert arrays["sources/a"].dtype == (kind if n_images > 2 else "float32")
+    assert arrays["sources/crop_logits"].dtype == kind
+    assert np.allclose(arrays["sources/a"], logits, rtol=1e-3)
+    assert np.allclose(arrays["sources/crop_logits"][:, 0], logits, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])

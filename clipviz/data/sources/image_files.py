@@ -172,8 +172,7 @@ def _sample(path: str) -> bytes:
     not seen: that can be in BMP and plain TIFF, while compressed images would end otherwise.
     """
     with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        content = file.read(_SAMPLE)
+        size, content = os.fstat(file.fileno()).st_size, file.read(_SAMPLE)
         file.seek(max(size - _SAMPLE, len(content)))
         content += file.read(_SAMPLE)
     return hashlib.blake2b(size.to_bytes(8, "big") + content, digest_size=16).digest()
