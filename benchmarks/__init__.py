@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from clipviz.cli.main import is_about_the_input
 from clipviz.errors import one_line
+
+
+def positive(text: str) -> int:
+    """The type of an argument that counts something: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"wanted a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def command(main: Callable[[], None]) -> None:

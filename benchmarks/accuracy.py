@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from benchmarks import command
+from benchmarks import command, positive
 from benchmarks.accuracy_tables import markdown, summarize
 from clipviz import METHODS, adapt, load_backbone, load_dataset, record
 from clipviz.backbone import Backbone
@@ -238,13 +238,13 @@ def study_parser(description: str | None) -> argparse.ArgumentParser:
     """The options that every study has: which images, how long, on what, and the file of its runs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domains", metavar="A,B", help="default: all but the validation domain")
-    parser.add_argument("--seeds", type=int, default=5, help="how many, default: %(default)s")
+    parser.add_argument("--seeds", type=positive, default=5, help="how many, default: %(default)s")
     parser.add_argument("--first-seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--images", type=int, default=1000, help="unlabeled images, default: %(default)s")
-    parser.add_argument("--test-images", type=int, default=960, help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, help="of methods that train; default: what they recommend")
+    parser.add_argument("--images", type=positive, default=1000, help="unlabeled images, default: %(default)s")
+    parser.add_argument("--test-images", type=positive, default=960, help="default: %(default)s")
+    parser.add_argument("--epochs", type=positive, help="of methods that train; default: what they recommend")
     parser.add_argument("--lr", type=float, help="likewise")
-    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--threads", type=positive, help="default: torch's")
     parser.add_argument("--workers", type=int, default=0, help="processes that make views, default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--runs", type=Path, default=RUNS, help="file of single runs, default: %(default)s")

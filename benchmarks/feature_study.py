@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from benchmarks import command
+from benchmarks import command, positive
 from clipviz import METHODS, adapt
 from clipviz.data.batches.features import FeatureDataset
 from clipviz.methods.build import build_method, parse_constants
@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [name for name, method in METHODS.items() if method.works_on_embeddings and name not in _TEXT_ONLY]
     parser.add_argument("--methods", default=",".join(known), help="default: %(default)s")
-    parser.add_argument("--seeds", type=int, default=3, help="drawn worlds, default: %(default)s")
+    parser.add_argument("--seeds", type=positive, default=3, help="drawn worlds, default: %(default)s")
     parser.add_argument(
         "--out", type=Path, help=f"file of single runs, default: {RESULTS}, or none of a part of the study"
     )

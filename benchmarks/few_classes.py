@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks import command
+from benchmarks import command, positive
 from benchmarks.accuracy_tables import half_width
 from clipviz import load_backbone, load_dataset
 from clipviz.data.batches.features import embed_dataset
@@ -75,7 +75,7 @@ def draw_figure(table: pd.DataFrame) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--domains", default="fog,night,clutter")
-    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--draws", type=positive, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/few_classes.csv"))
     parser.add_argument("--figure", type=Path, default=Path("docs/few_classes.png"))

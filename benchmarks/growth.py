@@ -17,7 +17,7 @@ import numpy as np
 import open_clip
 import torch
 
-from benchmarks import command
+from benchmarks import command, positive
 from benchmarks.measure import Work, processor_seconds
 from benchmarks.steps import Step
 from clipviz.backbone import Backbone
@@ -99,7 +99,7 @@ def draw(found: list[Curve], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="medians are over so many, default: %(default)s")
+    parser.add_argument("--repeats", type=positive, default=5, help="medians are over so many, default: %(default)s")
     parser.add_argument("--out", type=Path, default=OUT, help="default: %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(1)

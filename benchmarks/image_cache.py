@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from benchmarks import command
+from benchmarks import command, positive
 from clipviz.data import DiskCache, ImageFolderDataset, ViewConfig, ViewLoader
 from clipviz.data.sources.image_files import CACHE_BYTES
 
@@ -57,8 +57,8 @@ def measure(how: str, photos: Path, config: ViewConfig, cache_bytes: int, disk: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.image_cache", description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--size", type=int, nargs=2, default=(500, 375), metavar=("W", "H"))
+    parser.add_argument("--images", type=positive, default=2000)
+    parser.add_argument("--size", type=positive, nargs=2, default=(500, 375), metavar=("W", "H"))
     parser.add_argument("--crops", type=int, default=0, help="of each image, besides the weak and the strong view")
     args = parser.parse_args()
     config = ViewConfig(224, strong=True, crops=args.crops)

@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 
 import clipviz.report
 import clipviz.training.loop
-from benchmarks import command
+from benchmarks import command, positive
 from benchmarks.scale import small_backbone
 from clipviz import METHODS, Run, Trace, load_dataset
 from clipviz.backbone import Backbone
@@ -197,7 +197,7 @@ def main() -> None:
     """Kill, count, and exit 1 if anything was not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--signal", choices=("KILL", "TERM", "HUP", "INT"), default="KILL", help="default: %(default)s")
-    parser.add_argument("--kills", type=int, default=20, help="of each method, default: %(default)s")
+    parser.add_argument("--kills", type=positive, default=20, help="of each method, default: %(default)s")
     parser.add_argument("--methods", default=",".join(METHODS), metavar="A,B", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, default: %(default)s")
     args = parser.parse_args()

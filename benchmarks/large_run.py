@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 import clipviz
-from benchmarks import command
+from benchmarks import command, positive
 
 EPOCHS, OPEN_SECONDS, FILTER_SECONDS = 15, 5.0, 0.3
 
@@ -63,8 +63,8 @@ def seconds(what: str, limit: float, act: Callable[[], Any]) -> tuple[Any, bool]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large_run", description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--classes", type=int, default=1_000)
+    parser.add_argument("--images", type=positive, default=50_000)
+    parser.add_argument("--classes", type=positive, default=1_000)
     args = parser.parse_args()
     image = np.full((32, 32, 3), 128, np.uint8)
     model = SimpleNamespace(image_size=32, kinds=(), n_layers=0, n_heads=0, has=lambda split, index: True,

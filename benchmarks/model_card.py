@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from benchmarks import command
+from benchmarks import command, positive
 from clipviz import METHODS, load_backbone
 from clipviz.backbone import Backbone
 from clipviz.backbone.weights import BUNDLED
@@ -152,7 +152,7 @@ def main() -> None:
     """Write the card."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.model_card", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=BUNDLED, help="model folder, default: the bundled one")
-    parser.add_argument("--images", type=int, default=960, help="birds per domain and seed, default: %(default)s")
+    parser.add_argument("--images", type=positive, default=960, help="birds per domain and seed, default: %(default)s")
     parser.add_argument("--out", type=Path, default=CARD, help="default: %(default)s")
     args = parser.parse_args()
     args.out.write_text(card(args.model, args.images))

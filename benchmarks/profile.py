@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import command
+from benchmarks import command, positive
 from benchmarks.measure import libraries
 from benchmarks.steps import backbone_of
 from clipviz import load_dataset, ncut
@@ -110,8 +110,8 @@ def table(found: dict[str, list[float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="birds", help="birds, or an architecture with random weights")
-    parser.add_argument("--batch", type=int, default=64, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=5, help="medians are over so many, default: %(default)s")
+    parser.add_argument("--batch", type=positive, default=64, help="default: %(default)s")
+    parser.add_argument("--steps", type=positive, default=5, help="medians are over so many, default: %(default)s")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant of the method")
     parser.add_argument("--out", type=Path, help="append the table to this file")
     args = parser.parse_args()

@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks import command
+from benchmarks import command, positive
 from benchmarks.saliency_tables import (
     STAGES,
     against_attention,
@@ -187,11 +187,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pretrained", help="of --oracle: its tag or file of weights")
     parser.add_argument("--preset", help="of --oracle: a preset of microCLIP; default: that of the model")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of --oracle: its constants")
-    parser.add_argument("--train", type=int, default=480, help="images to adapt to")
-    parser.add_argument("--test", type=int, help="images to score; default: 96, with --oracle 480")
+    parser.add_argument("--train", type=positive, default=480, help="images to adapt to")
+    parser.add_argument("--test", type=positive, help="images to score; default: 96, with --oracle 480")
     parser.add_argument("--deletion", type=int, default=32, help="images of them for the deletion AUC, 0 for none")
-    parser.add_argument("--epochs", type=int, default=5, help="of microCLIP")
-    parser.add_argument("--steps", type=int, default=10, help="of integrated gradients")
+    parser.add_argument("--epochs", type=positive, default=5, help="of microCLIP")
+    parser.add_argument("--steps", type=positive, default=10, help="of integrated gradients")
     parser.add_argument("--study", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, help="default: saliency.csv; of another model than birds, none")
     args = parser.parse_args(argv)

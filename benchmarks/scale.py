@@ -22,7 +22,7 @@ import open_clip
 import torch
 from PIL import Image
 
-from benchmarks import command
+from benchmarks import command, positive
 from clipviz import METHODS, AdaptConfig, load_dataset
 from clipviz.backbone import Backbone
 from clipviz.errors import choose
@@ -103,9 +103,9 @@ def readings(images: int, classes: int, epochs: int, method: str) -> Iterator[Ro
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--classes", type=int, default=1_000)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--images", type=positive, default=50_000)
+    parser.add_argument("--classes", type=positive, default=1_000)
+    parser.add_argument("--epochs", type=positive, default=3)
     parser.add_argument("--method", default="dpa")
     parser.add_argument("--out", type=Path, help="CSV file")
     args = parser.parse_args()

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks import command
+from benchmarks import command, positive
 from clipviz.methods.neighbors import nearest
 from clipviz.methods.transclip import TransCLIPConfig, solve
 from clipviz.ops import normalize
@@ -71,8 +71,8 @@ def measure(n: int, n_classes: int, search_only: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("n", type=int, nargs="+")
-    parser.add_argument("--classes", type=int, default=300)
+    parser.add_argument("n", type=positive, nargs="+")
+    parser.add_argument("--classes", type=positive, default=300)
     parser.add_argument("--search-only", action="store_true")
     args = parser.parse_args()
     for n in args.n:

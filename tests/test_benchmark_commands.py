@@ -35,6 +35,33 @@ def test_a_wrong_name_is_one_line(name, options, kind, monkeypatch, capsys):
     assert err.startswith(f"{name}.py: error: unknown {kind} 'nope'")
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ablation", "--seeds 0"),
+        ("accuracy", "--test-images 0"),
+        ("feature_study", "--seeds 0"),
+        ("few_classes", "--draws 0"),
+        ("growth", "--repeats 0"),
+        ("image_cache", "--size 0 9"),
+        ("kill", "--kills 0"),
+        ("large_run", "--classes 0"),
+        ("model_card", "--images 0"),
+        ("profile", "--steps 0"),
+        ("saliency", "--seeds 3 --test 0"),
+        ("scale", "--epochs 0"),
+        ("transduction", "0"),
+    ],
+)
+def test_none_of_what_is_counted_is_refused_at_once(name, options, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *options.split()])
+    with pytest.raises(SystemExit) as ended:
+        benchmarks.command(import_module(f"benchmarks.{name}").main)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert err.endswith("wanted a whole number of at least 1, got '0'\n")
+
+
 def test_a_mistake_of_ours_keeps_its_traceback():
     with pytest.raises(ValueError, match="invalid literal"):
         benchmarks.command(lambda: int("nope"))
