@@ -20,6 +20,7 @@ import importlib.util
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ Rows = TypeVar("Rows", Tensor, NDArray[np.int64])
 PATIENCE = timedelta(hours=2)
 """Processes wait so long for each other: one of them alone writes checkpoints, and reads or pauses at leisure."""
 
-_TEXT_BYTES = 2048
+_TEXT_BYTES, _STARTER = 2048, "CLIPVIZ_STARTED_BY"
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,11 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # otherwise a banner
+    starter, have_met = os.environ.pop(_STARTER, None), threading.Event()
+    if starter is None:
+        os.environ[_STARTER] = str(os.getpid())  # for those that it starts
+    else:
+        threading.Thread(target=_end_with, args=(int(starter), have_met), daemon=True).start()
     # It waits for the others in C++, where Python would not hear of a signal: meanwhile each ends the process at once.
     heard = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -203,11 +209,20 @@ def launch(devices: int | None = None, num_nodes: int | None = None, device: str
     except (ValueError, RuntimeError) as error:  # in a notebook; a port in use; SLURM that says something else
         raise ValueError(f"cannot start {devices * num_nodes} processes here: {one_line(error)}") from error
     finally:
+        have_met.set()
+        os.environ.pop(_STARTER, None)
         for number, handler in heard.items():
             signal.signal(number, handler)
     # gloo's threads are joined before the interpreter goes: one that still runs then ends the process with a complaint
     atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device)
+
+
+def _end_with(starter: int, have_met: threading.Event) -> None:
+    """End this process if the one that started it is gone before they have met: it would be waited for for hours."""
+    while not have_met.wait(0.5):
+        if os.getppid() != starter:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _kind(device: str | None, devices: int) -> str:  # "cuda" or "cpu"

@@ -62,8 +62,7 @@ def draw_bird(background: np.ndarray, code: np.ndarray, pose: Pose) -> np.ndarra
     Returns for every pixel the id of the part that is visible there, (S, S) uint8, as in `PART_NAMES`.
     """
     values = decode(code)
-    plan = _posed(PLANS[values["plan"]], pose)
-    side = background.shape[0]
+    plan, side = _posed(PLANS[values["plan"]], pose), background.shape[0]
     dx, dy = plan.middle[0] * pose.size * (-1.0 if pose.mirror else 1.0), plan.middle[1] * pose.size
     origin = ((pose.center[0] - dx) * side, (pose.center[1] + dy) * side)
     canvas = Canvas(background, origin, pose.size * side, pose.angle, pose.mirror)

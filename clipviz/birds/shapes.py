@@ -97,8 +97,7 @@ class Canvas:
         mirror: bool = False,
     ) -> None:  # fmt: skip
         self.rgb = background
-        self.parts = np.zeros(background.shape[:2], dtype=np.uint8)
-        self.scale = scale
+        self.parts, self.scale = np.zeros(background.shape[:2], dtype=np.uint8), scale
         side = background.shape[0]
         px = np.arange(side, dtype=np.float32)[None, :] + np.float32(0.5 - center[0])
         py = np.float32(center[1] - 0.5) - np.arange(side, dtype=np.float32)[:, None]

@@ -21,8 +21,7 @@ def describe(args: argparse.Namespace) -> None:
         names = _class_names(args) if args.data or args.classes else None
         print(inert(check_descriptions(args.check, names, load_tokenizer(args.model or "ViT-B-32")).require().report()))
         return
-    names = _class_names(args)
-    out = Path(args.out)
+    names, out = _class_names(args), Path(args.out)
     if out.suffix.lower() != ".json":
         raise ValueError(f"descriptions go into a .json file, got {args.out!r}")
     prepare_folder(out.parent)

@@ -171,8 +171,7 @@ class FollowedRun:
         self._read: tuple[object, ...] = ()
         self._told, self._beat = -2, (-1, clock())  # the last epoch; the last beat, and when it came
         self._sent: dict[str, Future[str]] = {}
-        self._gate = threading.RLock()
-        self._live = self._read_live()
+        self._gate, self._live = threading.RLock(), self._read_live()
         if not self._is_alive() or (self.folder / "trace").exists():
             Trace.load(self.folder)  # says what is wrong with it
         self.poll()

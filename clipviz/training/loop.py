@@ -90,8 +90,7 @@ class Adaptation:
             raise ValueError(f"adapt needs an AdaptConfig, got {config!r}; a method's constants go into the method")
         check_labels(method, dataset, eval_dataset)
         self.method, self.dataset, self.eval_dataset = method, dataset, eval_dataset
-        self.ranks = ranks
-        self.config = config or method.schedule
+        self.ranks, self.config = ranks, config or method.schedule
         if ranks.size > 1:
             check_shares(method, dataset, self.config, ranks)
         if method.trains and self.config.lr < self.config.min_lr:

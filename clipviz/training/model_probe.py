@@ -37,8 +37,7 @@ class ModelProbe:
     ) -> None:  # fmt: skip
         self._method = method
         self._datasets = {"train": dataset, "eval": eval_dataset}
-        self._ask = ask or self._directly
-        self.image_size = method.backbone.image_size
+        self._ask, self.image_size = ask or self._directly, method.backbone.image_size
         self.class_names, self.prompts = method.class_names, method.prompts
         self.logit_scale = method.backbone.logit_scale
 

@@ -171,8 +171,7 @@ class MatrixCanvas(Canvas):
         """Show other counts (C, C), in one message."""
         with self.hold_sync():
             self.names, self.labels = apart(names, 60), apart(names, 16)
-            self.counts = counts.astype(np.uint32).tobytes()
-            self.title = title
+            self.counts, self.title = counts.astype(np.uint32).tobytes(), title
 
 
 class ChartCanvas(Canvas):

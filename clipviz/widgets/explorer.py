@@ -26,8 +26,7 @@ class ImageExplorer(View):
     """A list of images in pages, found by the controls of a `Finder`, and the chosen one in an `Inspector`."""
 
     def __init__(self, traces: Sequence[Trace], models: Sequence[Any], state: ViewState | None) -> None:
-        self.state = state_of(state, traces)
-        self.traces = traces
+        self.state, self.traces = state_of(state, traces), traces
         self.inspector = Inspector(traces, models, self.state)
         self.finder = Finder(self, traces[0].folder or str(getattr(models[0], "folder", None) or ""))
         self.gallery = GalleryCanvas(layout={"flex": "1 1 300px", "min_width": "240px"})

@@ -37,8 +37,7 @@ class Inspector:
         self, traces: Sequence[Trace], models: Sequence[Any], state: ViewState, *, with_epoch: bool = True
     ) -> None:
         same_classes(traces)
-        self.state = state
-        labels = trace_labels(traces)
+        self.state, labels = state, trace_labels(traces)
         self._models = dict(zip(labels, models, strict=True))
         self.albums = dict(zip(labels, map(Album, traces, map(probe_of, models)), strict=True))
         state.method = state.method or next(iter(self.albums))

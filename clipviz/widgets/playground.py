@@ -44,8 +44,7 @@ class DKAPlayground(View):
     def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:
         self.state = state_of(state, [trace])
         self._stored = self._now = SourceLogits.of(trace)  # at the run's crop temperature, and at the slider's
-        self.album = Album(trace, probe_of(model))
-        self.names = trace.class_names
+        self.album, self.names = Album(trace, probe_of(model)), trace.class_names
         self._labels = self._reference = np.zeros(0, np.int64)
         self._changed: list[str] = []
         self._charts: dict[str, Chart] = {}

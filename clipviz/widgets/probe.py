@@ -26,8 +26,7 @@ class ProbeStrip:
     def __init__(self) -> None:
         self.images = np.zeros((0, 1, 1, 3), np.uint8)
         self.captions: list[str] = []
-        self.kind = ""
-        self.maps = np.zeros((0, 1, 1))
+        self.kind, self.maps = "", np.zeros((0, 1, 1))
         self._places = np.zeros(0, int)
 
     def take_images(self, started: RunStarted | None) -> bool:

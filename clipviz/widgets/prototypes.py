@@ -32,8 +32,7 @@ class PrototypeExplorer(View):
     """
 
     def __init__(self, trace: Trace, model: Any = None, *, state: ViewState | None = None) -> None:
-        self.state = state_of(state, [trace])
-        self.traces = (trace,)
+        self.state, self.traces = state_of(state, [trace]), (trace,)
         self.scene = Scene.of(trace)
         self.inspector = Inspector([trace], [model], self.state, with_epoch=False)
         beside = {"flex": "1 1 220px", "min_width": "200px"}

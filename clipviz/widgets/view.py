@@ -91,8 +91,7 @@ class Newest:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._last = 0
+        self._lock, self._last = threading.RLock(), 0
 
     def ask(self) -> int:
         """The number of a new question."""

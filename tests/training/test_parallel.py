@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,30 @@ def test_what_waits_for_others_ends_at_a_signal(monkeypatch):
         launch(num_nodes=2, device="cpu")
     assert heard == dict.fromkeys(before, signal.SIG_DFL)
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_what_waits_for_the_process_that_started_it_ends_with_that(monkeypatch):
+    """The first process ended at SIGTERM while they met; the second waited for its connection for two hours."""
+    ended, told = threading.Event(), []
+
+    def kill(process, number):
+        told.append((process, number))
+        ended.set()
+
+    def wait(fabric):
+        told.append(os.environ.get("CLIPVIZ_STARTED_BY"))
+        raise RuntimeError("it is gone" if ended.wait(5 if first else 0) else "nobody came")
+
+    monkeypatch.setattr("lightning_fabric.Fabric.launch", wait)
+    monkeypatch.setattr(os, "kill", kill)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for first in ("", str(os.getppid() + 1)):  # the first itself, then one that another has started
+        if first:
+            monkeypatch.setenv("CLIPVIZ_STARTED_BY", first)
+        with pytest.raises(ValueError, match="it is gone" if first else "nobody came"):
+            launch(2, device="cpu")
+        assert "CLIPVIZ_STARTED_BY" not in os.environ
+    assert told == [str(os.getpid()), None, (os.getpid(), signal.SIGTERM)]
 
 
 # ------------------------------------------------------------------------------------------------- what is refused

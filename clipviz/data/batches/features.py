@@ -75,8 +75,7 @@ class FeatureDataset(ImageDataset):
         self.class_names = self.prompts.names
         self.is_numbered = class_names is None  # nobody gave them names
         self.targets = _targets(targets, len(embeddings), len(self.class_names), name)
-        self.names = _RowNames(len(embeddings))
-        self.skipped = []
+        self.names, self.skipped = _RowNames(len(embeddings)), []
 
     @cached_property
     def digest(self) -> str:
