@@ -64,7 +64,7 @@ class DescriptionPlayground(View):
     def _make_controls(self) -> None:
         self.chosen = dropdown("class", [(name, c) for c, name in enumerate(self._names)], self.begin, width=300)
         self.again = button("Given sentences", "undo", self.begin, "restore the given sentences", "auto")
-        self.words = ipywidgets.Textarea(rows=6, layout={"width": "auto"})
+        self.words = ipywidgets.Textarea(rows=6, placeholder="one sentence per line", layout={"width": "auto"})
         self.words.observe(lambda _: self._read(), "value")
         self.result = ipywidgets.HTML()
         self.canvases = [ChartCanvas(layout={"flex": "1 1 350px", "min_width": "0"}) for _ in range(2)]

@@ -38,6 +38,10 @@ def points(chart, name):
     return series["y"]
 
 
+def test_the_field_of_sentences_says_what_goes_there(view):
+    assert view.words.placeholder == "one sentence per line"
+
+
 def test_the_row_is_the_classifiers_and_one_logit_follows_it(opened, view):
     method, data, _ = opened
     cosines, logits = view.canvases
