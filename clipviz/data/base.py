@@ -87,8 +87,7 @@ class ImageDataset(ABC):
 
     def _contents_hash(self) -> str:
         """A short hash of what the images show; here of 16 of them, evenly spread, as making all may take long."""
-        chosen = sorted({len(self) * i // 16 for i in range(16 if len(self) else 0)})
-        images = map(self.checked_image, chosen)
+        images = map(self.checked_image, sorted({len(self) * i // 16 for i in range(16 if len(self) else 0)}))
         return short_hash(part for one in images for part in (str(one.size), one.tobytes()))
 
     @abstractmethod

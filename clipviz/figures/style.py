@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
-from clipviz.errors import inert
+from clipviz.errors import inert, one_line
 from clipviz.trace import Trace
 
 LOOKS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("looks.toml").read_text(encoding="utf-8"))
@@ -343,8 +343,8 @@ Drawn = TypeVar("Drawn")
 
 def check_traces(what: str, traces: Iterable[object]) -> None:
     """Refuse what is no trace, such as the name of a run folder, with a ValueError."""
-    if strange := [trace for trace in traces if not isinstance(trace, Trace)]:
-        raise ValueError(f"{what} needs traces, got {strange[0]!r}; Trace.load reads that of a run folder")
+    if strange := [one_line(repr(trace)) for trace in traces if not isinstance(trace, Trace)]:
+        raise ValueError(f"{what} needs traces, got {strange[0]}; Trace.load reads that of a run folder")
 
 
 def figure_of(info: Callable[P, Info], draw: Callable[[Info], Drawn]) -> Callable[P, Drawn]:

@@ -5,7 +5,7 @@
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from clipviz.figures import method_style
@@ -33,7 +33,7 @@ def write_report(traces: Trace | Sequence[Trace], path: str | os.PathLike[str], 
     Raises:
         ValueError: No trace, traces that cannot share a table, or a place that cannot be written.
     """
-    traces = [traces] if isinstance(traces, Trace | str) else list(traces)
+    traces = list(traces) if isinstance(traces, Iterable) and not isinstance(traces, str) else [traces]
     check_traces("a report", traces)
     check_comparable(traces)
     path = Path(path).expanduser()

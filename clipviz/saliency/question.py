@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipviz.backbone import Backbone
 from clipviz.backbone.ownership import preserved_state
-from clipviz.errors import choose
+from clipviz.errors import choose, one_line
 from clipviz.methods.base import Method
 from clipviz.ops import normalize
 
@@ -144,7 +144,7 @@ def _embeddings(backbone: Backbone, asked: Asked, n: int) -> Tensor:
         rows = backbone.embed_text([str(text) for text in texts])
     else:
         raise ValueError(
-            f"a backbone needs a sentence, one sentence per image, or embeddings, got {asked!r}; "
+            f"a backbone needs a sentence, one sentence per image, or embeddings, got {one_line(repr(asked))}; "
             "class indices need a method, such as METHODS['zero_shot'](backbone, prompts)"
         )
     if rows.ndim == 1 or len(rows) == 1:

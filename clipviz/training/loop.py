@@ -20,7 +20,7 @@ from clipviz.backbone.ownership import lock_of, preserved_state
 from clipviz.data.base import Batch, ImageDataset, ViewConfig, Views
 from clipviz.data.batches.features import FeatureDataset, FeatureLoader
 from clipviz.data.batches.loader import ViewLoader
-from clipviz.errors import whole_number
+from clipviz.errors import one_line, whole_number
 from clipviz.methods.base import AdaptConfig, Method, ask
 from clipviz.parallel import ONE, Ranks
 from clipviz.training.evaluate import accuracy, baseline_accuracies, evaluation_inputs, predict
@@ -83,11 +83,12 @@ class Adaptation:
     ) -> None:  # fmt: skip
         if not isinstance(method, Method):
             raise ValueError(
-                f"adapt needs a method that was built, got {method!r}; for example "
+                f"adapt needs a method that was built, got {one_line(repr(method))}; for example "
                 'METHODS["dpa"](load_backbone("birds"), dataset.prompts)'
             )
         if not isinstance(config, AdaptConfig | None):
-            raise ValueError(f"adapt needs an AdaptConfig, got {config!r}; a method's constants go into the method")
+            came = one_line(repr(config))
+            raise ValueError(f"adapt needs an AdaptConfig, got {came}; a method's constants go into the method")
         check_labels(method, dataset, eval_dataset)
         self.method, self.dataset, self.eval_dataset = method, dataset, eval_dataset
         self.ranks, self.config = ranks, config or method.schedule

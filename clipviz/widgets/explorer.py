@@ -1,7 +1,7 @@
 """SaliencyExplorer: from a filter or a confusion to images, from an image to its saliency maps."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -128,7 +128,7 @@ class SaliencyExplorer(ImageExplorer):
     """
 
     def __init__(self, traces: Trace | Sequence[Trace], models: Any = None, *, state: ViewState | None = None) -> None:
-        traces = [traces] if isinstance(traces, Trace | str) else list(traces)  # names of folders are refused
+        traces = list(traces) if isinstance(traces, Iterable) and not isinstance(traces, str) else [traces]
         models = list(models) if isinstance(models, list | tuple) else [models, *[None] * (len(traces) - 1)]
         super().__init__(traces, models, state)
         self._drawn: tuple[str, int] | None = None  # the run and the epoch whose matrix is shown

@@ -348,8 +348,9 @@ def test_bad_models_and_images(tiny_backbone: Backbone, microclip: Method, image
     saliency_maps(microclip, images.masked_fill(images > 0.9, 1 + 1e-6), "soap")  # what a resize rounds is an image
     with pytest.raises(ValueError, match="a backbone has no classes"):
         saliency_maps(tiny_backbone, images, "relevance")
-    with pytest.raises(ValueError, match="class indices need a method"):
-        saliency_maps(tiny_backbone, images, "relevance", target=3)
+    for indices in (3, torch.arange(60).reshape(20, 3)):  # the text of which has a line for each row
+        with pytest.raises(ValueError, match=r"\A.*embeddings, got .*; class indices need a method.*\Z"):
+            saliency_maps(tiny_backbone, images, "relevance", target=indices)
     with pytest.raises(ValueError, match="the same for image 0"):
         saliency_maps(tiny_backbone, images, "relevance", target="a bird", contrast="a bird")
     with pytest.raises(ValueError, match="not finite"):

@@ -698,9 +698,11 @@ def test_a_probe_of_bytes_is_refused_at_once(tiny_backbone, toy):
 
 
 def test_what_is_no_method_or_no_schedule_is_refused_at_once(tiny_backbone, toy):
-    for method in ("dpa", MicroCLIP):
-        with pytest.raises(ValueError, match="adapt needs a method that was built"):
+    for method in ("dpa", MicroCLIP, tiny_backbone):  # the text of a model has a line for each of its layers
+        with pytest.raises(ValueError, match=r"\Aadapt needs a method that was built, got .*; for example .*\Z"):
             adapt(method, toy)
+    with pytest.raises(ValueError, match=r"\Aadapt needs an AdaptConfig, got Backbone.*; a method's constants .*\Z"):
+        adapt(microclip(tiny_backbone), toy, tiny_backbone)
     with pytest.raises(ValueError, match="adapt needs an AdaptConfig, got MicroCLIPConfig"):
         adapt(microclip(tiny_backbone), toy, MicroCLIPConfig())
 

@@ -48,6 +48,9 @@ def test_views_are_of_traces_and_not_of_names_of_folders():
     for view in views:
         with pytest.raises(ValueError, match=r"a view needs traces, got 'runs/photos'; Trace.load reads"):
             view("runs/photos")
+        model = torch.nn.MultiheadAttention(2, 1)  # its text has several lines
+        with pytest.raises(ValueError, match=r"\Aa view needs traces, got Multihead.*; Trace.load reads .*\Z"):
+            view(model)
 
 
 def test_a_trace_alone_shows_what_it_holds(trace):
