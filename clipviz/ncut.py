@@ -69,8 +69,9 @@ def spectrum(affinity: Tensor) -> Spectrum:
     apart (1e-6) is below the noise of float32. All eigenvectors are computed to use one: solvers that compute no more
     were not faster on batches of this size (docs/speed.md).
     """
+    expect_axes(affinity=(affinity, "BNN"))
     expect_floats(affinity=affinity)
-    if affinity.ndim != 3 or affinity.shape[1] != affinity.shape[2] or affinity.shape[1] < 2:
+    if affinity.shape[1] < 2:
         raise ValueError(f"affinity must be (B, N, N) with N >= 2, got {tuple(affinity.shape)}")
     try:
         values, vectors = _eigenvectors(normalized_laplacian(affinity.detach().double()))
@@ -132,8 +133,7 @@ def turn_to_side(fiedler: Tensor, grid: tuple[int, int], side: Side = "peak") ->
     margin = torch.ones(grid, dtype=torch.bool, device=fiedler.device)
     margin[1:-1, 1:-1] = False
     outer = fiedler[:, margin.flatten()] > 0
-    turn = 2 * outer.sum(1, keepdim=True) > outer.shape[1]
-    return torch.where(turn, -fiedler, fiedler)
+    return torch.where(2 * outer.sum(1, keepdim=True) > outer.shape[1], -fiedler, fiedler)
 
 
 def foreground_mask(fiedler: Tensor, rule: MaskRule = "std") -> Tensor:

@@ -114,6 +114,7 @@ def test_tensors_that_do_not_fit_are_named(call, message):
         (lambda: patch_affinity(torch.ones(1, 4, 3, dtype=torch.int64)), "patches must be floating point, got int64"),
         (lambda: patch_affinity(np.ones((1, 4, 3))), r"patches must be a tensor \(B, N, W\), got ndarray"),
         (lambda: fiedler_vector(torch.eye(3, dtype=torch.int64)[None]), "affinity must be floating point"),
+        (lambda: fiedler_vector(np.ones((1, 3, 3))), r"affinity must be a tensor \(B, N, N\), got ndarray"),
         (lambda: foreground_mask(torch.ones(1, 3, dtype=torch.int64)), "fiedler must be floating point"),
         (lambda: saliency_query(torch.ones(1, 3, 2, dtype=torch.int64), torch.ones(1, 3).bool()), "patches must be"),
         (lambda: soap_pool(zeros(1, 2), zeros(1, 3, 2).double(), *4 * [zeros(2, 2)]), "patches must be float32"),
