@@ -147,8 +147,7 @@ def foreground_mask(fiedler: Tensor, rule: MaskRule = "std") -> Tensor:
     expect_floats(fiedler=fiedler)
     if fiedler.shape[1] < 2:
         raise ValueError(f"fiedler must be (B, N) with N >= 2, got {tuple(fiedler.shape)}: one patch cannot be cut")
-    threshold = fiedler.std(-1, keepdim=True) if rule == "std" else fiedler.mean(-1, keepdim=True)
-    return fiedler > threshold
+    return fiedler > (fiedler.std(-1, keepdim=True) if rule == "std" else fiedler.mean(-1, keepdim=True))
 
 
 def edge_density(affinity: Tensor) -> Tensor:

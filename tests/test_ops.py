@@ -78,6 +78,7 @@ def zeros(*shape):
         (lambda: soap_pool(zeros(1, 4), zeros(2, 9, 4), *3 * [zeros(4, 4)], zeros(4, 3)), "patches must be"),
         (lambda: soap_pool(zeros(2, 4), zeros(2, 9, 4), *3 * [zeros(4, 4)], zeros(3, 4)), r"projection must be \(W"),
         (lambda: crop_composite(zeros(1, 4), zeros(2, 3, 4)), "crops must be"),
+        (lambda: crop_composite(zeros(2, 4), zeros(2, 0, 4)), r"crops must be \(B, K, E\) with K >= 1, got \(2, 0"),
         (lambda: description_classifier([zeros(2, 4)], zeros(2, 4)), "wanted descriptions of 2 classes, got 1"),
         (lambda: description_classifier([zeros(2, 4), zeros(0, 4)], zeros(2, 4)), r"none for classes \[1\]"),
         (lambda: description_classifier([zeros(2, 5)], zeros(1, 4)), "descriptions must be"),

@@ -121,8 +121,7 @@ def soap_pool(
     # Reassociated: W_k^T (W_q q) once per image instead of W_k P_j for every patch; the same for W_v.
     key = query @ w_query.T @ w_key
     attention = (torch.einsum("bnw,bw->bn", patches, key) / query.shape[-1] ** 0.5).softmax(-1)
-    pooled = torch.einsum("bn,bnw->bw", attention, patches) @ w_value.T
-    return normalize(pooled @ projection), attention
+    return normalize(torch.einsum("bn,bnw->bw", attention, patches) @ w_value.T @ projection), attention
 
 
 def crop_composite(embedding: Tensor, crops: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -133,6 +132,8 @@ def crop_composite(embedding: Tensor, crops: Tensor, temperature: float = 1.0) -
     """
     expect_axes(embedding=(embedding, "BE"), crops=(crops, "BKE"))
     expect_floats(embedding=embedding, crops=crops)
+    if crops.shape[1] == 0:
+        raise ValueError(f"crops must be (B, K, E) with K >= 1, got {tuple(crops.shape)}")
     weights = (torch.einsum("bke,be->bk", crops, embedding) / temperature).softmax(-1)
     return normalize(torch.einsum("bk,bke->be", weights, crops)), weights
 
