@@ -162,6 +162,8 @@ def test_prototypes_of_more_images_than_half_precision_counts():
         (lambda: DPAConfig(window=True), "window must be a whole number such as 32, got True"),
         (lambda: DPAConfig(fill=(1, 2)), r"fill must be a list such as \(123, 117, 104\), got \(1, 2\)"),
         (lambda: DPAConfig(fill=(1.5, 2, 3)), r"fill must be a list such as .*, got \(1.5, 2, 3\)"),
+        (lambda: DPAConfig(fill=(1, 2, 300)), r"fill must be three whole numbers from 0 to 255, got \(1, 2, 300\)"),
+        (lambda: MicroCLIPConfig(fill=[-1, 2, 3]), r"fill must be three whole numbers from 0 to 255, got \[-1, 2, 3\]"),
         (
             lambda: DPAConfig(schedule={"epochs": 3}),
             r"schedule must be an object such as .*AdaptConfig.*, got \{'epochs'",

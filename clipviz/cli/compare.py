@@ -24,8 +24,7 @@ def compare(args: argparse.Namespace) -> None:
     if what := other_images([Trace(meta=fact) for fact in facts]):
         print(f"these runs were measured on different birds: their {what} differs")
     if args.html is not None:
-        page = write_report([Trace.load(run) for run in args.runs], args.html)
-        print(f"wrote {inert(page)}", file=sys.stderr)
+        print(f"wrote {inert(write_report(list(map(Trace.load, args.runs)), args.html))}", file=sys.stderr)
 
 
 def _chosen(run: str, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,8 @@ def check_constants(config: Any, *, shares: str = "", positive: str = "", **leas
             wanted = f"below {2**31:,}"
         elif get_origin(kind) is tuple and name.endswith("_scale") and not 0 < value[0] <= value[1] <= 1:
             wanted = "two numbers in (0, 1], the lower one first"
+        elif name == "fill" and not all(0 <= part <= 255 for part in value):
+            wanted = "three whole numbers from 0 to 255"
         if wanted:
             raise ValueError(f"{name} must be {wanted}, got {one_line(repr(value), 60)}")
 

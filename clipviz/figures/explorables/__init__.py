@@ -62,8 +62,7 @@ def cut(image: Any, grid: tuple[int, int], taus: Any, graphs: Any, found: list[A
     """
     pixels, edges, start = np.asarray(image), np.asarray(graphs) > 0.5, len(taus) // 2
     parts = zip(*((*each.spectrum[:2], each.mask, each.attention, each.density) for each in found), strict=True)
-    names = "fiedler", "eigenvalue", "mask", "attention", "density"
-    rows = dict(zip(names, map(np.concatenate, parts), strict=True))
+    rows = dict(zip(("fiedler", "eigenvalue", "mask", "attention", "density"), map(np.concatenate, parts), strict=True))
     maps = [overlay(pixels, unit_range(rows[name][start].reshape(1, *grid))[0]) for name in ("fiedler", "attention")]
     figure = image_grid([pixels, edges[start], *maps])
     figure.suptitle(f"An image, its graph at tau = {taus[start]:.2f}, the Fiedler vector, and the attention of SOAP")
