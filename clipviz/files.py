@@ -83,8 +83,7 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
     """Whether a path names a pipe, a terminal, a device, or the file that a shell lets this process print to."""
     with contextlib.suppress(OSError):
         found = os.stat(path)
-        is_on_disk = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
-        return not is_on_disk or _printed_to(found) is not None
+        return not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)) or _printed_to(found) is not None
     return False
 
 

@@ -635,6 +635,12 @@ def test_names_that_the_encoding_of_the_output_lacks_are_escaped(photos, tmp_pat
     assert said.endswith("\\u9df2.html\n")
 
 
+def test_what_is_for_stderr_does_not_go_to_stdout_where_a_shell_has_closed_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)  # as Python has it after 2>&-
+    assert cli.main(["compare", "nowhere"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_report_and_compare_read_run_folders(photos, tmp_path, capfd):
     for method in ("zero_shot", "descriptions"):
         assert cli.main(adapt(method=method, data=photos, out=tmp_path / method)) == 0
