@@ -19,6 +19,8 @@ def lab(args: argparse.Namespace) -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise ValueError(f"clipviz lab needs {', '.join(missing)}, not installed here; pip install clipviz[lab]")
+    if (args.port or 0) > 65535:  # which JupyterLab would announce, and nobody could open
+        raise ValueError(f"--port must be at most 65535, got {args.port}")
     source, folder = notebooks_folder(), prepare_folder(args.out)
     copied = copy_notebooks(source, folder)
     place = inert(folder)

@@ -28,6 +28,13 @@ def started(monkeypatch, tmp_path):
     return calls
 
 
+def test_a_port_that_nobody_could_open_is_refused_before_anything_is_copied(started, tmp_path, capsys):
+    assert main(["lab", "--out", str(tmp_path / "mine"), "--port", "70000"]) == 2
+    assert capsys.readouterr().err == "clipviz: error: --port must be at most 65535, got 70000\n"
+    assert started == []
+    assert not (tmp_path / "mine").exists()
+
+
 def test_notebooks_are_copied_once_and_work_is_kept(started, tmp_path, capsys):
     out = tmp_path / "mine"
     assert main(["lab", "--out", str(out), "--no-browser", "--port", "9999"]) == 0
